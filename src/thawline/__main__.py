@@ -1,0 +1,18 @@
+"""Run Thawline's pipelines where the project is installed as a package: `python -m thawline`."""
+
+from pathlib import Path
+from typing import Any
+
+from kedro.framework.cli.utils import find_run_command
+from kedro.framework.project import configure_project
+
+
+def main(*args: Any, **kwargs: Any) -> Any:
+    """Run a pipeline; takes the options of `kedro run`."""
+    package_name = Path(__file__).parent.name
+    configure_project(package_name)
+    return find_run_command(package_name)(*args, **kwargs)
+
+
+if __name__ == "__main__":
+    main()

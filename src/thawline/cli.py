@@ -1,0 +1,39 @@
+"""The project's own `kedro run`: Kedro's, with errors that are one message instead of a page."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+import click
+from kedro.framework.cli.project import run as kedro_run
+from kedro.io import DatasetError
+
+from thawline.errors import ThawlineError
+
+
+@click.group(name="thawline")
+def cli() -> None:
+    """Commands that Kedro adds to, or replaces among, its own."""
+
+
+@functools.wraps(kedro_run.callback)  # type: ignore[arg-type]
+def _run(*args: Any, **kwargs: Any) -> Any:
+    # Kedro logs a node's error before it raises it; a message to the user is printed once.
+    logging.getLogger("kedro.pipeline.node").addFilter(_is_no_error)
+    try:
+        return kedro_run.callback(*args, **kwargs)  # type: ignore[misc]
+    except (ThawlineError, DatasetError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _is_no_error(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR
+
+
+cli.add_command(
+    click.Command(
+        "run", callback=_run, params=kedro_run.params, help=kedro_run.help, short_help="Run a pipeline."
+    )
+)

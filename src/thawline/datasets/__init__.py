@@ -1,0 +1,8 @@
+"""Kedro dataset classes that kedro-datasets lacks."""
+
+from thawline.datasets.classifier_dataset import ClassifierDataset
+from thawline.datasets.live_metrics_dataset import LiveMetricsDataset
+from thawline.datasets.raw_images_dataset import RawImagesDataset
+from thawline.datasets.served_model_dataset import ServedModelDataset
+
+__all__ = ["ClassifierDataset", "LiveMetricsDataset", "RawImagesDataset", "ServedModelDataset"]

@@ -1,0 +1,42 @@
+"""A trained classifier on disk: safetensors and JSON, versioned."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from kedro.io import AbstractVersionedDataset, Version
+
+from thawline.classifier import Classifier, load_classifier, save_classifier
+
+
+class ClassifierDataset(AbstractVersionedDataset[Classifier, Classifier]):
+    """Saves weights, architecture, class names and preprocessing together; loads a `Classifier`.
+
+    kedro-datasets-experimental has a PyTorchDataset and a SafetensorsDataset; neither stores more
+    than tensors.
+    """
+
+    def __init__(
+        self,
+        filepath: str,
+        version: Version | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        """Take the folder that the versions are kept in."""
+        self.metadata = metadata
+        super().__init__(PurePosixPath(filepath), version)
+
+    def load(self) -> Classifier:
+        """Return the classifier of the wanted, or else the latest, version."""
+        return load_classifier(Path(self._get_load_path()))
+
+    def save(self, data: Classifier) -> None:
+        """Write a new version."""
+        save_classifier(data, Path(self._get_save_path()))
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath), "version": self._version}
+
+    def _exists(self) -> bool:
+        return Path(self._get_load_path()).is_dir()

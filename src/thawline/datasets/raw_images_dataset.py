@@ -1,0 +1,43 @@
+"""The images that a run starts from, found when a node asks for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from kedro.io import AbstractDataset, DatasetError
+
+from thawline.images import find_images
+
+
+class RawImagesDataset(AbstractDataset[None, Callable[[str], pd.DataFrame]]):
+    """Loads a function from `dataset.root` to the manifest of the images there.
+
+    Like a PartitionedDataset it loads something to call, so that the node decides by its parameters
+    which images they are, and the catalog where downloaded ones are kept.
+    """
+
+    def __init__(self, filepath: str, base: str, metadata: dict[str, Any] | None = None) -> None:
+        """Take the folder for packaged data sets, and what a relative root is relative to."""
+        self._filepath, self._base, self.metadata = Path(filepath), Path(base), metadata
+
+    def load(self) -> Callable[[str], pd.DataFrame]:
+        """Return `find_images` with its folders filled in."""
+        return partial(find_images, base=self._base, packaged_folder=self._filepath)
+
+    def save(self, data: None) -> None:
+        """Refuse: raw images are never written by a pipeline.
+
+        Raises:
+            DatasetError: always.
+        """
+        raise DatasetError("Raw images are read-only.")
+
+    def _exists(self) -> bool:
+        return self._filepath.is_dir()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath), "base": str(self._base)}

@@ -1,0 +1,76 @@
+"""A classifier as an MLflow model, which answers with labels for image paths or bytes."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlflow
+import pandas as pd
+from kedro.io import AbstractDataset
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
+
+import thawline
+from thawline.classifier import Classifier, save_classifier
+
+logger = logging.getLogger(__name__)
+
+PACKAGE = Path(thawline.__file__).parent
+# What thawline.classifier imports; the pipeline's own packages are not needed for serving.
+REQUIREMENTS = ("pandas", "pillow", "pydantic", "rich", "safetensors", "timm", "torch", "torchvision")
+# An unnamed column takes a list of paths, a list of bytes, and a data frame of either; over HTTP
+# the bytes come as base64.
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec(DataType.binary)]),
+    outputs=Schema([ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability")]),
+)
+
+
+class ServedModel(NamedTuple):
+    """A classifier, and the bytes of a few image files to show how it is asked."""
+
+    classifier: Classifier
+    examples: list[bytes]
+
+
+class ServedModelDataset(AbstractDataset[ServedModel, Any]):
+    """Saves into the active MLflow run, if there is one; loads the latest such model."""
+
+    def __init__(self, name: str, metadata: dict[str, Any] | None = None) -> None:
+        """Take the name of the model within its run."""
+        self._name, self.metadata = name, metadata
+        self._uri: str | None = None
+
+    def save(self, data: ServedModel) -> None:
+        """Log the model with its signature, an input example and its class names."""
+        if not mlflow.active_run():
+            logger.warning("No MLflow run is active: the model is kept in the catalog only.")
+            return
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary, "classifier")
+            save_classifier(data.classifier, folder)
+            info = mlflow.pyfunc.log_model(
+                name=self._name,
+                python_model=str(PACKAGE / "serving.py"),
+                artifacts={"classifier": str(folder)},
+                code_paths=[str(PACKAGE)],
+                signature=SIGNATURE,
+                input_example=pd.DataFrame({0: data.examples}),
+                pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
+                metadata={"class_names": list(data.classifier.class_names)},
+            )
+        self._uri = info.model_uri
+
+    def load(self) -> Any:
+        """Return the model that this session saved, as `mlflow.pyfunc.load_model` does."""
+        return mlflow.pyfunc.load_model(self._uri)
+
+    def _exists(self) -> bool:
+        return self._uri is not None
+
+    def _describe(self) -> dict[str, Any]:
+        return {"name": self._name, "uri": self._uri}

@@ -1,0 +1,124 @@
+"""Measure a classifier on images that had no part in its making."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.progress import track
+from scipy.stats import bootstrap
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_confusion_matrix,
+    multiclass_f1_score,
+    multiclass_precision,
+    multiclass_recall,
+)
+
+from thawline.classifier import Classifier, probabilities
+from thawline.errors import DataError
+from thawline.options import EvaluationOptions, TrainingOptions
+from thawline.training import make_accelerator, make_loader
+from thawline.transforms import evaluation_transform
+
+PROBABILITY = "probability_"  # + class name: the columns of the predictions table
+
+
+@torch.inference_mode()
+def predict_split(
+    classifier: Classifier,
+    splits: pd.DataFrame,
+    split: str,
+    batch_size: int,
+    training: TrainingOptions,
+) -> pd.DataFrame:
+    """Return path, label, prediction and a probability (0 to 1) for each class, a row an image.
+
+    Computed in fp32 with the classifier's own preprocessing, as in use later.
+
+    Raises:
+        DataError: when the classifier was trained for other classes than those of the table.
+    """
+    names = splits.sort_values("class_index")["label"].unique()
+    if tuple(names) != classifier.class_names:
+        raise DataError(
+            f"The classifier knows the classes {', '.join(classifier.class_names)}, the splits have"
+            f" {', '.join(names)}. Load the splits of the classifier's own version."
+        )
+    device = make_accelerator(training).device
+    network = classifier.network.eval().to(device)
+    transform = evaluation_transform(classifier.preprocessing)
+    loader = make_loader(splits, split, transform, batch_size, training)
+    batches = [
+        probabilities(network(images.to(device))).cpu()
+        for images, _ in track(loader, f"Predicting the {split} split", transient=True)
+    ]
+    table = torch.cat(batches).numpy()
+    rows = splits[splits["split"] == split]
+    predictions = pd.DataFrame({"path": rows["path"], "label": rows["label"]}, index=rows.index)
+    predictions["prediction"] = names[table.argmax(axis=1)]
+    columns = [PROBABILITY + name for name in names]
+    return predictions.join(pd.DataFrame(table, rows.index, columns)).reset_index(drop=True)
+
+
+def score(
+    predictions: pd.DataFrame, options: EvaluationOptions, seed: int
+) -> tuple[dict[str, float], pd.DataFrame, pd.DataFrame]:
+    """Return the metrics, those of each class, and the confusion matrix of the predictions.
+
+    Args:
+        predictions: the table of `predict_split`.
+        options: k of the top-k accuracy, resamples of the bootstrap.
+        seed: of the bootstrap.
+
+    Returns:
+        metrics: test_accuracy with the limits of its 95 % percentile bootstrap interval
+            (Efron 1979), test_top{k}_accuracy, test_macro_f1, test_loss (mean cross-entropy in
+            nats), test_images.
+        per_class: label, images, precision, recall, f1; a row a class.
+        confusion: counts, a row a true and a column a predicted class.
+    """
+    names = [c.removeprefix(PROBABILITY) for c in predictions if c.startswith(PROBABILITY)]
+    table = torch.tensor(predictions[[PROBABILITY + name for name in names]].to_numpy())
+    truth = torch.tensor([names.index(label) for label in predictions["label"]])
+    guess = torch.tensor([names.index(label) for label in predictions["prediction"]])
+    count = len(names)
+    k = min(options.top_k, count)
+    low, high = _accuracy_interval((guess == truth).numpy(), options.bootstrap_samples, seed)
+    chosen = table.gather(1, truth[:, None]).clamp_min(torch.finfo(torch.float32).tiny)
+    metrics = {
+        "test_accuracy": (guess == truth).double().mean().item(),
+        "test_accuracy_low": low,
+        "test_accuracy_high": high,
+        f"test_top{k}_accuracy": multiclass_accuracy(
+            table, truth, count, average="micro", top_k=k
+        ).item(),
+        "test_macro_f1": multiclass_f1_score(guess, truth, count, average="macro").item(),
+        "test_loss": -chosen.log().mean().item(),
+        "test_images": float(len(truth)),
+    }
+    each: dict[str, Any] = {"num_classes": count, "average": "none"}
+    per_class = pd.DataFrame(
+        {
+            "label": names,
+            "images": torch.bincount(truth, minlength=count).numpy(),
+            "precision": multiclass_precision(guess, truth, **each).numpy(),
+            "recall": multiclass_recall(guess, truth, **each).numpy(),
+            "f1": multiclass_f1_score(guess, truth, **each).numpy(),
+        }
+    )
+    confusion = multiclass_confusion_matrix(guess, truth, count).numpy()
+    return metrics, per_class, pd.DataFrame(confusion, index=names, columns=names)
+
+
+def _accuracy_interval(correct: np.ndarray, samples: int, seed: int) -> tuple[float, float]:
+    interval = bootstrap(
+        (correct.astype(float),),
+        np.mean,
+        n_resamples=samples,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)

@@ -1,0 +1,74 @@
+"""Draw every figure, in one style."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+TRAIN, VALIDATION = "#0072b2", "#d55e00"  # Okabe and Ito's palette, safe for colour-blind readers
+MOST_NUMBERED = 30  # classes up to which a cell of the confusion matrix has its number written in
+
+
+def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
+    """Return loss and accuracy by epoch, with the best epoch marked and a band for every phase."""
+    figure = make_subplots(
+        rows=1, cols=2, subplot_titles=("Loss (nats)", "Accuracy"), horizontal_spacing=0.1
+    )
+    for column, metric in enumerate(("loss", "accuracy"), start=1):
+        for split, name, colour in (
+            ("train", "training", TRAIN),
+            ("val", "validation", VALIDATION),
+        ):
+            figure.add_scatter(
+                x=history["epoch"],
+                y=history[f"{split}_{metric}"],
+                name=name,
+                mode="lines+markers",
+                line={"color": colour},
+                legendgroup=name,
+                showlegend=column == 1,
+                row=1,
+                col=column,
+            )
+    for phase, rows in history.groupby("phase"):
+        figure.add_vrect(
+            x0=rows["epoch"].min() - 0.5,
+            x1=rows["epoch"].max() + 0.5,
+            fillcolor="grey",
+            opacity=0.05 if int(phase) % 2 else 0.15,
+            line_width=0,
+        )
+    figure.add_vline(x=best_epoch, line={"dash": "dot", "color": "grey"})
+    figure.update_xaxes(title_text="Epoch", dtick=max(1, len(history) // 10))
+    figure.update_yaxes(rangemode="tozero", row=1, col=1)
+    return figure.update_layout(
+        title={"text": f"Learning curves (dotted: best epoch, {best_epoch})"},
+        template="plotly_white",
+        legend={"orientation": "h", "y": -0.2},
+    )
+
+
+def confusion_matrix(confusion: pd.DataFrame) -> go.Figure:
+    """Return counts of true against predicted classes, coloured by the share of the true class."""
+    share = confusion.div(confusion.sum(axis=1).clip(lower=1), axis=0)
+    numbered = len(confusion) <= MOST_NUMBERED
+    figure = go.Figure(
+        go.Heatmap(
+            z=share.to_numpy(),
+            x=list(confusion.columns),
+            y=list(confusion.index),
+            customdata=confusion.to_numpy(),
+            texttemplate="%{customdata}" if numbered else None,
+            hovertemplate="true %{y}, predicted %{x}: %{customdata} (%{z:.1%})<extra></extra>",
+            colorscale="Blues",
+            zmin=0,
+            zmax=1,
+            colorbar={"title": {"text": "share of<br>true class"}, "tickformat": ".0%"},
+        )
+    )
+    figure.update_xaxes(title_text="Predicted class", type="category")
+    figure.update_yaxes(title_text="True class", type="category", autorange="reversed")
+    return figure.update_layout(
+        title={"text": "Confusion matrix of the test split"}, template="plotly_white"
+    )

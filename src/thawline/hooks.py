@@ -1,0 +1,176 @@
+"""What happens around the nodes: parameters are checked, and all is tracked in MLflow."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+from kedro.framework.context import KedroContext
+from kedro.framework.hooks import hook_impl
+from kedro.io import DataCatalog, Version
+from kedro.pipeline import Pipeline
+from kedro.pipeline.node import Node
+from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
+from mlflow.entities import Param
+from omegaconf import OmegaConf
+from pydantic import BaseModel
+
+from thawline.options import validate_parameters
+
+logger = logging.getLogger(__name__)
+
+PACKAGES = ("thawline", "torch", "torchvision", "timm", "kedro", "mlflow")
+PARAMS_A_BATCH = 100  # MLflow refuses more in one call
+
+
+class ProjectHook:
+    """Checks all parameters before anything runs, and pairs a classifier with its splits."""
+
+    @hook_impl(tryfirst=True)
+    def after_context_created(self, context: KedroContext) -> None:
+        """Make ``${project_path:}`` known to the configuration and validate the parameters.
+
+        Kedro's own validation sees one group at a time: it accepts unknown groups and does not look
+        at plain values such as `strategy` and `seed`.
+        """
+        root = context.project_path.as_posix()
+        # OmegaConf 2.4 renames the function and warns of the old name.
+        register = getattr(OmegaConf, "register_resolver", OmegaConf.register_new_resolver)
+        register("project_path", lambda: root, replace=True)
+        validate_parameters(context.config_loader["parameters"])
+
+    @hook_impl
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
+        """Load the splits of the classifier's own version where both are read from disk."""
+        if not {"classifier", "splits"} <= pipeline.inputs():
+            return
+        if "splits" not in (run_params["load_versions"] or {}):
+            own = catalog["classifier"].resolve_load_version()  # type: ignore[attr-defined]
+            catalog["splits"] = catalog.get("splits", version=Version(own, None))
+            logger.info("Classifier and splits of version %s", own)
+
+
+class TrackingHook(MlflowHook):
+    """kedro-mlflow's hook, which further logs all parameters first, tags, and catalog entries.
+
+    A catalog entry is logged when it is saved and its `metadata.mlflow` lists what it is: `input`
+    (a table that the run used), `metrics` (numbers by name), `artifact` (a file).
+    """
+
+    @hook_impl
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
+        """Start the MLflow run with every parameter and with what else the run depends on."""
+        super().before_pipeline_run(run_params, pipeline, catalog)
+        self._catalog = catalog
+        if not self._is_mlflow_enabled:
+            return
+        parameters = [
+            Param(self.sanitize_param_name(name), value)
+            for name, value in _flatten(_plain(catalog.load("parameters")))
+        ]
+        for start in range(0, len(parameters), PARAMS_A_BATCH):
+            mlflow.MlflowClient().log_batch(
+                self.run_id, params=parameters[start : start + PARAMS_A_BATCH]
+            )
+        mlflow.set_tags(_tags(Path(run_params["project_path"]), run_params["runner"]))
+
+    @hook_impl
+    def before_node_run(
+        self, node: Node, catalog: DataCatalog, inputs: dict[str, Any], is_async: bool
+    ) -> None:
+        """Reopen the run where a node runs in a thread; its parameters are logged already."""
+        super().before_node_run(node, catalog, {}, is_async)
+
+    @hook_impl
+    def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
+        """Log a catalog entry that says so."""
+        metadata = getattr(self._catalog.get(dataset_name), "metadata", None) or {}
+        if not self._is_mlflow_enabled:
+            return
+        for kind in metadata.get("mlflow", []):
+            {"input": _log_input, "metrics": _log_metrics, "artifact": _log_artifact}[kind](
+                dataset_name, data
+            )
+
+
+def _log_input(name: str, table: pd.DataFrame) -> None:
+    mlflow.log_input(mlflow.data.from_pandas(table, name=name, targets="label"), context="training")
+
+
+def _log_metrics(_: str, metrics: dict[str, float]) -> None:
+    mlflow.log_metrics(metrics)
+
+
+def _log_artifact(name: str, data: Any) -> None:
+    if isinstance(data, pd.DataFrame):
+        mlflow.log_text(data.to_csv(index=False), f"{name}.csv")
+    elif isinstance(data, go.Figure):  # with plotly.js in it: the page must open without a network
+        mlflow.log_text(data.to_html(include_plotlyjs=True), f"{name}.html")
+    else:
+        mlflow.log_dict(data, f"{name}.json")
+
+
+def _plain(value: Any) -> Any:
+    """Return options as the dicts, lists and scalars that they were made of."""
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return value
+
+
+def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield dotted name and text of every scalar; lists of scalars stay together."""
+    inner: Any = ()
+    if isinstance(tree, dict):
+        inner = tree.items()
+    elif isinstance(tree, list) and any(isinstance(item, (dict, list)) for item in tree):
+        inner = enumerate(tree)
+    if not inner:
+        yield prefix, str(tree)
+    for name, value in inner:
+        yield from _flatten(value, f"{prefix}.{name}" if prefix else str(name))
+
+
+def _tags(project: Path, runner: str) -> dict[str, str]:
+    """Return what, beside the parameters, a run depends on.
+
+    kedro-mlflow's own `kedro_command` leaves ``--params`` out, and its `runner` is an address.
+    """
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
+    tags = {
+        "kedro_command": " ".join(["kedro", *sys.argv[1:]]),
+        "runner": runner.split()[0].rpartition(".")[2].strip("<>"),
+        "device": device or platform.machine(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+    }
+    commit = _git(project, "rev-parse", "HEAD")
+    if commit:
+        tags |= {"git_commit": commit, "git_dirty": str(bool(_git(project, "status", "--short")))}
+    return tags
+
+
+def _git(project: Path, *arguments: str) -> str:
+    """Return what git says, or nothing outside a repository or without git."""
+    try:
+        answer = subprocess.run(  # noqa: S603
+            ["git", *arguments], cwd=project, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return ""
+    return answer.stdout.strip() if answer.returncode == 0 else ""

@@ -1,0 +1,268 @@
+"""Find, screen and decode image files."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageOps
+from rich.progress import track
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from thawline.errors import DataError
+
+SPLIT_FOLDERS = ("train", "val", "test")
+
+
+def find_images(root: str, base: Path, packaged_folder: Path) -> pd.DataFrame:
+    """Return the manifest of a data set: path, label and, if the data brings them, split and group.
+
+    Args:
+        root: a folder per class; a folder with train/, val/ and perhaps test/ in it; a CSV with the
+            columns path, label and perhaps split and group; `torchvision:NAME`; `sklearn:digits`.
+        base: folder that a relative `root` is relative to.
+        packaged_folder: where data sets of a package are downloaded to and written as image files.
+
+    Returns:
+        One row an image, sorted by path; paths are absolute.
+
+    Raises:
+        DataError: when there is nothing at `root`, or not what it should be.
+    """
+    if root == "sklearn:digits":
+        return _scan_folder(_write_once(packaged_folder / "digits", _digits()))
+    if root.startswith("sklearn:"):
+        raise DataError(f"dataset.root: '{root}' is unknown; scikit-learn has sklearn:digits.")
+    if root.startswith("torchvision:"):
+        name = root.removeprefix("torchvision:")
+        images = _torchvision_images(name, packaged_folder / "torchvision")
+        return _scan_folder(_write_once(packaged_folder / name, images))
+    path = (base / Path(root).expanduser()).resolve()
+    if path.is_dir():
+        return _scan_folder(path)
+    if path.is_file() and path.suffix.lower() == ".csv":
+        return _read_csv(path)
+    found = "is neither a folder nor a CSV" if path.exists() else "does not exist"
+    raise DataError(
+        f"dataset.root: '{root}' {found} ({path}). Give a folder with one folder of images per"
+        " class, a folder with train/ and val/ in it, a CSV with the columns path and label,"
+        " torchvision:NAME, or sklearn:digits."
+    )
+
+
+def screen_images(manifest: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the manifest without, and a table (path, label, problem) of, unreadable images.
+
+    Every file is decoded once, several at a time.
+
+    Raises:
+        DataError: when a class has no readable image left.
+    """
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        checks = pool.map(_problem_with, manifest["path"])
+        problems = pd.Series(
+            list(track(checks, "Opening images", total=len(manifest), transient=True)),
+            index=manifest.index,
+            dtype=object,
+        )
+    good = manifest[problems.isna()].reset_index(drop=True)
+    quarantine = manifest[["path", "label"]].assign(problem=problems)[problems.notna()]
+    emptied = sorted(set(manifest["label"]) - set(good["label"]))
+    if emptied:
+        first = quarantine[quarantine["label"] == emptied[0]].iloc[0]
+        raise DataError(
+            f"dataset.root: class '{emptied[0]}' has no readable image;"
+            f" {first['path']}: {first['problem']}"
+        )
+    return good, quarantine.reset_index(drop=True)
+
+
+def read_image(source: str | os.PathLike[str] | bytes) -> Image.Image:
+    """Return an image file, or the bytes of one, as an upright 8-bit RGB image.
+
+    Greyscale, palette, CMYK and 16-bit images are converted, transparency is laid over white, and
+    the rotation that a camera noted in EXIF is carried out.
+
+    Raises:
+        OSError: when the file cannot be read or is not an image.
+    """
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+        image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I") or image.mode == "F":
+            image = _to_8_bit(image)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            return Image.alpha_composite(white, image).convert("RGB")
+        return image.convert("RGB")
+
+
+def _to_8_bit(image: Image.Image) -> Image.Image:
+    """Return a 16-bit or float greyscale image as an 8-bit one; Pillow itself would clip it."""
+    values = np.asarray(image, dtype=np.float32)
+    top = 1.0 if image.mode == "F" and values.max() <= 1 else 65535.0 if values.max() > 255 else 255  # noqa: PLR2004
+    return Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8))
+
+
+def _problem_with(path: str) -> str | None:
+    """Return why a file cannot be decoded, or None."""
+    try:
+        read_image(path)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _scan_folder(root: Path) -> pd.DataFrame:
+    """Return the manifest of a folder per class, or of one with such folders in train/, val/…."""
+    splits = [name for name in SPLIT_FOLDERS if (root / name).is_dir()]
+    if "train" not in splits:
+        return pd.DataFrame(_rows(root))
+    tables = [pd.DataFrame(_rows(root / name)).assign(split=name) for name in splits]
+    manifest = pd.concat(tables, ignore_index=True)
+    classes = set(tables[0]["label"])
+    for name, table in zip(splits, tables, strict=True):
+        odd = sorted(classes ^ set(table["label"]))
+        if odd:
+            raise DataError(
+                f"dataset.root: the class folder '{odd[0]}' is not in both {root / 'train'} and"
+                f" {root / name}. Every split needs the same classes."
+            )
+    return manifest
+
+
+def _rows(folder: Path) -> Iterator[dict[str, str]]:
+    """Yield path and label of every image below the class folders of `folder`."""
+    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not classes:
+        raise DataError(
+            f"dataset.root: {folder} holds no folder. Put the images of each class into a folder"
+            " named after the class."
+        )
+    for class_folder in classes:
+        files = sorted(p for p in class_folder.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
+        if not files:
+            raise DataError(
+                f"dataset.root: the class folder {class_folder} holds no image"
+                f" ({', '.join(IMG_EXTENSIONS)}). Add some or remove the folder."
+            )
+        for file in files:
+            yield {"path": file.as_posix(), "label": class_folder.name}
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Return the manifest in a CSV; its paths are relative to the folder that it lies in."""
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    missing = [name for name in ("path", "label") if name not in table]
+    if missing or table.empty:
+        raise DataError(
+            f"dataset.root: {path} needs the columns path and label and at least one row; it has"
+            f" {len(table)} row(s) with the columns {', '.join(table.columns)}."
+        )
+    for column in ("path", "label", *[c for c in ("split", "group") if c in table]):
+        empty = table.index[table[column].str.strip() == ""]
+        if len(empty):
+            raise DataError(f"dataset.root: {path}, line {empty[0] + 2}: '{column}' is empty.")
+    if "split" in table:
+        odd = sorted(set(table["split"]) - set(SPLIT_FOLDERS))
+        if odd:
+            raise DataError(
+                f"dataset.root: {path} names the split '{odd[0]}'; possible are train, val, test."
+            )
+    twice = table["path"][table["path"].duplicated()]
+    if len(twice):
+        raise DataError(f"dataset.root: {path} names the file '{twice.iloc[0]}' more than once.")
+    absent = [name for name in table["path"] if not (path.parent / name).is_file()]
+    if absent:
+        raise DataError(
+            f"dataset.root: {len(absent)} file(s) that {path} names do not exist, first"
+            f" '{absent[0]}'. Paths are relative to {path.parent}."
+        )
+    table["path"] = [(path.parent / name).resolve().as_posix() for name in table["path"]]
+    columns = [c for c in ("path", "label", "split", "group") if c in table]
+    return table[columns].sort_values("path", ignore_index=True)
+
+
+def _write_once(target: Path, images: Iterable[tuple[str, Any]]) -> Path:
+    """Write images as PNG files under `target`, in whole or not at all; return `target`."""
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
+            unfinished = Path(temporary, target.name)
+            for name, image in track(images, f"Writing {target.name}", transient=True):
+                file = unfinished / f"{name}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                image.save(file)
+            shutil.move(unfinished, target)
+    return target
+
+
+def _digits() -> list[tuple[str, Image.Image]]:
+    """Return scikit-learn's 1,797 handwritten digits, 8 px a side, with a name for each."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    grey = (digits.images * (255 / 16)).round().astype(np.uint8)  # the values go from 0 to 16
+    return [
+        (f"{label}/{idx:04d}", Image.fromarray(pixels))
+        for idx, (pixels, label) in enumerate(zip(grey, digits.target, strict=True))
+    ]
+
+
+def _torchvision_images(name: str, folder: Path) -> Iterator[tuple[str, Image.Image]]:
+    """Yield the images of a torchvision data set, with a name split/class/number for each."""
+    import inspect
+
+    from torchvision import datasets
+
+    constructor = getattr(datasets, name, None)
+    known = [n for n in datasets.__all__ if n not in ("ImageFolder", "DatasetFolder", "FakeData")]
+    if name not in known or constructor is None:
+        raise DataError(
+            f"dataset.root: torchvision has no data set '{name}' (possible: {', '.join(known)})."
+        )
+    options = inspect.signature(constructor).parameters
+    wanted: dict[str, dict[str, Any]] = {
+        "train": {"train": True} if "train" in options else {"split": "train"},
+        "val": {"split": "val"},
+        "test": {"train": False} if "train" in options else {"split": "test"},
+    }
+    if "train" in options:
+        del wanted["val"]
+    found = 0
+    for split, arguments in wanted.items():
+        for choice in (arguments, {"split": "trainval"}) if split == "train" else (arguments,):
+            dataset = _open_torchvision(constructor, folder, choice)
+            if dataset is not None:
+                found += 1
+                yield from _named_images(split, dataset)
+                break
+    if not found:
+        raise DataError(f"dataset.root: '{name}' is not a data set of images with one label each.")
+
+
+def _open_torchvision(constructor: Any, folder: Path, arguments: dict[str, Any]) -> Any:
+    """Return a torchvision data set, downloaded if need be, or None if it lacks that split."""
+    try:
+        return constructor(folder, download=True, **arguments)
+    except (ValueError, TypeError):  # torchvision's answer to a split that does not exist
+        return None
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"dataset.root: torchvision:{constructor.__name__} could not be downloaded to"
+            f" {folder} ({error}). Download it by hand to that folder, or use a folder of images."
+        ) from error
+
+
+def _named_images(split: str, dataset: Any) -> Iterator[tuple[str, Image.Image]]:
+    classes = [str(name).replace("/", "-") for name in getattr(dataset, "classes", [])]
+    for idx, (image, label) in enumerate(dataset):
+        yield f"{split}/{classes[label] if classes else label}/{idx:06d}", image

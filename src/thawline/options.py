@@ -1,0 +1,250 @@
+"""Every parameter of Thawline as a typed, documented and validated option.
+
+Each class is one group of conf/base/parameters.yml. Kedro turns a ``params:`` input into such an
+object through the type hint of the node; `validate_parameters` checks the whole tree at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    RootModel,
+    ValidationError,
+    model_validator,
+)
+
+from thawline.errors import ParameterError, did_you_mean
+
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Channels = tuple[float, float, float]
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+
+
+class Options(BaseModel):
+    """Base of all groups: immutable, and a name that it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SplitFractions(Options):
+    """Shares of the images in each split."""
+
+    train: Fraction = Field(0.7, description="share of the images that train the network")
+    val: Fraction = Field(0.15, description="share that chooses the best epoch")
+    test: Fraction = Field(0.15, description="share that only the final figures come from")
+
+    @model_validator(mode="after")
+    def _sum_to_one(self) -> SplitFractions:
+        total = self.train + self.val + self.test
+        if abs(total - 1) > 1e-6:  # noqa: PLR2004
+            raise ValueError(f"train, val and test must add up to 1, not {total:g}")
+        return self
+
+
+class DatasetOptions(Options):
+    """Where the images are and how they are split."""
+
+    root: str = Field(
+        "sklearn:digits",
+        min_length=1,
+        description="a folder per class, a folder with train/ val/ test/, a CSV, torchvision:NAME "
+        "or sklearn:digits",
+    )
+    fractions: SplitFractions = SplitFractions()
+
+
+class TransformOptions(Options):
+    """Preprocessing and augmentation; null takes what the weights were trained with."""
+
+    size: PositiveInt | None = Field(None, description="px, side of the square network input")
+    resize: PositiveInt | None = Field(None, description="px, shorter side before the centre crop")
+    interpolation: Interpolation | None = Field(None, description="of every resize")
+    mean: Channels | None = Field(None, description="per channel, of values from 0 to 1")
+    std: Channels | None = Field(None, description="per channel, of values from 0 to 1")
+    crop_scale: tuple[Probability, Probability] = Field(
+        (0.08, 1.0), description="smallest and largest share of the area a training crop keeps"
+    )
+    rotation: float = Field(15, ge=0, le=180, description="degrees, at most, to either side")
+    horizontal_flip: Probability = Field(0.5, description="probability of a mirrored view")
+
+    @model_validator(mode="after")
+    def _sensible(self) -> TransformOptions:
+        if not 0 < self.crop_scale[0] <= self.crop_scale[1]:
+            raise ValueError("crop_scale must be [smallest, largest] with 0 < smallest <= largest")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError("std must be greater than 0 for every channel")
+        if self.size and self.resize and self.resize < self.size:
+            raise ValueError("resize must not be smaller than size: the centre crop would not fit")
+        return self
+
+
+class ModelOptions(Options):
+    """The backbone, its weights and the new head."""
+
+    backbone: str = Field(
+        "timm/tf_efficientnet_lite0",
+        min_length=1,
+        description="a torchvision classifier, timm/NAME, or package.module:Factory",
+    )
+    weights: str = Field(
+        "default",
+        min_length=1,
+        description="default, none, a name of torchvision's weights enum, or a file",
+    )
+    arguments: dict[str, Any] = Field({}, description="keyword arguments of the constructor")
+    head: Literal["linear", "mlp"] = Field("linear", description="the new classifier")
+    head_hidden: PositiveInt = Field(256, description="units of the mlp's hidden layer")
+    head_dropout: Probability = Field(0.4, description="dropout probability of the mlp")
+    log_probabilities: bool = Field(False, description="LogSoftmax with NLLLoss")
+
+
+class LastStages(Options):
+    """The last N stages of the network, the head being the last one."""
+
+    last: PositiveInt
+
+
+class Phase(Options):
+    """What is trainable, for how long and how fast."""
+
+    trainable: Literal["all"] | LastStages | tuple[str, ...] = Field(
+        description="all, {last: N}, or stage names and globs over parameter names"
+    )
+    epochs: PositiveInt = Field(description="passes over the training split")
+    lr: PositiveFloat = Field(description="learning rate of the head")
+    lr_decay: float = Field(1.0, gt=0, le=1, description="factor from a stage to the one below")
+    stage_lr: dict[str, PositiveFloat] = Field({}, description="learning rate of single stages")
+    batch_norm: Literal["train", "eval"] = Field(
+        "train", description="mode of the trainable part's batch norm"
+    )
+
+
+class Strategy(Options):
+    """A named list of phases."""
+
+    weights: Literal["none"] | None = Field(None, description="none: start from random weights")
+    phases: tuple[Phase, ...] = Field(min_length=1)
+
+
+class Strategies(RootModel[dict[str, Strategy]]):
+    """All strategies that parameters_strategies.yml defines, by name."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class TrainingOptions(Options):
+    """How every phase is trained."""
+
+    epochs: PositiveInt | None = Field(None, description="of every phase, instead of its own")
+    lr: PositiveFloat | None = Field(None, description="of every phase, instead of its own")
+    batch_size: PositiveInt = Field(32, description="images a step")
+    accumulate: PositiveInt = Field(1, description="batches before the optimizer moves")
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
+    weight_decay: NonNegativeFloat = 0.01
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of a phase's steps")
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    step_epochs: PositiveInt = Field(10, description="epochs between two drops of the rate")
+    step_factor: float = Field(0.1, gt=0, lt=1, description="what a drop multiplies it by")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    class_weights: Literal["none", "balanced"] = "none"
+    clip_norm: PositiveFloat | None = Field(None, description="largest gradient norm")
+    monitor: Literal["val_accuracy", "val_loss"] = Field(
+        "val_accuracy", description="which epoch is best; ties go to the lower val_loss"
+    )
+    patience: PositiveInt | None = Field(None, description="epochs without a better one")
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    workers: int | None = Field(None, ge=0, description="decoding processes; null: one a core")
+
+
+class EvaluationOptions(Options):
+    """What is measured on the test split."""
+
+    top_k: PositiveInt = Field(5, description="at most the number of classes")
+    bootstrap_samples: int = Field(2000, ge=100, description="resamples behind the interval")
+    batch_size: PositiveInt = Field(64, description="images a step")
+
+
+class Parameters(Options):
+    """The whole tree of parameters."""
+
+    seed: int = Field(0, ge=0, lt=2**32)
+    strategy: str = "head_only"
+    strategies: dict[str, Strategy]
+    dataset: DatasetOptions = DatasetOptions()
+    transforms: TransformOptions = TransformOptions()
+    model: ModelOptions = ModelOptions()
+    training: TrainingOptions = TrainingOptions()
+    evaluation: EvaluationOptions = EvaluationOptions()
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Parameters:
+        if self.strategy not in self.strategies:
+            raise ValueError(
+                f"strategy: '{self.strategy}' is not a strategy"
+                + _one_of(self.strategy, list(self.strategies))
+            )
+        if self.model.log_probabilities and self.training.label_smoothing:
+            raise ValueError(
+                f"training.label_smoothing: {self.training.label_smoothing:g} needs logits, but "
+                "model.log_probabilities is true; set one of the two to its default"
+            )
+        return self
+
+
+def validate_parameters(raw: Mapping[str, Any]) -> Parameters:
+    """Return the validated tree of all parameters.
+
+    Raises:
+        ParameterError: naming, for every problem at once, the parameter by its dotted name, what
+            was given and what is possible.
+    """
+    try:
+        return Parameters.model_validate(raw)
+    except ValidationError as error:
+        problems = [_describe(problem) for problem in error.errors()]
+        raise ParameterError(
+            "These parameters cannot be used:\n" + "\n".join(f"  {line}" for line in problems)
+        ) from error
+
+
+def _describe(problem: Any) -> str:
+    """Return one line on one of pydantic's error records."""
+    location = [str(part) for part in problem["loc"]]
+    name = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        return f"{name}: unknown" + _one_of(location[-1], _names_beside(problem["loc"]))
+    message = problem["msg"].removeprefix("Value error, ")
+    if not location:  # a check of the whole tree names its parameter itself
+        return message
+    if problem["type"] == "value_error":
+        return f"{name}: {message}"
+    return f"{name}: {message}, given {problem['input']!r}"
+
+
+def _one_of(given: str, allowed: list[str]) -> str:
+    """Return a clause with the nearest spelling, if any, and what is possible."""
+    return f"{did_you_mean(given, allowed)} (possible: {', '.join(sorted(allowed))})"
+
+
+def _names_beside(location: tuple[int | str, ...]) -> list[str]:
+    """Return the field names of the group in which an unknown name was given."""
+    group: Any = Parameters
+    for part in location[:-1]:
+        if isinstance(group, type) and issubclass(group, Options):
+            if part not in group.model_fields:
+                continue  # pydantic names the member of a union here
+            group = group.model_fields[str(part)].annotation
+        else:  # a container: its last type argument is what it holds
+            group = next((a for a in get_args(group)[::-1] if a is not ...), None)
+    return list(group.model_fields) if hasattr(group, "model_fields") else []

@@ -1,0 +1,18 @@
+"""The pipelines of the project, by name."""
+
+from kedro.pipeline import Pipeline
+
+from thawline.pipelines import data_preparation, finetune
+
+
+def register_pipelines() -> dict[str, Pipeline]:
+    """Return every pipeline; without a name, `kedro run` runs finetune."""
+    preparation = data_preparation.create_pipeline()
+    evaluation = finetune.create_evaluation()
+    whole = preparation + finetune.create_training() + evaluation
+    return {
+        "__default__": whole,
+        "finetune": whole,
+        "data_preparation": preparation,
+        "evaluate": evaluation,
+    }

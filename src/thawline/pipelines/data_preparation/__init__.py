@@ -1,0 +1,5 @@
+"""From image files to a table of splits."""
+
+from thawline.pipelines.data_preparation.pipeline import create_pipeline
+
+__all__ = ["create_pipeline"]

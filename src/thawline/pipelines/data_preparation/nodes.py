@@ -1,0 +1,46 @@
+"""Nodes of data preparation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pandas as pd
+
+from thawline import images, splitting
+from thawline.options import DatasetOptions
+
+logger = logging.getLogger(__name__)
+
+
+def scan_images(
+    raw_images: Callable[[str], pd.DataFrame], dataset: DatasetOptions
+) -> pd.DataFrame:
+    """Return the manifest of the images at `dataset.root`."""
+    manifest = raw_images(dataset.root)
+    logger.info("%d images of %d classes", len(manifest), manifest["label"].nunique())
+    return manifest
+
+
+def screen_images(manifest: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the manifest of the readable images, and a table of the others with the reason."""
+    clean_manifest, quarantine = images.screen_images(manifest)
+    if len(quarantine):
+        logger.warning(
+            "%d file(s) cannot be read and are left out, first %s (%s); all are in the table"
+            " 'quarantine'",
+            len(quarantine),
+            quarantine["path"].iloc[0],
+            quarantine["problem"].iloc[0],
+        )
+    return clean_manifest, quarantine
+
+
+def split_dataset(
+    clean_manifest: pd.DataFrame, dataset: DatasetOptions, seed: int
+) -> pd.DataFrame:
+    """Return the table of splits."""
+    splits = splitting.split_dataset(clean_manifest, dataset.fractions, seed)
+    counts = splits["split"].value_counts()
+    logger.info("Images: %s", ", ".join(f"{name} {counts[name]}" for name in splitting.SPLITS))
+    return splits

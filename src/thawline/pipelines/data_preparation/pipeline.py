@@ -1,0 +1,21 @@
+"""Wiring of data preparation."""
+
+from kedro.pipeline import Node, Pipeline
+
+from thawline.pipelines.data_preparation.nodes import scan_images, screen_images, split_dataset
+
+
+def create_pipeline() -> Pipeline:
+    """Return the pipeline from raw images to splits."""
+    return Pipeline(
+        [
+            Node(scan_images, ["raw_images", "params:dataset"], "manifest", name="scan_images"),
+            Node(screen_images, "manifest", ["clean_manifest", "quarantine"], name="screen_images"),
+            Node(
+                split_dataset,
+                ["clean_manifest", "params:dataset", "params:seed"],
+                "splits",
+                name="split_dataset",
+            ),
+        ]
+    )

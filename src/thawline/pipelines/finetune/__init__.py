@@ -1,0 +1,5 @@
+"""From splits and a strategy to a trained and evaluated classifier."""
+
+from thawline.pipelines.finetune.pipeline import create_evaluation, create_training
+
+__all__ = ["create_evaluation", "create_training"]

@@ -1,0 +1,157 @@
+"""Nodes of fine-tuning and evaluation."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from rich import print as rich_print
+from rich.table import Table
+from torch import nn
+
+from thawline import backbones, evaluation, figures, freezing, training, transforms
+from thawline.classifier import Classifier
+from thawline.datasets.served_model_dataset import ServedModel
+from thawline.options import (
+    EvaluationOptions,
+    ModelOptions,
+    Strategies,
+    Strategy,
+    TrainingOptions,
+    TransformOptions,
+)
+
+logger = logging.getLogger(__name__)
+
+EXAMPLES = 2  # images that show how the served model is asked
+
+
+def choose_strategy(
+    strategy: str, strategies: Strategies, training: TrainingOptions
+) -> Strategy:
+    """Return the named strategy, with epochs and rate of `training` in every phase if given."""
+    chosen = strategies.root[strategy]
+    overrides = {"epochs": training.epochs, "lr": training.lr}
+    update = {name: value for name, value in overrides.items() if value is not None}
+    phases = tuple(phase.model_copy(update=update) for phase in chosen.phases)
+    return chosen.model_copy(update={"phases": phases})
+
+
+def build_transforms(
+    transform_options: TransformOptions, model: ModelOptions
+) -> transforms.Transforms:
+    """Return the transforms for training and evaluation, by default those of the weights."""
+    return transforms.build_transforms(
+        transform_options, backbones.pretrained_preprocessing(model)
+    )
+
+
+def build_model(
+    model: ModelOptions,
+    chosen_strategy: Strategy,
+    splits: pd.DataFrame,
+    image_transforms: transforms.Transforms,
+    seed: int,
+) -> nn.Module:
+    """Return the pretrained network with a new head for the classes of the splits."""
+    if chosen_strategy.weights is not None and model.weights != chosen_strategy.weights:
+        logger.info("The strategy starts from random weights instead of %s", model.weights)
+        model = model.model_copy(update={"weights": chosen_strategy.weights})
+    size = image_transforms.preprocessing.size
+    network, report = backbones.build_network(model, splits["class_index"].nunique(), size, seed)
+    logger.info("%s, %s", model.backbone, report)
+    return network
+
+
+def freeze_layers(
+    network: nn.Module, chosen_strategy: Strategy
+) -> tuple[nn.Module, pd.DataFrame]:
+    """Return the network as the first phase trains it, and the report on all phases."""
+    report = freezing.freeze_report(network, chosen_strategy.phases)
+    table = Table(*report.columns, title="What is frozen, what is trained")
+    for row in report.itertuples(index=False):
+        table.add_row(*(f"{v:,}" if isinstance(v, int) else f"{v}" for v in row))
+    rich_print(table)
+    return network, report
+
+
+def train_model(
+    frozen_network: nn.Module,
+    chosen_strategy: Strategy,
+    splits: pd.DataFrame,
+    image_transforms: transforms.Transforms,
+    model: ModelOptions,
+    options: TrainingOptions,
+    seed: int,
+    live_metrics: Callable[[dict[str, float], int], None],
+) -> tuple[Classifier, Classifier, pd.DataFrame, list[dict[str, Any]], go.Figure]:
+    """Return the best and the last classifier, history, freeze contract and learning curves."""
+    result = training.train(
+        frozen_network,
+        chosen_strategy.phases,
+        splits,
+        image_transforms,
+        options,
+        seed,
+        log_probabilities=model.log_probabilities,
+        on_epoch=live_metrics,
+    )
+    best = result.history.set_index("epoch").loc[result.best_epoch]
+    live_metrics({"best_val_accuracy": float(best["val_accuracy"])}, result.best_epoch)
+    names = splits.sort_values("class_index")["label"].unique()
+    best_classifier, last_classifier = (
+        Classifier(
+            network=_with_state(frozen_network, state),
+            class_names=tuple(names),
+            preprocessing=image_transforms.preprocessing,
+            model=model,
+            training={"epoch": epoch, "seed": seed, **chosen_strategy.model_dump(mode="json")},
+        )
+        for state, epoch in (
+            (result.best, result.best_epoch),
+            (result.last, len(result.history)),
+        )
+    )
+    curves = figures.learning_curves(result.history, result.best_epoch)
+    return best_classifier, last_classifier, result.history, result.freeze_contract, curves
+
+
+def package_model(classifier: Classifier, splits: pd.DataFrame) -> ServedModel:
+    """Return the classifier with two image files that show how it is asked."""
+    paths = splits.loc[splits["split"] == "test", "path"].head(EXAMPLES)
+    return ServedModel(classifier, [Path(path).read_bytes() for path in paths])
+
+
+def evaluate_model(
+    classifier: Classifier,
+    splits: pd.DataFrame,
+    options: EvaluationOptions,
+    training: TrainingOptions,
+    seed: int,
+) -> tuple[dict[str, float], pd.DataFrame, pd.DataFrame, go.Figure]:
+    """Return metrics, metrics by class, predictions and confusion matrix of the test split."""
+    predictions = evaluation.predict_split(
+        classifier, splits, "test", options.batch_size, training
+    )
+    metrics, per_class, confusion = evaluation.score(predictions, options, seed)
+    logger.info(
+        "Test accuracy %.4f, 95 %% interval %.4f to %.4f, macro F1 %.4f, on %d images",
+        metrics["test_accuracy"],
+        metrics["test_accuracy_low"],
+        metrics["test_accuracy_high"],
+        metrics["test_macro_f1"],
+        metrics["test_images"],
+    )
+    return metrics, per_class, predictions, figures.confusion_matrix(confusion)
+
+
+def _with_state(network: nn.Module, state: training.State) -> nn.Module:
+    """Return a copy of the network on the CPU, in evaluation mode, with other weights."""
+    twin = copy.deepcopy(network).cpu().eval()
+    twin.load_state_dict(state)
+    return twin

@@ -1,0 +1,69 @@
+"""Wiring of fine-tuning and evaluation."""
+
+from kedro.pipeline import Node, Pipeline
+
+from thawline.pipelines.finetune import nodes
+
+
+def create_training() -> Pipeline:
+    """Return the pipeline from splits to a classifier."""
+    return Pipeline(
+        [
+            Node(
+                nodes.choose_strategy,
+                ["params:strategy", "params:strategies", "params:training"],
+                "chosen_strategy",
+                name="choose_strategy",
+            ),
+            Node(
+                nodes.build_transforms,
+                ["params:transforms", "params:model"],
+                "transforms",
+                name="build_transforms",
+            ),
+            Node(
+                nodes.build_model,
+                ["params:model", "chosen_strategy", "splits", "transforms", "params:seed"],
+                "network",
+                name="build_model",
+            ),
+            Node(
+                nodes.freeze_layers,
+                ["network", "chosen_strategy"],
+                ["frozen_network", "freeze_report"],
+                name="freeze_layers",
+            ),
+            Node(
+                nodes.train_model,
+                [
+                    "frozen_network",
+                    "chosen_strategy",
+                    "splits",
+                    "transforms",
+                    "params:model",
+                    "params:training",
+                    "params:seed",
+                    "live_metrics",
+                ],
+                ["classifier", "last_classifier", "history", "freeze_contract", "learning_curves"],
+                name="train_model",
+            ),
+            Node(
+                nodes.package_model, ["classifier", "splits"], "served_model", name="package_model"
+            ),
+        ]
+    )
+
+
+def create_evaluation() -> Pipeline:
+    """Return the pipeline from a classifier and its splits to figures on the test split."""
+    return Pipeline(
+        [
+            Node(
+                nodes.evaluate_model,
+                ["classifier", "splits", "params:evaluation", "params:training", "params:seed"],
+                ["metrics", "per_class_metrics", "predictions", "confusion_matrix"],
+                name="evaluate_model",
+            )
+        ]
+    )
