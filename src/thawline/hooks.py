@@ -58,7 +58,8 @@ class ProjectHook:
             return
         if "splits" not in (run_params["load_versions"] or {}):
             own = catalog["classifier"].resolve_load_version()  # type: ignore[attr-defined]
-            catalog["splits"] = catalog.get("splits", version=Version(own, None))
+            # Replacing the entry instead would drop its validator.
+            catalog["splits"]._version = Version(own, None)  # type: ignore[attr-defined]
             logger.info("Classifier and splits of version %s", own)
 
 

@@ -70,16 +70,14 @@ class TransformOptions(Options):
     interpolation: Interpolation | None = Field(None, description="of every resize")
     mean: Channels | None = Field(None, description="per channel, of values from 0 to 1")
     std: Channels | None = Field(None, description="per channel, of values from 0 to 1")
-    crop_scale: tuple[Probability, Probability] = Field(
-        (0.08, 1.0), description="smallest and largest share of the area a training crop keeps"
+    crop_scale: float = Field(
+        0.35, gt=0, le=1, description="smallest share of the image's area a training crop keeps"
     )
     rotation: float = Field(15, ge=0, le=180, description="degrees, at most, to either side")
     horizontal_flip: Probability = Field(0.5, description="probability of a mirrored view")
 
     @model_validator(mode="after")
     def _sensible(self) -> TransformOptions:
-        if not 0 < self.crop_scale[0] <= self.crop_scale[1]:
-            raise ValueError("crop_scale must be [smallest, largest] with 0 < smallest <= largest")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError("std must be greater than 0 for every channel")
         if self.size and self.resize and self.resize < self.size:

@@ -52,7 +52,7 @@ def build_transforms(options: TransformOptions, pretrained: Preprocessing) -> Tr
     augmentation = [
         v2.RandomResizedCrop(
             preprocessing.size,
-            scale=options.crop_scale,
+            scale=(options.crop_scale, 1.0),
             interpolation=InterpolationMode(preprocessing.interpolation),
         ),
         v2.RandomRotation(options.rotation, interpolation=InterpolationMode.BILINEAR),

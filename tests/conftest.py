@@ -1,0 +1,98 @@
+"""Small real things that the tests share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from thawline.options import DatasetOptions
+from thawline.splitting import split_dataset
+
+ROOT = Path(__file__).parents[1]
+HYMENOPTERA = ROOT.parent / "shared" / "data" / "hymenoptera"
+RunKedro = Callable[..., subprocess.CompletedProcess[str]]
+
+# Two test processes share the cores; more threads would only get in each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder per class: pieces of the two photographs that scikit-learn brings."""
+    root = tmp_path_factory.mktemp("photos")
+    for name, pixels in zip(("temple", "flower"), load_sample_images().images, strict=True):
+        (root / name).mkdir()
+        photograph = Image.fromarray(pixels)
+        for idx in range(20):
+            left, top = 100 * (idx % 5), 100 * (idx // 5)
+            piece = photograph.crop((left, top, left + 120, top + 100))
+            piece.save(root / name / f"{idx:02d}.jpg")
+    return root
+
+
+@pytest.fixture(scope="session")
+def splits(photos: Path) -> pd.DataFrame:
+    """Return the table of splits of the photographs."""
+    rows = [(p.as_posix(), p.parent.name) for p in sorted(photos.glob("*/*.jpg"))]
+    manifest = pd.DataFrame(rows, columns=["path", "label"])
+    return split_dataset(manifest, DatasetOptions().fractions, seed=0)
+
+
+@pytest.fixture(scope="session")
+def hymenoptera() -> Path:
+    """Return the folder of photographs beside the project, or skip where it is absent."""
+    if not HYMENOPTERA.is_dir():
+        pytest.skip(f"the photographs of {HYMENOPTERA} are not here")
+    return HYMENOPTERA
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Return a fresh copy of the project, without data and runs."""
+    return copy_project(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def finished_project(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+    """Return a project in which `kedro run --pipeline=finetune` has been run to its end."""
+    project = copy_project(tmp_path_factory.mktemp("finished") / "project")
+    done = kedro(
+        project, "run", "--pipeline=finetune", f"--params=dataset.root={photos},{QUICK}"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return project
+
+
+QUICK = "training.epochs=2,training.workers=0,training.precision=fp32,transforms.size=64"
+
+
+def copy_project(target: Path) -> Path:
+    """Copy what git would, except tests and documents."""
+    for name in ("conf", "src"):
+        shutil.copytree(
+            ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__", "local", "*.egg-info")
+        )
+    for name in ("pyproject.toml", ".telemetry"):
+        shutil.copy(ROOT / name, target / name)
+    return target
+
+
+def kedro(project: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the `kedro` command as a user would and return what it printed."""
+    environment = {**os.environ, "COLUMNS": "200", "PYTHONWARNINGS": "ignore"}
+    command = [str(Path(sys.executable).with_name("kedro")), *arguments]
+    return subprocess.run(
+        command, cwd=cwd or project, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )

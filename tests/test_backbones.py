@@ -1,0 +1,142 @@
+"""Architecture, weights and head fit together, or the message says what would."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torchvision import models
+
+from thawline.backbones import build_network, head_name
+from thawline.errors import CheckpointError, ParameterError
+from thawline.options import ModelOptions
+
+IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def build(classes: int = 3, seed: int = 0, size: int = 64, **options: object) -> nn.Module:
+    return build_network(ModelOptions(**options), classes, size, seed)[0]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "head"),
+    [
+        ("resnet18", "fc"),
+        ("mobilenet_v3_small", "classifier.3"),
+        ("squeezenet1_1", "classifier"),
+        ("densenet121", "classifier"),
+        ("shufflenet_v2_x0_5", "fc"),
+        ("timm/resnet18", "fc"),
+        ("timm/test_vit", "head"),
+        ("timm/test_convnext", "head.fc"),
+        ("networks:SmallNet", "linear"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_new_head_finds_its_place_and_width(backbone: str, head: str, kind: str) -> None:
+    size = 160 if "vit" in backbone else 64
+    network = build(backbone=backbone, weights="none", head=kind, size=size)
+    assert head_name(network) == head
+    assert network.eval()(torch.zeros(1, 3, size, size)).shape == (1, 3)
+
+
+def test_inception_keeps_no_second_head() -> None:
+    arguments = {"init_weights": False}
+    network = build(backbone="inception_v3", weights="none", size=96, arguments=arguments)
+    assert network.train()(torch.randn(2, 3, 96, 96)).shape == (2, 3)
+
+
+def test_vit_of_torchvision_gets_its_head() -> None:
+    network = build(backbone="vit_b_32", weights="none", size=224)
+    assert head_name(network) == "heads.head"
+
+
+def test_the_mlp_head_is_linear_relu_dropout_linear_with_its_sizes() -> None:
+    head = build(backbone="resnet18", weights="none", head="mlp", head_hidden=32, head_dropout=0.1).fc
+    assert [type(layer) for layer in head] == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
+    assert (head[0].in_features, head[0].out_features, head[3].in_features) == (512, 32, 32)
+    assert head[2].p == 0.1
+
+
+def test_the_default_backbone_brings_its_imagenet_weights() -> None:
+    network = build(classes=2)
+    assert len(network.state_dict()) == 296
+    fresh = timm.create_model("tf_efficientnet_lite0")
+    assert not torch.equal(network.blocks[3][0].conv_pw.weight, fresh.blocks[3][0].conv_pw.weight)
+    assert network.bn1.running_var.std() > 0  # trained statistics, not ones
+
+
+def test_the_seed_decides_the_random_weights_and_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    first, again, other = (build(backbone="resnet18", weights="none", seed=s) for s in (1, 1, 2))
+    assert torch.equal(torch.rand(1), expected)
+    assert torch.equal(first.fc.weight, again.fc.weight)
+    assert torch.equal(first.conv1.weight, again.conv1.weight)
+    assert not torch.equal(first.fc.weight, other.fc.weight)
+
+
+def test_logits_by_default_and_log_probabilities_on_demand() -> None:
+    plain = build(backbone="resnet18", weights="none").eval()(IMAGES)
+    log = build(backbone="resnet18", weights="none", log_probabilities=True).eval()(IMAGES)
+    torch.testing.assert_close(log, plain.log_softmax(dim=1))
+    torch.testing.assert_close(log.exp().sum(dim=1), torch.ones(2))
+
+
+def test_a_network_that_ends_in_a_softmax_is_refused() -> None:
+    with pytest.raises(ParameterError, match="ends in a softmax"):
+        build(backbone="networks:SoftmaxNet", weights="none")
+
+
+def test_arguments_reach_the_constructor() -> None:
+    network = build(backbone="networks:SmallNet", weights="none", arguments={"width": 4})
+    assert network.linear.in_features == 8
+    with pytest.raises(ParameterError, match=r"model\.arguments: .*depth"):
+        build(backbone="networks:SmallNet", weights="none", arguments={"depth": 4})
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"backbone": "resnet51"}, "model.backbone: .*'resnet51'; did you mean 'resnet50'"),
+        ({"backbone": "timm/resnet18_x"}, "model.backbone: timm has no network 'resnet18_x'"),
+        ({"backbone": "nowhere:Net"}, "model.backbone: 'nowhere:Net' cannot be imported"),
+        ({"backbone": "pathlib:PurePath"}, "no nn.Module"),
+        ({"backbone": "resnet18", "weights": "V9"}, "model.weights: 'V9' .*IMAGENET1K_V1"),
+        ({"backbone": "timm/resnet18", "weights": "V9"}, "model.weights: 'V9' .*timm/resnet18.TAG"),
+        ({"backbone": "networks:SmallNet", "weights": "V9"}, "model.weights: 'V9'"),
+    ],
+)
+def test_a_wrong_name_is_refused_with_the_right_ones(options: dict, said: str) -> None:
+    with pytest.raises(ParameterError, match=said):
+        build(**options)
+
+
+def test_a_failed_download_says_which_file_and_where_to_put_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(CheckpointError) as caught:
+        build(backbone="resnet18")
+    for words in ("resnet18-f37072fd.pth", str(tmp_path), "timm/tf_efficientnet_lite0"):
+        assert words in str(caught.value)
+
+
+def test_a_resnet50_file_is_loaded_tensor_by_tensor_and_its_head_replaced(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    source = models.resnet50(num_classes=1000).state_dict()
+    torch.save(source, tmp_path / "mine.pth")
+    network, report = build_network(
+        ModelOptions(backbone="resnet50", weights=str(tmp_path / "mine.pth")), 2, 64, seed=0
+    )
+    loaded = network.state_dict()
+    backbone = [name for name in source if not name.startswith("fc.")]
+    assert set(report.loaded) == set(backbone)
+    assert report.replaced == ("fc.weight", "fc.bias")
+    for name in backbone:
+        assert torch.equal(loaded[name], source[name]), name
+    assert loaded["fc.weight"].shape == (2, 2048)
+    assert "318 backbone tensors loaded" in str(report) and "fc.weight, fc.bias" in str(report)

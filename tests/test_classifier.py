@@ -1,0 +1,80 @@
+"""A classifier comes back from disk as it was, with all that belongs to it."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from thawline.backbones import IMAGENET, build_network
+from thawline.classifier import Classifier, classify, load_classifier, save_classifier
+from thawline.errors import CheckpointError
+from thawline.images import read_image
+from thawline.options import ModelOptions
+from thawline.transforms import evaluation_transform
+
+PREPROCESSING = IMAGENET.model_copy(update={"size": 64, "resize": 73})
+
+
+def make(**options: object) -> Classifier:
+    model = ModelOptions(**{"backbone": "networks:SmallNet", "weights": "none", **options})
+    network, _ = build_network(model, 2, 64, seed=3)
+    network.to(memory_format=torch.channels_last)
+    return Classifier(network.eval(), ("flower", "temple"), PREPROCESSING, model, {"epoch": 2})
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"head": "mlp"}, {"log_probabilities": True}, {"backbone": "squeezenet1_1"}]
+)
+def test_what_is_loaded_is_what_was_saved(tmp_path: Path, options: dict) -> None:
+    saved = make(**options)
+    save_classifier(saved, tmp_path / "classifier")
+    loaded = load_classifier(tmp_path / "classifier")
+    images = torch.randn(2, 3, 64, 64)
+    tensors = loaded.network.state_dict()
+    assert all(torch.equal(tensors[n], t) for n, t in saved.network.state_dict().items())
+    torch.testing.assert_close(loaded.network(images), saved.network(images))
+    assert not loaded.network.training
+    for field in ("class_names", "preprocessing", "model", "training"):
+        assert getattr(loaded, field) == getattr(saved, field)
+
+
+def test_the_files_can_be_read_without_thawline(tmp_path: Path) -> None:
+    save_classifier(make(), tmp_path / "classifier")
+    description = json.loads((tmp_path / "classifier" / "classifier.json").read_text())
+    assert description["class_names"] == ["flower", "temple"]
+    assert load_file(tmp_path / "classifier" / "model.safetensors")["linear.weight"].shape == (2, 16)
+
+
+def test_a_classifier_is_never_overwritten_nor_left_half_written(tmp_path: Path) -> None:
+    save_classifier(make(), tmp_path / "classifier")
+    with pytest.raises(FileExistsError):
+        save_classifier(make(), tmp_path / "classifier")
+    broken = make()
+    broken.training["not"] = object()  # JSON cannot hold it
+    with pytest.raises(TypeError):
+        save_classifier(broken, tmp_path / "other")
+    assert [p.name for p in tmp_path.iterdir()] == ["classifier"]
+
+
+def test_another_format_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no classifier"):
+        load_classifier(tmp_path)
+    (tmp_path / "classifier.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(CheckpointError, match="has format 99"):
+        load_classifier(tmp_path)
+
+
+def test_paths_and_bytes_are_classified_alike_in_any_batch(splits: pd.DataFrame) -> None:
+    classifier = make()
+    paths = splits["path"].head(5).tolist()
+    by_path = classify(classifier, paths, batch_size=2)
+    by_bytes = classify(classifier, [Path(p).read_bytes() for p in paths])
+    pd.testing.assert_frame_equal(by_path, by_bytes, atol=1e-6)
+    transform = evaluation_transform(PREPROCESSING)
+    logits = classifier.network(torch.stack([transform(read_image(p)) for p in paths]))
+    top, idx = logits.softmax(dim=1).max(dim=1)
+    assert by_path["label"].tolist() == [classifier.class_names[i] for i in idx]
+    assert by_path["probability"].tolist() == pytest.approx(top.tolist(), abs=1e-6)

@@ -1,0 +1,192 @@
+"""Images are found wherever they may lie, and decoded as what they show."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from thawline.errors import DataError
+from thawline.images import find_images, read_image, screen_images
+
+
+def find(root: str, base: Path) -> pd.DataFrame:
+    return find_images(root, base=base, packaged_folder=base / "packaged")
+
+
+def save(path: Path, colour: tuple[int, int, int] = (200, 30, 30)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (12, 10), colour).save(path)
+    return path
+
+
+def test_a_folder_per_class_is_found_relative_to_the_base(tmp_path: Path) -> None:
+    for name in ("ants/b.JPG", "ants/a.jpeg", "bees/deep/c.png", "bees/.hidden.txt"):
+        save(tmp_path / "photos" / name) if not name.endswith("txt") else (
+            tmp_path / "photos" / name
+        ).write_text("no image")
+    manifest = find("photos", tmp_path)
+    assert list(manifest["label"]) == ["ants", "ants", "bees"]
+    assert [Path(p).name for p in manifest["path"]] == ["a.jpeg", "b.JPG", "c.png"]
+    assert all(Path(p).is_absolute() for p in manifest["path"])
+
+
+def test_split_folders_are_found(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for label in ("ants", "bees"):
+            save(tmp_path / split / label / "0.png")
+    manifest = find(".", tmp_path)
+    assert sorted(set(zip(manifest["split"], manifest["label"], strict=True))) == [
+        ("train", "ants"),
+        ("train", "bees"),
+        ("val", "ants"),
+        ("val", "bees"),
+    ]
+
+
+def test_a_csv_is_read_with_its_labels_as_text(tmp_path: Path) -> None:
+    for name in ("1.png", "2.png", "3.png"):
+        save(tmp_path / "photos" / name)
+    table = "path,label,group,photographer\nphotos/1.png,007,a,x\nphotos/2.png,NA,a,y\nphotos/3.png,1,b,z\n"
+    (tmp_path / "list.csv").write_text(table)
+    manifest = find("list.csv", tmp_path)
+    assert list(manifest.columns) == ["path", "label", "group"]
+    assert list(manifest["label"]) == ["007", "NA", "1"]
+
+
+def test_digits_are_written_once_as_they_are(tmp_path: Path) -> None:
+    manifest = find("sklearn:digits", tmp_path)
+    digits = load_digits()
+    assert manifest["label"].value_counts().sort_index().tolist() == np.bincount(digits.target).tolist()
+    for row in manifest.iloc[::300].itertuples():
+        idx = int(Path(row.path).stem)
+        assert row.label == str(digits.target[idx])
+        pixels = np.asarray(Image.open(row.path), dtype=float)
+        np.testing.assert_allclose(pixels, digits.images[idx] * 255 / 16, atol=0.5)
+    before = Path(manifest["path"][0]).stat().st_mtime_ns
+    find("sklearn:digits", tmp_path)
+    assert Path(manifest["path"][0]).stat().st_mtime_ns == before
+
+
+def test_a_torchvision_data_set_becomes_image_files(tmp_path: Path) -> None:
+    raw = tmp_path / "packaged" / "torchvision" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for prefix, count in (("train", 20), ("t10k", 10)):  # MNIST's own file format, already there
+        labels = np.arange(count, dtype=np.uint8) % 10
+        pixels = np.repeat(labels * 20, 28 * 28).tobytes()
+        sizes = b"".join(n.to_bytes(4, "big") for n in (count, 28, 28))
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + sizes + pixels)
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(
+            b"\0\0\x08\x01" + count.to_bytes(4, "big") + labels.tobytes()
+        )
+    manifest = find("torchvision:MNIST", tmp_path)
+    assert manifest["split"].value_counts().to_dict() == {"train": 20, "test": 10}
+    three = manifest[manifest["label"].str.startswith("3")]
+    assert all(np.unique(np.asarray(Image.open(p))).tolist() == [60] for p in three["path"])
+
+
+@pytest.mark.parametrize(
+    ("root", "said"),
+    [
+        ("nowhere", "does not exist"),
+        ("file.txt", "is neither a folder nor a CSV"),
+        ("no_folders", "holds no folder"),
+        ("empty_class", "class folder .*bees holds no image"),
+        ("uneven", "'wasps' is not in both"),
+        ("no_label.csv", "needs the columns path and label"),
+        ("absent.csv", r"1 file\(s\) that .* do not exist, first 'gone.png'"),
+        ("odd_split.csv", "names the split 'valid'"),
+        ("blank.csv", "line 2: 'label' is empty"),
+        ("twice.csv", "more than once"),
+        ("torchvision:CIFAR11", "torchvision has no data set 'CIFAR11'"),
+        ("sklearn:iris", "'sklearn:iris' is unknown"),
+    ],
+)
+def test_what_is_no_data_set_is_refused_with_its_parameter(
+    tmp_path: Path, root: str, said: str
+) -> None:
+    (tmp_path / "file.txt").write_text("x")
+    (tmp_path / "no_folders").mkdir()
+    for name in ("empty_class/ants", "uneven/train/ants", "uneven/train/wasps", "uneven/val/ants"):
+        save(tmp_path / name / "0.png")
+    (tmp_path / "empty_class/bees").mkdir()
+    save(tmp_path / "0.png")
+    (tmp_path / "no_label.csv").write_text("path\n0.png\n")
+    (tmp_path / "absent.csv").write_text("path,label\n0.png,a\ngone.png,b\n")
+    (tmp_path / "odd_split.csv").write_text("path,label,split\n0.png,a,valid\n")
+    (tmp_path / "blank.csv").write_text("path,label\n0.png,\n")
+    (tmp_path / "twice.csv").write_text("path,label\n0.png,a\n0.png,b\n")
+    with pytest.raises(DataError, match=f"dataset.root: .*{said}"):
+        find(root, tmp_path)
+
+
+def test_unreadable_files_are_set_aside_with_the_reason(tmp_path: Path) -> None:
+    good = save(tmp_path / "ants" / "good.png")
+    cut = tmp_path / "ants" / "cut.jpg"
+    Image.effect_noise((64, 64), 80).save(cut)
+    cut.write_bytes(cut.read_bytes()[:-200])
+    for name, content in (("empty.png", b""), ("text.jpg", b"not an image")):
+        (tmp_path / "ants" / name).write_bytes(content)
+    clean, quarantine = screen_images(find(".", tmp_path))
+    assert list(clean["path"]) == [good.as_posix()]
+    assert list(clean.columns) == ["path", "label"]
+    problems = dict(zip(quarantine["path"].map(lambda p: Path(p).name), quarantine["problem"], strict=True))
+    assert problems.keys() == {"cut.jpg", "empty.png", "text.jpg"}
+    assert "truncated" in problems["cut.jpg"]
+
+
+def test_a_class_without_a_readable_image_is_refused(tmp_path: Path) -> None:
+    save(tmp_path / "ants" / "good.png")
+    (tmp_path / "bees").mkdir()
+    (tmp_path / "bees" / "bad.png").write_bytes(b"")
+    with pytest.raises(DataError, match="class 'bees' has no readable image"):
+        screen_images(find(".", tmp_path))
+
+
+RED = np.array([200, 30, 30])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "RGBA", "CMYK"])
+def test_every_colour_mode_becomes_the_same_rgb(tmp_path: Path, mode: str) -> None:
+    file = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    image = Image.new("RGB", (8, 8), tuple(RED.tolist()))
+    (image.quantize() if mode == "P" else image.convert(mode)).save(file)
+    image = read_image(file)
+    assert image.mode == "RGB"
+    np.testing.assert_allclose(np.asarray(image), np.broadcast_to(RED, (8, 8, 3)), atol=2)
+
+
+def test_greyscale_of_8_and_16_bits_looks_the_same(tmp_path: Path) -> None:
+    ramp = np.arange(0, 256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / "8.png")
+    Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    eight, sixteen = (np.asarray(read_image(tmp_path / f"{n}.png")) for n in (8, 16))
+    assert eight.shape == (16, 16, 3)
+    np.testing.assert_allclose(eight, sixteen, atol=1)
+
+
+def test_transparency_lies_over_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([0, 0, 0] * 256)
+    palette.save(tmp_path / "palette.png", transparency=0)
+    for name in ("clear.png", "palette.png"):
+        assert np.asarray(read_image(tmp_path / name)).min() == 255
+
+
+def test_the_cameras_rotation_is_carried_out(tmp_path: Path) -> None:
+    image = Image.new("RGB", (20, 10), "black")
+    image.paste("white", (0, 0, 5, 10))  # a white left edge
+    exif = image.getexif()
+    exif[0x0112] = 6  # "turn by 90 degrees clockwise to see it upright"
+    image.save(tmp_path / "turned.png", exif=exif)
+    upright = np.asarray(read_image(tmp_path / "turned.png"))
+    assert upright.shape == (20, 10, 3)
+    assert upright[0].min() == 255 and upright[-1].max() == 0
+
+
+def test_bytes_are_read_like_the_file(tmp_path: Path) -> None:
+    file = save(tmp_path / "image.png")
+    assert read_image(file.read_bytes()).tobytes() == read_image(file).tobytes()

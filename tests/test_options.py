@@ -1,0 +1,75 @@
+"""Parameters are checked as a whole, and every message names the parameter."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from thawline.errors import ParameterError
+from thawline.options import Parameters, validate_parameters
+
+CONF = Path(__file__).parents[1] / "conf" / "base"
+
+
+@pytest.fixture
+def raw() -> dict:
+    files = (CONF / "parameters.yml", CONF / "parameters_strategies.yml")
+    return {k: v for f in files for k, v in yaml.safe_load(f.read_text()).items()}
+
+
+def put(tree: dict, name: str, value: object) -> dict:
+    *groups, last = name.split(".")
+    inner = tree
+    for group in groups:
+        inner = inner.setdefault(group, {})
+    inner[last] = value
+    return tree
+
+
+def test_conf_base_spells_out_every_option_with_its_default(raw: dict) -> None:
+    given = validate_parameters(raw)
+    assert given == Parameters(strategies=given.strategies)
+    assert raw.keys() == Parameters.model_fields.keys()
+    for group in ("dataset", "transforms", "model", "training", "evaluation"):
+        assert raw[group].keys() == getattr(given, group).__class__.model_fields.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("strategy", "nonsense", ["strategy: 'nonsense'", "head_only, scratch"]),
+        ("trian.lr", 3, ["trian: unknown", "did you mean 'training'"]),
+        ("training.ephocs", 3, ["training.ephocs: unknown", "did you mean 'epochs'"]),
+        ("dataset.fractions.vla", 0.1, ["dataset.fractions.vla: unknown", "did you mean 'val'"]),
+        ("training.epochs", -1, ["training.epochs", "greater than 0", "given -1"]),
+        ("training.optimizer", "adam", ["training.optimizer", "'adamw' or 'sgd'", "given 'adam'"]),
+        ("dataset.fractions.train", 0.9, ["dataset.fractions", "add up to 1, not 1.2"]),
+        ("transforms.crop_scale", 1.5, ["transforms.crop_scale", "less than or equal to 1"]),
+        ("seed", "x", ["seed", "given 'x'"]),
+        ("strategies.mine", {"phases": []}, ["strategies.mine.phases", "at least 1"]),
+        (
+            "strategies.head_only.phases",
+            [{"trainable": "all", "epochs": 1, "lr": 0.1, "lr_decya": 0.5}],
+            ["strategies.head_only.phases.0.lr_decya: unknown", "did you mean 'lr_decay'"],
+        ),
+    ],
+)
+def test_a_wrong_parameter_is_named_with_what_is_possible(
+    raw: dict, name: str, value: object, said: list[str]
+) -> None:
+    with pytest.raises(ParameterError) as caught:
+        validate_parameters(put(raw, name, value))
+    for words in said:
+        assert words in str(caught.value)
+
+
+def test_all_wrong_parameters_are_named_at_once(raw: dict) -> None:
+    put(put(raw, "training.lr", 0), "evaluation.top_k", "many")
+    with pytest.raises(ParameterError, match=r"(?s)training\.lr.*evaluation\.top_k"):
+        validate_parameters(raw)
+
+
+def test_label_smoothing_and_log_probabilities_exclude_each_other(raw: dict) -> None:
+    put(put(raw, "training.label_smoothing", 0.1), "model.log_probabilities", True)
+    with pytest.raises(ParameterError, match=r"training\.label_smoothing.*model\.log_probabil"):
+        validate_parameters(raw)

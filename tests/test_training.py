@@ -1,0 +1,235 @@
+"""Training learns, repeats itself to the bit, and keeps what is frozen."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from thawline.backbones import build_network
+from thawline.errors import ParameterError, TrainingError
+from thawline.options import ModelOptions, Phase, TrainingOptions, TransformOptions
+from thawline.training import (
+    TrainingResult,
+    ViewSampler,
+    lr_factor,
+    make_accelerator,
+    make_loader,
+    make_loss,
+    make_optimizer,
+    train,
+)
+from thawline.transforms import Transforms, build_transforms
+from thawline.backbones import IMAGENET
+
+HEAD = Phase(trainable={"last": 1}, epochs=2, lr=0.01)
+EVERYTHING = Phase(trainable="all", epochs=2, lr=0.003)
+
+
+def options(**changes: object) -> TrainingOptions:
+    return TrainingOptions(**{"workers": 0, "precision": "fp32", "batch_size": 8, **changes})
+
+
+def transforms(size: int = 32) -> Transforms:
+    return build_transforms(TransformOptions(size=size), IMAGENET)
+
+
+def network_of(backbone: str = "networks:SmallNet", seed: int = 0, **model: object) -> nn.Module:
+    return build_network(ModelOptions(backbone=backbone, weights="none", **model), 2, 32, seed)[0]
+
+
+def run(splits: pd.DataFrame, *phases: Phase, seed: int = 0, **changes: object) -> TrainingResult:
+    return train(network_of(), phases, splits, transforms(), options(**changes), seed)
+
+
+def same(first: dict, second: dict) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_pretrained_network_learns_to_tell_two_photographs_apart(splits: pd.DataFrame) -> None:
+    network, _ = build_network(ModelOptions(), 2, 64, seed=0)
+    result = train(network, [HEAD], splits, transforms(64), options(), seed=0)
+    assert result.history["val_accuracy"].max() > 0.9
+    assert result.history["train_loss"].is_monotonic_decreasing
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(splits: pd.DataFrame) -> None:
+    first, again, other = (run(splits, HEAD, EVERYTHING, seed=s) for s in (0, 0, 1))
+    assert same(first.last, again.last) and same(first.best, again.best)
+    timeless = first.history.drop(columns="images_per_second")
+    pd.testing.assert_frame_equal(timeless, again.history.drop(columns="images_per_second"))
+    assert not same(first.last, other.last)
+
+
+def test_the_number_of_workers_changes_nothing(splits: pd.DataFrame) -> None:
+    assert same(run(splits, HEAD).last, run(splits, HEAD, workers=2).last)
+
+
+def test_bf16_repeats_itself_too(splits: pd.DataFrame) -> None:
+    first, again = (run(splits, EVERYTHING, precision="bf16") for _ in range(2))
+    assert same(first.last, again.last)
+
+
+@pytest.mark.parametrize("trainable", [{"last": 1}, {"last": 2}])
+def test_frozen_stages_keep_every_tensor_to_the_bit(splits: pd.DataFrame, trainable: dict) -> None:
+    network, _ = build_network(ModelOptions(), 2, 64, seed=0)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    phase = Phase(trainable=trainable, epochs=2, lr=0.01)
+    result = train(network, [phase], splits, transforms(64), options(), seed=0)
+    thawed = ("classifier.", "blocks.6", "conv_head", "bn2")[: 1 if trainable["last"] == 1 else 4]
+    for name, tensor in result.last.items():
+        if not name.startswith(thawed):
+            assert torch.equal(tensor, before[name]), name
+    changed = {name for name, tensor in result.last.items() if not torch.equal(tensor, before[name])}
+    assert {name.split(".")[0] for name in changed} == {name.split(".")[0] for name in thawed}
+    record = result.freeze_contract[0]
+    assert record["sha256_before"] == record["sha256_after"]
+    assert record["frozen_tensors"] > 200
+
+
+def test_a_network_that_writes_to_its_frozen_weights_is_caught(splits: pd.DataFrame) -> None:
+    restless = network_of("networks:RestlessNet")
+    with pytest.raises(TrainingError, match="Freeze contract broken in phase 1"):
+        train(restless, [HEAD], splits, transforms(), options(), seed=0)
+
+
+def test_the_best_epoch_is_the_one_that_the_monitor_names(splits: pd.DataFrame) -> None:
+    phase = Phase(trainable="all", epochs=4, lr=0.02)
+    by_loss = run(splits, phase, monitor="val_loss")
+    assert by_loss.best_epoch == by_loss.history["val_loss"].idxmin() + 1
+    by_accuracy = run(splits, phase)
+    history = by_accuracy.history
+    best = history[history["val_accuracy"] == history["val_accuracy"].max()]["val_loss"].idxmin() + 1
+    assert by_accuracy.best_epoch == best
+
+
+def test_patience_stops_a_phase(splits: pd.DataFrame) -> None:
+    phase = Phase(trainable={"last": 1}, epochs=50, lr=1e-9)
+    history = run(splits, phase, monitor="val_loss", patience=2, schedule="constant").history
+    assert len(history) < 50
+
+
+def test_a_loss_that_explodes_is_named_with_its_rate(splits: pd.DataFrame) -> None:
+    phase = Phase(trainable="all", epochs=3, lr=1e30)
+    with pytest.raises(TrainingError, match=r"The loss is (nan|inf) in epoch \d .*Lower training\.lr"):
+        run(splits, phase, optimizer="sgd", warmup=0)
+
+
+def test_accumulated_batches_equal_one_large_batch(splits: pd.DataFrame) -> None:
+    frozen_norm = EVERYTHING.model_copy(update={"batch_norm": "eval"})
+    even = splits.groupby(["split", "label"]).head(8)  # 16 training images
+    kwargs = {"optimizer": "sgd", "momentum": 0, "warmup": 0}
+    still = build_transforms(TransformOptions(size=32, crop_scale=1, rotation=0), IMAGENET)
+    one, two = (
+        train(
+            _without_dropout(network_of()), [frozen_norm], even, still,
+            options(batch_size=size, accumulate=16 // size, **kwargs), 0,
+        ).last
+        for size in (16, 8)
+    )  # fmt: skip
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=1e-4)
+
+
+def _without_dropout(network: nn.Module) -> nn.Module:
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return network
+
+
+def test_every_epoch_is_reported_as_it_ends(splits: pd.DataFrame) -> None:
+    told = []
+    result = train(
+        network_of(), [HEAD, EVERYTHING], splits, transforms(), options(), 0,
+        on_epoch=lambda metrics, epoch: told.append((epoch, metrics["val_loss"])),
+    )  # fmt: skip
+    assert told == list(zip(result.history["epoch"], result.history["val_loss"], strict=True))
+    assert result.history["phase"].tolist() == [1, 1, 2, 2]
+
+
+def test_nll_on_log_probabilities_trains_like_cross_entropy_on_logits(splits: pd.DataFrame) -> None:
+    logits = train(network_of(), [HEAD], splits, transforms(), options(), 0)
+    log = train(
+        network_of(log_probabilities=True), [HEAD], splits, transforms(), options(), 0,
+        log_probabilities=True,
+    )  # fmt: skip
+    for column in ("train_loss", "val_loss"):
+        pd.testing.assert_series_equal(logits.history[column], log.history[column], rtol=1e-4)
+
+
+def test_the_loss_fits_what_the_network_yields(splits: pd.DataFrame) -> None:
+    uneven = pd.concat([splits, splits[splits["class_index"] == 0]])
+    assert isinstance(make_loss(splits, options(), log_probabilities=True), nn.NLLLoss)
+    loss = make_loss(uneven, options(class_weights="balanced", label_smoothing=0.1), False)
+    assert isinstance(loss, nn.CrossEntropyLoss)
+    assert loss.label_smoothing == 0.1
+    assert loss.weight.tolist() == pytest.approx([0.75, 1.5])
+
+
+def test_clipping_bounds_the_step(splits: pd.DataFrame) -> None:
+    phase = Phase(trainable="all", epochs=1, lr=1.0)
+    start = network_of().state_dict()
+    kwargs = {"optimizer": "sgd", "momentum": 0, "weight_decay": 0, "clip_norm": 1e-4}
+    end = run(splits, phase, warmup=0, **kwargs).last
+    moved = sum((end[name] - start[name]).square().sum() for name in start if "running" not in name and "num_" not in name)
+    assert 0 < moved.sqrt() <= 4 * 1e-4 * 1.01  # four steps of at most 1e-4
+
+
+@given(
+    st.sampled_from(["cosine", "step", "constant"]),
+    st.integers(1, 50),
+    st.integers(1, 40),
+    st.floats(0, 0.9),
+)
+def test_the_rate_rises_in_the_warm_up_and_never_afterwards(
+    schedule: str, epochs: int, updates: int, warmup: float
+) -> None:
+    chosen = options(schedule=schedule, warmup=warmup, step_epochs=3)
+    phase = HEAD.model_copy(update={"epochs": epochs})
+    factors = [lr_factor(step, phase, updates, chosen) for step in range(epochs * updates)]
+    start = int(warmup * len(factors))
+    assert all(0 < f <= 1 for f in factors)
+    assert factors[:start] == sorted(factors[:start])
+    if schedule != "step":
+        assert factors[start] == 1
+    assert factors[start:] == sorted(factors[start:], reverse=True)
+
+
+def test_sgd_and_adamw_take_their_options() -> None:
+    network = network_of()
+    sgd = make_optimizer(network, EVERYTHING, options(optimizer="sgd", momentum=0.7))
+    adamw = make_optimizer(network, EVERYTHING, options(weight_decay=0.3))
+    assert isinstance(sgd, torch.optim.SGD) and sgd.defaults["momentum"] == 0.7
+    assert isinstance(adamw, torch.optim.AdamW) and adamw.defaults["weight_decay"] == 0.3
+
+
+@given(st.integers(1, 100), st.integers(0, 2**32))
+def test_every_epoch_shows_each_image_once_in_a_new_view(length: int, seed: int) -> None:
+    sampler = ViewSampler(length, seed)
+    first, second = list(sampler), list(sampler)
+    assert sorted(idx for idx, _ in first) == sorted(idx for idx, _ in second) == list(range(length))
+    assert not {view for _, view in first} & {view for _, view in second}
+    assert list(ViewSampler(length, seed)) == first
+
+
+def test_a_validation_loader_keeps_the_order_of_the_table(splits: pd.DataFrame) -> None:
+    loader = make_loader(splits, "test", transforms().evaluation, 4, options())
+    labels = torch.cat([labels for _, labels in loader]).tolist()
+    assert labels == splits[splits["split"] == "test"]["class_index"].tolist()
+
+
+def test_an_absent_device_is_refused_and_the_cpu_is_always_there() -> None:
+    assert make_accelerator(options(device="cpu")).device.type == "cpu"
+    if not torch.cuda.is_available():
+        with pytest.raises(ParameterError, match=r"training\.device: 'cuda' is not available.*cpu"):
+            make_accelerator(options(device="cuda"))
+
+
+def test_precision_can_be_chosen_twice_in_one_process() -> None:
+    assert make_accelerator(options(precision="bf16")).mixed_precision == "bf16"
+    assert make_accelerator(options(precision="fp32")).mixed_precision == "no"
+    assert math.isfinite(1.0)
