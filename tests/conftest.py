@@ -68,9 +68,7 @@ def project(tmp_path: Path) -> Path:
 def finished_project(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
     """Return a project in which `kedro run --pipeline=finetune` has been run to its end."""
     project = copy_project(tmp_path_factory.mktemp("finished") / "project")
-    done = kedro(
-        project, "run", "--pipeline=finetune", f"--params=dataset.root={photos},{QUICK}"
-    )
+    done = kedro(project, "run", "--pipeline=finetune", f"--params=dataset.root={photos},{QUICK}")
     assert done.returncode == 0, done.stdout + done.stderr
     return project
 
@@ -82,17 +80,28 @@ def copy_project(target: Path) -> Path:
     """Copy what git would, except tests and documents."""
     for name in ("conf", "src"):
         shutil.copytree(
-            ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__", "local", "*.egg-info")
+            ROOT / name,
+            target / name,
+            ignore=shutil.ignore_patterns("__pycache__", "local", "*.egg-info"),
         )
+    (target / "conf" / "local").mkdir()
     for name in ("pyproject.toml", ".telemetry"):
         shutil.copy(ROOT / name, target / name)
     return target
 
 
-def kedro(project: Path, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def kedro(
+    project: Path, *arguments: str, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run the `kedro` command as a user would and return what it printed."""
     environment = {**os.environ, "COLUMNS": "200", "PYTHONWARNINGS": "ignore"}
     command = [str(Path(sys.executable).with_name("kedro")), *arguments]
     return subprocess.run(
-        command, cwd=cwd or project, env=environment, capture_output=True, text=True, timeout=300, check=False
+        command,
+        cwd=cwd or project,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )

@@ -53,7 +53,9 @@ def test_vit_of_torchvision_gets_its_head() -> None:
 
 
 def test_the_mlp_head_is_linear_relu_dropout_linear_with_its_sizes() -> None:
-    head = build(backbone="resnet18", weights="none", head="mlp", head_hidden=32, head_dropout=0.1).fc
+    head = build(
+        backbone="resnet18", weights="none", head="mlp", head_hidden=32, head_dropout=0.1
+    ).fc
     assert [type(layer) for layer in head] == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
     assert (head[0].in_features, head[0].out_features, head[3].in_features) == (512, 32, 32)
     assert head[2].p == 0.1

@@ -60,7 +60,9 @@ def test_a_pickle_with_code_is_refused_before_it_runs(tmp_path: Path) -> None:
     assert not (tmp_path / "created").exists()
 
 
-@pytest.mark.parametrize("name", ["absent.pth", "text.pth", "text.safetensors", "list.pth", "cut.pth"])
+@pytest.mark.parametrize(
+    "name", ["absent.pth", "text.pth", "text.safetensors", "list.pth", "cut.pth"]
+)
 def test_what_is_no_state_dict_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "text.pth").write_text("weights")
     (tmp_path / "text.safetensors").write_text("weights")

@@ -45,7 +45,10 @@ def test_the_files_can_be_read_without_thawline(tmp_path: Path) -> None:
     save_classifier(make(), tmp_path / "classifier")
     description = json.loads((tmp_path / "classifier" / "classifier.json").read_text())
     assert description["class_names"] == ["flower", "temple"]
-    assert load_file(tmp_path / "classifier" / "model.safetensors")["linear.weight"].shape == (2, 16)
+    assert load_file(tmp_path / "classifier" / "model.safetensors")["linear.weight"].shape == (
+        2,
+        16,
+    )
 
 
 def test_a_classifier_is_never_overwritten_nor_left_half_written(tmp_path: Path) -> None:

@@ -87,7 +87,9 @@ def test_a_glob_trains_single_layers_and_leaves_their_batch_norm_frozen() -> Non
     st.floats(0.01, 1),
 )
 @settings(deadline=None, max_examples=50)
-def test_the_optimizer_holds_exactly_the_trainable_parameters(trainable: object, decay: float) -> None:
+def test_the_optimizer_holds_exactly_the_trainable_parameters(
+    trainable: object, decay: float
+) -> None:
     chosen = phase(trainable, lr_decay=decay)
     freeze_layers(RESNET, chosen)
     groups = parameter_groups(RESNET, chosen)
@@ -144,7 +146,14 @@ def test_learning_rates_fall_from_stage_to_stage_unless_given() -> None:
     freeze_layers(RESNET, chosen)
     rates = {group["name"]: group["lr"] for group in parameter_groups(RESNET, chosen)}
     assert rates == pytest.approx(
-        {"head": 0.1, "layer4": 0.05, "layer3": 0.7, "layer2": 0.0125, "layer1": 0.00625, "stem": 0.003125}
+        {
+            "head": 0.1,
+            "layer4": 0.05,
+            "layer3": 0.7,
+            "layer2": 0.0125,
+            "layer1": 0.00625,
+            "stem": 0.003125,
+        }
     )
 
 

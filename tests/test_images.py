@@ -49,8 +49,13 @@ def test_split_folders_are_found(tmp_path: Path) -> None:
 def test_a_csv_is_read_with_its_labels_as_text(tmp_path: Path) -> None:
     for name in ("1.png", "2.png", "3.png"):
         save(tmp_path / "photos" / name)
-    table = "path,label,group,photographer\nphotos/1.png,007,a,x\nphotos/2.png,NA,a,y\nphotos/3.png,1,b,z\n"
-    (tmp_path / "list.csv").write_text(table)
+    rows = [
+        "path,label,group,by",
+        "photos/1.png,007,a,x",
+        "photos/2.png,NA,a,y",
+        "photos/3.png,1,b,z",
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(rows))
     manifest = find("list.csv", tmp_path)
     assert list(manifest.columns) == ["path", "label", "group"]
     assert list(manifest["label"]) == ["007", "NA", "1"]
@@ -59,7 +64,10 @@ def test_a_csv_is_read_with_its_labels_as_text(tmp_path: Path) -> None:
 def test_digits_are_written_once_as_they_are(tmp_path: Path) -> None:
     manifest = find("sklearn:digits", tmp_path)
     digits = load_digits()
-    assert manifest["label"].value_counts().sort_index().tolist() == np.bincount(digits.target).tolist()
+    assert (
+        manifest["label"].value_counts().sort_index().tolist()
+        == np.bincount(digits.target).tolist()
+    )
     for row in manifest.iloc[::300].itertuples():
         idx = int(Path(row.path).stem)
         assert row.label == str(digits.target[idx])
@@ -132,7 +140,9 @@ def test_unreadable_files_are_set_aside_with_the_reason(tmp_path: Path) -> None:
     clean, quarantine = screen_images(find(".", tmp_path))
     assert list(clean["path"]) == [good.as_posix()]
     assert list(clean.columns) == ["path", "label"]
-    problems = dict(zip(quarantine["path"].map(lambda p: Path(p).name), quarantine["problem"], strict=True))
+    problems = dict(
+        zip(quarantine["path"].map(lambda p: Path(p).name), quarantine["problem"], strict=True)
+    )
     assert problems.keys() == {"cut.jpg", "empty.png", "text.jpg"}
     assert "truncated" in problems["cut.jpg"]
 

@@ -43,7 +43,9 @@ def test_splits_hold_every_image_once_and_every_class_everywhere(
 
 
 @given(counts, st.integers(0, 1000), st.data())
-def test_a_group_is_never_torn_apart(counts: dict[str, int], seed: int, data: st.DataObject) -> None:
+def test_a_group_is_never_torn_apart(
+    counts: dict[str, int], seed: int, data: st.DataObject
+) -> None:
     labels = [label for label, count in counts.items() for _ in range(count)]
     size = data.draw(st.integers(1, 3))
     groups = [f"{label}-{idx // size}" for idx, label in enumerate(labels)]

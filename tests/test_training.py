@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from thawline.backbones import build_network
+from thawline.backbones import IMAGENET, build_network
 from thawline.errors import ParameterError, TrainingError
 from thawline.options import ModelOptions, Phase, TrainingOptions, TransformOptions
 from thawline.training import (
@@ -23,7 +23,6 @@ from thawline.training import (
     train,
 )
 from thawline.transforms import Transforms, build_transforms
-from thawline.backbones import IMAGENET
 
 HEAD = Phase(trainable={"last": 1}, epochs=2, lr=0.01)
 EVERYTHING = Phase(trainable="all", epochs=2, lr=0.003)
@@ -83,7 +82,9 @@ def test_frozen_stages_keep_every_tensor_to_the_bit(splits: pd.DataFrame, traina
     for name, tensor in result.last.items():
         if not name.startswith(thawed):
             assert torch.equal(tensor, before[name]), name
-    changed = {name for name, tensor in result.last.items() if not torch.equal(tensor, before[name])}
+    changed = {
+        name for name, tensor in result.last.items() if not torch.equal(tensor, before[name])
+    }
     assert {name.split(".")[0] for name in changed} == {name.split(".")[0] for name in thawed}
     record = result.freeze_contract[0]
     assert record["sha256_before"] == record["sha256_after"]
@@ -102,7 +103,9 @@ def test_the_best_epoch_is_the_one_that_the_monitor_names(splits: pd.DataFrame) 
     assert by_loss.best_epoch == by_loss.history["val_loss"].idxmin() + 1
     by_accuracy = run(splits, phase)
     history = by_accuracy.history
-    best = history[history["val_accuracy"] == history["val_accuracy"].max()]["val_loss"].idxmin() + 1
+    best = (
+        history[history["val_accuracy"] == history["val_accuracy"].max()]["val_loss"].idxmin() + 1
+    )
     assert by_accuracy.best_epoch == best
 
 
@@ -114,7 +117,9 @@ def test_patience_stops_a_phase(splits: pd.DataFrame) -> None:
 
 def test_a_loss_that_explodes_is_named_with_its_rate(splits: pd.DataFrame) -> None:
     phase = Phase(trainable="all", epochs=3, lr=1e30)
-    with pytest.raises(TrainingError, match=r"The loss is (nan|inf) in epoch \d .*Lower training\.lr"):
+    with pytest.raises(
+        TrainingError, match=r"The loss is (nan|inf) in epoch \d .*Lower training\.lr"
+    ):
         run(splits, phase, optimizer="sgd", warmup=0)
 
 
@@ -175,7 +180,11 @@ def test_clipping_bounds_the_step(splits: pd.DataFrame) -> None:
     start = network_of().state_dict()
     kwargs = {"optimizer": "sgd", "momentum": 0, "weight_decay": 0, "clip_norm": 1e-4}
     end = run(splits, phase, warmup=0, **kwargs).last
-    moved = sum((end[name] - start[name]).square().sum() for name in start if "running" not in name and "num_" not in name)
+    moved = sum(
+        (end[name] - start[name]).square().sum()
+        for name in start
+        if "running" not in name and "num_" not in name
+    )
     assert 0 < moved.sqrt() <= 4 * 1e-4 * 1.01  # four steps of at most 1e-4
 
 
@@ -211,7 +220,9 @@ def test_sgd_and_adamw_take_their_options() -> None:
 def test_every_epoch_shows_each_image_once_in_a_new_view(length: int, seed: int) -> None:
     sampler = ViewSampler(length, seed)
     first, second = list(sampler), list(sampler)
-    assert sorted(idx for idx, _ in first) == sorted(idx for idx, _ in second) == list(range(length))
+    assert (
+        sorted(idx for idx, _ in first) == sorted(idx for idx, _ in second) == list(range(length))
+    )
     assert not {view for _, view in first} & {view for _, view in second}
     assert list(ViewSampler(length, seed)) == first
 

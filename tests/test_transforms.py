@@ -48,7 +48,7 @@ def test_overrides_hold_and_the_resize_keeps_its_share() -> None:
     assert changed.preprocessing.resize == round(232 * 64 / 224)
     pixels = changed.evaluation(PHOTO)
     assert pixels.shape == (3, 64, 64)
-    assert 0 <= pixels.min() and pixels.max() <= 1
+    assert pixels.min() >= 0 and pixels.max() <= 1
 
 
 def test_a_crop_larger_than_the_image_is_refused() -> None:

@@ -85,7 +85,8 @@ def head_name(network: nn.Module) -> str:
     """Return the dotted name of the classifier: of the new one, or else of the original one."""
     if (name := getattr(network, "head_name", None)) is not None:
         return str(name)
-    classifier = network.get_classifier() if hasattr(network, "get_classifier") else None
+    get_classifier: Any = getattr(network, "get_classifier", None)  # timm's networks have it
+    classifier = get_classifier() if get_classifier else None
     if isinstance(classifier, nn.Module):
         return next(name for name, module in network.named_modules() if module is classifier)
     layers = [
@@ -139,7 +140,7 @@ def _build_torchvision(options: ModelOptions) -> nn.Module:
             " model.weights=none."
         ) from error
     if getattr(network, "aux_logits", False):  # Inception's second head: trained from ImageNet only
-        network.aux_logits = False
+        setattr(network, "aux_logits", False)  # noqa: B010
         for name in ("AuxLogits", "aux1", "aux2"):
             if hasattr(network, name):
                 setattr(network, name, None)
@@ -214,7 +215,10 @@ def _check_timm_name(name: str) -> None:
 
 def _timm_preprocessing(name: str) -> Preprocessing:
     _check_timm_name(name)
-    config = timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+    known_config = timm.get_pretrained_cfg(name)
+    config = timm.data.resolve_data_config(
+        pretrained_cfg=known_config.to_dict() if known_config else {}
+    )
     size = config["input_size"][-1]
     known = config["interpolation"] in get_args(Interpolation)
     return Preprocessing(
@@ -286,7 +290,8 @@ def _replace_head(network: nn.Module, options: ModelOptions, classes: int) -> No
     """Put a new head in the place of the old classifier; its input width is the old one's."""
     name = head_name(network)
     old = network.get_submodule(name)
-    if _is_pointwise(old):  # SqueezeNet: classify the pooled features, without its last ReLU
+    new: nn.Module
+    if isinstance(old, nn.Conv2d):  # SqueezeNet: classify pooled features, without its last ReLU
         name = name.rpartition(".")[0]
         new = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), _make_head(old.in_channels, options, classes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise CheckpointError(f"model.weights: there is no file '{path}'.")
+    content: Any
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -110,7 +112,7 @@ def load_backbone(network: nn.Module, head_name: str, path: Path) -> LoadReport:
     )
 
 
-def _wrapper_of(content: dict[str, object]) -> str | None:
+def _wrapper_of(content: dict[str, Any]) -> str | None:
     return next((key for key in WRAPPERS if isinstance(content.get(key), dict)), None)
 
 

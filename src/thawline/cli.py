@@ -34,6 +34,10 @@ def _is_no_error(record: logging.LogRecord) -> bool:
 
 cli.add_command(
     click.Command(
-        "run", callback=_run, params=kedro_run.params, help=kedro_run.help, short_help="Run a pipeline."
+        "run",
+        callback=_run,
+        params=kedro_run.params,
+        help=kedro_run.help,
+        short_help="Run a pipeline.",
     )
 )

@@ -80,7 +80,8 @@ def score(
         per_class: label, images, precision, recall, f1; a row a class.
         confusion: counts, a row a true and a column a predicted class.
     """
-    names = [c.removeprefix(PROBABILITY) for c in predictions if c.startswith(PROBABILITY)]
+    columns = predictions.columns.astype(str)
+    names = [c.removeprefix(PROBABILITY) for c in columns if c.startswith(PROBABILITY)]
     table = torch.tensor(predictions[[PROBABILITY + name for name in names]].to_numpy())
     truth = torch.tensor([names.index(label) for label in predictions["label"]])
     guess = torch.tensor([names.index(label) for label in predictions["prediction"]])

@@ -31,12 +31,12 @@ def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
                 row=1,
                 col=column,
             )
-    for phase, rows in history.groupby("phase"):
+    for number, (_, rows) in enumerate(history.groupby("phase")):
         figure.add_vrect(
             x0=rows["epoch"].min() - 0.5,
             x1=rows["epoch"].max() + 0.5,
             fillcolor="grey",
-            opacity=0.05 if int(phase) % 2 else 0.15,
+            opacity=0.15 if number % 2 else 0.05,
             line_width=0,
         )
     figure.add_vline(x=best_epoch, line={"dash": "dot", "color": "grey"})

@@ -197,7 +197,11 @@ def _units(network: nn.Module, head: str) -> list[tuple[str, nn.Module]]:
         largest = max(range(len(units)), key=sizes.__getitem__)
         name, module = units[largest]
         inner = [(f"{name}.{n}", child) for n, child in module.named_children()]
-        if name == head or sizes[largest] <= LARGE * sum(sizes) or not any(_size(m) for _, m in inner):
+        if (
+            name == head
+            or sizes[largest] <= LARGE * sum(sizes)
+            or not any(_size(m) for _, m in inner)
+        ):
             return units
         units[largest : largest + 1] = inner
 

@@ -21,6 +21,7 @@ from kedro.io import DataCatalog, Version
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
+from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Param
 from omegaconf import OmegaConf
 from pydantic import BaseModel
@@ -102,18 +103,14 @@ class TrackingHook(MlflowHook):
         metadata = getattr(self._catalog.get(dataset_name), "metadata", None) or {}
         if not self._is_mlflow_enabled:
             return
-        for kind in metadata.get("mlflow", []):
-            {"input": _log_input, "metrics": _log_metrics, "artifact": _log_artifact}[kind](
-                dataset_name, data
-            )
-
-
-def _log_input(name: str, table: pd.DataFrame) -> None:
-    mlflow.log_input(mlflow.data.from_pandas(table, name=name, targets="label"), context="training")
-
-
-def _log_metrics(_: str, metrics: dict[str, float]) -> None:
-    mlflow.log_metrics(metrics)
+        kinds = metadata.get("mlflow", [])
+        if "input" in kinds:
+            table = from_pandas(data, name=dataset_name, targets="label")
+            mlflow.log_input(table, context="training")
+        if "metrics" in kinds:
+            mlflow.log_metrics(data)
+        if "artifact" in kinds:
+            _log_artifact(dataset_name, data)
 
 
 def _log_artifact(name: str, data: Any) -> None:
@@ -155,7 +152,7 @@ def _tags(project: Path, runner: str) -> dict[str, str]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
     tags = {
         "kedro_command": " ".join(["kedro", *sys.argv[1:]]),
-        "runner": runner.split()[0].rpartition(".")[2].strip("<>"),
+        "runner": runner.split(maxsplit=1)[0].rpartition(".")[2].strip("<>"),
         "device": device or platform.machine(),
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
@@ -169,7 +166,7 @@ def _tags(project: Path, runner: str) -> dict[str, str]:
 def _git(project: Path, *arguments: str) -> str:
     """Return what git says, or nothing outside a repository or without git."""
     try:
-        answer = subprocess.run(  # noqa: S603
+        answer = subprocess.run(
             ["git", *arguments], cwd=project, capture_output=True, text=True, check=False
         )
     except FileNotFoundError:

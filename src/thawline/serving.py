@@ -16,7 +16,7 @@ class ServedClassifier(PythonModel):
         """Load the classifier once, when the model is loaded."""
         self.classifier = load_classifier(Path(context.artifacts["classifier"]))
 
-    def predict(self, context, model_input: pd.DataFrame, params=None) -> pd.DataFrame:  # type: ignore[no-untyped-def] # noqa: ANN001, ARG002, E501
+    def predict(self, context, model_input: pd.DataFrame, params=None) -> pd.DataFrame:  # type: ignore[no-untyped-def]
         """Return a data frame with the columns label and probability, a row an image."""
         return classify(self.classifier, list(model_input.iloc[:, 0]))
 

@@ -84,9 +84,7 @@ def _fill_splits(
     return given
 
 
-def _carve(
-    manifest: pd.DataFrame, shares: dict[str, float], rng: np.random.Generator
-) -> pd.Series:
+def _carve(manifest: pd.DataFrame, shares: dict[str, float], rng: np.random.Generator) -> pd.Series:
     """Return train for every image but the given shares of each class's groups."""
     group = manifest["group"] if "group" in manifest else manifest["path"]
     labels = manifest.groupby(group)["label"].agg(lambda names: names.mode().iloc[0])

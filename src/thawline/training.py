@@ -68,7 +68,7 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, paths: Sequence[str], labels: Sequence[int], transform: v2.Compose) -> None:
         """Keep what is needed to read the images; none is read yet."""
-        self.paths, self.labels, self.transform = list(paths), list(labels), transform
+        self.paths, self.labels, self.transform = paths, labels, transform
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -140,7 +140,7 @@ def train(
     val_loader = make_loader(splits, "val", transforms.evaluation, options.batch_size, options)
     train_loader, val_loader = accelerator.prepare(train_loader, val_loader)
     loss_function = make_loss(splits, options, log_probabilities).to(accelerator.device)
-    network.to(accelerator.device, memory_format=torch.channels_last)
+    network.to(accelerator.device).to(memory_format=torch.channels_last)
     logger.info("Training on %s in %s", accelerator.device, accelerator.mixed_precision)
 
     best: State = {}
@@ -244,7 +244,7 @@ def make_loader(
         seed: shuffles, and takes a random view of each image; without it, neither.
     """
     rows = splits[splits["split"] == split]
-    dataset = ImageDataset(rows["path"], rows["class_index"], transform)
+    dataset = ImageDataset(rows["path"].tolist(), rows["class_index"].tolist(), transform)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = min(cores or 1, MOST_WORKERS) if options.workers is None else options.workers
     return DataLoader(
@@ -379,7 +379,7 @@ def _snapshot(network: nn.Module) -> State:
 
 
 def _computes_bf16_on_cpu() -> bool:
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 

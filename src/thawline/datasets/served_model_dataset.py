@@ -21,7 +21,16 @@ logger = logging.getLogger(__name__)
 
 PACKAGE = Path(thawline.__file__).parent
 # What thawline.classifier imports; the pipeline's own packages are not needed for serving.
-REQUIREMENTS = ("pandas", "pillow", "pydantic", "rich", "safetensors", "timm", "torch", "torchvision")
+REQUIREMENTS = (
+    "pandas",
+    "pillow",
+    "pydantic",
+    "rich",
+    "safetensors",
+    "timm",
+    "torch",
+    "torchvision",
+)
 # An unnamed column takes a list of paths, a list of bytes, and a data frame of either; over HTTP
 # the bytes come as base64.
 SIGNATURE = ModelSignature(

@@ -1,0 +1,1 @@
+"""Wiring: which node takes what, and in thin nodes.py what it calls."""

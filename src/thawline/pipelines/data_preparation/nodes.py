@@ -13,9 +13,7 @@ from thawline.options import DatasetOptions
 logger = logging.getLogger(__name__)
 
 
-def scan_images(
-    raw_images: Callable[[str], pd.DataFrame], dataset: DatasetOptions
-) -> pd.DataFrame:
+def scan_images(raw_images: Callable[[str], pd.DataFrame], dataset: DatasetOptions) -> pd.DataFrame:
     """Return the manifest of the images at `dataset.root`."""
     manifest = raw_images(dataset.root)
     logger.info("%d images of %d classes", len(manifest), manifest["label"].nunique())
@@ -36,9 +34,7 @@ def screen_images(manifest: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return clean_manifest, quarantine
 
 
-def split_dataset(
-    clean_manifest: pd.DataFrame, dataset: DatasetOptions, seed: int
-) -> pd.DataFrame:
+def split_dataset(clean_manifest: pd.DataFrame, dataset: DatasetOptions, seed: int) -> pd.DataFrame:
     """Return the table of splits."""
     splits = splitting.split_dataset(clean_manifest, dataset.fractions, seed)
     counts = splits["split"].value_counts()

@@ -31,9 +31,7 @@ logger = logging.getLogger(__name__)
 EXAMPLES = 2  # images that show how the served model is asked
 
 
-def choose_strategy(
-    strategy: str, strategies: Strategies, training: TrainingOptions
-) -> Strategy:
+def choose_strategy(strategy: str, strategies: Strategies, training: TrainingOptions) -> Strategy:
     """Return the named strategy, with epochs and rate of `training` in every phase if given."""
     chosen = strategies.root[strategy]
     overrides = {"epochs": training.epochs, "lr": training.lr}
@@ -46,9 +44,7 @@ def build_transforms(
     transform_options: TransformOptions, model: ModelOptions
 ) -> transforms.Transforms:
     """Return the transforms for training and evaluation, by default those of the weights."""
-    return transforms.build_transforms(
-        transform_options, backbones.pretrained_preprocessing(model)
-    )
+    return transforms.build_transforms(transform_options, backbones.pretrained_preprocessing(model))
 
 
 def build_model(
@@ -68,9 +64,7 @@ def build_model(
     return network
 
 
-def freeze_layers(
-    network: nn.Module, chosen_strategy: Strategy
-) -> tuple[nn.Module, pd.DataFrame]:
+def freeze_layers(network: nn.Module, chosen_strategy: Strategy) -> tuple[nn.Module, pd.DataFrame]:
     """Return the network as the first phase trains it, and the report on all phases."""
     report = freezing.freeze_report(network, chosen_strategy.phases)
     table = Table(*report.columns, title="What is frozen, what is trained")
@@ -101,8 +95,8 @@ def train_model(
         log_probabilities=model.log_probabilities,
         on_epoch=live_metrics,
     )
-    best = result.history.set_index("epoch").loc[result.best_epoch]
-    live_metrics({"best_val_accuracy": float(best["val_accuracy"])}, result.best_epoch)
+    best_val_accuracy = result.history["val_accuracy"].iloc[result.best_epoch - 1]
+    live_metrics({"best_val_accuracy": best_val_accuracy}, result.best_epoch)
     names = splits.sort_values("class_index")["label"].unique()
     best_classifier, last_classifier = (
         Classifier(
@@ -135,9 +129,7 @@ def evaluate_model(
     seed: int,
 ) -> tuple[dict[str, float], pd.DataFrame, pd.DataFrame, go.Figure]:
     """Return metrics, metrics by class, predictions and confusion matrix of the test split."""
-    predictions = evaluation.predict_split(
-        classifier, splits, "test", options.batch_size, training
-    )
+    predictions = evaluation.predict_split(classifier, splits, "test", options.batch_size, training)
     metrics, per_class, confusion = evaluation.score(predictions, options, seed)
     logger.info(
         "Test accuracy %.4f, 95 %% interval %.4f to %.4f, macro F1 %.4f, on %d images",

@@ -1,0 +1,253 @@
+"""`kedro run` does the whole job, from the command line, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from torchvision import models
+
+from conftest import QUICK, kedro
+
+# The tests that need a finished run share one process, so that it is made once.
+shares_a_run = pytest.mark.xdist_group("finished project")
+
+
+def latest(project: Path, folder: str) -> Path:
+    """Return the newest version of a versioned catalog entry."""
+    return max((project / "data" / folder).iterdir()) / Path(folder).name
+
+
+def weights(project: Path) -> dict[str, torch.Tensor]:
+    return load_file(latest(project, "06_models/classifier") / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def run(finished_project: Path) -> mlflow.entities.Run:
+    mlflow.set_tracking_uri(f"sqlite:///{finished_project}/mlflow.db")
+    client = mlflow.MlflowClient()
+    runs = client.search_runs([client.get_experiment_by_name("thawline").experiment_id])
+    return next(r for r in reversed(runs) if r.info.run_name == "finetune")
+
+
+@shares_a_run
+def test_every_parameter_is_a_parameter_of_the_run(run: mlflow.entities.Run, photos: Path) -> None:
+    parameters = run.data.params
+    assert parameters["dataset.root"] == str(photos)
+    assert parameters["training.epochs"] == "2"
+    assert parameters["model.backbone"] == "timm/tf_efficientnet_lite0"
+    assert parameters["strategies.head_only.phases.0.trainable.last"] == "1"
+    assert parameters["seed"] == "0" and parameters["strategy"] == "head_only"
+    assert parameters["transforms.mean"] == "None"
+    assert not [name for name in parameters if name.startswith("params:")]
+    assert max(len(value) for value in parameters.values()) < 500  # none is a whole group
+
+
+@shares_a_run
+def test_metrics_are_there_epoch_by_epoch(run: mlflow.entities.Run, finished_project: Path) -> None:
+    history = pd.read_csv(latest(finished_project, "08_reporting/history.csv"))
+    client = mlflow.MlflowClient()
+    for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr"):
+        points = client.get_metric_history(run.info.run_id, name)
+        assert [p.step for p in points] == [1, 2]
+        assert [p.value for p in points] == pytest.approx(history[name].tolist())
+    assert run.data.metrics["best_val_accuracy"] == history["val_accuracy"].max()
+    saved = json.loads(latest(finished_project, "08_reporting/metrics.json").read_text())
+    for name in ("test_accuracy", "test_accuracy_low", "test_macro_f1", "test_loss"):
+        assert run.data.metrics[name] == saved[name]
+
+
+@shares_a_run
+def test_tags_say_what_the_run_depends_on(run: mlflow.entities.Run) -> None:
+    tags = run.data.tags
+    assert "--params=dataset.root=" in tags["kedro_command"]
+    assert tags["torch"] == torch.__version__.split("+")[0]
+    assert tags["runner"] == "SequentialRunner"
+    assert {"device", "python", "thawline", "kedro", "mlflow", "timm"} <= tags.keys()
+    assert run.info.status == "FINISHED"
+
+
+def test_the_commit_is_recorded_where_there_is_one(project: Path) -> None:
+    from thawline.hooks import _tags
+
+    assert "git_commit" not in _tags(project, "<kedro.runner.SequentialRunner object at 0x0>")
+    here = _tags(Path(__file__).parent, "<kedro.runner.SequentialRunner object at 0x0>")
+    if (Path(__file__).parents[2] / ".git").exists():
+        assert len(here["git_commit"]) == 40 and here["git_dirty"] in ("True", "False")
+
+
+@shares_a_run
+def test_artifacts_and_the_data_set_are_logged(run: mlflow.entities.Run) -> None:
+    client = mlflow.MlflowClient()
+    names = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert {
+        "splits.csv",
+        "freeze_report.csv",
+        "freeze_contract.json",
+        "history.csv",
+        "learning_curves.html",
+        "confusion_matrix.html",
+        "metrics.json",
+        "per_class_metrics.csv",
+        "predictions.csv",
+        "quarantine.csv",
+    } <= names
+    (used,) = run.inputs.dataset_inputs
+    assert used.dataset.name == "splits"
+
+
+@shares_a_run
+def test_the_model_of_the_run_answers_with_labels_for_paths_and_bytes(
+    run: mlflow.entities.Run, finished_project: Path
+) -> None:
+    (logged,) = mlflow.search_logged_models(
+        experiment_ids=[run.info.experiment_id],
+        filter_string=f"source_run_id = '{run.info.run_id}'",
+        output_format="list",
+    )
+    model = mlflow.pyfunc.load_model(logged.model_uri)
+    assert model.metadata.metadata["class_names"] == ["flower", "temple"]
+    assert model.metadata.signature is not None and model.input_example is not None
+    predictions = pd.read_csv(latest(finished_project, "07_model_output/predictions.csv"))
+    paths = predictions["path"].tolist()
+    by_path = model.predict(paths)
+    assert by_path["label"].tolist() == predictions["prediction"].tolist()
+    by_bytes = model.predict(pd.DataFrame({0: [Path(p).read_bytes() for p in paths]}))
+    assert by_bytes["label"].tolist() == predictions["prediction"].tolist()
+    assert len(model.predict(model.input_example)) == 2
+
+
+@shares_a_run
+def test_nothing_is_written_outside_the_places_meant_for_it(finished_project: Path) -> None:
+    names = {p.name for p in finished_project.iterdir()} - {"conf", "src", "pyproject.toml"}
+    assert names <= {"data", "mlflow.db", "mlartifacts", ".telemetry", ".viz", "sessions"}
+
+
+@shares_a_run
+def test_an_earlier_model_gives_the_same_numbers_again(
+    finished_project: Path, photos: Path, tmp_path: Path
+) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(finished_project, project)
+    first = latest(project, "06_models/classifier").parent.name
+    numbers = json.loads(latest(project, "08_reporting/metrics.json").read_text())
+    other = f"--params=dataset.root={photos},seed=1,{QUICK}"  # a later model and other splits
+    assert kedro(project, "run", "--pipelines=finetune", other, cwd=project / "src").returncode == 0
+    assert latest(project, "06_models/classifier").parent.name != first
+    done = kedro(project, "run", "--pipeline=evaluate", f"--load-versions=classifier:{first}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(latest(project, "08_reporting/metrics.json").read_text()) == numbers
+    assert not (project / "src" / "mlflow.db").exists()
+
+
+@shares_a_run
+def test_two_runs_with_one_seed_are_identical_and_another_seed_is_not(
+    finished_project: Path, project: Path, photos: Path
+) -> None:
+    done = kedro(project, "run", f"--params=dataset.root={photos},{QUICK}")  # no name: finetune
+    assert done.returncode == 0, done.stdout + done.stderr
+    splits = [
+        latest(p, "05_model_input/splits.csv").read_bytes() for p in (project, finished_project)
+    ]
+    assert splits[0] == splits[1]
+    first, second = weights(project), weights(finished_project)
+    assert all(torch.equal(first[name], second[name]) for name in second)
+    done = kedro(project, "run", f"--params=dataset.root={photos},seed=7,{QUICK}")
+    assert latest(project, "05_model_input/splits.csv").read_bytes() != splits[0]
+    assert not torch.equal(weights(project)["classifier.weight"], first["classifier.weight"])
+
+
+def test_a_resnet50_file_and_an_unfrozen_stage_from_the_command_line(
+    project: Path, photos: Path
+) -> None:
+    torch.manual_seed(0)
+    source = models.resnet50().state_dict()
+    torch.save(source, project / "mine.pth")
+    done = kedro(
+        project,
+        "run",
+        "--pipeline=finetune",
+        f"--params=dataset.root={photos},model.backbone=resnet50,model.weights={project}/mine.pth,"
+        f"strategy=freeze_to_layer3,{QUICK}",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = " ".join(done.stdout.split())  # the console wraps its lines
+    assert "318 backbone tensors loaded" in said
+    assert "replaced by a new head: fc.weight, fc.bias" in said
+    trained = load_file(latest(project, "06_models/last_classifier") / "model.safetensors")
+    for name, tensor in source.items():
+        if name.startswith(("conv1", "bn1", "layer1", "layer2", "layer3")):
+            assert torch.equal(trained[name], tensor), name
+    assert not torch.equal(trained["layer4.2.conv3.weight"], source["layer4.2.conv3.weight"])
+    contract = json.loads(latest(project, "08_reporting/freeze_contract.json").read_text())
+    assert contract[0]["sha256_before"] == contract[0]["sha256_after"]
+
+
+def test_scratch_starts_from_random_weights(project: Path, photos: Path) -> None:
+    done = kedro(
+        project,
+        "run",
+        f"--params=dataset.root={photos},strategy=scratch,{QUICK}",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "random weights instead of default" in " ".join(done.stdout.split())
+
+
+MESSAGES = {
+    "strategy=nonsense": ["strategy: 'nonsense'", "freeze_to_layer2"],
+    "trian.lr=3": ["trian: unknown", "did you mean 'training'"],
+    "training.epochs=-1": ["training.epochs", "given -1"],
+    "model.backbone=resnet51": ["model.backbone", "'resnet51'", "resnet50"],
+    "model.backbone=resnet18,model.weights=V9": ["model.weights", "'V9'", "IMAGENET1K_V1"],
+    "model.weights=./best.pth": ["model.weights", "best.pth"],
+    "dataset.root=nowhere": ["dataset.root", "'nowhere' does not exist"],
+    "dataset.root=empty_class": ["dataset.root", "bees holds no image"],
+    "dataset.root=one_class": ["dataset.root", "at least two classes, found 1 (ants)"],
+}
+
+
+@pytest.mark.parametrize("parameters", MESSAGES)
+def test_a_mistake_ends_in_one_clear_message(project: Path, photos: Path, parameters: str) -> None:
+    for name in ("empty_class/ants", "one_class/ants"):
+        shutil.copytree(photos / "flower", project / name)
+    (project / "empty_class" / "bees").mkdir()
+    done = kedro(project, "run", "--pipeline=finetune", f"--params={parameters}")
+    said = done.stdout + done.stderr
+    assert done.returncode == 1
+    for words in MESSAGES[parameters]:
+        assert words in said
+    assert "Traceback" not in said
+    assert done.stderr.count("Error: ") == 1
+    for folder in ("06_models", "07_model_output", "08_reporting/metrics.json"):
+        assert not list((project / "data").glob(f"{folder}/**/*.*"))
+
+
+def test_a_failed_run_has_its_parameters_and_is_marked_failed(project: Path) -> None:
+    done = kedro(project, "run", "--params=dataset.root=nowhere,seed=11")
+    assert done.returncode == 1
+    with sqlite3.connect(project / "mlflow.db") as database:
+        ((status,),) = database.execute("select status from runs")
+        parameters = dict(database.execute("select key, value from params"))
+    assert status == "FAILED"
+    assert parameters["seed"] == "11" and parameters["training.optimizer"] == "adamw"
+
+
+def test_an_unreadable_file_is_set_aside_and_named(
+    project: Path, photos: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "flower" / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    done = kedro(project, "run", "--pipeline=data_preparation", f"--params=dataset.root={folder}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    quarantine = pd.read_csv(project / "data" / "08_reporting" / "quarantine.csv")
+    assert [Path(p).name for p in quarantine["path"]] == ["broken.jpg"]
+    splits = pd.read_csv(latest(project, "05_model_input/splits.csv"))
+    assert len(splits) == 40
