@@ -84,6 +84,7 @@ class TrackingHook(MlflowHook):
             Param(self.sanitize_param_name(name), value)
             for name, value in _flatten(_plain(catalog.load("parameters")))
         ]
+        parameters.sort(key=lambda p: p.key.startswith("strategies."))  # the long list comes last
         for start in range(0, len(parameters), PARAMS_A_BATCH):
             mlflow.MlflowClient().log_batch(
                 self.run_id, params=parameters[start : start + PARAMS_A_BATCH]

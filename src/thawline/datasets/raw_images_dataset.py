@@ -20,13 +20,16 @@ class RawImagesDataset(AbstractDataset[None, Callable[[str], pd.DataFrame]]):
     which images they are, and the catalog where downloaded ones are kept.
     """
 
-    def __init__(self, filepath: str, base: str, metadata: dict[str, Any] | None = None) -> None:
-        """Take the folder for packaged data sets, and what a relative root is relative to."""
-        self._filepath, self._base, self.metadata = Path(filepath), Path(base), metadata
+    def __init__(self, filepath: str, path: str, metadata: dict[str, Any] | None = None) -> None:
+        """Take the folder for packaged data sets, and what a relative root is relative to.
+
+        Kedro makes values under these two names relative to the project.
+        """
+        self._filepath, self._path, self.metadata = Path(filepath), Path(path), metadata
 
     def load(self) -> Callable[[str], pd.DataFrame]:
         """Return `find_images` with its folders filled in."""
-        return partial(find_images, base=self._base, packaged_folder=self._filepath)
+        return partial(find_images, base=self._path, packaged_folder=self._filepath)
 
     def save(self, data: None) -> None:
         """Refuse: raw images are never written by a pipeline.
@@ -40,4 +43,4 @@ class RawImagesDataset(AbstractDataset[None, Callable[[str], pd.DataFrame]]):
         return self._filepath.is_dir()
 
     def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._filepath), "base": str(self._base)}
+        return {"filepath": str(self._filepath), "path": str(self._path)}

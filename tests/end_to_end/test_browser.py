@@ -1,0 +1,158 @@
+"""A person who opens kedro viz and the MLflow UI after a run finds the run there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from conftest import kedro
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+CHROMIUM = shutil.which("chromium")
+NODES = {
+    "scan_images",
+    "screen_images",
+    "split_dataset",
+    "choose_strategy",
+    "build_transforms",
+    "build_model",
+    "freeze_layers",
+    "train_model",
+    "package_model",
+    "evaluate_model",
+}
+SECONDS = 60  # that a server or a page is waited for
+
+pytestmark = [
+    pytest.mark.xdist_group("finished project"),
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH"),
+]
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[playwright.Page]:
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with playwright.sync_playwright() as starter:
+        browser = starter.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        page = browser.new_page(viewport={"width": 1600, "height": 1200})
+        page.set_default_timeout(1000 * SECONDS)
+        yield page
+        browser.close()
+
+
+@contextmanager
+def served(folder: Path, command: str, *arguments: str) -> Iterator[str]:
+    """Start a server of the environment's own on a free port and yield its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log_file = folder.parent / f"{command}.log"
+    with log_file.open("w") as log:
+        process = subprocess.Popen(
+            [str(Path(sys.executable).with_name(command)), *arguments, "--port", str(port)],
+            cwd=folder,
+            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        wait_for(address, process, log_file)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=SECONDS)
+
+
+def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(2 * SECONDS):
+        assert process.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(address, timeout=5)
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.5)
+        else:
+            return
+    raise AssertionError(f"{address} did not answer:\n{log.read_text()}")
+
+
+def test_kedro_viz_shows_the_nodes_the_numbers_and_the_figures(
+    finished_project: Path, page: playwright.Page
+) -> None:
+    with served(finished_project, "kedro", "viz", "run", "--no-browser") as address:
+        page.goto(address)
+        page.wait_for_selector(".pipeline-node__text")
+        shown = set(page.locator(".pipeline-node__text").all_text_contents())
+        assert shown >= NODES
+        for figure in ("learning_curves", "confusion_matrix"):
+            page.goto(f"{address}/?sn={figure}")
+            page.wait_for_selector(".js-plotly-plot")
+        page.goto(f"{address}/?sn=metrics")
+        page.wait_for_selector("text=test_macro_f1")
+
+
+def test_the_built_site_holds_the_graph_and_its_figures(
+    finished_project: Path, tmp_path: Path
+) -> None:
+    project = Path(shutil.copytree(finished_project, tmp_path / "project"))
+    done = kedro(project, "viz", "build", "--include-previews")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "circular" not in done.stdout  # kedro viz drops layers that contradict each other
+    api = project / "build" / "api"
+    graph = json.loads((api / "main").read_text())
+    ids = {node["name"]: node["id"] for node in graph["nodes"]}
+    assert ids.keys() >= NODES
+    assert graph["layers"] == [
+        "raw",
+        "intermediate",
+        "primary",
+        "model_input",
+        "models",
+        "model_output",
+        "reporting",
+    ]
+    for figure in ("learning_curves", "confusion_matrix"):
+        preview = json.loads((api / "nodes" / ids[figure]).read_text())["preview"]
+        assert preview["data"] and preview["layout"]["title"]
+    splits = json.loads((api / "nodes" / ids["splits"]).read_text())["preview"]
+    assert splits["columns"] == ["path", "label", "class_index", "split"]
+
+
+def test_the_mlflow_ui_shows_metrics_curves_and_artifacts(
+    finished_project: Path, page: playwright.Page
+) -> None:
+    database = finished_project / "mlflow.db"
+    with sqlite3.connect(database) as connection:
+        query = "select run_uuid, experiment_id from runs where name = 'finetune' limit 1"
+        run, experiment = connection.execute(query).fetchone()
+    store = ("--backend-store-uri", f"sqlite:///{database}", "--workers", "1")
+    with served(finished_project, "mlflow", "ui", *store) as address:
+        overview = f"{address}/#/experiments/{experiment}/runs/{run}"
+        page.goto(overview)
+        for text in ("test_accuracy", "best_val_accuracy", "strategies.head_only.phases.0.lr"):
+            page.wait_for_selector(f"text={text}")
+        file = max((finished_project / "data/08_reporting/metrics.json").iterdir())
+        metrics = json.loads((file / "metrics.json").read_text())
+        assert str(metrics["test_loss"]) in page.locator("body").inner_text()
+        page.goto(f"{overview}/model-metrics")
+        page.fill("input[placeholder='Search metric charts']", "val_loss")
+        page.wait_for_selector(".js-plotly-plot .scatterlayer .trace")
+        page.goto(f"{overview}/artifacts")
+        for name in ("splits.csv", "freeze_report.csv", "learning_curves.html"):
+            page.wait_for_selector(f"text={name}")
