@@ -26,6 +26,10 @@ def _run(*args: Any, **kwargs: Any) -> Any:
         return kedro_run.callback(*args, **kwargs)  # type: ignore[misc]
     except (ThawlineError, DatasetError) as error:
         raise click.ClickException(str(error)) from error
+    except ValueError as error:
+        if not str(error).startswith("Failed to find the pipeline"):
+            raise
+        raise click.ClickException(str(error)) from error
 
 
 def _is_no_error(record: logging.LogRecord) -> bool:

@@ -229,6 +229,28 @@ def test_a_mistake_ends_in_one_clear_message(project: Path, photos: Path, parame
         assert not list((project / "data").glob(f"{folder}/**/*.*"))
 
 
+def test_an_unknown_pipeline_is_named_with_the_nearest(project: Path) -> None:
+    done = kedro(project, "run", "--pipeline=finetun")
+    assert done.returncode == 1
+    assert "'finetun'" in done.stderr and "finetune" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_strategy_of_ones_own_stands_beside_the_others(project: Path, photos: Path) -> None:
+    (project / "conf" / "local" / "parameters_mine.yml").write_text(
+        "strategies: {mine: {phases: [{trainable: {last: 1}, epochs: 1, lr: 0.1},"
+        " {trainable: [head, 'blocks.6.*.conv_pw.*'], epochs: 1, lr: 0.01, batch_norm: eval}]}}"
+    )
+    options = f"dataset.root={photos},strategy=mine,transforms.size=32,training.workers=0"
+    done = kedro(project, "run", f"--params={options}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = pd.read_csv(latest(project, "08_reporting/freeze_report.csv"))
+    thawed = report[(report["phase"] == 2) & (report["trainable"] > 0)]
+    assert thawed["stage"].tolist() == ["blocks.6", "head"]
+    contract = json.loads(latest(project, "08_reporting/freeze_contract.json").read_text())
+    assert [record["phase"] for record in contract] == [1, 2]
+
+
 def test_a_failed_run_has_its_parameters_and_is_marked_failed(project: Path) -> None:
     done = kedro(project, "run", "--params=dataset.root=nowhere,seed=11")
     assert done.returncode == 1
