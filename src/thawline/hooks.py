@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
 from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Param
 from omegaconf import OmegaConf
-from pydantic import BaseModel
 
 from thawline.options import validate_parameters
 
@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 PACKAGES = ("thawline", "torch", "torchvision", "timm", "kedro", "mlflow")
 PARAMS_A_BATCH = 100  # MLflow refuses more in one call
+
+# The files of a model are few; a bar for each copy of them only breaks the log.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
 class ProjectHook:
@@ -72,6 +75,12 @@ class TrackingHook(MlflowHook):
     """
 
     @hook_impl
+    def after_context_created(self, context: KedroContext) -> None:
+        """Set MLflow up and keep the parameters of the run."""
+        super().after_context_created(context)
+        self._parameters = validate_parameters(context.config_loader["parameters"])
+
+    @hook_impl
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
@@ -82,14 +91,23 @@ class TrackingHook(MlflowHook):
             return
         parameters = [
             Param(self.sanitize_param_name(name), value)
-            for name, value in _flatten(_plain(catalog.load("parameters")))
+            for name, value in _flatten(self._parameters.model_dump(mode="json"))
         ]
         parameters.sort(key=lambda p: p.key.startswith("strategies."))  # the long list comes last
         for start in range(0, len(parameters), PARAMS_A_BATCH):
             mlflow.MlflowClient().log_batch(
                 self.run_id, params=parameters[start : start + PARAMS_A_BATCH]
             )
-        mlflow.set_tags(_tags(Path(run_params["project_path"]), run_params["runner"]))
+        mlflow.set_tags(  # in place of kedro-mlflow's: a command without --params, an address
+            {
+                "kedro_command": " ".join(["kedro", *sys.argv[1:]]),
+                "runner": run_params["runner"].split()[0].rpartition(".")[2],
+                "device": _device(self._parameters.training.device),
+                "python": platform.python_version(),
+                **{name: version(name) for name in PACKAGES},
+                **_commit(Path(run_params["project_path"])),
+            }
+        )
 
     @hook_impl
     def before_node_run(
@@ -123,15 +141,6 @@ def _log_artifact(name: str, data: Any) -> None:
         mlflow.log_dict(data, f"{name}.json")
 
 
-def _plain(value: Any) -> Any:
-    """Return options as the dicts, lists and scalars that they were made of."""
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    if isinstance(value, Mapping):
-        return {name: _plain(inner) for name, inner in value.items()}
-    return value
-
-
 def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield dotted name and text of every scalar; lists of scalars stay together."""
     inner: Any = ()
@@ -145,23 +154,21 @@ def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         yield from _flatten(value, f"{prefix}.{name}" if prefix else str(name))
 
 
-def _tags(project: Path, runner: str) -> dict[str, str]:
-    """Return what, beside the parameters, a run depends on.
+def _device(wanted: str) -> str:
+    """Return the name of what computes."""
+    if wanted in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    if wanted in ("auto", "mps") and torch.backends.mps.is_available():
+        return "mps"
+    return f"cpu ({platform.processor() or platform.machine()})"
 
-    kedro-mlflow's own `kedro_command` leaves ``--params`` out, and its `runner` is an address.
-    """
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor()
-    tags = {
-        "kedro_command": " ".join(["kedro", *sys.argv[1:]]),
-        "runner": runner.split(maxsplit=1)[0].rpartition(".")[2].strip("<>"),
-        "device": device or platform.machine(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
-    }
+
+def _commit(project: Path) -> dict[str, str]:
+    """Return the commit and whether files differ from it; nothing outside a repository."""
     commit = _git(project, "rev-parse", "HEAD")
-    if commit:
-        tags |= {"git_commit": commit, "git_dirty": str(bool(_git(project, "status", "--short")))}
-    return tags
+    if not commit:
+        return {}
+    return {"git_commit": commit, "git_dirty": str(bool(_git(project, "status", "--short")))}
 
 
 def _git(project: Path, *arguments: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -201,7 +200,11 @@ def _write_once(target: Path, images: Iterable[tuple[str, Any]]) -> Path:
                 file = unfinished / f"{name}.png"
                 file.parent.mkdir(parents=True, exist_ok=True)
                 image.save(file)
-            shutil.move(unfinished, target)
+            try:
+                unfinished.rename(target)
+            except OSError:
+                if not target.is_dir():  # else another process was faster with the same images
+                    raise
     return target
 
 
