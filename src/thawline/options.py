@@ -71,7 +71,7 @@ class TransformOptions(Options):
     mean: Channels | None = Field(None, description="per channel, of values from 0 to 1")
     std: Channels | None = Field(None, description="per channel, of values from 0 to 1")
     crop_scale: float = Field(
-        0.35, gt=0, le=1, description="smallest share of the image's area a training crop keeps"
+        0.08, gt=0, le=1, description="smallest share of the image's area a training crop keeps"
     )
     rotation: float = Field(15, ge=0, le=180, description="degrees, at most, to either side")
     horizontal_flip: Probability = Field(0.5, description="probability of a mirrored view")
