@@ -117,9 +117,7 @@ def test_patience_stops_a_phase(splits: pd.DataFrame) -> None:
 
 def test_a_loss_that_explodes_is_named_with_its_rate(splits: pd.DataFrame) -> None:
     phase = Phase(trainable="all", epochs=3, lr=1e30)
-    with pytest.raises(
-        TrainingError, match=r"The loss is (nan|inf) in epoch \d .*Lower training\.lr"
-    ):
+    with pytest.raises(TrainingError, match=r"loss is (nan|inf) in epoch \d .*Lower training\.lr"):
         run(splits, phase, optimizer="sgd", warmup=0)
 
 
@@ -225,6 +223,14 @@ def test_every_epoch_shows_each_image_once_in_a_new_view(length: int, seed: int)
     )
     assert not {view for _, view in first} & {view for _, view in second}
     assert list(ViewSampler(length, seed)) == first
+
+
+def test_no_training_batch_is_a_single_image(splits: pd.DataFrame) -> None:
+    assert (splits["split"] == "train").sum() == 28
+    for size, batches in ((27, 1), (9, 3), (10, 3)):
+        loader = make_loader(splits, "train", transforms().train, size, options(), seed=0)
+        assert len(loader) == batches
+        assert min(len(labels) for _, labels in loader) > 1
 
 
 def test_a_validation_loader_keeps_the_order_of_the_table(splits: pd.DataFrame) -> None:

@@ -167,11 +167,12 @@ def train(
                     options, lambda **fields: bar.update(task, **fields),
                 )  # fmt: skip
                 metrics |= _validate(network, val_loader, accelerator)
-                if not math.isfinite(metrics["train_loss"]):
-                    raise TrainingError(
-                        f"The loss is {metrics['train_loss']} in epoch {epoch} at a learning rate"
-                        f" of {lr:g}. Lower training.lr or set training.clip_norm, for instance 1."
-                    )
+                for name in ("train_loss", "val_loss"):
+                    if not math.isfinite(metrics[name]):
+                        raise TrainingError(
+                            f"{name} is {metrics[name]} in epoch {epoch} at a learning rate of"
+                            f" {lr:g}. Lower training.lr or set training.clip_norm, for instance 1."
+                        )
                 history.append({"epoch": epoch, "phase": phase_number, **metrics, "lr": lr})
                 logger.info(_epoch_line(history[-1]))
                 if on_epoch:
@@ -251,6 +252,8 @@ def make_loader(
         dataset,
         batch_size,
         sampler=None if seed is None else ViewSampler(len(dataset), seed),
+        # Batch norm cannot train on a single image; the next epoch leaves out another one.
+        drop_last=seed is not None and len(dataset) % batch_size == 1 < len(dataset),
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
