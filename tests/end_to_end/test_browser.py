@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -58,9 +59,7 @@ def page() -> Iterator[playwright.Page]:
 @contextmanager
 def served(folder: Path, command: str, *arguments: str) -> Iterator[str]:
     """Start a server of the environment's own on a free port and yield its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     log_file = folder.parent / f"{command}.log"
     with log_file.open("w") as log:
         process = subprocess.Popen(
@@ -76,8 +75,18 @@ def served(folder: Path, command: str, *arguments: str) -> Iterator[str]:
         wait_for(address, process, log_file)
         yield address
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=SECONDS)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=SECONDS)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on; kedro viz takes none above 49151."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
 
 
 def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
