@@ -52,6 +52,12 @@ def test_vit_of_torchvision_gets_its_head() -> None:
     assert head_name(network) == "heads.head"
 
 
+@pytest.mark.parametrize("backbone", ["vit_b_32", "timm/test_vit"])
+def test_images_of_a_size_that_the_network_cannot_take_are_refused(backbone: str) -> None:
+    with pytest.raises(ParameterError, match=r"cannot process images of 100 px \(transforms.size"):
+        build(backbone=backbone, weights="none", size=100)
+
+
 def test_the_mlp_head_is_linear_relu_dropout_linear_with_its_sizes() -> None:
     head = build(
         backbone="resnet18", weights="none", head="mlp", head_hidden=32, head_dropout=0.1

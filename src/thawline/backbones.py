@@ -333,10 +333,11 @@ def _check_outputs(network: nn.Module, backbone: str, classes: int, size: int) -
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     try:
         outputs = network.eval()(images)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
         raise ParameterError(
             f"model.backbone: {backbone} cannot process images of {size} px (transforms.size):"
-            f" {str(error).splitlines()[0]}"
+            f" {reason}"
         ) from error
     network.train()
     shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__

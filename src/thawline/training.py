@@ -149,7 +149,7 @@ def train(
     contract: list[dict[str, Any]] = []
     steps = len(train_loader) * sum(phase.epochs for phase in phases)
     with _progress_bar() as bar:
-        task = bar.add_task("", total=steps, epoch="", loss=math.nan, accuracy=math.nan, speed=0.0)
+        task = bar.add_task("", total=steps, epoch="", figures="")
         for phase_number, phase in enumerate(phases, start=1):
             freeze_layers(network, phase)
             sha256_before = hash_tensors(frozen_tensors(network))
@@ -337,12 +337,11 @@ def _train_epoch(
         correct += (outputs.argmax(dim=1) == labels).sum()
         seen += len(labels)
         update_bar(advance=1)
-        if step % 10 == 0 or step + 1 == len(loader):  # reading a number waits for the device
-            update_bar(
-                loss=loss_sum.item() / seen,
-                accuracy=correct.item() / seen,
-                speed=seen / (time.perf_counter() - start),
-            )
+        if accelerator.device.type == "cpu" or step % 10 == 0:  # elsewhere reading means waiting
+            speed = seen / (time.perf_counter() - start)
+            loss_mean, accuracy = loss_sum.item() / seen, correct.item() / seen
+            figures = f"loss {loss_mean:.3f} accuracy {accuracy:.3f} {speed:.0f} images/s"
+            update_bar(figures=figures)
     return {
         "train_loss": loss_sum.item() / seen,
         "train_accuracy": correct.item() / seen,
@@ -394,9 +393,7 @@ def _progress_bar() -> Progress:
     return Progress(
         TextColumn("Training, epoch {task.fields[epoch]}"),
         BarColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-        TextColumn("accuracy {task.fields[accuracy]:.3f}"),
-        TextColumn("{task.fields[speed]:.0f} images/s"),
+        TextColumn("{task.fields[figures]}"),
         TimeRemainingColumn(),
         console=get_console(),  # Kedro's logging writes to the same one, above the bar
         transient=True,
