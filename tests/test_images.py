@@ -22,15 +22,17 @@ def save(path: Path, colour: tuple[int, int, int] = (200, 30, 30)) -> Path:
     return path
 
 
-def test_a_folder_per_class_is_found_relative_to_the_base(tmp_path: Path) -> None:
-    for name in ("ants/b.JPG", "ants/a.jpeg", "bees/deep/c.png", "bees/.hidden.txt"):
-        save(tmp_path / "photos" / name) if not name.endswith("txt") else (
-            tmp_path / "photos" / name
-        ).write_text("no image")
+def test_a_folder_per_class_is_found_relative_to_the_base(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("ants/b.JPG", "ants/a.jpeg", "bees/deep/c.png", "ants/._b.jpg", "bees/d.gif"):
+        save(tmp_path / "photos" / name)
     manifest = find("photos", tmp_path)
     assert list(manifest["label"]) == ["ants", "ants", "bees"]
     assert [Path(p).name for p in manifest["path"]] == ["a.jpeg", "b.JPG", "c.png"]
     assert all(Path(p).is_absolute() for p in manifest["path"])
+    (warning,) = caplog.messages
+    assert "1 file(s) are no images" in warning and "d.gif" in warning
 
 
 def test_split_folders_are_found(tmp_path: Path) -> None:

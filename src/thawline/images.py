@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,8 @@ from rich.progress import track
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from thawline.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 SPLIT_FOLDERS = ("train", "val", "test")
 
@@ -147,7 +150,12 @@ def _rows(folder: Path) -> Iterator[dict[str, str]]:
             " named after the class."
         )
     for class_folder in classes:
-        files = sorted(p for p in class_folder.rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
+        found = sorted(p for p in class_folder.rglob("[!.]*") if p.is_file())
+        files = [p for p in found if p.suffix.lower() in IMG_EXTENSIONS]
+        if 0 < len(files) < len(found):
+            other = next(p for p in found if p.suffix.lower() not in IMG_EXTENSIONS)
+            count = len(found) - len(files)
+            logger.warning("%d file(s) are no images and are left out, first %s", count, other)
         if not files:
             raise DataError(
                 f"dataset.root: the class folder {class_folder} holds no image"
