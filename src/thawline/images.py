@@ -229,7 +229,7 @@ def _digits() -> list[tuple[str, Image.Image]]:
 
 
 def _torchvision_images(name: str, folder: Path) -> Iterator[tuple[str, Image.Image]]:
-    """Yield the images of a torchvision data set, with a name split/class/number for each."""
+    """Yield the images of a torchvision data set, each named split/class/number or class/number."""
     import inspect
 
     from torchvision import datasets
@@ -241,21 +241,21 @@ def _torchvision_images(name: str, folder: Path) -> Iterator[tuple[str, Image.Im
             f"dataset.root: torchvision has no data set '{name}' (possible: {', '.join(known)})."
         )
     options = inspect.signature(constructor).parameters
-    wanted: dict[str, dict[str, Any]] = {
-        "train": {"train": True} if "train" in options else {"split": "train"},
-        "val": {"split": "val"},
-        "test": {"train": False} if "train" in options else {"split": "test"},
-    }
+    splits: dict[str, list[dict[str, Any]]]
     if "train" in options:
-        del wanted["val"]
+        splits = {"train": [{"train": True}], "test": [{"train": False}]}
+    elif "split" in options:
+        splits = {name: [{"split": name}] for name in SPLIT_FOLDERS}
+        splits["train"].append({"split": "trainval"})
+    else:
+        splits = {"": [{}]}
     found = 0
-    for split, arguments in wanted.items():
-        for choice in (arguments, {"split": "trainval"}) if split == "train" else (arguments,):
-            dataset = _open_torchvision(constructor, folder, choice)
-            if dataset is not None:
-                found += 1
-                yield from _named_images(split, dataset)
-                break
+    for split, alternatives in splits.items():
+        opened = (_open_torchvision(constructor, folder, choice) for choice in alternatives)
+        dataset = next((one for one in opened if one is not None), None)
+        if dataset is not None:
+            found += 1
+            yield from _named_images(split, dataset)
     if not found:
         raise DataError(f"dataset.root: '{name}' is not a data set of images with one label each.")
 
@@ -276,4 +276,5 @@ def _open_torchvision(constructor: Any, folder: Path, arguments: dict[str, Any])
 def _named_images(split: str, dataset: Any) -> Iterator[tuple[str, Image.Image]]:
     classes = [str(name).replace("/", "-") for name in getattr(dataset, "classes", [])]
     for idx, (image, label) in enumerate(dataset):
-        yield f"{split}/{classes[label] if classes else label}/{idx:06d}", image
+        folder = Path(split, classes[label] if classes else str(label))
+        yield (folder / f"{idx:06d}").as_posix(), image
