@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thawline.errors import DataError
+from thawline.images import SPLITS
 from thawline.options import SplitFractions
-from thawline.splitting import SPLITS, check_splits, split_dataset
+from thawline.splitting import check_splits, split_dataset
 
 FRACTIONS = SplitFractions()
 

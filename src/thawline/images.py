@@ -21,7 +21,7 @@ from thawline.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-SPLIT_FOLDERS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")
 
 
 def find_images(root: str, base: Path, packaged_folder: Path) -> pd.DataFrame:
@@ -125,7 +125,7 @@ def _problem_with(path: str) -> str | None:
 
 def _scan_folder(root: Path) -> pd.DataFrame:
     """Return the manifest of a folder per class, or of one with such folders in train/, val/…."""
-    splits = [name for name in SPLIT_FOLDERS if (root / name).is_dir()]
+    splits = [name for name in SPLITS if (root / name).is_dir()]
     if "train" not in splits:
         return pd.DataFrame(_rows(root))
     tables = [pd.DataFrame(_rows(root / name)).assign(split=name) for name in splits]
@@ -179,7 +179,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
         if len(empty):
             raise DataError(f"dataset.root: {path}, line {empty[0] + 2}: '{column}' is empty.")
     if "split" in table:
-        odd = sorted(set(table["split"]) - set(SPLIT_FOLDERS))
+        odd = sorted(set(table["split"]) - set(SPLITS))
         if odd:
             raise DataError(
                 f"dataset.root: {path} names the split '{odd[0]}'; possible are train, val, test."
@@ -245,7 +245,7 @@ def _torchvision_images(name: str, folder: Path) -> Iterator[tuple[str, Image.Im
     if "train" in options:
         splits = {"train": [{"train": True}], "test": [{"train": False}]}
     elif "split" in options:
-        splits = {name: [{"split": name}] for name in SPLIT_FOLDERS}
+        splits = {name: [{"split": name}] for name in SPLITS}
         splits["train"].append({"split": "trainval"})
     else:
         splits = {"": [{}]}

@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 
 from thawline.errors import DataError
+from thawline.images import SPLITS
 from thawline.options import SplitFractions
-
-SPLITS = ("train", "val", "test")
 
 
 def split_dataset(manifest: pd.DataFrame, fractions: SplitFractions, seed: int) -> pd.DataFrame:

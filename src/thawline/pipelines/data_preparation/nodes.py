@@ -38,5 +38,5 @@ def split_dataset(clean_manifest: pd.DataFrame, dataset: DatasetOptions, seed: i
     """Return the table of splits."""
     splits = splitting.split_dataset(clean_manifest, dataset.fractions, seed)
     counts = splits["split"].value_counts()
-    logger.info("Images: %s", ", ".join(f"{name} {counts[name]}" for name in splitting.SPLITS))
+    logger.info("Images: %s", ", ".join(f"{name} {counts[name]}" for name in images.SPLITS))
     return splits
