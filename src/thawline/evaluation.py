@@ -20,6 +20,7 @@ from torchmetrics.functional.classification import (
 from thawline.classifier import Classifier, probabilities
 from thawline.errors import DataError
 from thawline.options import EvaluationOptions, TrainingOptions
+from thawline.splitting import class_names
 from thawline.training import make_accelerator, make_loader
 from thawline.transforms import evaluation_transform
 
@@ -41,8 +42,8 @@ def predict_split(
     Raises:
         DataError: when the classifier was trained for other classes than those of the table.
     """
-    names = splits.sort_values("class_index")["label"].unique()
-    if tuple(names) != classifier.class_names:
+    names = class_names(splits)
+    if names != classifier.class_names:
         raise DataError(
             f"The classifier knows the classes {', '.join(classifier.class_names)}, the splits have"
             f" {', '.join(names)}. Load the splits of the classifier's own version."
@@ -58,7 +59,7 @@ def predict_split(
     table = torch.cat(batches).numpy()
     rows = splits[splits["split"] == split]
     predictions = pd.DataFrame({"path": rows["path"], "label": rows["label"]}, index=rows.index)
-    predictions["prediction"] = names[table.argmax(axis=1)]
+    predictions["prediction"] = [names[idx] for idx in table.argmax(axis=1)]
     columns = [PROBABILITY + name for name in names]
     return predictions.join(pd.DataFrame(table, rows.index, columns)).reset_index(drop=True)
 

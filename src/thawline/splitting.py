@@ -41,6 +41,11 @@ def split_dataset(manifest: pd.DataFrame, fractions: SplitFractions, seed: int) 
     return check_splits(splits[columns + ["group"] * ("group" in splits)])
 
 
+def class_names(splits: pd.DataFrame) -> tuple[str, ...]:
+    """Return the classes of a table of splits in the order of their indices."""
+    return tuple(splits.sort_values("class_index")["label"].unique())
+
+
 def check_splits(splits: pd.DataFrame) -> pd.DataFrame:
     """Return the table of splits unchanged if it is sound; the catalog calls this on every load.
 

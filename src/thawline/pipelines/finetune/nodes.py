@@ -25,6 +25,7 @@ from thawline.options import (
     TrainingOptions,
     TransformOptions,
 )
+from thawline.splitting import class_names
 
 logger = logging.getLogger(__name__)
 
@@ -97,11 +98,10 @@ def train_model(
     )
     best_val_accuracy = result.history["val_accuracy"].iloc[result.best_epoch - 1]
     live_metrics({"best_val_accuracy": best_val_accuracy}, result.best_epoch)
-    names = splits.sort_values("class_index")["label"].unique()
     best_classifier, last_classifier = (
         Classifier(
             network=_with_state(frozen_network, state),
-            class_names=tuple(names),
+            class_names=class_names(splits),
             preprocessing=image_transforms.preprocessing,
             model=model,
             training={"epoch": epoch, "seed": seed, **chosen_strategy.model_dump(mode="json")},
