@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from thawline.backbones import build_network
 from thawline.errors import CheckpointError
-from thawline.images import read_image
+from thawline.images import Source
 from thawline.options import ModelOptions
-from thawline.transforms import Preprocessing, evaluation_transform
+from thawline.transforms import Preprocessing, evaluation_view, normalise
 
 FORMAT = 1
 WEIGHTS_FILE = "model.safetensors"
@@ -97,19 +97,20 @@ def load_classifier(folder: Path) -> Classifier:
 
 @torch.inference_mode()
 def classify(
-    classifier: Classifier, images: Sequence[str | os.PathLike[str] | bytes], batch_size: int = 32
+    classifier: Classifier, images: Sequence[Source], batch_size: int = 32
 ) -> pd.DataFrame:
     """Return label and probability (0 to 1) for each image, given as a path or as a file's bytes.
 
     Raises:
         OSError: when an image cannot be read.
     """
-    transform = evaluation_transform(classifier.preprocessing)
+    preprocessing = classifier.preprocessing
     network = classifier.network.eval()
     rows: list[tuple[str, float]] = []
     for start in range(0, len(images), batch_size):
-        batch = [transform(read_image(image)) for image in images[start : start + batch_size]]
-        top, idx = probabilities(network(torch.stack(batch))).max(dim=1)
+        batch = images[start : start + batch_size]
+        views = torch.stack([evaluation_view(image, preprocessing) for image in batch])
+        top, idx = probabilities(network(normalise(views, preprocessing))).max(dim=1)
         names = (classifier.class_names[i] for i in idx.tolist())
         rows.extend(zip(names, top.tolist(), strict=True))
     return pd.DataFrame(rows, columns=["label", "probability"])

@@ -19,10 +19,11 @@ from torchmetrics.functional.classification import (
 
 from thawline.classifier import Classifier, probabilities
 from thawline.errors import DataError
-from thawline.options import EvaluationOptions, TrainingOptions
+from thawline.loading import View, ViewLoader
+from thawline.options import EvaluationOptions, TrainingOptions, TransformOptions
 from thawline.splitting import class_names
-from thawline.training import make_accelerator, make_loader
-from thawline.transforms import evaluation_transform
+from thawline.training import make_accelerator
+from thawline.transforms import Transforms, normalise
 
 PROBABILITY = "probability_"  # + class name: the columns of the predictions table
 
@@ -49,15 +50,17 @@ def predict_split(
             f" {', '.join(names)}. Load the splits of the classifier's own version."
         )
     device = make_accelerator(training).device
-    network = classifier.network.eval().to(device)
-    transform = evaluation_transform(classifier.preprocessing)
-    loader = make_loader(splits, split, transform, batch_size, training)
-    batches = [
-        probabilities(network(images.to(device))).cpu()
-        for images, _ in track(loader, f"Predicting the {split} split", transient=True)
-    ]
-    table = torch.cat(batches).numpy()
+    network = classifier.network.eval().to(device).to(memory_format=torch.channels_last)
+    preprocessing = classifier.preprocessing
     rows = splits[splits["split"] == split]
+    views = [View(path) for path in rows["path"]]
+    batches = [views[start : start + batch_size] for start in range(0, len(views), batch_size)]
+    loader = ViewLoader(Transforms(preprocessing, TransformOptions()), training.workers)
+    decoded = track(
+        loader.load(batches), f"Predicting the {split} split", len(batches), transient=True
+    )
+    outputs = [network(normalise(images.to(device), preprocessing)) for images in decoded]
+    table = torch.cat([probabilities(logits).cpu() for logits in outputs]).numpy()
     predictions = pd.DataFrame({"path": rows["path"], "label": rows["label"]}, index=rows.index)
     predictions["prediction"] = [names[idx] for idx in table.argmax(axis=1)]
     columns = [PROBABILITY + name for name in names]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import logging
+import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from rich.progress import track
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -22,6 +24,12 @@ from thawline.errors import DataError
 logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
+LYING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+# Pillow's own value for `Image.thumbnail`: a resize by at least this much hides how a JPEG was
+# decoded (on average within 1/255 of the full decoding on photographs; without a gap, 2.6/255).
+REDUCING_GAP = 2.0
+
+Source = str | os.PathLike[str] | bytes
 
 
 def find_images(root: str, base: Path, packaged_folder: Path) -> pd.DataFrame:
@@ -87,16 +95,24 @@ def screen_images(manifest: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return good, quarantine.reset_index(drop=True)
 
 
-def read_image(source: str | os.PathLike[str] | bytes) -> Image.Image:
+def read_image(source: Source, scale: float = 1.0) -> Image.Image:
     """Return an image file, or the bytes of one, as an upright 8-bit RGB image.
 
     Greyscale, palette, CMYK and 16-bit images are converted, transparency is laid over white, and
     the rotation that a camera noted in EXIF is carried out.
 
+    Args:
+        source: a path, or the bytes of a file.
+        scale: what the image will be resized by; a JPEG is then decoded at 1/2, 1/4 or 1/8 of its
+            size if that leaves at least `REDUCING_GAP` times the pixels a side that are needed.
+
     Raises:
         OSError: when the file cannot be read or is not an image.
     """
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+        if scale * REDUCING_GAP < 1:
+            width, height = (math.ceil(side * scale * REDUCING_GAP) for side in file.size)
+            file.draft(None, (width, height))
         image = ImageOps.exif_transpose(file)
         if image.mode.startswith("I") or image.mode == "F":
             image = _to_8_bit(image)
@@ -105,6 +121,33 @@ def read_image(source: str | os.PathLike[str] | bytes) -> Image.Image:
             white = Image.new("RGBA", image.size, "white")
             return Image.alpha_composite(white, image).convert("RGB")
         return image.convert("RGB")
+
+
+def image_size(source: Source) -> tuple[int, int]:
+    """Return width and height in px of an upright image, from its header alone.
+
+    Raises:
+        OSError: when the file cannot be read or is not an image.
+    """
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+        width, height = file.size
+        on_its_side = file.getexif().get(ExifTags.Base.Orientation, 1) in LYING
+    return (height, width) if on_its_side else (width, height)
+
+
+def hash_files(paths: Sequence[str]) -> list[str]:
+    """Return the SHA-256 of each file's content, as 64 hexadecimal digits.
+
+    Raises:
+        OSError: when a file cannot be read.
+    """
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        hashes = pool.map(_hash_file, paths)
+        return list(track(hashes, "Hashing images", total=len(paths), transient=True))
+
+
+def _hash_file(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:

@@ -85,6 +85,14 @@ class TransformOptions(Options):
         return self
 
 
+class AugmentationOptions(Options):
+    """How many random views of each training image there are."""
+
+    views: PositiveInt | None = Field(
+        4, description="random views of each image, in turn; null: a new one in every epoch"
+    )
+
+
 class ModelOptions(Options):
     """The backbone, its weights and the new head."""
 
@@ -165,6 +173,14 @@ class TrainingOptions(Options):
     workers: int | None = Field(None, ge=0, description="decoding processes; null: one a core")
 
 
+class ActivationOptions(Options):
+    """The store of what the frozen part of the network yields."""
+
+    max_gb: NonNegativeFloat = Field(
+        10, description="GB (10^9 bytes) on disk, the least recently used go first; 0: no store"
+    )
+
+
 class EvaluationOptions(Options):
     """What is measured on the test split."""
 
@@ -181,8 +197,10 @@ class Parameters(Options):
     strategies: dict[str, Strategy]
     dataset: DatasetOptions = DatasetOptions()
     transforms: TransformOptions = TransformOptions()
+    augmentation: AugmentationOptions = AugmentationOptions()
     model: ModelOptions = ModelOptions()
     training: TrainingOptions = TrainingOptions()
+    activations: ActivationOptions = ActivationOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
 
     @model_validator(mode="after")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -19,9 +18,8 @@ from rich import get_console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, Dataset, Sampler
-from torchvision.transforms import v2
 
+from thawline.activations import ActivationLoader, ActivationStore, Image, Tensors
 from thawline.errors import ParameterError, TrainingError
 from thawline.freezing import (
     check_frozen,
@@ -29,14 +27,15 @@ from thawline.freezing import (
     frozen_tensors,
     hash_tensors,
     parameter_groups,
+    set_modes,
 )
-from thawline.images import read_image
+from thawline.images import hash_files
+from thawline.loading import ViewLoader
 from thawline.options import Phase, TrainingOptions
+from thawline.thaw_line import ThawLine, split_at_thaw_line
 from thawline.transforms import Transforms
 
 logger = logging.getLogger(__name__)
-
-MOST_WORKERS = 8
 
 OnEpoch = Callable[[dict[str, float], int], None]
 State = dict[str, Tensor]
@@ -60,52 +59,15 @@ class TrainingResult(NamedTuple):
     freeze_contract: list[dict[str, Any]]
 
 
-class ImageDataset(Dataset[tuple[Tensor, int]]):
-    """Images of a split as (normalised tensor (3, size, size), class index).
+class ImageSet(NamedTuple):
+    """The images of a split, and their class indices (N,) int64."""
 
-    It is indexed by a position, or by a position and the seed of the random view to take.
-    """
+    images: list[Image]
+    labels: Tensor
 
-    def __init__(self, paths: Sequence[str], labels: Sequence[int], transform: v2.Compose) -> None:
-        """Keep what is needed to read the images; none is read yet."""
-        self.paths, self.labels, self.transform = paths, labels, transform
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return len(self.paths)
-
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
-        """Return one image as the network sees it, and its class index."""
-        idx, seed = key if isinstance(key, tuple) else (key, None)
-        image = read_image(self.paths[idx])
-        if seed is None:
-            return self.transform(image), self.labels[idx]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return self.transform(image), self.labels[idx]
-
-
-class ViewSampler(Sampler[tuple[int, int]]):
-    """A new order of the images in every epoch, and with each its view's seed.
-
-    The seed belongs to the image and the epoch, not to the process that decodes it, so the number
-    of workers does not change what the network sees.
-    """
-
-    def __init__(self, length: int, seed: int) -> None:
-        """Start the sequence of epochs that `seed` stands for."""
-        self.length = length
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        return self.length
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Yield position and view seed of every image once."""
-        order = torch.randperm(self.length, generator=self.generator)
-        seeds = torch.randint(2**62, (self.length,), generator=self.generator)
-        return iter(list(zip(order.tolist(), seeds.tolist(), strict=True)))
+    def take(self, batches: Sequence[Sequence[int]], view: int | None = None) -> list[list[Image]]:
+        """Return batches of images: their nth random view, or that for evaluation."""
+        return [[self.images[idx]._replace(view=view) for idx in batch] for batch in batches]
 
 
 def train(
@@ -115,6 +77,8 @@ def train(
     transforms: Transforms,
     options: TrainingOptions,
     seed: int,
+    views: int | None = None,
+    store: ActivationStore | None = None,
     log_probabilities: bool = False,
     on_epoch: OnEpoch | None = None,
 ) -> TrainingResult:
@@ -124,9 +88,11 @@ def train(
         network: yields logits, or with `log_probabilities` logarithms of probabilities (N, C).
         phases: what is trainable, for how long and how fast.
         splits: the table of `split_dataset`.
-        transforms: for the training and the validation images.
+        transforms: how files become what the network sees.
         options: everything else about training.
         seed: of order, augmentation and dropout; on one CPU the same seed gives the same bits.
+        views: random views of each image, taken in turn; None is a new one in every epoch.
+        store: keeps what the frozen part yields; None computes it in every epoch.
         log_probabilities: train by negative log likelihood instead of cross-entropy.
         on_epoch: called after every epoch with its metrics and its number, from 1.
 
@@ -136,37 +102,54 @@ def train(
     """
     set_seed(seed)
     accelerator = make_accelerator(options)
-    train_loader = make_loader(splits, "train", transforms.train, options.batch_size, options, seed)
-    val_loader = make_loader(splits, "val", transforms.evaluation, options.batch_size, options)
-    train_loader, val_loader = accelerator.prepare(train_loader, val_loader)
+    store = store or ActivationStore(Path(), max_gb=0)
+    train_set, val_set = (image_set(splits, name, accelerator.device) for name in ("train", "val"))
+    loader = ViewLoader(transforms, options.workers)
     loss_function = make_loss(splits, options, log_probabilities).to(accelerator.device)
     network.to(accelerator.device).to(memory_format=torch.channels_last)
-    logger.info("Training on %s in %s", accelerator.device, accelerator.mixed_precision)
+    logger.info("Training on %s in %s", accelerator.device, _dtype(accelerator))
 
     best: State = {}
     best_score, best_epoch = (-math.inf, -math.inf), 0
     history: list[dict[str, Any]] = []
     contract: list[dict[str, Any]] = []
-    steps = len(train_loader) * sum(phase.epochs for phase in phases)
+    orders = torch.Generator().manual_seed(seed)
+    in_order = _batches(range(len(val_set.images)), options.batch_size)
+    steps = len(_batches(range(len(train_set.images)), options.batch_size, training=True))
+    epochs = sum(phase.epochs for phase in phases)
     with _progress_bar() as bar:
-        task = bar.add_task("", total=steps, epoch="", figures="")
+        task = bar.add_task("", total=steps * epochs, epoch="", figures="")
         for phase_number, phase in enumerate(phases, start=1):
             freeze_layers(network, phase)
-            sha256_before = hash_tensors(frozen_tensors(network))
+            frozen = {name: _copy(tensor) for name, tensor in frozen_tensors(network).items()}
+            sha256_before = hash_tensors(frozen)
+            line = split_at_thaw_line(network, transforms.preprocessing.size)
+            activations = ActivationLoader(
+                line, transforms, seed, loader, store, accelerator.device, _dtype(accelerator),
+                entries=(views or 0) * len(train_set.images) + len(val_set.images),
+            )  # fmt: skip
             optimizer = make_optimizer(network, phase, options)
-            updates = math.ceil(len(train_loader) / options.accumulate)
+            updates = math.ceil(steps / options.accumulate)
             schedule = LambdaLR(optimizer, lambda step: lr_factor(step, phase, updates, options))  # noqa: B023
-            optimizer, schedule = accelerator.prepare(optimizer, schedule)
             since_best = 0
             for _ in range(phase.epochs):
                 epoch = len(history) + 1
-                bar.update(task, epoch=f"{epoch}/{sum(phase.epochs for phase in phases)}")
+                bar.update(task, epoch=f"{epoch}/{epochs}")
                 lr = optimizer.param_groups[0]["lr"]
+                order = torch.randperm(len(train_set.images), generator=orders).tolist()
+                shuffled = _batches(order, options.batch_size, training=True)
+                view = (epoch - 1) % views if views else epoch - 1
                 metrics = _train_epoch(
-                    network, train_loader, loss_function, optimizer, schedule, accelerator,
-                    options, lambda **fields: bar.update(task, **fields),
+                    line, activations.load(train_set.take(shuffled, view), keep=views is not None),
+                    [train_set.labels[batch] for batch in shuffled], loss_function, optimizer,
+                    schedule, accelerator, options, lambda **fields: bar.update(task, **fields),
                 )  # fmt: skip
-                metrics |= _validate(network, val_loader, accelerator)
+                network.eval()
+                metrics |= _validate(
+                    line, activations.load(val_set.take(in_order)),
+                    [val_set.labels[batch] for batch in in_order], accelerator,
+                )  # fmt: skip
+                set_modes(network, phase)
                 for name in ("train_loss", "val_loss"):
                     if not math.isfinite(metrics[name]):
                         raise TrainingError(
@@ -180,17 +163,32 @@ def train(
                 score = _score(metrics, options.monitor)
                 since_best += 1
                 if score > best_score:
-                    best, best_score, best_epoch, since_best = _snapshot(network), score, epoch, 0
+                    best, best_score = _snapshot(network, frozen), score
+                    best_epoch, since_best = epoch, 0
                 if options.patience and since_best >= options.patience:
                     logger.info("Phase %d stops: no better epoch in %d", phase_number, since_best)
                     break
+            logger.info("Phase %d: %s", phase_number, activations.summary())
             contract.append(check_frozen(network, sha256_before, phase_number))
     network.eval()
-    return TrainingResult(best, _snapshot(network), best_epoch, pd.DataFrame(history), contract)
+    last = _snapshot(network, frozen)
+    return TrainingResult(best, last, best_epoch, pd.DataFrame(history), contract)
+
+
+def image_set(splits: pd.DataFrame, split: str, device: torch.device) -> ImageSet:
+    """Return the images of a split with the hashes that their files have now.
+
+    Raises:
+        OSError: when a file cannot be read.
+    """
+    rows = splits[splits["split"] == split]
+    paths = rows["path"].tolist()
+    images = [Image(path, sha256) for path, sha256 in zip(paths, hash_files(paths), strict=True)]
+    return ImageSet(images, torch.tensor(rows["class_index"].tolist(), device=device))
 
 
 def make_accelerator(options: TrainingOptions) -> Accelerator:
-    """Return accelerate's handle on device, precision and accumulation.
+    """Return accelerate's handle on device and precision.
 
     `precision: auto` is bf16 where the hardware computes in it natively, else fp32.
 
@@ -219,45 +217,7 @@ def make_accelerator(options: TrainingOptions) -> Accelerator:
         precision = "bf16" if native else "no"
     else:
         precision = {"fp32": "no", "bf16": "bf16"}[options.precision]
-    return Accelerator(
-        cpu=on_cpu,
-        mixed_precision=precision,
-        gradient_accumulation_steps=options.accumulate,
-    )
-
-
-def make_loader(
-    splits: pd.DataFrame,
-    split: str,
-    transform: v2.Compose,
-    batch_size: int,
-    options: TrainingOptions,
-    seed: int | None = None,
-) -> DataLoader[Any]:
-    """Return batches of one split: images (N, 3, size, size) float32, class indices (N,) int64.
-
-    Args:
-        splits: the table of `split_dataset`.
-        split: train, val or test.
-        transform: from an RGB image to a tensor.
-        batch_size: images a batch.
-        options: `workers` is used.
-        seed: shuffles, and takes a random view of each image; without it, neither.
-    """
-    rows = splits[splits["split"] == split]
-    dataset = ImageDataset(rows["path"].tolist(), rows["class_index"].tolist(), transform)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(cores or 1, MOST_WORKERS) if options.workers is None else options.workers
-    return DataLoader(
-        dataset,
-        batch_size,
-        sampler=None if seed is None else ViewSampler(len(dataset), seed),
-        # Batch norm cannot train on a single image; the next epoch leaves out another one.
-        drop_last=seed is not None and len(dataset) % batch_size == 1 < len(dataset),
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
-    )
+    return Accelerator(cpu=on_cpu, mixed_precision=precision)
 
 
 def make_loss(
@@ -309,8 +269,9 @@ def lr_factor(step: int, phase: Phase, updates_per_epoch: int, options: Training
 
 
 def _train_epoch(
-    network: nn.Module,
-    loader: DataLoader[Any],
+    line: ThawLine,
+    batches: Iterable[Tensors],
+    labels: Sequence[Tensor],
     loss_function: nn.Module,
     optimizer: torch.optim.Optimizer,
     schedule: LambdaLR,
@@ -319,23 +280,24 @@ def _train_epoch(
     update_bar: Callable[..., None],
 ) -> dict[str, float]:
     """Return the mean loss, the accuracy and the speed of one pass over the training images."""
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
     loss_sum = torch.zeros((), device=accelerator.device)
     correct = torch.zeros((), device=accelerator.device)
     seen, start = 0, time.perf_counter()
-    for step, (images, labels) in enumerate(loader):
-        with accelerator.accumulate(network):
-            with accelerator.autocast():
-                outputs = network(images.contiguous(memory_format=torch.channels_last)).float()
-                loss = loss_function(outputs, labels)
-            accelerator.backward(loss)
-            if options.clip_norm and accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(network.parameters(), options.clip_norm)
+    for step, (tensors, truth) in enumerate(zip(batches, labels, strict=True), start=1):
+        with accelerator.autocast():
+            outputs = line.above_in_training(*tensors).float()
+            loss = loss_function(outputs, truth)
+        (loss / options.accumulate).backward()
+        if step % options.accumulate == 0 or step == len(labels):
+            if options.clip_norm:
+                nn.utils.clip_grad_norm_(trained, options.clip_norm)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-        loss_sum += loss.detach() * len(labels)
-        correct += (outputs.argmax(dim=1) == labels).sum()
-        seen += len(labels)
+        loss_sum += loss.detach() * len(truth)
+        correct += (outputs.argmax(dim=1) == truth).sum()
+        seen += len(truth)
         update_bar(advance=1)
         if accelerator.device.type == "cpu" or step % 10 == 0:  # elsewhere reading means waiting
             speed = seen / (time.perf_counter() - start)
@@ -351,21 +313,20 @@ def _train_epoch(
 
 @torch.no_grad()
 def _validate(
-    network: nn.Module, loader: DataLoader[Any], accelerator: Accelerator
+    line: ThawLine,
+    batches: Iterable[Tensors],
+    labels: Sequence[Tensor],
+    accelerator: Accelerator,
 ) -> dict[str, float]:
-    """Return cross-entropy and accuracy on the validation images, in evaluation mode."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    loss, correct, seen = 0.0, 0, 0
-    for images, labels in loader:
+    """Return cross-entropy and accuracy on the validation images."""
+    loss, correct = 0.0, 0
+    for tensors, truth in zip(batches, labels, strict=True):
         with accelerator.autocast():
-            outputs = network(images.contiguous(memory_format=torch.channels_last)).float()
+            outputs = line.above_in_evaluation(*tensors).float()
         # log_softmax leaves logarithms of probabilities as they are, so this serves for both.
-        loss += nn.functional.cross_entropy(outputs, labels, reduction="sum").item()
-        correct += int((outputs.argmax(dim=1) == labels).sum())
-        seen += len(labels)
-    for module, training in modes.items():  # train() would thaw the frozen part's batch norm
-        module.training = training
+        loss += nn.functional.cross_entropy(outputs, truth, reduction="sum").item()
+        correct += int((outputs.argmax(dim=1) == truth).sum())
+    seen = sum(map(len, labels))
     return {"val_loss": loss / seen, "val_accuracy": correct / seen}
 
 
@@ -375,9 +336,24 @@ def _score(metrics: dict[str, float], monitor: str) -> tuple[float, float]:
     return (loss, loss) if monitor == "val_loss" else (metrics["val_accuracy"], loss)
 
 
-def _snapshot(network: nn.Module) -> State:
-    state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
-    return copy.deepcopy(state)
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().clone()
+
+
+def _snapshot(network: nn.Module, frozen: State) -> State:
+    """Return the state on the CPU; what is frozen needs no copy of its own."""
+    return {n: frozen[n] if n in frozen else _copy(t) for n, t in network.state_dict().items()}
+
+
+def _batches(order: Sequence[int], size: int, training: bool = False) -> list[list[int]]:
+    """Return positions in batches; in training a batch of one, which batch norm refuses, is left
+    out, and the next epoch leaves out another image."""
+    batches = [list(order[start : start + size]) for start in range(0, len(order), size)]
+    return batches[:-1] if training and len(batches) > 1 and len(batches[-1]) == 1 else batches
+
+
+def _dtype(accelerator: Accelerator) -> torch.dtype:
+    return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
 
 
 def _computes_bf16_on_cpu() -> bool:

@@ -1,13 +1,16 @@
-"""Turn decoded images into what the network sees, for training and for evaluation."""
+"""Turn image files into views, and views into what the network sees."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional
 
 from thawline.errors import ParameterError
+from thawline.images import Source, image_size, read_image
 from thawline.options import Channels, Interpolation, Options, TransformOptions
 
 
@@ -22,11 +25,10 @@ class Preprocessing(Options):
 
 
 class Transforms(NamedTuple):
-    """Pipelines from an RGB PIL image to a normalised float32 tensor (3, size, size)."""
+    """How files become views: `preprocessing` for every image, `options` for training as well."""
 
-    train: v2.Compose
-    evaluation: v2.Compose
     preprocessing: Preprocessing
+    options: TransformOptions
 
 
 def build_transforms(options: TransformOptions, pretrained: Preprocessing) -> Transforms:
@@ -49,38 +51,64 @@ def build_transforms(options: TransformOptions, pretrained: Preprocessing) -> Tr
             f"transforms.resize: {preprocessing.resize} px is smaller than the centre crop of"
             f" {preprocessing.size} px (transforms.size, from the weights where null)."
         )
-    augmentation = [
-        v2.RandomResizedCrop(
-            preprocessing.size,
-            scale=(options.crop_scale, 1.0),
-            interpolation=InterpolationMode(preprocessing.interpolation),
-        ),
-        v2.RandomRotation(options.rotation, interpolation=InterpolationMode.BILINEAR),
-        v2.RandomHorizontalFlip(options.horizontal_flip),
-    ]
-    return Transforms(
-        train=v2.Compose([*augmentation, *_to_normalised_tensor(preprocessing)]),
-        evaluation=evaluation_transform(preprocessing),
-        preprocessing=preprocessing,
+    return Transforms(preprocessing, options)
+
+
+def training_view(source: Source, transforms: Transforms, seed: int) -> Tensor:
+    """Return a random crop, rotated and perhaps mirrored, (3, size, size) uint8 RGB.
+
+    The same file and seed always give the same view. The crop is drawn before the file is decoded,
+    so that a large JPEG is decoded no larger than the crop needs.
+
+    Raises:
+        OSError: when the file cannot be read or is not an image.
+    """
+    preprocessing, options = transforms
+    size, interpolation = preprocessing.size, InterpolationMode(preprocessing.interpolation)
+    augmentation = v2.Compose(
+        [
+            v2.RandomRotation(options.rotation, interpolation=InterpolationMode.BILINEAR),
+            v2.RandomHorizontalFlip(options.horizontal_flip),
+            v2.PILToTensor(),
+        ]
     )
+    width, height = image_size(source)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        crop = v2.RandomResizedCrop(size, scale=(options.crop_scale, 1.0))
+        box = crop.make_params([torch.empty(0, height, width)])
+        image = read_image(source, size / min(box["height"], box["width"]))
+        across, down = image.width / width, image.height / height  # below 1 where decoded smaller
+        left, right = (round(x * across) for x in (box["left"], box["left"] + box["width"]))
+        top, bottom = (round(y * down) for y in (box["top"], box["top"] + box["height"]))
+        view = functional.resized_crop(
+            image, top, left, bottom - top, right - left, [size, size], interpolation
+        )
+        return augmentation(view)
 
 
-def evaluation_transform(preprocessing: Preprocessing) -> v2.Compose:
-    """Return resize, centre crop and normalisation; the same image always gives the same tensor."""
-    return v2.Compose(
+def evaluation_view(source: Source, preprocessing: Preprocessing) -> Tensor:
+    """Return the image resized and cropped at its centre, (3, size, size) uint8 RGB.
+
+    Raises:
+        OSError: when the file cannot be read or is not an image.
+    """
+    image = read_image(source, preprocessing.resize / min(image_size(source)))
+    transform = v2.Compose(
         [
             v2.Resize(
                 preprocessing.resize, interpolation=InterpolationMode(preprocessing.interpolation)
             ),
             v2.CenterCrop(preprocessing.size),
-            *_to_normalised_tensor(preprocessing),
+            v2.PILToTensor(),
         ]
     )
+    return transform(image)
 
 
-def _to_normalised_tensor(preprocessing: Preprocessing) -> list[v2.Transform]:
-    return [
-        v2.ToImage(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(preprocessing.mean, preprocessing.std),
-    ]
+def normalise(views: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Return views (N, 3, size, size) uint8 as the network sees them: float32, channels last."""
+    images = functional.to_dtype(views, torch.float32, scale=True)
+    images = images.contiguous(memory_format=torch.channels_last)
+    mean, std = list(preprocessing.mean), list(preprocessing.std)
+    return functional.normalize(images, mean, std, inplace=True)

@@ -1,8 +1,15 @@
 """Kedro dataset classes that kedro-datasets lacks."""
 
+from thawline.datasets.activation_store_dataset import ActivationStoreDataset
 from thawline.datasets.classifier_dataset import ClassifierDataset
 from thawline.datasets.live_metrics_dataset import LiveMetricsDataset
 from thawline.datasets.raw_images_dataset import RawImagesDataset
 from thawline.datasets.served_model_dataset import ServedModelDataset
 
-__all__ = ["ClassifierDataset", "LiveMetricsDataset", "RawImagesDataset", "ServedModelDataset"]
+__all__ = [
+    "ActivationStoreDataset",
+    "ClassifierDataset",
+    "LiveMetricsDataset",
+    "RawImagesDataset",
+    "ServedModelDataset",
+]

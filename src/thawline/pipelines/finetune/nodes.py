@@ -15,9 +15,12 @@ from rich.table import Table
 from torch import nn
 
 from thawline import backbones, evaluation, figures, freezing, training, transforms
+from thawline.activations import ActivationStore
 from thawline.classifier import Classifier
 from thawline.datasets.served_model_dataset import ServedModel
 from thawline.options import (
+    ActivationOptions,
+    AugmentationOptions,
     EvaluationOptions,
     ModelOptions,
     Strategies,
@@ -82,7 +85,10 @@ def train_model(
     image_transforms: transforms.Transforms,
     model: ModelOptions,
     options: TrainingOptions,
+    augmentation: AugmentationOptions,
+    activation_options: ActivationOptions,
     seed: int,
+    activation_store: Callable[[float], ActivationStore],
     live_metrics: Callable[[dict[str, float], int], None],
 ) -> tuple[Classifier, Classifier, pd.DataFrame, list[dict[str, Any]], go.Figure]:
     """Return the best and the last classifier, history, freeze contract and learning curves."""
@@ -93,6 +99,8 @@ def train_model(
         image_transforms,
         options,
         seed,
+        views=augmentation.views,
+        store=activation_store(activation_options.max_gb),
         log_probabilities=model.log_probabilities,
         on_epoch=live_metrics,
     )

@@ -1,0 +1,41 @@
+"""The store of what the frozen part of a network yields, opened when a node asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kedro.io import AbstractDataset, DatasetError
+
+from thawline.activations import ActivationStore
+
+
+class ActivationStoreDataset(AbstractDataset[None, Callable[[float], ActivationStore]]):
+    """Loads a function from `activations.max_gb` to the store in a folder.
+
+    The store grows while a node trains, so it is not saved when the node has ended.
+    """
+
+    def __init__(self, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+        """Take the folder."""
+        self._filepath, self.metadata = Path(filepath), metadata
+
+    def load(self) -> Callable[[float], ActivationStore]:
+        """Return `ActivationStore` with its folder filled in."""
+        return partial(ActivationStore, self._filepath)
+
+    def save(self, data: None) -> None:
+        """Refuse: the store is written through what `load` returns.
+
+        Raises:
+            DatasetError: always.
+        """
+        raise DatasetError("Activations are written by the node that trains.")
+
+    def _exists(self) -> bool:
+        return self._filepath.is_dir()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath)}

@@ -1,0 +1,62 @@
+"""Decode images in parallel processes, in the order in which they are asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from thawline.transforms import Transforms, evaluation_view, training_view
+
+MOST_WORKERS = 8
+
+
+class View(NamedTuple):
+    """Which view of which file: a random one where there is a seed."""
+
+    path: str
+    seed: int | None = None
+
+
+class ViewDataset(Dataset[Tensor]):
+    """Views (3, size, size) uint8, indexed by a `View`."""
+
+    def __init__(self, transforms: Transforms) -> None:
+        """Keep how a file becomes a view."""
+        self.transforms = transforms
+
+    def __getitem__(self, view: View) -> Tensor:
+        """Return a view, freshly decoded."""
+        if view.seed is None:
+            return evaluation_view(view.path, self.transforms.preprocessing)
+        return training_view(view.path, self.transforms, view.seed)
+
+
+class ViewLoader:
+    """Batches of views, decoded ahead of time by worker processes that live as long as it does."""
+
+    def __init__(self, transforms: Transforms, workers: int | None) -> None:
+        """Take the number of processes: 0 decodes in this one, None takes one a core."""
+        self._asked: list[list[View]] = []
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        workers = min(cores or 1, MOST_WORKERS) if workers is None else workers
+        self._loader = DataLoader(
+            ViewDataset(transforms),
+            batch_sampler=self._asked,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def load(self, batches: Sequence[list[View]]) -> Iterator[Tensor]:
+        """Yield each batch as (N, 3, size, size) uint8, in order.
+
+        Raises:
+            OSError: when a file cannot be read.
+        """
+        self._asked[:] = batches
+        return iter(self._loader) if batches else iter(())
