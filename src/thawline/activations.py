@@ -39,6 +39,9 @@ SHARD_BYTES = 32_000_000  # entries wait in memory until there are so many of th
 MAPPED_BYTES = (
     64_000_000  # read so much through mappings and they are opened anew: memory stays flat
 )
+# Images that a CPU computes at once: with 8 instead of 32 the activations stay in its caches (370
+# instead of 230 images/s through EfficientNet-Lite0, 70 instead of 54 through ResNet-50).
+IN_CACHE = 8
 MEASURED = 8  # images that tell what an entry costs
 ACTIVATIONS, VIEWS, NOTHING = "activations", "views", "nothing"
 STALE_SECONDS = 3600  # an unfinished file this old was left behind by a process that was killed
@@ -387,14 +390,15 @@ class ActivationLoader:
     @torch.no_grad()  # inference mode's tensors could not be saved for the gradients above the line
     def _run(self, views: Tensor) -> Tensors:
         """Return what crosses the line (N, …) for views (N, 3, size, size) uint8."""
-        images = normalise(
-            views.to(self._device, non_blocking=True), self._transforms.preprocessing
-        )
+        preprocessing = self._transforms.preprocessing
         if self._below is None:
-            return (images,)
+            return (normalise(views.to(self._device, non_blocking=True), preprocessing),)
+        parts = []
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
-            tensors: Tensors = self._below(images.to(self._dtype))
-        return tensors
+            for some in views.split(IN_CACHE if self._device.type == "cpu" else len(views)):
+                images = normalise(some.to(self._device, non_blocking=True), preprocessing)
+                parts.append(self._below(images.to(self._dtype)))
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
     def _choose(self, images: Sequence[Image], fresh: dict[Image, Tensor]) -> str:
         """Return what to keep, as measured on some images, and say so in the log."""

@@ -1,0 +1,1 @@
+"""Measurements beside the tests: what Thawline costs and brings, against a plain training loop."""

@@ -1,0 +1,52 @@
+"""What the measurements share: photographs, networks, and tables in Markdown."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pandas as pd
+from torch import nn
+
+from thawline import backbones, freezing
+from thawline.images import find_images
+from thawline.options import DatasetOptions, ModelOptions, Phase, TransformOptions
+from thawline.splitting import split_dataset
+from thawline.transforms import Transforms, build_transforms
+
+PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "hymenoptera"
+PHASES = {  # as in conf/base/parameters_strategies.yml
+    "head_only": Phase(trainable={"last": 1}, epochs=25, lr=0.005),
+    "freeze_to_layer3": Phase(trainable={"last": 2}, epochs=25, lr=0.001, lr_decay=0.3),
+    "full": Phase(trainable="all", epochs=25, lr=0.001, lr_decay=0.5),
+}
+
+
+def photographs(root: Path, seed: int | None = None) -> pd.DataFrame:
+    """Return the table of splits: as the folders say, or as Thawline would with this seed.
+
+    Thawline takes a given val/ without test/ for the test split, and validates on a part of train/.
+    """
+    logging.getLogger("thawline").setLevel(logging.ERROR)
+    manifest = find_images(str(root), base=Path(), packaged_folder=Path())
+    splits = split_dataset(manifest, DatasetOptions().fractions, seed or 0)
+    if seed is None:
+        splits["split"] = manifest.set_index("path").loc[splits["path"], "split"].tolist()
+    return splits
+
+
+def build(backbone: str, strategy: str, seed: int = 0) -> tuple[nn.Module, Transforms]:
+    """Return a network frozen as the strategy says, and its transforms at their defaults."""
+    weights = "default" if backbone == backbones.EMBEDDED else "none"  # nothing is downloaded
+    model = ModelOptions(backbone=backbone, weights=weights)
+    transforms = build_transforms(TransformOptions(), backbones.pretrained_preprocessing(model))
+    network, _ = backbones.build_network(model, 2, transforms.preprocessing.size, seed)
+    freezing.freeze_layers(network, PHASES[strategy])
+    return network, transforms
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Return a table as Markdown."""
+    rows = [[str(value) for value in row] for row in table.itertuples(index=False)]
+    lines = [list(map(str, table.columns)), ["---"] * len(table.columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
