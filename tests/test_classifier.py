@@ -11,9 +11,8 @@ from safetensors.torch import load_file
 from thawline.backbones import IMAGENET, build_network
 from thawline.classifier import Classifier, classify, load_classifier, save_classifier
 from thawline.errors import CheckpointError
-from thawline.images import read_image
 from thawline.options import ModelOptions
-from thawline.transforms import evaluation_transform
+from thawline.transforms import evaluation_view, normalise
 
 PREPROCESSING = IMAGENET.model_copy(update={"size": 64, "resize": 73})
 
@@ -76,8 +75,8 @@ def test_paths_and_bytes_are_classified_alike_in_any_batch(splits: pd.DataFrame)
     by_path = classify(classifier, paths, batch_size=2)
     by_bytes = classify(classifier, [Path(p).read_bytes() for p in paths])
     pd.testing.assert_frame_equal(by_path, by_bytes, atol=1e-6)
-    transform = evaluation_transform(PREPROCESSING)
-    logits = classifier.network(torch.stack([transform(read_image(p)) for p in paths]))
+    views = torch.stack([evaluation_view(path, PREPROCESSING) for path in paths])
+    logits = classifier.network(normalise(views, PREPROCESSING))
     top, idx = logits.softmax(dim=1).max(dim=1)
     assert by_path["label"].tolist() == [classifier.class_names[i] for i in idx]
     assert by_path["probability"].tolist() == pytest.approx(top.tolist(), abs=1e-6)

@@ -1,5 +1,6 @@
 """Images are found wherever they may lie, and decoded as what they show."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from thawline.errors import DataError
-from thawline.images import find_images, read_image, screen_images
+from thawline.images import find_images, hash_files, image_size, read_image, screen_images
 
 
 def find(root: str, base: Path) -> pd.DataFrame:
@@ -202,3 +203,28 @@ def test_the_cameras_rotation_is_carried_out(tmp_path: Path) -> None:
 def test_bytes_are_read_like_the_file(tmp_path: Path) -> None:
     file = save(tmp_path / "image.png")
     assert read_image(file.read_bytes()).tobytes() == read_image(file).tobytes()
+
+
+def test_the_size_is_that_of_the_upright_image(tmp_path: Path) -> None:
+    file = tmp_path / "photo.jpg"
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.new("RGB", (64, 32)).save(file, exif=exif)
+        assert image_size(file) == read_image(file).size
+
+
+def test_a_jpeg_is_decoded_no_larger_than_needed(tmp_path: Path) -> None:
+    image = Image.new("RGB", (800, 400))
+    image.save(tmp_path / "photo.jpg")
+    image.save(tmp_path / "photo.png")
+    assert read_image(tmp_path / "photo.jpg", scale=0.1).size == (200, 100)
+    assert read_image(tmp_path / "photo.jpg", scale=0.6).size == (800, 400)
+    assert read_image(tmp_path / "photo.png", scale=0.1).size == (800, 400)
+
+
+def test_a_hash_is_of_the_content_alone(tmp_path: Path) -> None:
+    for name, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
+        (tmp_path / name).write_bytes(content)
+    first, second, other = hash_files([str(tmp_path / name) for name in "abc"])
+    assert first == second == hashlib.sha256(b"one").hexdigest() != other

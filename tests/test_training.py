@@ -7,15 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from thawline.activations import Image
 from thawline.backbones import IMAGENET, build_network
 from thawline.errors import ParameterError, TrainingError
 from thawline.options import ModelOptions, Phase, TrainingOptions, TransformOptions
 from thawline.training import (
+    ImageSet,
     TrainingResult,
-    ViewSampler,
     lr_factor,
     make_accelerator,
-    make_loader,
     make_loss,
     make_optimizer,
     train,
@@ -212,29 +212,17 @@ def test_sgd_and_adamw_take_their_options() -> None:
     assert isinstance(adamw, torch.optim.AdamW) and adamw.defaults["weight_decay"] == 0.3
 
 
-@given(st.integers(1, 100), st.integers(0, 2**32))
-def test_every_epoch_shows_each_image_once_in_a_new_view(length: int, seed: int) -> None:
-    sampler = ViewSampler(length, seed)
-    first, second = list(sampler), list(sampler)
-    assert (
-        sorted(idx for idx, _ in first) == sorted(idx for idx, _ in second) == list(range(length))
-    )
-    assert not {view for _, view in first} & {view for _, view in second}
-    assert list(ViewSampler(length, seed)) == first
-
-
-def test_no_training_batch_is_a_single_image(splits: pd.DataFrame) -> None:
-    assert (splits["split"] == "train").sum() == 28
-    for size, batches in ((27, 1), (9, 3), (10, 3)):
-        loader = make_loader(splits, "train", transforms().train, size, options(), seed=0)
-        assert len(loader) == batches
-        assert min(len(labels) for _, labels in loader) > 1
-
-
-def test_a_validation_loader_keeps_the_order_of_the_table(splits: pd.DataFrame) -> None:
-    loader = make_loader(splits, "test", transforms().evaluation, 4, options())
-    labels = torch.cat([labels for _, labels in loader]).tolist()
-    assert labels == splits[splits["split"] == "test"]["class_index"].tolist()
+@given(st.integers(1, 100), st.integers(1, 40), st.integers(0, 2**32))
+def test_every_epoch_shows_each_image_once_but_no_batch_of_one(
+    length: int, size: int, seed: int
+) -> None:
+    images = [Image(f"{idx}.jpg", f"{idx}") for idx in range(length)]
+    orders = torch.Generator().manual_seed(seed)
+    batches = ImageSet(images, torch.zeros(length)).shuffle(orders, size)
+    seen = [idx for batch in batches for idx in batch]
+    assert len(set(seen)) == len(seen) >= length - 1
+    assert set(seen) <= set(range(length))
+    assert all(1 < len(batch) <= size for batch in batches) or size == 1 or length == 1
 
 
 def test_an_absent_device_is_refused_and_the_cpu_is_always_there() -> None:

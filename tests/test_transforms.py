@@ -1,27 +1,55 @@
 """Images reach the network as its weights were trained, whatever is not overridden."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch import Tensor
 from torchvision.models import ResNet50_Weights
+from torchvision.transforms import v2
 
 from thawline.backbones import pretrained_preprocessing
 from thawline.errors import ParameterError
+from thawline.images import read_image
 from thawline.options import ModelOptions, TransformOptions
-from thawline.transforms import build_transforms
+from thawline.transforms import (
+    Transforms,
+    build_transforms,
+    evaluation_view,
+    normalise,
+    training_view,
+)
 
-PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8))
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
 
 
-def transforms_for(backbone: str, **changes: object):
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8))
+FILE = encoded(NOISE)
+PHOTOGRAPHS = [Image.fromarray(pixels) for pixels in load_sample_images().images]
+
+
+def transforms_for(backbone: str, **changes: object) -> Transforms:
     pretrained = pretrained_preprocessing(ModelOptions(backbone=backbone))
     return build_transforms(TransformOptions(**changes), pretrained)
 
 
+def seen(source: bytes, transforms: Transforms) -> Tensor:
+    views = evaluation_view(source, transforms.preprocessing)[None]
+    return normalise(views, transforms.preprocessing)[0]
+
+
 def test_evaluation_equals_torchvisions_own_preset() -> None:
-    ours = transforms_for("resnet50").evaluation(PHOTO)
-    theirs = ResNet50_Weights.DEFAULT.transforms()(PHOTO)
+    ours = seen(FILE, transforms_for("resnet50"))
+    theirs = ResNet50_Weights.DEFAULT.transforms()(NOISE)
     assert ours.shape == theirs.shape == (3, 224, 224)
     torch.testing.assert_close(ours, theirs, atol=0.03, rtol=0)
 
@@ -30,23 +58,56 @@ def test_evaluation_equals_timms_own_transform() -> None:
     import timm
 
     config = timm.data.resolve_data_config({}, model=timm.create_model("tf_efficientnet_lite0"))
-    theirs = timm.data.create_transform(**config)(PHOTO)
-    ours = transforms_for("timm/tf_efficientnet_lite0").evaluation(PHOTO)
+    theirs = timm.data.create_transform(**config)(NOISE)
+    ours = seen(FILE, transforms_for("timm/tf_efficientnet_lite0"))
     torch.testing.assert_close(ours, theirs, atol=0.03, rtol=0)
 
 
-def test_training_views_differ_and_evaluation_never_does() -> None:
+@given(st.integers(0, 2**56))
+@settings(max_examples=20, deadline=None)
+def test_a_seed_names_a_view_and_leaves_other_randomness_alone(seed: int) -> None:
     both = transforms_for("resnet18")
-    assert not torch.equal(both.train(PHOTO), both.train(PHOTO))
-    assert torch.equal(both.evaluation(PHOTO), both.evaluation(PHOTO))
-    assert both.train(PHOTO).shape == (3, 224, 224)
-    assert both.train(PHOTO).dtype == torch.float32
+    state = torch.random.get_rng_state()
+    view = training_view(FILE, both, seed)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(view, training_view(FILE, both, seed))
+    assert not torch.equal(view, training_view(FILE, both, seed + 1))
+    assert view.shape == (3, 224, 224) and view.dtype == torch.uint8
+
+
+def test_a_training_view_is_torchvisions_random_resized_crop() -> None:
+    plain = transforms_for("resnet18", rotation=0, horizontal_flip=0)
+    crop = v2.RandomResizedCrop(224)
+    for seed in range(10):
+        torch.manual_seed(seed)
+        assert torch.equal(training_view(FILE, plain, seed), v2.PILToTensor()(crop(NOISE)))
+
+
+@pytest.mark.parametrize("size", [32, 64, 100])
+def test_a_jpeg_decoded_smaller_looks_the_same(size: int) -> None:
+    both = transforms_for("resnet18", size=size)
+    differences = []
+    for photograph in PHOTOGRAPHS:
+        jpeg = encoded(photograph, "JPEG")
+        full = encoded(read_image(jpeg))  # as PNG, which cannot be decoded smaller
+        differences += [
+            _difference(*(evaluation_view(f, both.preprocessing) for f in (jpeg, full)))
+        ]
+        differences += [
+            _difference(*(training_view(f, both, seed) for f in (jpeg, full))) for seed in range(10)
+        ]
+    assert max(differences) > 0  # some were in fact decoded smaller
+    assert np.mean(differences) < 2
+
+
+def _difference(first: Tensor, second: Tensor) -> float:
+    return (first.float() - second.float()).abs().mean().item()
 
 
 def test_overrides_hold_and_the_resize_keeps_its_share() -> None:
     changed = transforms_for("resnet50", size=64, mean=(0, 0, 0), std=(1, 1, 1))
     assert changed.preprocessing.resize == round(232 * 64 / 224)
-    pixels = changed.evaluation(PHOTO)
+    pixels = seen(FILE, changed)
     assert pixels.shape == (3, 64, 64)
     assert pixels.min() >= 0 and pixels.max() <= 1
 
@@ -58,6 +119,15 @@ def test_a_crop_larger_than_the_image_is_refused() -> None:
 
 def test_no_augmentation_is_possible() -> None:
     still = transforms_for("resnet18", crop_scale=1, rotation=0, horizontal_flip=0)
-    square = PHOTO.resize((256, 256))
-    views = [still.train(square) for _ in range(5)]
+    square = encoded(NOISE.resize((256, 256)))
+    views = [training_view(square, still, seed) for seed in range(5)]
     assert all(torch.equal(view, views[0]) for view in views)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 500), (500, 3), (8, 8)])
+def test_images_of_odd_shapes_become_views_too(shape: tuple[int, int]) -> None:
+    both = transforms_for("resnet18", size=32)
+    for kind in ("PNG", "JPEG"):
+        source = encoded(NOISE.resize(shape), kind)
+        assert training_view(source, both, 0).shape == (3, 32, 32)
+        assert evaluation_view(source, both.preprocessing).shape == (3, 32, 32)

@@ -81,13 +81,6 @@ def freeze_layers(network: nn.Module, phase: Phase) -> None:
     trainable = _trainable_names(network, stages, phase)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in trainable)
-    set_modes(network, phase)
-
-
-def set_modes(network: nn.Module, phase: Phase) -> None:
-    """Set every module's mode for training, as `requires_grad` and `phase.batch_norm` demand."""
-    stages = find_stages(network)
-    trainable = {name for name, p in network.named_parameters() if p.requires_grad}
     network.train()
     for stage in stages.values():
         if not trainable.intersection(stage.parameters):

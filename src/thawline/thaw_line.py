@@ -312,9 +312,9 @@ def _check(network: nn.Module, line: ThawLine, images: Tensor) -> None:
 
 
 def _noise(network: nn.Module, size: int) -> Tensor:
-    device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(MANY, 3, size, size, generator=generator).to(device)
+    noise = torch.randn(MANY, 3, size, size, generator=generator)
+    return noise.to(next(network.parameters()))
 
 
 def _attribute(network: nn.Module, name: str) -> Any:

@@ -27,7 +27,6 @@ from thawline.freezing import (
     frozen_tensors,
     hash_tensors,
     parameter_groups,
-    set_modes,
 )
 from thawline.images import hash_files
 from thawline.loading import ViewLoader
@@ -60,10 +59,18 @@ class TrainingResult(NamedTuple):
 
 
 class ImageSet(NamedTuple):
-    """The images of a split, and their class indices (N,) int64."""
+    """The images of a split, and their class indices (N,) int64 on the training device."""
 
     images: list[Image]
     labels: Tensor
+
+    def shuffle(self, orders: torch.Generator, batch_size: int) -> list[list[int]]:
+        """Return positions in a new order, in batches of more than one image.
+
+        Batch norm cannot train on a single image; the next epoch leaves out another one.
+        """
+        batches = _batches(torch.randperm(len(self.images), generator=orders).tolist(), batch_size)
+        return batches[:-1] if len(batches) > 1 and len(batches[-1]) == 1 else batches
 
     def take(self, batches: Sequence[Sequence[int]], view: int | None = None) -> list[list[Image]]:
         """Return batches of images: their nth random view, or that for evaluation."""
@@ -115,7 +122,7 @@ def train(
     contract: list[dict[str, Any]] = []
     orders = torch.Generator().manual_seed(seed)
     in_order = _batches(range(len(val_set.images)), options.batch_size)
-    steps = len(_batches(range(len(train_set.images)), options.batch_size, training=True))
+    steps = len(train_set.shuffle(torch.Generator(), options.batch_size))
     epochs = sum(phase.epochs for phase in phases)
     with _progress_bar() as bar:
         task = bar.add_task("", total=steps * epochs, epoch="", figures="")
@@ -129,34 +136,25 @@ def train(
                 entries=(views or 0) * len(train_set.images) + len(val_set.images),
             )  # fmt: skip
             optimizer = make_optimizer(network, phase, options)
-            updates = math.ceil(steps / options.accumulate)
-            schedule = LambdaLR(optimizer, lambda step: lr_factor(step, phase, updates, options))  # noqa: B023
+            schedule = make_schedule(optimizer, phase, steps, options)
             since_best = 0
             for _ in range(phase.epochs):
                 epoch = len(history) + 1
                 bar.update(task, epoch=f"{epoch}/{epochs}")
                 lr = optimizer.param_groups[0]["lr"]
-                order = torch.randperm(len(train_set.images), generator=orders).tolist()
-                shuffled = _batches(order, options.batch_size, training=True)
+                shuffled = train_set.shuffle(orders, options.batch_size)
                 view = (epoch - 1) % views if views else epoch - 1
                 metrics = _train_epoch(
                     line, activations.load(train_set.take(shuffled, view), keep=views is not None),
                     [train_set.labels[batch] for batch in shuffled], loss_function, optimizer,
                     schedule, accelerator, options, lambda **fields: bar.update(task, **fields),
                 )  # fmt: skip
-                network.eval()
                 metrics |= _validate(
-                    line, activations.load(val_set.take(in_order)),
+                    network, line, activations.load(val_set.take(in_order)),
                     [val_set.labels[batch] for batch in in_order], accelerator,
                 )  # fmt: skip
-                set_modes(network, phase)
-                for name in ("train_loss", "val_loss"):
-                    if not math.isfinite(metrics[name]):
-                        raise TrainingError(
-                            f"{name} is {metrics[name]} in epoch {epoch} at a learning rate of"
-                            f" {lr:g}. Lower training.lr or set training.clip_norm, for instance 1."
-                        )
                 history.append({"epoch": epoch, "phase": phase_number, **metrics, "lr": lr})
+                _check_finite(history[-1])
                 logger.info(_epoch_line(history[-1]))
                 if on_epoch:
                     on_epoch(history[-1], epoch)
@@ -171,8 +169,9 @@ def train(
             logger.info("Phase %d: %s", phase_number, activations.summary())
             contract.append(check_frozen(network, sha256_before, phase_number))
     network.eval()
-    last = _snapshot(network, frozen)
-    return TrainingResult(best, last, best_epoch, pd.DataFrame(history), contract)
+    return TrainingResult(
+        best, _snapshot(network, frozen), best_epoch, pd.DataFrame(history), contract
+    )
 
 
 def image_set(splits: pd.DataFrame, split: str, device: torch.device) -> ImageSet:
@@ -251,6 +250,14 @@ def make_optimizer(
     return torch.optim.SGD(groups, momentum=options.momentum, weight_decay=options.weight_decay)
 
 
+def make_schedule(
+    optimizer: torch.optim.Optimizer, phase: Phase, batches: int, options: TrainingOptions
+) -> LambdaLR:
+    """Return the schedule of a phase with so many batches an epoch, to step after each update."""
+    updates = math.ceil(batches / options.accumulate)
+    return LambdaLR(optimizer, lambda update: lr_factor(update, phase, updates, options))
+
+
 def lr_factor(step: int, phase: Phase, updates_per_epoch: int, options: TrainingOptions) -> float:
     """Return what the learning rates are multiplied by at an update, counted from 0 in a phase.
 
@@ -313,12 +320,15 @@ def _train_epoch(
 
 @torch.no_grad()
 def _validate(
+    network: nn.Module,
     line: ThawLine,
     batches: Iterable[Tensors],
     labels: Sequence[Tensor],
     accelerator: Accelerator,
 ) -> dict[str, float]:
-    """Return cross-entropy and accuracy on the validation images."""
+    """Return cross-entropy and accuracy on the validation images, in evaluation mode."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
     loss, correct = 0.0, 0
     for tensors, truth in zip(batches, labels, strict=True):
         with accelerator.autocast():
@@ -326,8 +336,19 @@ def _validate(
         # log_softmax leaves logarithms of probabilities as they are, so this serves for both.
         loss += nn.functional.cross_entropy(outputs, truth, reduction="sum").item()
         correct += int((outputs.argmax(dim=1) == truth).sum())
+    for module, training in modes.items():  # train() would thaw the frozen part's batch norm
+        module.training = training
     seen = sum(map(len, labels))
     return {"val_loss": loss / seen, "val_accuracy": correct / seen}
+
+
+def _check_finite(row: dict[str, Any]) -> None:
+    for name in ("train_loss", "val_loss"):
+        if not math.isfinite(row[name]):
+            raise TrainingError(
+                f"{name} is {row[name]} in epoch {row['epoch']} at a learning rate of"
+                f" {row['lr']:g}. Lower training.lr or set training.clip_norm, for instance 1."
+            )
 
 
 def _score(metrics: dict[str, float], monitor: str) -> tuple[float, float]:
@@ -345,11 +366,8 @@ def _snapshot(network: nn.Module, frozen: State) -> State:
     return {n: frozen[n] if n in frozen else _copy(t) for n, t in network.state_dict().items()}
 
 
-def _batches(order: Sequence[int], size: int, training: bool = False) -> list[list[int]]:
-    """Return positions in batches; in training a batch of one, which batch norm refuses, is left
-    out, and the next epoch leaves out another image."""
-    batches = [list(order[start : start + size]) for start in range(0, len(order), size)]
-    return batches[:-1] if training and len(batches) > 1 and len(batches[-1]) == 1 else batches
+def _batches(order: Sequence[int], size: int) -> list[list[int]]:
+    return [list(order[start : start + size]) for start in range(0, len(order), size)]
 
 
 def _dtype(accelerator: Accelerator) -> torch.dtype:

@@ -1,0 +1,174 @@
+"""Below the thaw line and above it, put together, is the whole network, whatever is frozen."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import logging
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from thawline.backbones import build_network
+from thawline.freezing import freeze_layers
+from thawline.options import ModelOptions, Phase
+from thawline.thaw_line import ThawLine, split_at_thaw_line
+
+SIZE = 64
+NETWORKS = {  # with the number of freeze patterns to try
+    "resnet18": 12,
+    "timm/resnet50": 5,
+    "timm/tf_efficientnet_lite0": 8,
+    "vit_b_16": 4,
+    "networks:ResidualNet": 40,
+}
+
+
+@functools.cache
+def network_of(backbone: str) -> nn.Module:
+    arguments = {"image_size": SIZE} if backbone == "vit_b_16" else {}
+    options = ModelOptions(backbone=backbone, weights="none", arguments=arguments)
+    network, _ = build_network(options, 3, SIZE, seed=0)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d) and module.affine:  # so that folding has something to fold
+            nn.init.uniform_(module.running_mean, -0.2, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+    return network.double()  # gradients through the batch norm of three images multiply rounding
+
+
+def frozen(backbone: str, *trainable: str, batch_norm: str = "train") -> nn.Module:
+    network = network_of(backbone)
+    freeze_layers(network, Phase(trainable=trainable, epochs=1, lr=1, batch_norm=batch_norm))
+    return network
+
+
+def images(count: int = 3) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, 3, SIZE, SIZE, generator=generator, dtype=torch.float64)
+
+
+def together(line: ThawLine, batch: Tensor, training: bool) -> Tensor:
+    tensors = (batch,) if line.below is None else line.below(batch)
+    assert not any(tensor.requires_grad for tensor in tensors)
+    assert all(len(tensor) == len(batch) for tensor in tensors)
+    return (line.above_in_training if training else line.above_in_evaluation)(*tensors)
+
+
+@pytest.mark.parametrize("backbone", NETWORKS)
+def test_the_two_parts_are_the_network_for_any_freeze_pattern(backbone: str) -> None:
+    names = [name for name, _ in network_of(backbone).named_parameters()]
+
+    @given(
+        st.lists(st.sampled_from(names), max_size=4),
+        st.integers(0, len(names)),
+        st.sampled_from(["train", "eval"]),
+    )
+    @settings(max_examples=NETWORKS[backbone], deadline=None, derandomize=True)
+    def check(scattered: list[str], start: int, batch_norm: str) -> None:
+        trainable = {"head", *scattered, *names[start:]}
+        network = frozen(backbone, *trainable, batch_norm=batch_norm)
+        modes = {name: module.training for name, module in network.named_modules()}
+        line = split_at_thaw_line(network, SIZE)
+        assert {name: module.training for name, module in network.named_modules()} == modes
+        _check_below(network, line)
+        _check_training(network, line)
+        network.eval()
+        with torch.no_grad():
+            torch.testing.assert_close(together(line, images(), training=False), network(images()))
+
+    check()
+
+
+def _check_below(network: nn.Module, line: ThawLine) -> None:
+    if line.below is not None:
+        assert not any(p.requires_grad for p in line.below.parameters())
+        for node in line.below.graph.nodes:
+            if node.op == "call_module":
+                below = network.get_submodule(node.target)
+                assert not any(p.requires_grad for p in below.parameters())
+            if node.op == "get_attr":
+                assert not network.get_parameter(node.target).requires_grad
+
+
+def _check_training(network: nn.Module, line: ThawLine) -> None:
+    """In training mode outputs and gradients are those of the whole network."""
+    results = []
+    for forward in (network, lambda batch: together(line, batch, training=True)):
+        torch.manual_seed(0)  # the same dropout in both
+        network.zero_grad()
+        outputs = forward(images())
+        outputs.square().mean().backward()
+        gradients = {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
+        results.append((outputs.detach(), gradients))
+    (outputs, gradients), (of_parts, gradients_of_parts) = results
+    torch.testing.assert_close(of_parts, outputs)
+    assert gradients.keys() == gradients_of_parts.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradients_of_parts[name], gradient, atol=1e-6, rtol=1e-5)
+
+
+def test_a_line_inside_a_residual_block_is_crossed_by_two_tensors() -> None:
+    network = frozen("resnet18", "head", "layer4.1.conv2.weight", "layer4.1.bn2.*")
+    assert split_at_thaw_line(network, SIZE).crossing == ("layer4_0_relu_1", "layer4_1_relu")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "trainable", "crossing"),
+    [
+        ("resnet18", {"last": 1}, "flatten"),
+        ("resnet18", {"last": 2}, "layer3_1_relu_1"),
+        ("timm/tf_efficientnet_lite0", {"last": 1}, "global_pool_flatten"),
+        ("vit_b_16", {"last": 1}, "getitem_29"),
+    ],
+)
+def test_what_is_frozen_first_lies_below(backbone: str, trainable: dict, crossing: str) -> None:
+    network = network_of(backbone)
+    freeze_layers(network, Phase(trainable=trainable, epochs=1, lr=1))
+    line = split_at_thaw_line(network, SIZE)
+    assert line.crossing == (crossing,)
+    used = {node.target for node in line.below.graph.nodes if node.op == "call_module"}
+    assert not any(isinstance(line.below.get_submodule(n), nn.BatchNorm2d) for n in used)
+
+
+def test_training_above_trains_the_network_and_leaves_below_alone() -> None:
+    network = copy.deepcopy(network_of("networks:ResidualNet"))
+    freeze_layers(network, Phase(trainable=("head", "mix"), epochs=1, lr=1))
+    line = split_at_thaw_line(network, SIZE)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    crossing = line.below(images())
+    torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1.0)
+    for p in network.parameters():
+        if p.requires_grad:
+            p.data += 1
+    changed = {n for n, t in network.state_dict().items() if not torch.equal(t, before[n])}
+    assert changed == {n for n in before if n.startswith(("linear", "mix"))}
+    assert all(torch.equal(a, b) for a, b in zip(line.below(images()), crossing, strict=True))
+    network.eval()
+    torch.testing.assert_close(together(line, images(), False), network(images()))
+
+
+def test_with_nothing_frozen_the_images_cross() -> None:
+    network = network_of("networks:ResidualNet")
+    freeze_layers(network, Phase(trainable="all", epochs=1, lr=1))
+    line = split_at_thaw_line(network, SIZE)
+    assert line.below is None and line.above_in_training is network
+
+
+def test_noise_lies_above_even_where_all_around_it_is_frozen() -> None:
+    network = frozen("networks:NoisyNet", "head")
+    assert split_at_thaw_line(network, SIZE).crossing == ("layer1_3",)
+
+
+@pytest.mark.parametrize("backbone", ["networks:BranchingNet", "networks:RestlessNet"])
+def test_what_cannot_be_traced_stays_whole_and_the_log_says_why(
+    backbone: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = frozen(backbone, "head")
+    with caplog.at_level(logging.WARNING):
+        line = split_at_thaw_line(network, SIZE)
+    assert line.below is None
+    assert f"{backbone.removeprefix('networks:')} cannot be traced (" in caplog.text
