@@ -33,7 +33,9 @@ def network_of(backbone: str) -> nn.Module:
     options = ModelOptions(backbone=backbone, weights="none", arguments=arguments)
     network, _ = build_network(options, 3, SIZE, seed=0)
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d) and module.affine:  # so that folding has something to fold
+        if (
+            isinstance(module, nn.BatchNorm2d) and module.affine
+        ):  # so that folding has something to fold
             nn.init.uniform_(module.running_mean, -0.2, 0.2)
             nn.init.uniform_(module.running_var, 0.5, 2)
             nn.init.uniform_(module.weight, 0.5, 1.5)

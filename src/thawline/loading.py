@@ -50,6 +50,7 @@ class ViewLoader:
             num_workers=workers,
             persistent_workers=workers > 0,
             worker_init_fn=_give_way,
+            generator=torch.Generator(),  # else each start draws from the randomness of training
             pin_memory=torch.cuda.is_available(),
         )
 

@@ -1,0 +1,511 @@
+"""What the store gives back is what would be computed, whatever happens to it in between."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as PillowImage
+from torch import Tensor, nn
+
+from thawline import activations
+from thawline.activations import (
+    ACTIVATIONS,
+    NOTHING,
+    VIEWS,
+    ActivationLoader,
+    ActivationStore,
+    Cost,
+    Entry,
+    Image,
+    Shelf,
+    cheapest,
+)
+from thawline.backbones import IMAGENET, build_network
+from thawline.freezing import freeze_layers
+from thawline.images import hash_files
+from thawline.loading import ViewLoader
+from thawline.options import ModelOptions, Phase, TrainingOptions, TransformOptions
+from thawline.thaw_line import split_at_thaw_line
+from thawline.training import TrainingResult, train
+from thawline.transforms import build_transforms
+
+HEAD = Phase(trainable={"last": 1}, epochs=4, lr=0.01)
+TWO_STAGES = Phase(trainable={"last": 2}, epochs=2, lr=0.01)
+ALL = Phase(trainable="all", epochs=2, lr=0.003)
+FULL = 10.0  # GB
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ActivationStore:
+    return ActivationStore(tmp_path / "activations", FULL)
+
+
+def entries_of(numbers: list[int]) -> list[Entry]:
+    return [Entry(f"{number:064x}", number % 3 or None) for number in numbers]
+
+
+def tensors_of(numbers: list[int]) -> tuple[Tensor, Tensor]:
+    """Return two tensors a number that tell it from any other."""
+    values = torch.tensor(numbers, dtype=torch.float32)
+    return (
+        values[:, None, None, None].expand(-1, 2, 3, 3).contiguous(),
+        values[:, None].to(torch.bfloat16),
+    )
+
+
+def assert_read(shelf: Shelf, numbers: list[int]) -> None:
+    for found, expected in zip(shelf.read(entries_of(numbers)), tensors_of(numbers), strict=True):
+        assert found.dtype == expected.dtype
+        assert torch.equal(found, expected)
+
+
+# The shelf
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 200), min_size=1, unique=True), min_size=1, max_size=6),
+    st.randoms(use_true_random=False),
+)
+@settings(max_examples=30, deadline=None)
+def test_entries_come_back_in_any_order_and_in_another_process_too(
+    tmp_path_factory: pytest.TempPathFactory, batches: list[list[int]], order: random.Random
+) -> None:
+    store = ActivationStore(tmp_path_factory.mktemp("store"), FULL)
+    shelf = store.shelf({"holds": "numbers"})
+    for batch in batches:
+        shelf.add(entries_of(batch), tensors_of(batch))
+        shelf.flush()
+    known = sorted({number for batch in batches for number in batch})
+    order.shuffle(known)
+    for one in (shelf, ActivationStore(store.folder, FULL).shelf({"holds": "numbers"})):
+        assert len(one) == len(known)
+        assert_read(one, known)
+    assert Entry("f" * 64, None) not in shelf
+    with pytest.raises(KeyError):
+        shelf.read([Entry("f" * 64, None)])
+
+
+def test_another_description_is_another_shelf(store: ActivationStore) -> None:
+    shelf = store.shelf({"holds": "numbers", "seed": 0})
+    shelf.add(entries_of([1]), tensors_of([1]))
+    shelf.flush()
+    assert len(store.shelf({"seed": 0, "holds": "numbers"})) == 1
+    assert len(store.shelf({"seed": 1, "holds": "numbers"})) == 0
+
+
+def test_the_least_recently_used_goes_first_and_the_bound_holds(tmp_path: Path) -> None:
+    one = torch.zeros(1, 250_000)  # 1 MB
+    store = ActivationStore(tmp_path, max_gb=0.0035)
+    shelf = store.shelf({"holds": "zeros"})
+    for number in range(3):
+        shelf.add(entries_of([number]), [one])
+        shelf.flush()
+        time.sleep(0.01)
+    again = store.shelf({"holds": "zeros"})
+    again.read(entries_of([0]))  # now 1 is the oldest
+    shelf.add(entries_of([3]), [one])
+    shelf.flush()
+    left = store.shelf({"holds": "zeros"})
+    assert [entry in left for entry in entries_of([0, 1, 2, 3])] == [True, False, True, True]
+    assert sum(path.stat().st_size for path in tmp_path.glob("*/*")) <= store.max_bytes
+    with pytest.raises(KeyError):
+        again.read(entries_of([1]))
+    assert entries_of([1])[0] not in again
+
+
+def test_a_damaged_shard_is_removed_and_the_rest_still_read(
+    store: ActivationStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    shelf = store.shelf({"holds": "numbers"})
+    for number in (1, 2):
+        shelf.add(entries_of([number]), tensors_of([number]))
+        shelf.flush()
+    damaged = sorted(store.folder.glob("*/*.safetensors"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:-20])
+    with caplog.at_level(logging.WARNING):
+        reopened = store.shelf({"holds": "numbers"})
+    assert f"{damaged} is damaged and removed" in caplog.text
+    assert not damaged.exists() and len(reopened) == 1
+
+
+def test_what_a_killed_process_left_is_never_read_and_later_removed(store: ActivationStore) -> None:
+    shelf = store.shelf({"holds": "numbers"})
+    shelf.add(entries_of([1]), tensors_of([1]))
+    shelf.flush()
+    folder = next(store.folder.glob("*"))
+    old, new = folder / "old.unfinished", folder / "new.unfinished"
+    for file in (old, new):
+        file.write_bytes(b"half a shard")
+    os.utime(old, (0, 0))
+    assert len(store.shelf({"holds": "numbers"})) == 1
+    store.evict()
+    assert not old.exists() and new.exists()  # the new one may still be being written
+
+
+def test_contents_name_what_is_there_and_empty_removes_it(store: ActivationStore) -> None:
+    assert store.contents().empty
+    shelf = store.shelf({"holds": "ResNet up to flatten, random views"})
+    shelf.add(entries_of([1, 2]), tensors_of([1, 2]))
+    shelf.flush()
+    (row,) = store.contents().to_dict("records")
+    assert (row["holds"], row["entries"]) == ("ResNet up to flatten, random views", 2)
+    store.empty()
+    assert store.contents().empty and not store.folder.exists()
+    shelf.add(entries_of([3]), tensors_of([3]))  # whoever trains goes on
+    shelf.flush()
+    assert_read(store.shelf({"holds": "ResNet up to flatten, random views"}), [3])
+
+
+# What to keep
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([ACTIVATIONS, VIEWS]),
+        st.builds(Cost, st.integers(1, 10**6), st.floats(0, 1)),
+    ),
+    st.floats(0, 1),
+    st.integers(1, 10**5),
+    st.floats(0, 1e10),
+)
+def test_what_fits_and_costs_least_is_kept(
+    costs: dict[str, Cost], nothing: float, entries: int, max_bytes: float
+) -> None:
+    costs = {NOTHING: Cost(0, nothing), **costs}
+    chosen = costs[cheapest(costs, entries, max_bytes)]
+    assert chosen.bytes * entries <= max_bytes
+    assert all(
+        cost.seconds >= chosen.seconds or cost.bytes * entries > max_bytes
+        for cost in costs.values()
+    )
+
+
+# The loader
+
+
+def network_of(seed: int = 0, backbone: str = "networks:SmallNet") -> nn.Module:
+    options = ModelOptions(backbone=backbone, weights="none")
+    return build_network(options, 2, 32, seed)[0]
+
+
+class Setting:
+    """Everything that activations depend on, each of which a test may change."""
+
+    def __init__(self, store: ActivationStore, paths: list[str]) -> None:
+        self.store, self.paths, self.network = store, paths, network_of()
+        self.phase, self.seed, self.dtype, self.pretrained = HEAD, 0, torch.float32, IMAGENET
+        self.options = TransformOptions(size=32)
+
+    def load(self, view: int | None = None) -> tuple[list[Tensor], int]:
+        """Return what crosses the line in two batches, and how many images were computed."""
+        freeze_layers(self.network, self.phase)
+        transforms = build_transforms(self.options, self.pretrained)
+        line = split_at_thaw_line(self.network, transforms.preprocessing.size)
+        loader = ActivationLoader(
+            line, transforms, self.seed, ViewLoader(transforms, workers=0), self.store,
+            torch.device("cpu"), self.dtype, entries=100,
+        )  # fmt: skip
+        hashes = hash_files(self.paths)
+        images = [Image(p, h, view) for p, h in zip(self.paths, hashes, strict=True)]
+        batches = [tuple(t.clone() for t in some) for some in loader.load([images[:3], images[3:]])]
+        assert loader.read + loader.computed == len(self.paths)
+        columns = zip(*batches, strict=True)
+        return [torch.cat(column) for column in columns], loader.computed
+
+
+@pytest.fixture
+def setting(store: ActivationStore, photos: Path, tmp_path: Path) -> Setting:
+    """Return copies of five photographs, and the rest."""
+    paths = []
+    for source in sorted(photos.glob("*/*.jpg"))[:5]:
+        target = tmp_path / source.name
+        target.write_bytes(source.read_bytes())
+        paths.append(str(target))
+    return Setting(store, paths)
+
+
+def test_a_second_time_nothing_is_computed_and_all_is_the_same(setting: Setting) -> None:
+    for phase in (HEAD, TWO_STAGES, ALL):
+        setting.phase = phase
+        for view in (None, 0, 1):
+            first, computed = setting.load(view)
+            again, computed_again = setting.load(view)
+            assert (computed, computed_again) == (5, 0)
+            assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_another_strategy_with_the_same_line_finds_all(setting: Setting) -> None:
+    setting.load()
+    setting.phase = Phase(trainable=("linear.weight",), epochs=1, lr=1)
+    assert setting.load()[1] == 0
+
+
+def _reweigh(setting: Setting) -> None:
+    with torch.no_grad():
+        setting.network.conv1.weight[0, 0, 0, 0] += 1e-3
+
+
+def _move_statistics(setting: Setting) -> None:
+    setting.network.layer1[1].running_mean[0] += 1e-3
+
+
+def _restructure(setting: Setting) -> None:
+    setting.network.conv1.stride = (1, 1)
+
+
+def _rewrite_code(setting: Setting) -> None:
+    class Leaky(nn.ReLU):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.leaky_relu(x, 0.1)
+
+    setting.network.layer1[2].__class__ = Leaky
+    Leaky.__name__ = "ReLU"
+
+
+def _edit_files(setting: Setting) -> None:
+    for path in setting.paths:
+        with PillowImage.open(path) as image:
+            edited = image.convert("RGB").rotate(90)
+        edited.save(path)
+
+
+def _set(**changes: object) -> Callable[[Setting], None]:
+    def change(setting: Setting) -> None:
+        for name, value in changes.items():
+            setattr(setting, name, value)
+
+    change.__name__ = " ".join(changes)
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _reweigh,
+        _move_statistics,
+        _restructure,
+        _rewrite_code,
+        _edit_files,
+        _set(seed=1),
+        _set(dtype=torch.bfloat16),
+        _set(options=TransformOptions(size=32, rotation=0)),
+        _set(options=TransformOptions(size=48)),
+        _set(pretrained=IMAGENET.model_copy(update={"mean": (0.5, 0.5, 0.5)})),
+        _set(pretrained=IMAGENET.model_copy(update={"interpolation": "bicubic"})),
+    ],
+)
+def test_no_change_ever_hits_a_stale_entry(
+    setting: Setting, change: Callable[[Setting], None]
+) -> None:
+    before, _ = setting.load(view=0)
+    change(setting)
+    after, computed = setting.load(view=0)
+    assert computed == 5
+    setting.store.max_bytes = 0
+    expected, _ = setting.load(view=0)
+    assert all(torch.equal(a, b) for a, b in zip(after, expected, strict=True))
+    if before[0].shape == after[0].shape:
+        assert not torch.equal(before[0].float(), after[0].float())
+
+
+def test_only_what_is_new_is_computed(setting: Setting) -> None:
+    everything = setting.paths
+    setting.paths = everything[:4]
+    assert setting.load()[1] == 4
+    setting.paths = everything[::-1]
+    some, computed = setting.load()
+    setting.store.max_bytes = 0
+    assert computed == 1
+    assert all(torch.equal(a, b) for a, b in zip(some, setting.load()[0], strict=True))
+
+
+def test_copies_of_a_file_share_an_entry(setting: Setting) -> None:
+    copied = Path(setting.paths[0]).with_name("copy.jpg")
+    copied.write_bytes(Path(setting.paths[0]).read_bytes())
+    setting.load()
+    setting.paths = [str(copied), *setting.paths]
+    assert setting.load()[1] == 0
+
+
+def test_what_vanishes_from_the_disk_in_mid_epoch_is_computed_again(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = setting.load()
+    read = Shelf.read
+
+    def vanish(self: Shelf, entries: list[Entry]) -> tuple[Tensor, ...]:
+        setting.store.empty()
+        self._mapped.clear()
+        return read(self, entries)
+
+    monkeypatch.setattr(Shelf, "read", vanish)
+    found, _ = setting.load()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_the_choice_never_shows_in_what_is_yielded(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    setting.phase, setting.dtype = TWO_STAGES, torch.bfloat16
+    results = []
+    for kept in (ACTIVATIONS, VIEWS, NOTHING):
+        setting.store.empty()
+        monkeypatch.setattr(activations, "cheapest", lambda *_, kept=kept: kept)
+        with caplog.at_level(logging.INFO):
+            results += [setting.load(view=1)[0], setting.load(view=1)[0]]
+        assert f"The store keeps {kept} (" in caplog.text
+        holds = " ".join(setting.store.contents()["holds"])
+        assert holds == {
+            ACTIVATIONS: "SmallNet up to layer1_3, random views", VIEWS: "random views", NOTHING: ""
+        }[kept]  # fmt: skip
+    for result in results:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+# Training
+
+
+def options(**changes: object) -> TrainingOptions:
+    return TrainingOptions(**{"workers": 0, "precision": "fp32", "batch_size": 8, **changes})
+
+
+def run(
+    splits: pd.DataFrame,
+    store: ActivationStore | None,
+    *phases: Phase,
+    backbone: str = "networks:SmallNet",
+    views: int | None = 1,
+    seed: int = 0,
+    **changes: object,
+) -> TrainingResult:
+    transforms = build_transforms(TransformOptions(size=32), IMAGENET)
+    network = network_of(backbone=backbone)
+    return train(network, phases, splits, transforms, options(**changes), seed, views, store)
+
+
+def assert_same(first: TrainingResult, second: TrainingResult) -> None:
+    assert all(torch.equal(first.last[name], second.last[name]) for name in first.last)
+    assert all(torch.equal(first.best[name], second.best[name]) for name in first.best)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("backbone", ["networks:SmallNet", "timm/tf_efficientnet_lite0"])
+def test_with_and_without_the_store_the_weights_are_equal(
+    splits: pd.DataFrame, store: ActivationStore, precision: str, backbone: str
+) -> None:
+    phases = [phase.model_copy(update={"epochs": 2}) for phase in (HEAD, TWO_STAGES, ALL)]
+    kwargs = {"backbone": backbone, "precision": precision}
+    without = run(splits, None, *phases, **kwargs)
+    assert_same(without, run(splits, store, *phases, **kwargs))
+    assert_same(without, run(splits, store, *phases, **kwargs))
+    assert not store.contents().empty
+
+
+def test_the_line_changes_weights_by_rounding_only(
+    splits: pd.DataFrame, store: ActivationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Adam divides by the gradient's size, so that rounding alone can turn a step's sign; and batch
+    # norm over eight small images multiplies it.
+    norm = {"batch_norm": "eval"}
+    kwargs = {"backbone": "resnet18", "optimizer": "sgd"}
+    phases = [phase.model_copy(update=norm) for phase in (HEAD, TWO_STAGES)]
+    split = run(splits, store, *phases, **kwargs)
+    from thawline import training
+    from thawline.thaw_line import ThawLine
+
+    monkeypatch.setattr(training, "split_at_thaw_line", lambda n, _: ThawLine(None, n, n))
+    whole = run(splits, None, *phases, **kwargs)
+    for name, tensor in whole.last.items():
+        torch.testing.assert_close(split.last[name], tensor, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("views", "computed"), [(1, [28, 0, 0, 0]), (3, [28, 28, 28, 0])])
+def test_a_view_is_computed_in_the_epoch_that_first_needs_it(
+    splits: pd.DataFrame, store: ActivationStore, views: int, computed: list[int]
+) -> None:
+    seen: list[int] = []
+
+    def count(*_: object) -> None:
+        contents = store.contents()
+        random_views = contents["holds"].str.contains("random")
+        seen.append(int(contents.loc[random_views, "entries"].sum()))
+
+    transforms = build_transforms(TransformOptions(size=32), IMAGENET)
+    train(
+        network_of(), [HEAD], splits, transforms, options(), 0, views, store, on_epoch=count
+    )  # fmt: skip
+    assert [b - a for a, b in zip([0, *seen], seen, strict=False)] == computed
+
+
+def test_fresh_views_are_never_kept_but_validation_is(
+    splits: pd.DataFrame, store: ActivationStore
+) -> None:
+    run(splits, store, HEAD, views=None)
+    (row,) = store.contents().to_dict("records")
+    assert row["holds"].endswith("evaluation views")
+    assert row["entries"] == (splits["split"] == "val").sum()
+
+
+def test_phases_each_have_their_line(
+    splits: pd.DataFrame, store: ActivationStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        run(splits, store, HEAD, TWO_STAGES, ALL)
+    crossings = {holds.partition(",")[0] for holds in store.contents()["holds"]}
+    assert {"SmallNet up to flatten", "SmallNet up to layer1_3"} <= crossings
+    assert "Phase 1: 102 activations were read, 34 computed" in caplog.text
+
+
+# Several processes
+
+
+def _train_in_child(store: ActivationStore, splits: pd.DataFrame, seed: int) -> None:
+    sync = activations._sync
+    activations.SHARD_BYTES = 2000  # many short writes, and time to kill in the middle of one
+    activations._sync = lambda path: (time.sleep(0.005), sync(path))
+    logging.disable()
+    run(splits, store, HEAD, TWO_STAGES, views=2, seed=seed)
+
+
+def _kill_while_it_writes(child: multiprocessing.Process, folder: Path, sightings: int) -> bool:
+    while child.is_alive():
+        sightings -= any(folder.glob("*/*.unfinished"))
+        if sightings <= 0:
+            os.kill(child.pid, signal.SIGKILL)
+            child.join()
+            return child.exitcode == -signal.SIGKILL
+    return False
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="starts its processes by fork")
+def test_processes_killed_while_writing_leave_a_store_to_rely_on(
+    splits: pd.DataFrame, tmp_path: Path
+) -> None:
+    store = ActivationStore(tmp_path / "shared", FULL)
+    context = multiprocessing.get_context("fork")
+    for seed in range(10):
+        first, second = (
+            context.Process(target=_train_in_child, args=(store, splits, seed)) for _ in range(2)
+        )
+        first.start()
+        second.start()
+        assert _kill_while_it_writes(first, store.folder, sightings=1 + 3 * seed)
+        second.join()
+        assert second.exitcode == 0
+    assert list(store.folder.glob("*/*.unfinished"))  # at least one died in the middle
+    alone = ActivationStore(tmp_path / "alone", FULL)
+    for seed in range(10):
+        expected = run(splits, alone, HEAD, TWO_STAGES, views=2, seed=seed)
+        assert_same(expected, run(splits, store, HEAD, TWO_STAGES, views=2, seed=seed))
