@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import resource
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from torch import nn
@@ -50,3 +55,17 @@ def markdown(table: pd.DataFrame) -> str:
     rows = [[str(value) for value in row] for row in table.itertuples(index=False)]
     lines = [list(map(str, table.columns)), ["---"] * len(table.columns), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def in_a_process_of_its_own(module: str, *arguments: object) -> dict[str, Any]:
+    """Return what `python -m MODULE --one ARGUMENTS` prints as JSON in its last line."""
+    command = [sys.executable, "-m", module, "--one", *map(str, arguments)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peak_mb() -> tuple[float, float]:
+    """Return the peak resident memory in MB (10^6 bytes): of this process, of its largest child."""
+    usage = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    own, child = (u.ru_maxrss * 1024 / 1e6 for u in usage)
+    return own, child

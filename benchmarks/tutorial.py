@@ -22,13 +22,16 @@ class Photographs(Dataset):
     """Images of a split, decoded and transformed whenever they are asked for."""
 
     def __init__(self, rows: pd.DataFrame, transform: v2.Compose) -> None:
+        """Take the rows of a table of splits."""
         self.paths, self.labels = rows["path"].tolist(), rows["class_index"].tolist()
         self.transform = transform
 
     def __len__(self) -> int:
+        """Return the number of images."""
         return len(self.paths)
 
     def __getitem__(self, idx: int) -> tuple[torch.Tensor, int]:
+        """Return an image (3, size, size) float32 and its class index."""
         return self.transform(read_image(self.paths[idx])), self.labels[idx]
 
 

@@ -92,7 +92,7 @@ class ActivationStore:
                         "holds": description["holds"],
                         "entries": len(shelf),
                         "MB": round(sum(shard.st_size for shard in shards) / 1e6, 1),
-                        "last used": datetime.fromtimestamp(max(s.st_mtime for s in shards)),
+                        "last used": datetime.fromtimestamp(int(max(s.st_mtime for s in shards))),
                     }
                 )
         return pd.DataFrame(rows, columns=["shelf", "holds", "entries", "MB", "last used"])

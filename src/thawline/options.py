@@ -186,7 +186,7 @@ class EvaluationOptions(Options):
 
     top_k: PositiveInt = Field(5, description="at most the number of classes")
     bootstrap_samples: int = Field(2000, ge=100, description="resamples behind the interval")
-    batch_size: PositiveInt = Field(64, description="images a step")
+    batch_size: PositiveInt = Field(16, description="images a step")
 
 
 class Parameters(Options):

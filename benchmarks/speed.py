@@ -1,0 +1,195 @@
+"""How fast Thawline trains beside the plain loop of a tutorial, on the same images and machine.
+
+    python -m benchmarks.speed [--backbones resnet18 resnet50] [--epochs 25]
+
+Every figure comes from a process of its own, one after the other: training takes 244 and validation
+153 photographs of ants and bees at 224 px. Weights are random where they would have to be
+downloaded: speed does not depend on them. What is measured is the training node
+(`thawline.pipelines.finetune.nodes.train_model`), and with --process the whole of `kedro run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from benchmarks import common, tutorial
+from thawline.activations import ActivationStore
+from thawline.options import (
+    ActivationOptions,
+    AugmentationOptions,
+    ModelOptions,
+    Strategy,
+    TrainingOptions,
+)
+
+ROOT = Path(__file__).parents[1]
+TUTORIAL, PROCESS = "tutorial loop", "process"
+DEFAULT_VIEWS = str(AugmentationOptions().views)
+
+
+def main() -> None:
+    """Measure and print the table, a row as soon as it is there."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--root", type=Path, default=common.PHOTOGRAPHS)
+    parser.add_argument("--backbones", nargs="*", default=["resnet18", "resnet50"])
+    parser.add_argument("--strategies", nargs="*", default=[*common.PHASES])
+    parser.add_argument("--views", nargs="*", default=["1", DEFAULT_VIEWS, "null"])
+    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument(
+        "--tutorial-epochs", type=int, help="run the plain loop for fewer epochs, and multiply"
+    )
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--process", action="store_true", help="measure `kedro run` as well")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(measure(argparse.Namespace(**json.loads(arguments.one)))))
+        return
+    columns = ["backbone", "strategy", "", "seconds", "faster", "images/s", "peak MB", "of floor"]
+    print(common.markdown(pd.DataFrame(columns=columns)), flush=True)
+    for backbone in arguments.backbones:
+        floor = one(arguments, backbone, "head_only", "floor")["seconds"]
+        for strategy in arguments.strategies:
+            reference = None
+            for row in rows(arguments, backbone, strategy):
+                seconds = row["seconds"]
+                reference = reference or seconds
+                images = row["images"] * arguments.epochs
+                cells = [
+                    backbone, strategy, row["what"], f"{seconds:.2f}", f"{reference / seconds:.1f}x",
+                    f"{images / seconds:.0f}", f"{row['peak']:.0f}", f"{floor / seconds:.0%}",
+                ]  # fmt: skip
+                print(f"| {' | '.join(cells)} |", flush=True)
+        print(f"floor of {backbone}: {floor:.2f} s", file=sys.stderr)
+    if arguments.process:
+        whole_processes(arguments)
+
+
+def rows(arguments: argparse.Namespace, backbone: str, strategy: str) -> Any:
+    """Yield what was measured of one backbone and strategy, the plain loop first."""
+    epochs = arguments.tutorial_epochs or arguments.epochs
+    row = one(arguments, backbone, strategy, TUTORIAL, epochs)
+    factor = arguments.epochs / epochs
+    note = "" if factor == 1 else f" ({epochs} epochs, x {factor:.3g})"
+    yield row | {"what": TUTORIAL + note, "seconds": row["seconds"] * factor}
+    for views in arguments.views:
+        row = one(arguments, backbone, strategy, views)
+        yield row | {"what": f"views: {views}, empty store"}
+        if views == "1":
+            yield row | {"what": f"views: {views}, full store", "seconds": row["again"]}
+
+
+def one(
+    arguments: argparse.Namespace, backbone: str, strategy: str, what: str, epochs: int = 0
+) -> dict[str, Any]:
+    """Return what a process of its own measures."""
+    task = {
+        "root": str(arguments.root), "backbone": backbone, "strategy": strategy, "what": what,
+        "epochs": epochs or arguments.epochs, "batch_size": arguments.batch_size,
+        "device": arguments.device,
+    }  # fmt: skip
+    return common.in_a_process_of_its_own("benchmarks.speed", json.dumps(task))
+
+
+def measure(task: argparse.Namespace) -> dict[str, Any]:
+    """Return seconds and peak memory of training once, and seconds of doing it again."""
+    splits = common.photographs(Path(task.root))
+    network, transforms = common.build(task.backbone, task.strategy)
+    phase = common.PHASES[task.strategy].model_copy(update={"epochs": task.epochs})
+    result: dict[str, Any] = {"images": len(splits)}
+    if task.what == "floor":
+        return result | {"seconds": len(splits) / peak_rate(task)}
+    start = time.perf_counter()
+    if task.what == TUTORIAL:
+        tutorial.train(
+            network, splits, transforms.preprocessing, phase.lr, task.epochs, task.batch_size,
+            device=task.device,
+        )  # fmt: skip
+    else:
+        from thawline.pipelines.finetune.nodes import train_model
+
+        start = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            for name in ("seconds", "again"):
+                train_model(
+                    network, Strategy(phases=(phase,)), splits, transforms,
+                    ModelOptions(backbone=task.backbone),
+                    TrainingOptions(batch_size=task.batch_size, device=task.device),
+                    AugmentationOptions(views=None if task.what == "null" else int(task.what)),
+                    ActivationOptions(), 0, partial(ActivationStore, Path(folder)),
+                    lambda metrics, epoch: None,
+                )  # fmt: skip
+                result[name] = time.perf_counter() - start
+                if task.what != "1":
+                    break
+                network, _ = common.build(task.backbone, task.strategy)
+                start = time.perf_counter()
+    result.setdefault("seconds", time.perf_counter() - start)
+    return result | {"peak": common.peak_mb()[0]}
+
+
+@torch.no_grad()
+def peak_rate(task: argparse.Namespace) -> float:
+    """Return the images a second of the fastest forward pass found of the whole network."""
+    from thawline.thaw_line import split_at_thaw_line
+
+    network, transforms = common.build(task.backbone, "head_only")
+    size = transforms.preprocessing.size
+    below = split_at_thaw_line(network, size).below
+    assert below is not None
+    dtype = torch.bfloat16
+    below.to(task.device, dtype).to(memory_format=torch.channels_last)
+    best = 0.0
+    for count in (4, 8, 16, 32, 64) if task.device == "cpu" else (64, 256, 1024):
+        images = torch.randn(count, 3, size, size, device=task.device, dtype=dtype)
+        images = images.contiguous(memory_format=torch.channels_last)
+        for _ in range(6):
+            start = time.perf_counter()
+            below(images)
+            if task.device == "cuda":
+                torch.cuda.synchronize()
+            best = max(best, count / (time.perf_counter() - start))
+    return best
+
+
+def whole_processes(arguments: argparse.Namespace) -> None:
+    """Print the seconds of whole processes, imports included, training only the head."""
+    start = time.perf_counter()
+    one(arguments, "resnet18", "head_only", TUTORIAL)
+    plain = time.perf_counter() - start
+    print(
+        f"\n| process | seconds | faster |\n| --- | --- | --- |\n| {TUTORIAL} | {plain:.1f} | 1x |"
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in ("conf", "src"):
+            shutil.copytree(ROOT / name, Path(temporary, name))
+        shutil.copy(ROOT / "pyproject.toml", temporary)
+        for views, store in (("1", "empty"), ("1", "full"), (DEFAULT_VIEWS, "empty")):
+            parameters = (
+                f"dataset.root={arguments.root.resolve()},model.backbone=resnet18,"
+                f"model.weights=none,strategy=head_only,augmentation.views={views},"
+                f"training.epochs={arguments.epochs},training.batch_size={arguments.batch_size}"
+            )
+            command = ["kedro", "run", "--pipeline=finetune", f"--params={parameters}"]
+            start = time.perf_counter()
+            subprocess.run(command, cwd=temporary, check=True, stdout=subprocess.DEVNULL)
+            seconds = time.perf_counter() - start
+            what = f"kedro run, views: {views}, {store} store"
+            print(f"| {what} | {seconds:.1f} | {plain / seconds:.1f}x |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
