@@ -68,8 +68,9 @@ def main() -> None:
                 seconds = row["seconds"]
                 reference = reference or seconds
                 images = row["images"] * arguments.epochs
+                faster = f"{reference / seconds:.1f}x"
                 cells = [
-                    backbone, strategy, row["what"], f"{seconds:.2f}", f"{reference / seconds:.1f}x",
+                    backbone, strategy, row["what"], f"{seconds:.2f}", faster,
                     f"{images / seconds:.0f}", f"{row['peak']:.0f}", f"{floor / seconds:.0%}",
                 ]  # fmt: skip
                 print(f"| {' | '.join(cells)} |", flush=True)

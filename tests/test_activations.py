@@ -168,6 +168,17 @@ def test_contents_name_what_is_there_and_empty_removes_it(store: ActivationStore
     assert_read(store.shelf({"holds": "ResNet up to flatten, random views"}), [3])
 
 
+def test_a_disk_that_cannot_be_written_to_costs_time_but_not_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way of the folder")
+    shelf = ActivationStore(tmp_path / "file", FULL).shelf({"holds": "numbers"})
+    shelf.add(entries_of([1]), tensors_of([1]))
+    with caplog.at_level(logging.WARNING):
+        shelf.flush()
+    assert "cannot be written" in caplog.text and len(shelf) == 0
+
+
 # What to keep
 
 

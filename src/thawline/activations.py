@@ -36,9 +36,7 @@ logger = logging.getLogger(__name__)
 
 GB = 1e9
 SHARD_BYTES = 32_000_000  # entries wait in memory until there are so many of them
-MAPPED_BYTES = (
-    64_000_000  # read so much through mappings and they are opened anew: memory stays flat
-)
+MAPPED_BYTES = 64_000_000  # after so much is read, files are mapped anew: memory stays flat
 # Images that a CPU computes at once. With 8 instead of 32 the activations stay in its caches (370
 # instead of 230 images/s through EfficientNet-Lite0, 70 instead of 54 through ResNet-50); and with
 # always as many, results do not depend on which images happen to be missing from the store.
@@ -216,8 +214,11 @@ class Shelf:
         self._waiting.clear()
         name = f"{uuid.uuid4().hex}.safetensors"
         metadata = {"entries": json.dumps(entries), "description": self.description}
-        self._folder.mkdir(parents=True, exist_ok=True)
-        _write_whole(self._folder / name, lambda file: save_file(tensors, file, metadata))
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _write_whole(self._folder / name, lambda file: save_file(tensors, file, metadata))
+        except (OSError, SafetensorError) as error:  # no reason for training to end
+            logger.warning("%s cannot be written (%s); it will be computed again", name, error)
         self._store.evict()
         self.refresh()
 

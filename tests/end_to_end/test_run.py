@@ -280,3 +280,32 @@ def test_an_unreadable_file_is_set_aside_and_named(
     assert [Path(p).name for p in quarantine["path"]] == ["broken.jpg"]
     splits = pd.read_csv(latest(project, "05_model_input/splits.csv"))
     assert len(splits) == 40
+
+
+def test_a_second_run_computes_no_activations_and_gives_the_same_weights(
+    project: Path, photos: Path
+) -> None:
+    options = f"--params=dataset.root={photos},augmentation.views=1,{QUICK}"
+    outputs, states = [], []
+    for _ in range(2):
+        done = kedro(project, "run", "--pipeline=finetune", options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        outputs.append(done.stdout)
+        states.append(weights(project))
+    assert "34 activations were read, 34 computed" in outputs[0]
+    assert "68 activations were read, 0 computed" in outputs[1]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    shown = kedro(project, "activations")
+    assert shown.returncode == 0, shown.stderr
+    assert "EfficientNet up to global_pool_flatten, random views" in shown.stdout
+    assert "28" in shown.stdout and "of at most 10 GB" in shown.stdout
+    emptied = kedro(project, "activations", "--empty")
+    assert "were removed" in emptied.stdout
+    assert not (project / "data/04_feature/activations").exists()
+    assert "0.0 MB" in kedro(project, "activations").stdout
+
+
+def test_without_a_store_nothing_is_written(project: Path, photos: Path) -> None:
+    options = f"--params=dataset.root={photos},activations.max_gb=0,{QUICK}"
+    assert kedro(project, "run", "--pipeline=finetune", options).returncode == 0
+    assert not (project / "data/04_feature").exists()
