@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ from thawline.options import (
 )
 
 ROOT = Path(__file__).parents[1]
-TUTORIAL, PROCESS = "tutorial loop", "process"
+TUTORIAL = "tutorial loop"
+SHORT = 20  # seconds; of what takes less, the median of three processes is given
 DEFAULT_VIEWS = str(AugmentationOptions().views)
 
 
@@ -66,6 +68,8 @@ def main() -> None:
             reference = None
             for row in rows(arguments, backbone, strategy):
                 seconds = row["seconds"]
+                if row["what"] == TUTORIAL:
+                    plain = row["process"]
                 reference = reference or seconds
                 images = row["images"] * arguments.epochs
                 faster = f"{reference / seconds:.1f}x"
@@ -75,8 +79,8 @@ def main() -> None:
                 ]  # fmt: skip
                 print(f"| {' | '.join(cells)} |", flush=True)
         print(f"floor of {backbone}: {floor:.2f} s", file=sys.stderr)
-    if arguments.process:
-        whole_processes(arguments)
+            if arguments.process and strategy == "head_only":
+                whole_processes(arguments, backbone, plain)
 
 
 def rows(arguments: argparse.Namespace, backbone: str, strategy: str) -> Any:
@@ -88,6 +92,9 @@ def rows(arguments: argparse.Namespace, backbone: str, strategy: str) -> Any:
     yield row | {"what": TUTORIAL + note, "seconds": row["seconds"] * factor}
     for views in arguments.views:
         row = one(arguments, backbone, strategy, views)
+        if row["seconds"] < SHORT:  # the machine's moods weigh more in a short one
+            again = [one(arguments, backbone, strategy, views) for _ in range(2)]
+            row = sorted([row, *again], key=itemgetter("seconds"))[1]
         yield row | {"what": f"views: {views}, empty store"}
         if views == "1":
             yield row | {"what": f"views: {views}, full store", "seconds": row["again"]}
@@ -102,7 +109,9 @@ def one(
         "epochs": epochs or arguments.epochs, "batch_size": arguments.batch_size,
         "device": arguments.device,
     }  # fmt: skip
-    return common.in_a_process_of_its_own("benchmarks.speed", json.dumps(task))
+    start = time.perf_counter()
+    row = common.in_a_process_of_its_own("benchmarks.speed", json.dumps(task))
+    return row | {"process": time.perf_counter() - start}
 
 
 def measure(task: argparse.Namespace) -> dict[str, Any]:
@@ -166,21 +175,16 @@ def peak_rate(task: argparse.Namespace) -> float:
     return best
 
 
-def whole_processes(arguments: argparse.Namespace) -> None:
-    """Print the seconds of whole processes, imports included, training only the head."""
-    start = time.perf_counter()
-    one(arguments, "resnet18", "head_only", TUTORIAL)
-    plain = time.perf_counter() - start
-    print(
-        f"\n| process | seconds | faster |\n| --- | --- | --- |\n| {TUTORIAL} | {plain:.1f} | 1x |"
-    )
+def whole_processes(arguments: argparse.Namespace, backbone: str, plain: float) -> None:
+    """Print the seconds of whole processes, imports included, that train only the head."""
+    print(f"\n| process | seconds | faster |\n| --- | --- | --- |\n| {TUTORIAL} | {plain:.1f} | 1x |")
     with tempfile.TemporaryDirectory() as temporary:
         for name in ("conf", "src"):
             shutil.copytree(ROOT / name, Path(temporary, name))
         shutil.copy(ROOT / "pyproject.toml", temporary)
         for views, store in (("1", "empty"), ("1", "full"), (DEFAULT_VIEWS, "empty")):
             parameters = (
-                f"dataset.root={arguments.root.resolve()},model.backbone=resnet18,"
+                f"dataset.root={arguments.root.resolve()},model.backbone={backbone},"
                 f"model.weights=none,strategy=head_only,augmentation.views={views},"
                 f"training.epochs={arguments.epochs},training.batch_size={arguments.batch_size}"
             )

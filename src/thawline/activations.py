@@ -310,6 +310,7 @@ class ActivationLoader:
         self._below = line.below
         if self._below is not None:
             self._below.to(device, dtype).to(memory_format=torch.channels_last)
+        self._bytes = 0  # an image's activations
         self._shelves = self._open_shelves(line) if store.max_bytes else {}
         self._keeping = None if store.max_bytes else NOTHING
         self.read = self.computed = 0
@@ -334,7 +335,7 @@ class ActivationLoader:
             self.read += ready
             self.computed += len(images) - ready
             if keep and self._keeping is None and ready < len(images):
-                self._keeping = self._choose(images, fresh)
+                self._keeping = self._choose(images)
             yield self._tensors(images, fresh, keep)
         for shelf in self._shelves.values():
             shelf.flush()
@@ -405,21 +406,28 @@ class ActivationLoader:
                 parts.append([tensor[: len(some)] for tensor in tensors])
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
-    def _choose(self, images: Sequence[Image], fresh: dict[Image, Tensor]) -> str:
+    def _choose(self, images: Sequence[Image]) -> str:
         """Return what to keep, as measured on some images, and say so in the log."""
+        size = self._transforms.preprocessing.size
+        if 0 < self._bytes <= 3 * size**2 and self._bytes * self._entries <= self._store.max_bytes:
+            logger.info(
+                "The store keeps activations (%.0f kB an image, no more than the view that they come"
+                " from: there is nothing to weigh)",
+                self._bytes / 1e3,
+            )
+            return ACTIVATIONS
         some = images[:MEASURED]
         dataset = ViewDataset(self._transforms)
-        decoding, decoded = _timed(lambda: torch.stack([dataset[self._view(i)] for i in some]))
-        self._run(decoded)  # a first pass is slower than any later one
-        below, tensors = _timed(lambda: self._run(decoded))
+        decoding, views = _timed(lambda: torch.stack([dataset[self._view(i)] for i in some]))
+        self._run(views)  # a first pass is slower than any later one
+        below, _ = _timed(lambda: self._run(views))
         rate = self._store.bytes_per_second()
         costs = {
-            VIEWS: Cost(decoded[0].nbytes, decoded[0].nbytes / rate + below / len(some)),
+            VIEWS: Cost(views[0].nbytes, views[0].nbytes / rate + below / len(some)),
             NOTHING: Cost(0, (decoding + below) / len(some)),
         }
-        if self._below is not None:
-            size = sum(tensor[0].nbytes for tensor in tensors)
-            costs[ACTIVATIONS] = Cost(size, size / rate)
+        if self._bytes:
+            costs[ACTIVATIONS] = Cost(self._bytes, self._bytes / rate)
         chosen = cheapest(costs, self._entries, self._store.max_bytes)
         rest = ", ".join(f"{name} {cost}" for name, cost in costs.items() if name != chosen)
         logger.info("The store keeps %s (%s; %s)", chosen, costs[chosen], rest)
@@ -475,6 +483,7 @@ class ActivationLoader:
         generator = torch.Generator().manual_seed(0)
         noise = torch.randint(256, (2, 3, size, size), generator=generator, dtype=torch.uint8)
         answer = {str(idx): tensor for idx, tensor in enumerate(self._run(noise))}
+        self._bytes = sum(tensor[0].nbytes for tensor in answer.values())
         modules = {name: repr(module) for name, module in self._below.named_modules() if name}
         return {
             "weights": hash_tensors(self._below.state_dict()),

@@ -108,7 +108,7 @@ def evaluation_view(source: Source, preprocessing: Preprocessing) -> Tensor:
 
 def normalise(views: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Return views (N, 3, size, size) uint8 as the network sees them: float32, channels last."""
+    views = views.contiguous(memory_format=torch.channels_last)  # while a value is one byte
     images = functional.to_dtype(views, torch.float32, scale=True)
-    images = images.contiguous(memory_format=torch.channels_last)
     mean, std = list(preprocessing.mean), list(preprocessing.std)
     return functional.normalize(images, mean, std, inplace=True)
