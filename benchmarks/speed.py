@@ -14,7 +14,6 @@ import argparse
 import json
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from functools import partial
@@ -78,9 +77,9 @@ def main() -> None:
                     f"{images / seconds:.0f}", f"{row['peak']:.0f}", f"{floor / seconds:.0%}",
                 ]  # fmt: skip
                 print(f"| {' | '.join(cells)} |", flush=True)
-        print(f"floor of {backbone}: {floor:.2f} s", file=sys.stderr)
             if arguments.process and strategy == "head_only":
                 whole_processes(arguments, backbone, plain)
+        print(f"\nfloor of {backbone}: {floor:.2f} s", flush=True)
 
 
 def rows(arguments: argparse.Namespace, backbone: str, strategy: str) -> Any:
@@ -177,7 +176,8 @@ def peak_rate(task: argparse.Namespace) -> float:
 
 def whole_processes(arguments: argparse.Namespace, backbone: str, plain: float) -> None:
     """Print the seconds of whole processes, imports included, that train only the head."""
-    print(f"\n| process | seconds | faster |\n| --- | --- | --- |\n| {TUTORIAL} | {plain:.1f} | 1x |")
+    print("\n| process | seconds | faster |\n| --- | --- | --- |")
+    print(f"| {TUTORIAL} | {plain:.1f} | 1.0x |", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         for name in ("conf", "src"):
             shutil.copytree(ROOT / name, Path(temporary, name))
