@@ -203,6 +203,19 @@ def test_what_fits_and_costs_least_is_kept(
     )
 
 
+def test_activations_no_larger_than_views_are_kept_without_weighing(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activations, "cheapest", None)
+    setting.load()
+    (row,) = setting.store.contents().to_dict("records")
+    assert row["holds"] == "SmallNet up to flatten, evaluation views"
+    setting.network = network_of(backbone="resnet18")
+    setting.phase = Phase(trainable={"last": 4}, epochs=1, lr=1)
+    with pytest.raises(TypeError):  # here there is something to weigh
+        setting.load()
+
+
 # The loader
 
 
@@ -369,7 +382,10 @@ def test_what_vanishes_from_the_disk_in_mid_epoch_is_computed_again(
 def test_the_choice_never_shows_in_what_is_yielded(
     setting: Setting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    setting.phase, setting.dtype = TWO_STAGES, torch.bfloat16
+    # Four stages of ResNet-18 are trained: what layer1 yields is larger than a view.
+    setting.network = network_of(backbone="resnet18")
+    setting.phase = Phase(trainable={"last": 4}, epochs=1, lr=1)
+    setting.dtype = torch.bfloat16
     results = []
     for kept in (ACTIVATIONS, VIEWS, NOTHING):
         setting.store.empty()
@@ -379,7 +395,9 @@ def test_the_choice_never_shows_in_what_is_yielded(
         assert f"The store keeps {kept} (" in caplog.text
         holds = " ".join(setting.store.contents()["holds"])
         assert holds == {
-            ACTIVATIONS: "SmallNet up to layer1_3, random views", VIEWS: "random views", NOTHING: ""
+            ACTIVATIONS: "ResNet up to layer1_1_relu_1, random views",
+            VIEWS: "random views",
+            NOTHING: "",
         }[kept]  # fmt: skip
     for result in results:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))

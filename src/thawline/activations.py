@@ -411,7 +411,7 @@ class ActivationLoader:
         size = self._transforms.preprocessing.size
         if 0 < self._bytes <= 3 * size**2 and self._bytes * self._entries <= self._store.max_bytes:
             logger.info(
-                "The store keeps activations (%.0f kB an image, no more than the view they come from)",
+                "The store keeps activations (%.0f kB an image, no more than the view itself)",
                 self._bytes / 1e3,
             )
             return ACTIVATIONS
