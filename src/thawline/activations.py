@@ -160,7 +160,7 @@ class Shelf:
         """Look for shards that other processes have written since."""
         try:
             names = {f.name for f in os.scandir(self._folder) if f.name.endswith(".safetensors")}
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             names = set()
         for name in self._indexed - names:
             self._forget(name)
