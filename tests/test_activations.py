@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image as PillowImage
 from torch import Tensor, nn
 
-from thawline import activations
+from thawline import activations, files
 from thawline.activations import (
     ACTIVATIONS,
     NOTHING,
@@ -501,9 +501,9 @@ def test_phases_each_have_their_line(
 
 
 def _train_in_child(store: ActivationStore, splits: pd.DataFrame, seed: int) -> None:
-    sync = activations._sync
+    sync = files.sync
     activations.SHARD_BYTES = 2000  # many short writes, and time to kill in the middle of one
-    activations._sync = lambda path: (time.sleep(0.005), sync(path))
+    files.sync = lambda path: (time.sleep(0.005), sync(path))
     logging.disable()
     run(splits, store, HEAD, TWO_STAGES, views=2, seed=seed)
 

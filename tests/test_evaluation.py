@@ -93,6 +93,8 @@ def test_the_curves_show_both_splits_with_a_band_for_each_phase() -> None:
         {
             "epoch": [1, 2, 3],
             "phase": [1, 1, 2],
+            "thaw_line": ["flatten", "flatten", "images"],
+            "trainable_parameters": [10, 10, 5000],
             **{c: [0.3, 0.2, 0.1] for c in ("train_loss", "val_loss")},
             **{c: [0.7, 0.8, 0.9] for c in ("train_accuracy", "val_accuracy")},
         }
@@ -103,3 +105,5 @@ def test_the_curves_show_both_splits_with_a_band_for_each_phase() -> None:
     ] * 2
     bands = [shape for shape in figure.layout.shapes if shape.type == "rect"]
     assert {(band.x0, band.x1) for band in bands} == {(0.5, 2.5), (2.5, 3.5)}
+    assert {note.text for note in figure.layout.annotations} >= {"1", "2"}
+    assert "2: 5,000 parameters trained above images" in figure.layout.title.subtitle.text

@@ -37,11 +37,11 @@ def test_conf_base_spells_out_every_option_with_its_default(raw: dict) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("strategy", "nonsense", ["strategy: 'nonsense'", "head_only, scratch"]),
+        ("strategy", "nonsense", ["strategy: 'nonsense'", "auto, finetune_then_freeze"]),
         ("trian.lr", 3, ["trian: unknown", "did you mean 'training'"]),
         ("training.ephocs", 3, ["training.ephocs: unknown", "did you mean 'epochs'"]),
         ("dataset.fractions.vla", 0.1, ["dataset.fractions.vla: unknown", "did you mean 'val'"]),
-        ("training.epochs", -1, ["training.epochs", "greater than 0", "given -1"]),
+        ("training.epochs", -1, ["training.epochs", "greater than or equal to 0", "given -1"]),
         ("training.optimizer", "adam", ["training.optimizer", "'adamw' or 'sgd'", "given 'adam'"]),
         ("dataset.fractions.train", 0.9, ["dataset.fractions", "add up to 1, not 1.2"]),
         ("transforms.crop_scale", 1.5, ["transforms.crop_scale", "less than or equal to 1"]),

@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from thawline.files import sync, write_whole
 from thawline.freezing import hash_tensors
 from thawline.loading import View, ViewDataset, ViewLoader
 from thawline.thaw_line import ThawLine
@@ -130,7 +131,7 @@ class ActivationStore:
         start = time.perf_counter()
         try:
             probe.write_bytes(data)
-            _sync(probe)
+            sync(probe)
             probe.read_bytes()
             return len(data) / (time.perf_counter() - start)
         finally:
@@ -213,7 +214,7 @@ class Shelf:
         metadata = {"entries": json.dumps(entries), "description": self.description}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            _write_whole(self._folder / name, lambda file: save_file(tensors, file, metadata))
+            write_whole(self._folder / name, lambda file: save_file(tensors, file, metadata))
         except (OSError, SafetensorError) as error:  # no reason for training to end
             logger.warning("%s cannot be written (%s); it will be computed again", name, error)
         self._store.evict()
@@ -502,19 +503,3 @@ def _timed(function: Callable[[], Any]) -> tuple[float, Any]:
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
     return time.perf_counter() - start, result
-
-
-def _write_whole(target: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file that nobody ever sees unfinished, not even after the power failed."""
-    unfinished = target.with_name(f"{uuid.uuid4().hex}.unfinished")
-    try:
-        write(unfinished)
-        _sync(unfinished)
-        unfinished.replace(target)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())

@@ -31,19 +31,85 @@ def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
                 row=1,
                 col=column,
             )
-    for number, (_, rows) in enumerate(history.groupby("phase")):
+    for number in history["phase"].unique():
+        rows = history[history["phase"] == number]
         figure.add_vrect(
             x0=rows["epoch"].min() - 0.5,
             x1=rows["epoch"].max() + 0.5,
             fillcolor="grey",
-            opacity=0.15 if number % 2 else 0.05,
+            opacity=0.05 if number % 2 else 0.15,
             line_width=0,
+            annotation={"text": str(number), "font": {"size": 11, "color": "dimgrey"}},
+            annotation_position="bottom right",
         )
-    figure.add_vline(x=best_epoch, line={"dash": "dot", "color": "grey"})
+    if best_epoch:
+        figure.add_vline(x=best_epoch, line={"dash": "dot", "color": "grey"})
+    phases = [
+        f"{number}: {rows['trainable_parameters'].iloc[0]:,} parameters trained above"
+        f" {rows['thaw_line'].iloc[0]}"
+        for number, rows in history.groupby("phase")
+    ]
     figure.update_xaxes(title_text="Epoch", dtick=max(1, len(history) // 10))
     figure.update_yaxes(rangemode="tozero", row=1, col=1)
     return figure.update_layout(
-        title={"text": f"Learning curves (dotted: best epoch, {best_epoch})"},
+        title={
+            "text": f"Learning curves (dotted: best epoch, {best_epoch})",
+            "subtitle": {"text": "<br>".join(["Phases (numbered bands)", *phases])},
+        },
+        template="plotly_white",
+        margin={"t": 110 + 16 * len(phases)},
+        legend={"orientation": "h", "y": -0.2},
+    )
+
+
+def stage_probes(probes: pd.DataFrame) -> go.Figure:
+    """Return the accuracy of a linear probe on each stage, with its standard error."""
+    if probes.empty:
+        return go.Figure(layout={"title": {"text": "Stages are probed where auto.by is probe"}})
+    figure = go.Figure(
+        go.Scatter(
+            x=probes["stage"],
+            y=probes["accuracy"],
+            error_y={"type": "data", "array": probes["standard_error"]},
+            mode="lines+markers",
+            line={"color": TRAIN},
+            customdata=probes["features"],
+            hovertemplate="%{x}: %{y:.3f}, %{customdata} features<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title_text="Stage, from the input on", type="category")
+    figure.update_yaxes(title_text="Accuracy ± standard error")
+    return figure.update_layout(
+        title={"text": "Accuracy of a linear probe on each stage (cross-validated)"},
+        template="plotly_white",
+    )
+
+
+def lr_curve(sweep: pd.DataFrame, suggested: float, current: float) -> go.Figure:
+    """Return the loss by learning rate, with the suggested and the current rate marked."""
+    figure = go.Figure()
+    figure.add_scatter(
+        x=sweep["lr"], y=sweep["loss"], name="batch", mode="markers",
+        marker={"color": "lightgrey", "size": 5},
+    )  # fmt: skip
+    figure.add_scatter(
+        x=sweep["lr"], y=sweep["smoothed"], name="smoothed", mode="lines", line={"color": TRAIN}
+    )
+    for rate, name, dash, side in (
+        (suggested, "suggested", "dash", "top left"),
+        (current, "of the strategy", "dot", "bottom right"),
+    ):
+        figure.add_vline(
+            x=rate,
+            line={"dash": dash, "color": VALIDATION if dash == "dash" else "grey"},
+            annotation={"text": f"{name}: {rate:.2g}"},
+            annotation_position=side,
+        )
+    figure.update_xaxes(title_text="Learning rate of the head", type="log", exponentformat="power")
+    highest = 1.5 * sweep["smoothed"].iloc[: max(1, len(sweep) // 2)].max()
+    figure.update_yaxes(title_text="Loss (nats)", range=[0, highest])
+    return figure.update_layout(
+        title={"text": "Loss while the learning rate rises"},
         template="plotly_white",
         legend={"orientation": "h", "y": -0.2},
     )

@@ -26,6 +26,7 @@ from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Param
 from omegaconf import OmegaConf
 
+from thawline.datasets import TrainingStateDataset
 from thawline.options import validate_parameters
 
 logger = logging.getLogger(__name__)
@@ -66,12 +67,21 @@ class ProjectHook:
             catalog["splits"]._version = Version(own, None)  # type: ignore[attr-defined]
             logger.info("Classifier and splits of version %s", own)
 
+    @hook_impl
+    def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+        """Forget the states of trainings whose results are all in the catalog now."""
+        for name in pipeline.inputs():
+            dataset = catalog.get(name)
+            if isinstance(dataset, TrainingStateDataset):
+                dataset.forget()
+
 
 class TrackingHook(MlflowHook):
     """kedro-mlflow's hook, which further logs all parameters first, tags, and catalog entries.
 
     A catalog entry is logged when it is saved and its `metadata.mlflow` lists what it is: `input`
-    (a table that the run used), `metrics` (numbers by name), `artifact` (a file).
+    (a table that the run used), `metrics` (numbers by name), `tags` (texts by name), `artifact` (a
+    file, unless there is nothing in it).
     """
 
     @hook_impl
@@ -128,6 +138,8 @@ class TrackingHook(MlflowHook):
             mlflow.log_input(table, context="training")
         if "metrics" in kinds:
             mlflow.log_metrics(data)
+        if "tags" in kinds:
+            mlflow.set_tags(data)
         if "artifact" in kinds:
             _log_artifact(dataset_name, data)
 
@@ -135,8 +147,9 @@ class TrackingHook(MlflowHook):
 def _log_artifact(name: str, data: Any) -> None:
     if isinstance(data, pd.DataFrame):
         mlflow.log_text(data.to_csv(index=False), f"{name}.csv")
-    elif isinstance(data, go.Figure):  # with plotly.js in it: the page must open without a network
-        mlflow.log_text(data.to_html(include_plotlyjs=True), f"{name}.html")
+    elif isinstance(data, go.Figure):
+        if data.data:  # with plotly.js in it: the page must open without a network
+            mlflow.log_text(data.to_html(include_plotlyjs=True), f"{name}.html")
     else:
         mlflow.log_dict(data, f"{name}.json")
 

@@ -14,6 +14,7 @@ from pydantic import (
     ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     RootModel,
@@ -27,6 +28,10 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Channels = tuple[float, float, float]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+Optimizer = Literal["adamw", "sgd"]
+Schedule = Literal["cosine", "step", "constant"]
+
+AUTO = "auto"  # the strategy that is chosen by the data
 
 
 class Options(BaseModel):
@@ -86,10 +91,16 @@ class TransformOptions(Options):
 
 
 class AugmentationOptions(Options):
-    """How many random views of each training image there are."""
+    """How many random views of each training image there are, and whether they are mixed."""
 
     views: PositiveInt | None = Field(
         4, description="random views of each image, in turn; null: a new one in every epoch"
+    )
+    mixup: NonNegativeFloat = Field(
+        0, description="alpha of the Beta distribution that two images are blended by; 0: never"
+    )
+    cutmix: NonNegativeFloat = Field(
+        0, description="alpha of the same for a rectangle of another image; 0: never"
     )
 
 
@@ -125,13 +136,16 @@ class Phase(Options):
     trainable: Literal["all"] | LastStages | tuple[str, ...] = Field(
         description="all, {last: N}, or stage names and globs over parameter names"
     )
-    epochs: PositiveInt = Field(description="passes over the training split")
+    epochs: NonNegativeInt = Field(description="passes over the training split")
     lr: PositiveFloat = Field(description="learning rate of the head")
     lr_decay: float = Field(1.0, gt=0, le=1, description="factor from a stage to the one below")
     stage_lr: dict[str, PositiveFloat] = Field({}, description="learning rate of single stages")
     batch_norm: Literal["train", "eval"] = Field(
         "train", description="mode of the trainable part's batch norm"
     )
+    optimizer: Optimizer | None = Field(None, description="null: training.optimizer")
+    schedule: Schedule | None = Field(None, description="null: training.schedule")
+    patience: PositiveInt | None = Field(None, description="null: training.patience")
 
 
 class Strategy(Options):
@@ -147,27 +161,57 @@ class Strategies(RootModel[dict[str, Strategy]]):
     model_config = ConfigDict(frozen=True)
 
 
+class AutoOptions(Options):
+    """How the strategy `auto` chooses."""
+
+    by: Literal["size", "probe"] = Field("size", description="images, or measured features")
+    small: PositiveInt = Field(
+        10_000, description="images; with fewer in the training split freeze_to_layer3"
+    )
+    large: PositiveInt = Field(
+        100_000, description="images; with more full, and freeze_to_layer1 between the two"
+    )
+    probe_accuracy: Probability = Field(
+        0.9, description="where no stage's features reach this accuracy: full"
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> AutoOptions:
+        if self.small > self.large:
+            raise ValueError(f"small ({self.small}) must not be above large ({self.large})")
+        return self
+
+
 class TrainingOptions(Options):
     """How every phase is trained."""
 
-    epochs: PositiveInt | None = Field(None, description="of every phase, instead of its own")
+    epochs: NonNegativeInt | None = Field(
+        None, description="of every phase, instead of its own; 0: only evaluate"
+    )
     lr: PositiveFloat | None = Field(None, description="of every phase, instead of its own")
     batch_size: PositiveInt = Field(32, description="images a step")
     accumulate: PositiveInt = Field(1, description="batches before the optimizer moves")
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Optimizer = "adamw"
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
     weight_decay: NonNegativeFloat = 0.01
     warmup: float = Field(0.1, ge=0, lt=1, description="share of a phase's steps")
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    schedule: Schedule = "cosine"
     step_epochs: PositiveInt = Field(10, description="epochs between two drops of the rate")
     step_factor: float = Field(0.1, gt=0, lt=1, description="what a drop multiplies it by")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     class_weights: Literal["none", "balanced"] = "none"
+    sampling: Literal["shuffled", "balanced"] = Field(
+        "shuffled", description="every image once an epoch, or every class equally often"
+    )
+    ema: Fraction | None = Field(
+        None, description="decay a step of the moving average of the weights; null: no average"
+    )
     clip_norm: PositiveFloat | None = Field(None, description="largest gradient norm")
     monitor: Literal["val_accuracy", "val_loss"] = Field(
         "val_accuracy", description="which epoch is best; ties go to the lower val_loss"
     )
     patience: PositiveInt | None = Field(None, description="epochs without a better one")
+    resume: bool = Field(False, description="go on where the same command was interrupted")
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     workers: int | None = Field(None, ge=0, description="decoding processes; null: one a core")
@@ -179,6 +223,20 @@ class ActivationOptions(Options):
     max_gb: NonNegativeFloat = Field(
         10, description="GB (10^9 bytes) on disk, the least recently used go first; 0: no store"
     )
+
+
+class LrFindOptions(Options):
+    """The sweep of the learning rate."""
+
+    low: PositiveFloat = Field(1e-5, description="first learning rate of the head")
+    high: PositiveFloat = Field(1.0, description="last learning rate of the head")
+    steps: int = Field(100, ge=20, description="updates from the one to the other")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> LrFindOptions:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
+        return self
 
 
 class EvaluationOptions(Options):
@@ -199,22 +257,35 @@ class Parameters(Options):
     transforms: TransformOptions = TransformOptions()
     augmentation: AugmentationOptions = AugmentationOptions()
     model: ModelOptions = ModelOptions()
+    auto: AutoOptions = AutoOptions()
     training: TrainingOptions = TrainingOptions()
+    lr_find: LrFindOptions = LrFindOptions()
     activations: ActivationOptions = ActivationOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
 
     @model_validator(mode="after")
     def _fit_together(self) -> Parameters:
-        if self.strategy not in self.strategies:
+        possible = [*self.strategies, AUTO]
+        if self.strategy not in possible:
             raise ValueError(
-                f"strategy: '{self.strategy}' is not a strategy"
-                + _one_of(self.strategy, list(self.strategies))
+                f"strategy: '{self.strategy}' is not a strategy" + _one_of(self.strategy, possible)
+            )
+        if AUTO in self.strategies:
+            raise ValueError(
+                f"strategies.{AUTO}: this name stands for the choice by data; take another one"
             )
         if self.model.log_probabilities and self.training.label_smoothing:
             raise ValueError(
                 f"training.label_smoothing: {self.training.label_smoothing:g} needs logits, but "
                 "model.log_probabilities is true; set one of the two to its default"
             )
+        mixing = {name: getattr(self.augmentation, name) for name in ("mixup", "cutmix")}
+        for name, alpha in mixing.items():
+            if self.model.log_probabilities and alpha:
+                raise ValueError(
+                    f"augmentation.{name}: {alpha:g} mixes labels, which negative log likelihood "
+                    "cannot take; set model.log_probabilities to false"
+                )
         return self
 
 

@@ -9,10 +9,12 @@ def register_pipelines() -> dict[str, Pipeline]:
     """Return every pipeline; without a name, `kedro run` runs finetune."""
     preparation = data_preparation.create_pipeline()
     evaluation = finetune.create_evaluation()
-    whole = preparation + finetune.create_training() + evaluation
+    model = preparation + finetune.create_model()
+    whole = model + finetune.create_training() + evaluation
     return {
         "__default__": whole,
         "finetune": whole,
         "data_preparation": preparation,
         "evaluate": evaluation,
+        "lr_find": model + finetune.create_lr_search(),
     }

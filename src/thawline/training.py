@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +24,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from thawline.activations import ActivationLoader, ActivationStore, Image, Tensors
+from thawline.activations import ActivationLoader, ActivationStore, Image
+from thawline.averaging import WeightAverage
 from thawline.errors import ParameterError, TrainingError
 from thawline.freezing import (
     check_frozen,
@@ -29,12 +35,19 @@ from thawline.freezing import (
     parameter_groups,
 )
 from thawline.images import hash_files
+from thawline.interruptions import TrainingStates
 from thawline.loading import ViewLoader
 from thawline.options import Phase, TrainingOptions
 from thawline.thaw_line import ThawLine, split_at_thaw_line
-from thawline.transforms import Transforms
+from thawline.transforms import Mix, Transforms
 
 logger = logging.getLogger(__name__)
+
+# What the history has of every epoch; lr/STAGE comes on top of it.
+COLUMNS = [
+    "epoch", "phase", "train_loss", "train_accuracy", "images_per_second", "val_loss",
+    "val_accuracy", "thaw_line", "trainable_parameters", "lr",
+]  # fmt: skip
 
 OnEpoch = Callable[[dict[str, float], int], None]
 State = dict[str, Tensor]
@@ -46,8 +59,10 @@ class TrainingResult(NamedTuple):
     Attributes:
         best: state dict of the best epoch by `training.monitor`, on the CPU.
         last: state dict after the last epoch, on the CPU.
-        best_epoch: its number, from 1.
-        history: a row an epoch: epoch, phase, train and val loss and accuracy, lr, speed.
+        best_epoch: its number, from 1; 0 where no phase has an epoch.
+        history: a row an epoch: epoch, phase, train and val loss and accuracy, images_per_second,
+            thaw_line (what crosses it), trainable_parameters, lr (of the part nearest the
+            output), and lr/STAGE for every stage that is trained.
         freeze_contract: a record a phase: what was frozen, and its SHA-256 before and after.
     """
 
@@ -58,23 +73,110 @@ class TrainingResult(NamedTuple):
     freeze_contract: list[dict[str, Any]]
 
 
+@dataclass
+class Course:
+    """How far training has come: with the tensors and the generators all that resuming needs.
+
+    Attributes:
+        phase: number of the phase, from 1.
+        sha256_before: of what that phase freezes.
+        changed: names of all tensors that training may have changed so far.
+        history: records of the epochs.
+        contract: records of the phases that have ended.
+        best: the changed tensors in the best epoch.
+        best_epoch: its number, 0 before the first.
+        best_score: see `_score`.
+        since_best: epochs of this phase since the best one.
+    """
+
+    phase: int = 0
+    sha256_before: str = ""
+    changed: list[str] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    contract: list[dict[str, Any]] = field(default_factory=list)
+    best: State = field(default_factory=dict)
+    best_epoch: int = 0
+    best_score: tuple[float, float] = (-math.inf, -math.inf)
+    since_best: int = 0
+
+    def begin(self, phase: int, network: nn.Module) -> None:
+        """Note the beginning of a phase, for which the network is frozen already."""
+        frozen = frozen_tensors(network)
+        self.phase, self.since_best, self.sha256_before = phase, 0, hash_tensors(frozen)
+        known = {*frozen, *self.changed}
+        self.changed += [name for name in network.state_dict() if name not in known]
+
+    def has_ended(self, phase: Phase, options: TrainingOptions) -> bool:
+        """Return whether the phase has had its epochs, or too many without a better one."""
+        patience = phase.patience or options.patience
+        if patience and self.since_best >= patience:
+            logger.info("Phase %d stops: no better epoch in %d", self.phase, self.since_best)
+            return True
+        return sum(row["phase"] == self.phase for row in self.history) >= phase.epochs
+
+
 class ImageSet(NamedTuple):
     """The images of a split, and their class indices (N,) int64 on the training device."""
 
     images: list[Image]
     labels: Tensor
 
-    def shuffle(self, orders: torch.Generator, batch_size: int) -> list[list[int]]:
+    def shuffle(
+        self, orders: torch.Generator, batch_size: int, balanced: bool = False
+    ) -> list[list[int]]:
         """Return positions in a new order, in batches of more than one image.
 
-        Batch norm cannot train on a single image; the next epoch leaves out another one.
+        Batch norm cannot train on a single image; the next epoch leaves out another one. If
+        `balanced`, as many are drawn with replacement, each class with the same probability.
         """
-        batches = _batches(torch.randperm(len(self.images), generator=orders).tolist(), batch_size)
+        if balanced:
+            labels = self.labels.cpu()
+            weights = 1 / labels.bincount()[labels].double()
+            order = torch.multinomial(weights, len(labels), replacement=True, generator=orders)
+        else:
+            order = torch.randperm(len(self.images), generator=orders)
+        batches = _batches(order.tolist(), batch_size)
         return batches[:-1] if len(batches) > 1 and len(batches[-1]) == 1 else batches
 
     def take(self, batches: Sequence[Sequence[int]], view: int | None = None) -> list[list[Image]]:
         """Return batches of images: their nth random view, or that for evaluation."""
         return [[self.images[idx]._replace(view=view) for idx in batch] for batch in batches]
+
+
+class Bench(NamedTuple):
+    """What all phases of a training have in common."""
+
+    accelerator: Accelerator
+    train_set: ImageSet
+    val_set: ImageSet
+    loss_function: nn.Module
+    loader: ViewLoader
+    store: ActivationStore
+    transforms: Transforms
+    options: TrainingOptions
+    seed: int
+    views: int | None
+    mix: Mix | None
+    orders: torch.Generator
+
+    def next_order(self) -> list[list[int]]:
+        """Return the positions of training images of the next epoch, in batches."""
+        balanced = self.options.sampling == "balanced"
+        return self.train_set.shuffle(self.orders, self.options.batch_size, balanced)
+
+    def random_views(self, batches: Sequence[Sequence[int]], epoch: int) -> list[list[Image]]:
+        """Return the views of training images that an epoch, counted from 0, sees."""
+        return self.train_set.take(batches, epoch % self.views if self.views else epoch)
+
+
+class Gear(NamedTuple):
+    """What one phase is trained with."""
+
+    line: ThawLine
+    activations: ActivationLoader
+    optimizer: torch.optim.Optimizer
+    schedule: LambdaLR
+    average: WeightAverage | None
 
 
 def train(
@@ -87,9 +189,13 @@ def train(
     views: int | None = None,
     store: ActivationStore | None = None,
     log_probabilities: bool = False,
+    mix: Mix | None = None,
+    states: TrainingStates | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> TrainingResult:
     """Train `network` in place, phase after phase, and return its best and its last state.
+
+    Parameters that stay trainable keep the optimizer's state from one phase to the next.
 
     Args:
         network: yields logits, or with `log_probabilities` logarithms of probabilities (N, C).
@@ -101,77 +207,136 @@ def train(
         views: random views of each image, taken in turn; None is a new one in every epoch.
         store: keeps what the frozen part yields; None computes it in every epoch.
         log_probabilities: train by negative log likelihood instead of cross-entropy.
+        mix: see `make_mix`; with it, nothing that is frozen can run ahead.
+        states: keeps the state of a training that is interrupted; with `options.resume` it goes on
+            from there, and what it yields is the same to the bit as if it had not been.
         on_epoch: called after every epoch with its metrics and its number, from 1.
 
     Raises:
         ParameterError: when the device is not there or a name matches no stage.
         TrainingError: when the loss is no longer finite, or a frozen tensor changed.
     """
-    set_seed(seed)
-    accelerator = make_accelerator(options)
-    store = store or ActivationStore(Path(), max_gb=0)
-    train_set, val_set = (image_set(splits, name, accelerator.device) for name in ("train", "val"))
-    loader = ViewLoader(transforms, options.workers)
-    loss_function = make_loss(splits, options, log_probabilities).to(accelerator.device)
-    network.to(accelerator.device).to(memory_format=torch.channels_last)
-    logger.info("Training on %s in %s", accelerator.device, _dtype(accelerator))
-
-    best: State = {}
-    best_score, best_epoch = (-math.inf, -math.inf), 0
-    history: list[dict[str, Any]] = []
-    contract: list[dict[str, Any]] = []
-    orders = torch.Generator().manual_seed(seed)
-    in_order = _batches(range(len(val_set.images)), options.batch_size)
-    steps = len(train_set.shuffle(torch.Generator(), options.batch_size))
-    epochs = sum(phase.epochs for phase in phases)
-    with _progress_bar() as bar:
-        task = bar.add_task("", total=steps * epochs, epoch="", figures="")
-        for phase_number, phase in enumerate(phases, start=1):
-            freeze_layers(network, phase)
-            frozen = {name: _copy(tensor) for name, tensor in frozen_tensors(network).items()}
-            sha256_before = hash_tensors(frozen)
-            line = split_at_thaw_line(network, transforms.preprocessing.size)
-            activations = ActivationLoader(
-                line, transforms, seed, loader, store, accelerator.device, _dtype(accelerator),
-                entries=(views or 0) * len(train_set.images) + len(val_set.images),
-            )  # fmt: skip
-            optimizer = make_optimizer(network, phase, options)
-            schedule = make_schedule(optimizer, phase, steps, options)
-            since_best = 0
-            for _ in range(phase.epochs):
-                epoch = len(history) + 1
-                bar.update(task, epoch=f"{epoch}/{epochs}")
-                lr = optimizer.param_groups[0]["lr"]
-                shuffled = train_set.shuffle(orders, options.batch_size)
-                view = (epoch - 1) % views if views else epoch - 1
-                metrics = _train_epoch(
-                    line, activations.load(train_set.take(shuffled, view), keep=views is not None),
-                    [train_set.labels[batch] for batch in shuffled], loss_function, optimizer,
-                    schedule, accelerator, options, lambda **fields: bar.update(task, **fields),
-                )  # fmt: skip
-                metrics |= _validate(
-                    network, line, activations.load(val_set.take(in_order)),
-                    [val_set.labels[batch] for batch in in_order], accelerator,
-                )  # fmt: skip
-                history.append({"epoch": epoch, "phase": phase_number, **metrics, "lr": lr})
-                _check_finite(history[-1])
-                logger.info(_epoch_line(history[-1]))
+    bench = prepare(
+        network, splits, transforms, options, seed, views, store, log_probabilities, mix
+    )
+    initial = {name: _copy(tensor) for name, tensor in network.state_dict().items()}
+    course, saved, gear = Course(), None, None
+    if states:
+        key = _key(initial, network, phases, bench)
+        saved = states.load(key) if options.resume else None
+    if saved:
+        course = Course(**saved["course"])
+        network.load_state_dict(saved["tensors"], strict=False)
+        logger.info("Training goes on after epoch %d", len(course.history))
+    steps, epochs = batches_an_epoch(bench), sum(phase.epochs for phase in phases)
+    with progress_bar("Training, epoch") as bar:
+        task = bar.add_task(
+            "", total=steps * epochs, completed=steps * len(course.history), epoch="", figures=""
+        )
+        for number, phase in enumerate(phases, start=1):
+            if number < course.phase:
+                continue
+            gear = equip(network, phase, bench, gear and gear.optimizer)
+            if number > course.phase:
+                course.begin(number, network)
+            if saved:
+                _restore(saved, bench, gear)
+                saved = None
+            while not course.has_ended(phase, options):
+                bar.update(task, epoch=f"{len(course.history) + 1}/{epochs}")
+                _run_epoch(network, bench, gear, course, partial(bar.update, task))
+                row = course.history[-1]
+                _check_finite(row)
+                logger.info(_epoch_line(row))
                 if on_epoch:
-                    on_epoch(history[-1], epoch)
-                score = _score(metrics, options.monitor)
-                since_best += 1
-                if score > best_score:
-                    best, best_score = _snapshot(network, frozen), score
-                    best_epoch, since_best = epoch, 0
-                if options.patience and since_best >= options.patience:
-                    logger.info("Phase %d stops: no better epoch in %d", phase_number, since_best)
-                    break
-            logger.info("Phase %d: %s", phase_number, activations.summary())
-            contract.append(check_frozen(network, sha256_before, phase_number))
+                    on_epoch(row, row["epoch"])
+                if states:
+                    states.save(key, partial(_state, network, bench, gear, course))
+            if gear.average:
+                gear.average.swap()
+            logger.info("Phase %d: %s", number, gear.activations.summary())
+            course.contract.append(check_frozen(network, course.sha256_before, number))
     network.eval()
     return TrainingResult(
-        best, _snapshot(network, frozen), best_epoch, pd.DataFrame(history), contract
+        initial | course.best,
+        initial | _tensors(network, course.changed),
+        course.best_epoch,
+        pd.DataFrame(course.history or None, columns=None if course.history else COLUMNS),
+        course.contract,
     )
+
+
+def prepare(
+    network: nn.Module,
+    splits: pd.DataFrame,
+    transforms: Transforms,
+    options: TrainingOptions,
+    seed: int,
+    views: int | None,
+    store: ActivationStore | None,
+    log_probabilities: bool,
+    mix: Mix | None = None,
+) -> Bench:
+    """Seed all generators, bring the network to its device and return what will train it there.
+
+    The arguments are those of `train`.
+
+    Raises:
+        ParameterError: when the device is not there.
+        OSError: when an image file cannot be read.
+    """
+    set_seed(seed)
+    accelerator = make_accelerator(options)
+    network.to(accelerator.device).to(memory_format=torch.channels_last)
+    logger.info("Training on %s in %s", accelerator.device, compute_dtype(accelerator))
+    if mix:
+        logger.info("%s: all of the network runs in every step, and nothing is kept", mix)
+    return Bench(
+        accelerator,
+        image_set(splits, "train", accelerator.device),
+        image_set(splits, "val", accelerator.device),
+        make_loss(splits, options, log_probabilities).to(accelerator.device),
+        ViewLoader(transforms, options.workers),
+        store if store and not mix else ActivationStore(Path(), max_gb=0),
+        transforms,
+        options,
+        seed,
+        views,
+        mix,
+        torch.Generator().manual_seed(seed),
+    )
+
+
+def equip(
+    network: nn.Module,
+    phase: Phase,
+    bench: Bench,
+    previous: torch.optim.Optimizer | None = None,
+) -> Gear:
+    """Freeze the network as a phase needs it, and return what trains the rest.
+
+    Raises:
+        ParameterError: when the phase names no stage of the network.
+    """
+    freeze_layers(network, phase)
+    line = (
+        ThawLine(None, network, network)  # mixed images cross it: none is ever seen again
+        if bench.mix
+        else split_at_thaw_line(network, bench.transforms.preprocessing.size)
+    )
+    activations = ActivationLoader(
+        line, bench.transforms, bench.seed, bench.loader, bench.store, bench.accelerator.device,
+        compute_dtype(bench.accelerator),
+        entries=(bench.views or 0) * len(bench.train_set.images) + len(bench.val_set.images),
+    )  # fmt: skip
+    optimizer = make_optimizer(network, phase, bench.options, previous)
+    schedule = make_schedule(optimizer, phase, batches_an_epoch(bench), bench.options)
+    return Gear(line, activations, optimizer, schedule, _average(network, bench.options))
+
+
+def batches_an_epoch(bench: Bench) -> int:
+    """Return the number of batches of training images."""
+    return len(bench.train_set.shuffle(torch.Generator(), bench.options.batch_size))
 
 
 def image_set(splits: pd.DataFrame, split: str, device: torch.device) -> ImageSet:
@@ -219,6 +384,11 @@ def make_accelerator(options: TrainingOptions) -> Accelerator:
     return Accelerator(cpu=on_cpu, mixed_precision=precision)
 
 
+def compute_dtype(accelerator: Accelerator) -> torch.dtype:
+    """Return what most of a network computes in."""
+    return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+
+
 def make_loss(
     splits: pd.DataFrame, options: TrainingOptions, log_probabilities: bool
 ) -> nn.CrossEntropyLoss | nn.NLLLoss:
@@ -234,9 +404,14 @@ def make_loss(
 
 
 def make_optimizer(
-    network: nn.Module, phase: Phase, options: TrainingOptions
+    network: nn.Module,
+    phase: Phase,
+    options: TrainingOptions,
+    previous: torch.optim.Optimizer | None = None,
 ) -> torch.optim.Optimizer:
     """Return an optimizer of exactly the trainable parameters, the head's group first.
+
+    What `previous` knows of them (moments, momentum) is taken over, if it is of the same kind.
 
     Raises:
         TrainingError: when it would miss a trainable parameter.
@@ -245,9 +420,19 @@ def make_optimizer(
     held = sum(len(group["params"]) for group in groups)
     if held != sum(p.requires_grad for p in network.parameters()):
         raise TrainingError(f"{held} tensors in the optimizer are not all trainable ones.")
-    if options.optimizer == "adamw":
-        return torch.optim.AdamW(groups, weight_decay=options.weight_decay)
-    return torch.optim.SGD(groups, momentum=options.momentum, weight_decay=options.weight_decay)
+    optimizer: torch.optim.Optimizer
+    if (phase.optimizer or options.optimizer) == "adamw":
+        optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay)
+    else:
+        optimizer = torch.optim.SGD(
+            groups, momentum=options.momentum, weight_decay=options.weight_decay
+        )
+    if type(previous) is type(optimizer):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter in previous.state:
+                    optimizer.state[parameter] = previous.state[parameter]
+    return optimizer
 
 
 def make_schedule(
@@ -268,45 +453,70 @@ def lr_factor(step: int, phase: Phase, updates_per_epoch: int, options: Training
     warmup = int(options.warmup * total)
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    if options.schedule == "constant":
+    schedule = phase.schedule or options.schedule
+    if schedule == "constant":
         return 1.0
-    if options.schedule == "step":
+    if schedule == "step":
         return options.step_factor ** (step // (options.step_epochs * updates_per_epoch))
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
+def _run_epoch(
+    network: nn.Module, bench: Bench, gear: Gear, course: Course, update_bar: Callable[..., None]
+) -> None:
+    """Train for an epoch, validate, and note in `course` how it went and whether it is the best."""
+    rates = {group["name"]: group["lr"] for group in gear.optimizer.param_groups}
+    row: dict[str, Any] = {"epoch": len(course.history) + 1, "phase": course.phase}
+    row |= _train_epoch(bench, gear, len(course.history), update_bar)
+    with gear.average.in_place() if gear.average else nullcontext():
+        row |= _validate(network, bench, gear)
+        score = _score(row, bench.options.monitor)
+        course.since_best += 1
+        if score > course.best_score:
+            course.best, course.best_score = _tensors(network, course.changed), score
+            course.best_epoch, course.since_best = row["epoch"], 0
+    row |= {
+        "thaw_line": ", ".join(gear.line.crossing),
+        "trainable_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
+        "lr": next(iter(rates.values())),
+        **{f"lr/{stage}": rate for stage, rate in rates.items()},
+    }
+    course.history.append(row)
+
+
 def _train_epoch(
-    line: ThawLine,
-    batches: Iterable[Tensors],
-    labels: Sequence[Tensor],
-    loss_function: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    schedule: LambdaLR,
-    accelerator: Accelerator,
-    options: TrainingOptions,
-    update_bar: Callable[..., None],
+    bench: Bench, gear: Gear, epoch: int, update_bar: Callable[..., None]
 ) -> dict[str, float]:
     """Return the mean loss, the accuracy and the speed of one pass over the training images."""
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    loss_sum = torch.zeros((), device=accelerator.device)
-    correct = torch.zeros((), device=accelerator.device)
+    options, device = bench.options, bench.accelerator.device
+    trained = [p for group in gear.optimizer.param_groups for p in group["params"]]
+    order = bench.next_order()
+    batches = gear.activations.load(bench.random_views(order, epoch), keep=bench.views is not None)
+    loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
     seen, start = 0, time.perf_counter()
-    for step, (tensors, truth) in enumerate(zip(batches, labels, strict=True), start=1):
-        with accelerator.autocast():
-            outputs = line.above_in_training(*tensors).float()
-            loss = loss_function(outputs, truth)
+    for step, (positions, crossing) in enumerate(zip(order, batches, strict=True), start=1):
+        truth = bench.train_set.labels[positions]
+        inputs, targets = crossing, truth
+        if bench.mix:  # images cross the line, and the targets are the classes' shares (N, C)
+            images, targets = bench.mix(crossing[0], truth)
+            inputs = (images,)
+        with bench.accelerator.autocast():
+            outputs = gear.line.above_in_training(*inputs).float()
+            loss = bench.loss_function(outputs, targets)
         (loss / options.accumulate).backward()
-        if step % options.accumulate == 0 or step == len(labels):
+        if step % options.accumulate == 0 or step == len(order):
             if options.clip_norm:
                 nn.utils.clip_grad_norm_(trained, options.clip_norm)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
+            gear.optimizer.step()
+            gear.schedule.step()
+            gear.optimizer.zero_grad()
+            if gear.average:
+                gear.average.update()
         loss_sum += loss.detach() * len(truth)
         correct += (outputs.argmax(dim=1) == truth).sum()
         seen += len(truth)
         update_bar(advance=1)
-        if accelerator.device.type == "cpu" or step % 10 == 0:  # elsewhere reading means waiting
+        if device.type == "cpu" or step % 10 == 0:  # elsewhere reading means waiting
             speed = seen / (time.perf_counter() - start)
             loss_mean, accuracy = loss_sum.item() / seen, correct.item() / seen
             figures = f"loss {loss_mean:.3f} accuracy {accuracy:.3f} {speed:.0f} images/s"
@@ -319,26 +529,23 @@ def _train_epoch(
 
 
 @torch.no_grad()
-def _validate(
-    network: nn.Module,
-    line: ThawLine,
-    batches: Iterable[Tensors],
-    labels: Sequence[Tensor],
-    accelerator: Accelerator,
-) -> dict[str, float]:
+def _validate(network: nn.Module, bench: Bench, gear: Gear) -> dict[str, float]:
     """Return cross-entropy and accuracy on the validation images, in evaluation mode."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
+    in_order = _batches(range(len(bench.val_set.images)), bench.options.batch_size)
+    batches = gear.activations.load(bench.val_set.take(in_order))
     loss, correct = 0.0, 0
-    for tensors, truth in zip(batches, labels, strict=True):
-        with accelerator.autocast():
-            outputs = line.above_in_evaluation(*tensors).float()
+    for positions, crossing in zip(in_order, batches, strict=True):
+        truth = bench.val_set.labels[positions]
+        with bench.accelerator.autocast():
+            outputs = gear.line.above_in_evaluation(*crossing).float()
         # log_softmax leaves logarithms of probabilities as they are, so this serves for both.
         loss += nn.functional.cross_entropy(outputs, truth, reduction="sum").item()
         correct += int((outputs.argmax(dim=1) == truth).sum())
     for module, training in modes.items():  # train() would thaw the frozen part's batch norm
         module.training = training
-    seen = sum(map(len, labels))
+    seen = len(bench.val_set.images)
     return {"val_loss": loss / seen, "val_accuracy": correct / seen}
 
 
@@ -357,21 +564,78 @@ def _score(metrics: dict[str, float], monitor: str) -> tuple[float, float]:
     return (loss, loss) if monitor == "val_loss" else (metrics["val_accuracy"], loss)
 
 
+def _average(network: nn.Module, options: TrainingOptions) -> WeightAverage | None:
+    """Return the moving average of all that a phase changes, statistics included, if wanted."""
+    if options.ema is None:
+        return None
+    state, frozen = network.state_dict(), frozen_tensors(network)
+    tensors = [t for name, t in state.items() if name not in frozen and t.is_floating_point()]
+    return WeightAverage(tensors, options.ema)
+
+
+def _key(initial: State, network: nn.Module, phases: Sequence[Phase], bench: Bench) -> str:
+    """Return what tells a training from any that would end otherwise, as hexadecimal digits."""
+    sets = (bench.train_set, bench.val_set)
+    whole = {
+        "weights": hash_tensors(initial),
+        "structure": repr(network),
+        "phases": [phase.model_dump(mode="json") for phase in phases],
+        "images": [[image.sha256 for image in images.images] for images in sets],
+        "labels": [images.labels.tolist() for images in sets],
+        "preprocessing": bench.transforms.preprocessing.model_dump(mode="json"),
+        "augmentation": bench.transforms.options.model_dump(mode="json"),
+        "options": bench.options.model_dump(mode="json", exclude={"resume", "workers"}),
+        "device": str(bench.accelerator.device),
+        "precision": str(compute_dtype(bench.accelerator)),
+        "torch": torch.__version__,
+        "loss": type(bench.loss_function).__name__,
+        "seed": bench.seed,
+        "views": bench.views,
+        "mix": repr(bench.mix),
+    }
+    return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:32]
+
+
+def _state(network: nn.Module, bench: Bench, gear: Gear, course: Course) -> dict[str, Any]:
+    """Return after the end of an epoch all that it takes to go on later."""
+    return {
+        "course": vars(course),
+        "tensors": _tensors(network, course.changed),
+        "optimizer": gear.optimizer.state_dict(),
+        "schedule": gear.schedule.state_dict(),
+        "average": (gear.average.averages, gear.average.updates) if gear.average else None,
+        "orders": bench.orders.get_state(),
+        "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _restore(saved: dict[str, Any], bench: Bench, gear: Gear) -> None:
+    """Bring optimizer, schedule, average and all generators to a saved state."""
+    gear.optimizer.load_state_dict(saved["optimizer"])
+    gear.schedule.load_state_dict(saved["schedule"])
+    if gear.average:
+        averages, gear.average.updates = saved["average"]
+        for mine, theirs in zip(gear.average.averages, averages, strict=True):
+            mine.copy_(theirs)
+    bench.orders.set_state(saved["orders"])
+    torch.set_rng_state(saved["cpu"])
+    for idx, state in enumerate(saved["cuda"]):
+        torch.cuda.set_rng_state(state, idx)
+
+
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone()
 
 
-def _snapshot(network: nn.Module, frozen: State) -> State:
-    """Return the state on the CPU; what is frozen needs no copy of its own."""
-    return {n: frozen[n] if n in frozen else _copy(t) for n, t in network.state_dict().items()}
+def _tensors(network: nn.Module, names: Sequence[str]) -> State:
+    """Return copies of some of the state, on the CPU."""
+    state = network.state_dict()
+    return {name: _copy(state[name]) for name in names}
 
 
 def _batches(order: Sequence[int], size: int) -> list[list[int]]:
     return [list(order[start : start + size]) for start in range(0, len(order), size)]
-
-
-def _dtype(accelerator: Accelerator) -> torch.dtype:
-    return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
 
 
 def _computes_bf16_on_cpu() -> bool:
@@ -383,9 +647,10 @@ def _computes_bf16_on_cuda() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def _progress_bar() -> Progress:
+def progress_bar(what: str) -> Progress:
+    """Return a bar whose tasks have the fields epoch and figures, both text."""
     return Progress(
-        TextColumn("Training, epoch {task.fields[epoch]}"),
+        TextColumn(what + " {task.fields[epoch]}"),
         BarColumn(),
         TextColumn("{task.fields[figures]}"),
         TimeRemainingColumn(),

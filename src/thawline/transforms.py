@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,15 @@ from torchvision.transforms.v2 import functional
 
 from thawline.errors import ParameterError
 from thawline.images import Source, image_size, read_image
-from thawline.options import Channels, Interpolation, Options, TransformOptions
+from thawline.options import (
+    AugmentationOptions,
+    Channels,
+    Interpolation,
+    Options,
+    TransformOptions,
+)
+
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Preprocessing(Options):
@@ -112,3 +121,18 @@ def normalise(views: Tensor, preprocessing: Preprocessing) -> Tensor:
     images = functional.to_dtype(views, torch.float32, scale=True)
     mean, std = list(preprocessing.mean), list(preprocessing.std)
     return functional.normalize(images, mean, std, inplace=True)
+
+
+def make_mix(options: AugmentationOptions, classes: int) -> Mix | None:
+    """Return what blends the images of a batch, or None where nothing is to be blended.
+
+    It takes images (N, 3, H, W) float and labels (N,) int64, and returns mixed images and each
+    class's share in them (N, classes): mixup (Zhang et al. 2018, arXiv:1710.09412), CutMix (Yun et
+    al. 2019, arXiv:1905.04899), or for each batch one of the two.
+    """
+    mixes: list[Mix] = []
+    if options.mixup:
+        mixes.append(v2.MixUp(alpha=options.mixup, num_classes=classes))
+    if options.cutmix:
+        mixes.append(v2.CutMix(alpha=options.cutmix, num_classes=classes))
+    return v2.RandomChoice(mixes) if len(mixes) > 1 else mixes[0] if mixes else None

@@ -5,6 +5,7 @@ from thawline.datasets.classifier_dataset import ClassifierDataset
 from thawline.datasets.live_metrics_dataset import LiveMetricsDataset
 from thawline.datasets.raw_images_dataset import RawImagesDataset
 from thawline.datasets.served_model_dataset import ServedModelDataset
+from thawline.datasets.training_state_dataset import TrainingStateDataset
 
 __all__ = [
     "ActivationStoreDataset",
@@ -12,4 +13,5 @@ __all__ = [
     "LiveMetricsDataset",
     "RawImagesDataset",
     "ServedModelDataset",
+    "TrainingStateDataset",
 ]

@@ -7,12 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kedro.io import AbstractDataset, DatasetError
-
 from thawline.activations import ActivationStore
+from thawline.datasets.tool_dataset import ToolDataset
 
 
-class ActivationStoreDataset(AbstractDataset[None, Callable[[float], ActivationStore]]):
+class ActivationStoreDataset(ToolDataset[Callable[[float], ActivationStore]]):
     """Loads a function from `activations.max_gb` to the store in a folder.
 
     The store grows while a node trains, so it is not saved when the node has ended.
@@ -25,14 +24,6 @@ class ActivationStoreDataset(AbstractDataset[None, Callable[[float], ActivationS
     def load(self) -> Callable[[float], ActivationStore]:
         """Return `ActivationStore` with its folder filled in."""
         return partial(ActivationStore, self._filepath)
-
-    def save(self, data: None) -> None:
-        """Refuse: the store is written through what `load` returns.
-
-        Raises:
-            DatasetError: always.
-        """
-        raise DatasetError("Activations are written by the node that trains.")
 
     def _exists(self) -> bool:
         return self._filepath.is_dir()

@@ -6,14 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import mlflow
-from kedro.io import AbstractDataset, DatasetError
+
+from thawline.datasets.tool_dataset import ToolDataset
 
 
-class LiveMetricsDataset(AbstractDataset[None, Callable[[dict[str, float], int], None]]):
+class LiveMetricsDataset(ToolDataset[Callable[[dict[str, Any], int], None]]):
     """Loads a function (metrics, step) that writes to the active MLflow run, if there is one.
 
     A node that trains for an hour would otherwise show its curves only when it has ended. Metrics
-    named in `leave_out` are not written.
+    named in `leave_out` are not written, nor are texts.
     """
 
     def __init__(
@@ -22,21 +23,17 @@ class LiveMetricsDataset(AbstractDataset[None, Callable[[dict[str, float], int],
         """Take the names of the metrics that are for the table only."""
         self._leave_out, self.metadata = frozenset(leave_out or []), metadata
 
-    def load(self) -> Callable[[dict[str, float], int], None]:
+    def load(self) -> Callable[[dict[str, Any], int], None]:
         """Return the function to call after each epoch."""
         return self._write
 
-    def save(self, data: None) -> None:
-        """Refuse: metrics are written by calling what `load` returns.
-
-        Raises:
-            DatasetError: always.
-        """
-        raise DatasetError("Live metrics are written by calling what this dataset loads.")
-
-    def _write(self, metrics: dict[str, float], step: int) -> None:
+    def _write(self, metrics: dict[str, Any], step: int) -> None:
         if mlflow.active_run():
-            kept = {name: v for name, v in metrics.items() if name not in self._leave_out}
+            kept = {
+                name: value
+                for name, value in metrics.items()
+                if name not in self._leave_out and not isinstance(value, str)
+            }
             mlflow.log_metrics(kept, step=step)
 
     def _describe(self) -> dict[str, Any]:

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from kedro.io import AbstractDataset, DatasetError
 
+from thawline.datasets.tool_dataset import ToolDataset
 from thawline.images import find_images
 
 
-class RawImagesDataset(AbstractDataset[None, Callable[[str], pd.DataFrame]]):
+class RawImagesDataset(ToolDataset[Callable[[str], pd.DataFrame]]):
     """Loads a function from `dataset.root` to the manifest of the images there.
 
     Like a PartitionedDataset it loads something to call, so that the node decides by its parameters
@@ -30,14 +30,6 @@ class RawImagesDataset(AbstractDataset[None, Callable[[str], pd.DataFrame]]):
     def load(self) -> Callable[[str], pd.DataFrame]:
         """Return `find_images` with its folders filled in."""
         return partial(find_images, base=self._path, packaged_folder=self._filepath)
-
-    def save(self, data: None) -> None:
-        """Refuse: raw images are never written by a pipeline.
-
-        Raises:
-            DatasetError: always.
-        """
-        raise DatasetError("Raw images are read-only.")
 
     def _exists(self) -> bool:
         return self._filepath.is_dir()

@@ -1,5 +1,10 @@
 """From splits and a strategy to a trained and evaluated classifier."""
 
-from thawline.pipelines.finetune.pipeline import create_evaluation, create_training
+from thawline.pipelines.finetune.pipeline import (
+    create_evaluation,
+    create_lr_search,
+    create_model,
+    create_training,
+)
 
-__all__ = ["create_evaluation", "create_training"]
+__all__ = ["create_evaluation", "create_lr_search", "create_model", "create_training"]

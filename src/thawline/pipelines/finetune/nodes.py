@@ -14,14 +14,27 @@ from rich import print as rich_print
 from rich.table import Table
 from torch import nn
 
-from thawline import backbones, evaluation, figures, freezing, training, transforms
+from thawline import (
+    backbones,
+    evaluation,
+    figures,
+    freezing,
+    lr_find,
+    probing,
+    training,
+    transforms,
+)
 from thawline.activations import ActivationStore
 from thawline.classifier import Classifier
 from thawline.datasets.served_model_dataset import ServedModel
+from thawline.interruptions import TrainingStates
 from thawline.options import (
+    AUTO,
     ActivationOptions,
     AugmentationOptions,
+    AutoOptions,
     EvaluationOptions,
+    LrFindOptions,
     ModelOptions,
     Strategies,
     Strategy,
@@ -35,15 +48,6 @@ logger = logging.getLogger(__name__)
 EXAMPLES = 2  # images that show how the served model is asked
 
 
-def choose_strategy(strategy: str, strategies: Strategies, training: TrainingOptions) -> Strategy:
-    """Return the named strategy, with epochs and rate of `training` in every phase if given."""
-    chosen = strategies.root[strategy]
-    overrides = {"epochs": training.epochs, "lr": training.lr}
-    update = {name: value for name, value in overrides.items() if value is not None}
-    phases = tuple(phase.model_copy(update=update) for phase in chosen.phases)
-    return chosen.model_copy(update={"phases": phases})
-
-
 def build_transforms(
     transform_options: TransformOptions, model: ModelOptions
 ) -> transforms.Transforms:
@@ -53,19 +57,60 @@ def build_transforms(
 
 def build_model(
     model: ModelOptions,
-    chosen_strategy: Strategy,
+    strategy: str,
+    strategies: Strategies,
     splits: pd.DataFrame,
     image_transforms: transforms.Transforms,
     seed: int,
 ) -> nn.Module:
     """Return the pretrained network with a new head for the classes of the splits."""
-    if chosen_strategy.weights is not None and model.weights != chosen_strategy.weights:
+    weights = None if strategy == AUTO else strategies.root[strategy].weights
+    if weights is not None and model.weights != weights:
         logger.info("The strategy starts from random weights instead of %s", model.weights)
-        model = model.model_copy(update={"weights": chosen_strategy.weights})
+        model = model.model_copy(update={"weights": weights})
     size = image_transforms.preprocessing.size
     network, report = backbones.build_network(model, splits["class_index"].nunique(), size, seed)
     logger.info("%s, %s", model.backbone, report)
     return network
+
+
+def choose_strategy(
+    strategy: str,
+    strategies: Strategies,
+    auto: AutoOptions,
+    training: TrainingOptions,
+    network: nn.Module,
+    splits: pd.DataFrame,
+    image_transforms: transforms.Transforms,
+    activation_options: ActivationOptions,
+    seed: int,
+    activation_store: Callable[[float], ActivationStore],
+) -> tuple[Strategy, dict[str, str], pd.DataFrame, go.Figure]:
+    """Return the strategy, named or chosen by the data, why, and the probes it was chosen by.
+
+    Epochs and rate of `training`, if given, hold in every phase.
+    """
+    probes = pd.DataFrame(columns=probing.COLUMNS)
+    if strategy != AUTO:
+        choice = probing.Choice(strategy, strategies.root[strategy], "named by the parameter")
+    elif auto.by == "size":
+        images = int((splits["split"] == "train").sum())
+        choice = probing.choose_by_size(images, strategies.root, auto)
+    else:
+        store = activation_store(activation_options.max_gb)
+        probes = probing.probe_stages(network, splits, image_transforms, training, seed, store)
+        choice = probing.choose_by_probes(probes, strategies.root, auto)
+    if strategy == AUTO:
+        logger.info("Strategy auto: %s", choice.reason)
+    overrides = {"epochs": training.epochs, "lr": training.lr}
+    update = {name: value for name, value in overrides.items() if value is not None}
+    phases = tuple(phase.model_copy(update=update) for phase in choice.strategy.phases)
+    return (
+        choice.strategy.model_copy(update={"phases": phases}),
+        {"strategy": strategy, "chosen_strategy": choice.name, "strategy_reason": choice.reason},
+        probes,
+        figures.stage_probes(probes),
+    )
 
 
 def freeze_layers(network: nn.Module, chosen_strategy: Strategy) -> tuple[nn.Module, pd.DataFrame]:
@@ -73,7 +118,12 @@ def freeze_layers(network: nn.Module, chosen_strategy: Strategy) -> tuple[nn.Mod
     report = freezing.freeze_report(network, chosen_strategy.phases)
     table = Table(*report.columns, title="What is frozen, what is trained")
     for row in report.itertuples(index=False):
-        table.add_row(*(f"{v:,}" if isinstance(v, int) else f"{v}" for v in row))
+        table.add_row(
+            *(
+                f"{v:.3g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v
+                for v in row
+            )
+        )
     rich_print(table)
     return network, report
 
@@ -89,7 +139,8 @@ def train_model(
     activation_options: ActivationOptions,
     seed: int,
     activation_store: Callable[[float], ActivationStore],
-    live_metrics: Callable[[dict[str, float], int], None],
+    training_states: TrainingStates,
+    live_metrics: Callable[[dict[str, Any], int], None],
 ) -> tuple[Classifier, Classifier, pd.DataFrame, list[dict[str, Any]], go.Figure]:
     """Return the best and the last classifier, history, freeze contract and learning curves."""
     result = training.train(
@@ -102,10 +153,13 @@ def train_model(
         views=augmentation.views,
         store=activation_store(activation_options.max_gb),
         log_probabilities=model.log_probabilities,
+        mix=transforms.make_mix(augmentation, splits["class_index"].nunique()),
+        states=training_states,
         on_epoch=live_metrics,
     )
-    best_val_accuracy = result.history["val_accuracy"].iloc[result.best_epoch - 1]
-    live_metrics({"best_val_accuracy": best_val_accuracy}, result.best_epoch)
+    if result.best_epoch:
+        best_val_accuracy = result.history["val_accuracy"].iloc[result.best_epoch - 1]
+        live_metrics({"best_val_accuracy": best_val_accuracy}, result.best_epoch)
     best_classifier, last_classifier = (
         Classifier(
             network=_with_state(frozen_network, state),
@@ -121,6 +175,38 @@ def train_model(
     )
     curves = figures.learning_curves(result.history, result.best_epoch)
     return best_classifier, last_classifier, result.history, result.freeze_contract, curves
+
+
+def find_lr(
+    network: nn.Module,
+    chosen_strategy: Strategy,
+    splits: pd.DataFrame,
+    image_transforms: transforms.Transforms,
+    model: ModelOptions,
+    options: TrainingOptions,
+    sweep: LrFindOptions,
+    augmentation: AugmentationOptions,
+    activation_options: ActivationOptions,
+    seed: int,
+    activation_store: Callable[[float], ActivationStore],
+) -> tuple[pd.DataFrame, dict[str, float], go.Figure]:
+    """Return the loss at rising rates in the first phase, the rate it suggests, and the curve."""
+    phase = chosen_strategy.phases[0]
+    curve = lr_find.find_lr(
+        network,
+        phase,
+        splits,
+        image_transforms,
+        options,
+        sweep,
+        seed,
+        views=augmentation.views,
+        store=activation_store(activation_options.max_gb),
+        log_probabilities=model.log_probabilities,
+    )
+    suggested = lr_find.suggest_lr(curve)
+    logger.info("Suggested: training.lr=%.2g (the first phase has %g)", suggested, phase.lr)
+    return curve, {"suggested_lr": suggested}, figures.lr_curve(curve, suggested, phase.lr)
 
 
 def package_model(classifier: Classifier, splits: pd.DataFrame) -> ServedModel:

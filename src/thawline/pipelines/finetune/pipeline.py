@@ -5,16 +5,10 @@ from kedro.pipeline import Node, Pipeline
 from thawline.pipelines.finetune import nodes
 
 
-def create_training() -> Pipeline:
-    """Return the pipeline from splits to a classifier."""
+def create_model() -> Pipeline:
+    """Return the pipeline from splits to a network and the strategy to train it by."""
     return Pipeline(
         [
-            Node(
-                nodes.choose_strategy,
-                ["params:strategy", "params:strategies", "params:training"],
-                "chosen_strategy",
-                name="choose_strategy",
-            ),
             Node(
                 nodes.build_transforms,
                 ["params:transforms", "params:model"],
@@ -23,10 +17,68 @@ def create_training() -> Pipeline:
             ),
             Node(
                 nodes.build_model,
-                ["params:model", "chosen_strategy", "splits", "transforms", "params:seed"],
+                [
+                    "params:model",
+                    "params:strategy",
+                    "params:strategies",
+                    "splits",
+                    "transforms",
+                    "params:seed",
+                ],
                 "network",
                 name="build_model",
             ),
+            Node(
+                nodes.choose_strategy,
+                [
+                    "params:strategy",
+                    "params:strategies",
+                    "params:auto",
+                    "params:training",
+                    "network",
+                    "splits",
+                    "transforms",
+                    "params:activations",
+                    "params:seed",
+                    "activations",
+                ],
+                ["chosen_strategy", "strategy_choice", "stage_probes", "stage_probes_figure"],
+                name="choose_strategy",
+            ),
+        ]
+    )
+
+
+def create_lr_search() -> Pipeline:
+    """Return the pipeline from a network to the learning rate that suits its first phase."""
+    return Pipeline(
+        [
+            Node(
+                nodes.find_lr,
+                [
+                    "network",
+                    "chosen_strategy",
+                    "splits",
+                    "transforms",
+                    "params:model",
+                    "params:training",
+                    "params:lr_find",
+                    "params:augmentation",
+                    "params:activations",
+                    "params:seed",
+                    "activations",
+                ],
+                ["lr_sweep", "suggested_lr", "lr_curve"],
+                name="find_lr",
+            )
+        ]
+    )
+
+
+def create_training() -> Pipeline:
+    """Return the pipeline from a network to a classifier."""
+    return Pipeline(
+        [
             Node(
                 nodes.freeze_layers,
                 ["network", "chosen_strategy"],
@@ -46,6 +98,7 @@ def create_training() -> Pipeline:
                     "params:activations",
                     "params:seed",
                     "activations",
+                    "training_states",
                     "live_metrics",
                 ],
                 ["classifier", "last_classifier", "history", "freeze_contract", "learning_curves"],

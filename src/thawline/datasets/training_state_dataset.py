@@ -1,0 +1,32 @@
+"""Where the state of an interrupted training is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from thawline.datasets.tool_dataset import ToolDataset
+from thawline.interruptions import TrainingStates
+
+
+class TrainingStateDataset(ToolDataset[TrainingStates]):
+    """Loads the states in a folder, which are forgotten when the whole run has ended well."""
+
+    def __init__(self, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+        """Take the folder."""
+        self._filepath, self.metadata = Path(filepath), metadata
+        self._states = TrainingStates(self._filepath)
+
+    def load(self) -> TrainingStates:
+        """Return the states in the folder."""
+        return self._states
+
+    def forget(self) -> None:
+        """Remove the states of this run."""
+        self._states.forget()
+
+    def _exists(self) -> bool:
+        return self._filepath.is_dir()
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath)}

@@ -1,0 +1,101 @@
+"""Find the learning rate that suits a phase."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from thawline.activations import ActivationStore, Tensors
+from thawline.options import LrFindOptions, Phase, TrainingOptions
+from thawline.training import Bench, Gear, equip, prepare, progress_bar
+from thawline.transforms import Transforms
+
+SMOOTHING = 0.9  # what an earlier loss weighs against the next one
+DIVERGED = 4  # times the lowest smoothed loss
+
+
+def find_lr(
+    network: nn.Module,
+    phase: Phase,
+    splits: pd.DataFrame,
+    transforms: Transforms,
+    options: TrainingOptions,
+    sweep: LrFindOptions,
+    seed: int,
+    views: int | None = None,
+    store: ActivationStore | None = None,
+    log_probabilities: bool = False,
+) -> pd.DataFrame:
+    """Return the loss at rising learning rates: the range test of Smith 2017 (arXiv:1506.01186).
+
+    The rate of the head rises by the same factor after each update of the part above the line, and
+    those of the other stages with it. The sweep ends early where the loss is `DIVERGED` times what
+    it was at its lowest, or not finite. The network is left as it was, on the training device.
+
+    Args:
+        network: as for `train`.
+        phase: what is trainable, and how the stages' rates differ.
+        splits: as for `train`.
+        transforms: as for `train`.
+        options: batch size, optimizer, loss, device and precision.
+        sweep: first and last rate, and the number of updates.
+        seed: as for `train`.
+        views: as for `train`.
+        store: as for `train`.
+        log_probabilities: as for `train`.
+
+    Returns:
+        lr of the head, loss of the batch, smoothed (a moving average of the losses); a row an
+        update.
+    """
+    bench = prepare(network, splits, transforms, options, seed, views, store, log_probabilities)
+    initial = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    gear = equip(network, phase, bench)
+    factor = (sweep.high / sweep.low) ** (1 / (sweep.steps - 1))
+    schedule = LambdaLR(gear.optimizer, lambda step: sweep.low / phase.lr * factor**step)
+    rows: list[dict[str, float]] = []
+    total = weight = 0.0
+    with progress_bar("Sweeping the learning rate") as bar:
+        task = bar.add_task("", total=sweep.steps, epoch="", figures="")
+        for crossing, truth in _batches(bench, gear, sweep.steps):
+            with bench.accelerator.autocast():
+                outputs = gear.line.above_in_training(*crossing).float()
+                loss = bench.loss_function(outputs, truth)
+            loss.backward()
+            total = SMOOTHING * total + loss.item()
+            weight = SMOOTHING * weight + 1
+            lr = sweep.low * factor ** len(rows)
+            rows.append({"lr": lr, "loss": loss.item(), "smoothed": total / weight})
+            bar.update(task, advance=1, figures=f"lr {lr:.1e} loss {total / weight:.3f}")
+            if not total / weight <= DIVERGED * min(row["smoothed"] for row in rows):
+                break
+            gear.optimizer.step()
+            schedule.step()
+            gear.optimizer.zero_grad()
+    network.load_state_dict(initial)
+    return pd.DataFrame(rows)
+
+
+def suggest_lr(sweep: pd.DataFrame) -> float:
+    """Return the rate at which the smoothed loss of `find_lr` falls most steeply."""
+    falling = sweep.iloc[: int(sweep["smoothed"].argmin()) + 1]
+    if len(falling) < 2:  # noqa: PLR2004
+        return float(sweep["lr"].iloc[0])
+    slopes = np.gradient(falling["smoothed"], np.log(falling["lr"]))
+    return float(falling["lr"].iloc[int(slopes.argmin())])
+
+
+def _batches(bench: Bench, gear: Gear, count: int) -> Iterator[tuple[Tensors, Tensor]]:
+    """Yield what crosses the line, and the labels (N,), for so many batches of random views."""
+    done = epoch = 0
+    while done < count:
+        order = bench.next_order()[: count - done]
+        views = bench.random_views(order, epoch)
+        loaded = gear.activations.load(views, keep=bench.views is not None)
+        for positions, crossing in zip(order, loaded, strict=True):
+            yield crossing, bench.train_set.labels[positions]
+        done, epoch = done + len(order), epoch + 1

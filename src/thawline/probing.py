@@ -1,0 +1,188 @@
+"""Measure which stages of a pretrained network already serve, and choose a strategy by that."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.progress import track
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor, nn
+
+from thawline.activations import ActivationLoader, ActivationStore, Tensors
+from thawline.freezing import find_stages
+from thawline.loading import ViewLoader
+from thawline.options import AutoOptions, LastStages, Strategy, TrainingOptions
+from thawline.thaw_line import ThawLine
+from thawline.training import compute_dtype, image_set, make_accelerator
+from thawline.transforms import Transforms
+
+logger = logging.getLogger(__name__)
+
+MOST_IMAGES = 5000  # that a probe is fitted to; more would not change the choice
+FOLDS = 5
+COLUMNS = ["stage", "features", "accuracy", "standard_error"]
+
+
+class Choice(NamedTuple):
+    """A strategy chosen by the data.
+
+    Attributes:
+        name: of the strategy that it is made of.
+        strategy: what is trained.
+        reason: a sentence with the figures that led to it.
+    """
+
+    name: str
+    strategy: Strategy
+    reason: str
+
+
+def choose_by_size(images: int, strategies: Mapping[str, Strategy], options: AutoOptions) -> Choice:
+    """Return the strategy for so many training images: the more there are, the more is trained."""
+    if images < options.small:
+        name, why = "freeze_to_layer3", f"fewer than auto.small = {options.small}"
+    elif images <= options.large:
+        name, why = "freeze_to_layer1", f"from auto.small = {options.small} to auto.large"
+    else:
+        name, why = "full", f"more than auto.large = {options.large}"
+    return Choice(name, strategies[name], f"{name}: {images} training images are {why}")
+
+
+def choose_by_probes(
+    probes: pd.DataFrame, strategies: Mapping[str, Strategy], options: AutoOptions
+) -> Choice:
+    """Return the strategy that freezes every stage whose features serve.
+
+    These are the stages up to the last one whose probe is within a standard error of the best; what
+    lies above it is trained, and all where no probe reaches `auto.probe_accuracy`.
+
+    Args:
+        probes: the table of `probe_stages`.
+        strategies: those of the parameters.
+        options: `probe_accuracy`.
+    """
+    best = probes.iloc[int(probes["accuracy"].argmax())]
+    found = f"the best probe, on {best['stage']}, reaches {best['accuracy']:.3f}"
+    if best["accuracy"] < options.probe_accuracy:
+        wanted = f"less than auto.probe_accuracy = {options.probe_accuracy:g}"
+        return Choice("full", strategies["full"], f"full: {found}, {wanted}")
+    serves = probes["accuracy"] >= best["accuracy"] - best["standard_error"]
+    last = int(np.flatnonzero(serves)[-1])
+    frozen = probes["stage"].iloc[last]
+    trained = len(probes) - last  # the head is a stage too, and has no row
+    found += f", and {frozen} is the last stage within {best['standard_error']:.3f} of it"
+    if trained == 1:
+        return Choice("head_only", strategies["head_only"], f"head_only: {found}")
+    chosen = strategies["freeze_to_layer3"]
+    phases = tuple(
+        phase.model_copy(update={"trainable": LastStages(last=trained)}) for phase in chosen.phases
+    )
+    reason = f"what lies above {frozen}: {found}"
+    return Choice("freeze_to_layer3", chosen.model_copy(update={"phases": phases}), reason)
+
+
+def probe_stages(
+    network: nn.Module,
+    splits: pd.DataFrame,
+    transforms: Transforms,
+    options: TrainingOptions,
+    seed: int,
+    store: ActivationStore | None = None,
+) -> pd.DataFrame:
+    """Return how well a linear classifier does on the pooled output of each stage but the head.
+
+    Every stage is measured in one pass over the training images, without augmentation; probes are
+    logistic regressions on standardised features (Alain and Bengio 2016, arXiv:1610.01644), judged
+    by cross-validation, so that no other split is looked at.
+
+    Returns:
+        stage, features (their number), accuracy (0 to 1), standard_error; a row a stage, from the
+        input on.
+    """
+    accelerator = make_accelerator(options)
+    images, labels = image_set(splits, "train", accelerator.device)
+    if len(images) > MOST_IMAGES:
+        some = np.random.default_rng(seed).permutation(len(images))[:MOST_IMAGES]
+        images, labels = [images[idx] for idx in some], labels[torch.from_numpy(some)]
+    stages = _StageFeatures(copy.deepcopy(network))
+    loader = ActivationLoader(
+        ThawLine(stages, network, network, tuple(stages.outputs)),  # type: ignore[arg-type]
+        transforms,
+        seed,
+        ViewLoader(transforms, options.workers),
+        store or ActivationStore(Path(), max_gb=0),
+        accelerator.device,
+        compute_dtype(accelerator),
+        entries=len(images),
+    )
+    size = options.batch_size
+    batches = [images[start : start + size] for start in range(0, len(images), size)]
+    loaded = track(loader.load(batches), "Computing every stage", len(batches), transient=True)
+    columns = zip(*loaded, strict=True)
+    features = [torch.cat(column).float().cpu().numpy() for column in columns]
+    truth = labels.cpu().numpy()
+    rows = []
+    for stage, table in track(
+        list(zip(stages.outputs, features, strict=True)), "Probing every stage", transient=True
+    ):
+        accuracy = _cross_validated(table, truth, seed)
+        error = float(np.sqrt(accuracy * (1 - accuracy) / len(truth)))
+        rows.append((stage, table.shape[1], accuracy, error))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+class _StageFeatures(nn.Module):
+    """Yields what each stage yields, pooled: a tuple of (N, features)."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval()
+        stages = find_stages(network)
+        # A stage's modules run in their order, so what the last of them leaves is its output.
+        self.outputs = {
+            name: stage.modules for name, stage in list(stages.items())[:-1] if stage.modules
+        }
+        self.code = str(self.outputs)
+
+    def forward(self, images: Tensor) -> Tensors:
+        found: dict[str, Tensor] = {}
+        hooks = [
+            self.network.get_submodule(module).register_forward_hook(
+                lambda _, __, output, stage=stage: found.update({stage: _pooled(output)})
+            )
+            for stage, modules in self.outputs.items()
+            for module in modules
+        ]
+        try:
+            self.network(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return tuple(found[stage] for stage in self.outputs)
+
+
+def _pooled(output: Tensor) -> Tensor:
+    """Return the mean over all positions of (N, C, H, W), (N, H, W, C) or tokens (N, L, C)."""
+    if output.ndim == 4:  # noqa: PLR2004
+        channels_last = output.shape[1] == output.shape[2] != output.shape[3]
+        return output.mean(dim=(1, 2) if channels_last else (2, 3))
+    return output.mean(dim=1) if output.ndim == 3 else output.flatten(1)  # noqa: PLR2004
+
+
+def _cross_validated(features: np.ndarray, truth: np.ndarray, seed: int) -> float:
+    """Return the share of images that probes fitted to the others classify correctly."""
+    folds = StratifiedKFold(
+        max(2, min(FOLDS, int(np.bincount(truth).min()))), shuffle=True, random_state=seed
+    )
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+    return float((cross_val_predict(probe, features, truth, cv=folds) == truth).mean())
