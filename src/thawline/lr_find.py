@@ -34,7 +34,7 @@ def find_lr(
 
     The rate of the head rises by the same factor after each update of the part above the line, and
     those of the other stages with it. The sweep ends early where the loss is `DIVERGED` times what
-    it was at its lowest, or not finite. The network is left as it was, on the training device.
+    it was at its lowest, or not finite. The network's weights are left as they were.
 
     Args:
         network: as for `train`.
@@ -76,6 +76,7 @@ def find_lr(
             gear.optimizer.step()
             schedule.step()
             gear.optimizer.zero_grad()
+    network.zero_grad()
     network.load_state_dict(initial)
     return pd.DataFrame(rows)
 

@@ -1,0 +1,218 @@
+"""A training that is killed goes on where it was, and ends as if nothing had happened."""
+
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from thawline import interruptions
+from thawline.activations import ActivationStore
+from thawline.backbones import IMAGENET, build_network
+from thawline.interruptions import TrainingStates
+from thawline.options import (
+    AugmentationOptions,
+    ModelOptions,
+    Phase,
+    TrainingOptions,
+    TransformOptions,
+)
+from thawline.training import TrainingResult, train
+from thawline.transforms import build_transforms, make_mix
+
+GRADUAL = tuple(
+    Phase(trainable={"last": last}, epochs=2, lr=0.01, lr_decay=0.3) for last in (1, 2, 3, 4)
+)
+OPTIONS = {"workers": 0, "precision": "fp32", "batch_size": 8}
+
+
+def run(
+    splits: pd.DataFrame,
+    states: TrainingStates | None = None,
+    phases: tuple[Phase, ...] = GRADUAL,
+    store: ActivationStore | None = None,
+    mixup: float = 0,
+    on_epoch: object = None,
+    **options: object,
+) -> TrainingResult:
+    model = ModelOptions(backbone="networks:SmallNet", weights="none")
+    return train(
+        build_network(model, 2, 32, seed=0)[0],
+        phases,
+        splits,
+        build_transforms(TransformOptions(size=32), IMAGENET),
+        TrainingOptions(**{**OPTIONS, **options}),
+        seed=0,
+        views=2,
+        store=store,
+        mix=make_mix(AugmentationOptions(mixup=mixup), 2),
+        states=states,
+        on_epoch=on_epoch,
+    )
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a process."""
+
+
+def interrupt(after: int) -> object:
+    """Return what stops a training when it has reported an epoch, before that one is saved."""
+
+    def on_epoch(_: dict, epoch: int) -> None:
+        if epoch > after:
+            raise Interrupted
+
+    return on_epoch
+
+
+def assert_same(first: TrainingResult, second: TrainingResult) -> None:
+    for one, other in ((first.best, second.best), (first.last, second.last)):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert first.best_epoch == second.best_epoch
+    assert first.freeze_contract == second.freeze_contract
+    pd.testing.assert_frame_equal(
+        first.history.drop(columns="images_per_second"),
+        second.history.drop(columns="images_per_second"),
+    )
+
+
+@pytest.fixture
+def states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingStates:
+    monkeypatch.setattr(interruptions, "LARGEST_SHARE", 1e9)  # every epoch is saved
+    return TrainingStates(tmp_path / "states")
+
+
+@pytest.mark.parametrize("after", range(1, 8))
+def test_a_training_interrupted_in_any_epoch_ends_with_the_same_bits(
+    splits: pd.DataFrame, states: TrainingStates, after: int
+) -> None:
+    undisturbed = run(splits)
+    with pytest.raises(Interrupted):
+        run(splits, states, on_epoch=interrupt(after))
+    assert_same(run(splits, states, resume=True), undisturbed)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "sgd", "schedule": "step", "step_epochs": 1},
+        {"ema": 0.9, "sampling": "balanced"},
+        {"mixup": 0.4, "clip_norm": 0.5, "accumulate": 2},
+        {"patience": 1, "monitor": "val_loss"},
+        {"precision": "bf16"},
+    ],
+    ids=str,
+)
+def test_whatever_the_options_it_goes_on_exactly(
+    splits: pd.DataFrame, states: TrainingStates, options: dict
+) -> None:
+    undisturbed = run(splits, **options)
+    reported = len(undisturbed.history)
+    for after in range(1, reported, 2):
+        with pytest.raises(Interrupted):
+            run(splits, states, on_epoch=interrupt(after), resume=after > 1, **options)
+    assert_same(run(splits, states, resume=True, **options), undisturbed)
+
+
+def test_another_training_is_not_gone_on_with(
+    splits: pd.DataFrame, states: TrainingStates, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(Interrupted):
+        run(splits, states, on_epoch=interrupt(3))
+    slower = tuple(phase.model_copy(update={"lr": 0.001}) for phase in GRADUAL)
+    for changed in (
+        {"phases": slower}, {"batch_size": 4}, {"mixup": 0.2}, {"label_smoothing": 0.1},
+    ):  # fmt: skip
+        caplog.clear()
+        resumed = run(splits, states, resume=True, **changed)
+        assert "no training with these data, weights and parameters" in caplog.text
+        assert_same(resumed, run(splits, **changed))
+
+
+def test_without_resume_it_starts_anew(splits: pd.DataFrame, states: TrainingStates) -> None:
+    with pytest.raises(Interrupted):
+        run(splits, states, on_epoch=interrupt(3))
+    epochs = []
+    run(splits, states, on_epoch=lambda _, epoch: epochs.append(epoch))
+    assert epochs == list(range(1, 9))
+
+
+def test_a_training_that_has_ended_is_not_repeated_until_it_is_forgotten(
+    splits: pd.DataFrame, states: TrainingStates
+) -> None:
+    first = run(splits, states)
+    epochs = []
+    again = run(splits, states, resume=True, on_epoch=lambda _, epoch: epochs.append(epoch))
+    assert_same(again, first)
+    assert epochs == []
+    states.forget()
+    assert list(states.folder.iterdir()) == []
+
+
+def test_a_damaged_state_is_said_and_left_out(
+    splits: pd.DataFrame, states: TrainingStates, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(Interrupted):
+        run(splits, states, on_epoch=interrupt(3))
+    (file,) = states.folder.iterdir()
+    file.write_bytes(file.read_bytes()[:500])
+    assert_same(run(splits, states, resume=True), run(splits))
+    assert "is damaged" in caplog.text
+
+
+def test_saving_takes_little_of_the_time(
+    splits: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saves = []
+    states = TrainingStates(tmp_path)
+    write = interruptions.write_whole
+    monkeypatch.setattr(
+        interruptions, "write_whole", lambda *a: (saves.append(1), time.sleep(0.1), write(*a))
+    )
+    run(splits, states)  # epochs of a few hundredths of a second
+    assert len(saves) == 1
+
+
+def _train_in_child(splits: pd.DataFrame, folder: Path, activations: Path) -> None:
+    logging.disable()
+    interruptions.LARGEST_SHARE = 1e9
+    run(splits, TrainingStates(folder), store=ActivationStore(activations, 1), resume=True)
+
+
+def test_sigkill_at_random_moments_changes_nothing(
+    splits: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = run(splits)
+    context = multiprocessing.get_context("fork")
+    moments = random.Random(0)
+    seconds, kills, phases = 3.0, 0, set()
+    while kills < 20:
+        child = context.Process(
+            target=_train_in_child, args=(splits, tmp_path / "states", tmp_path / "activations")
+        )
+        start = time.perf_counter()
+        child.start()
+        child.join(moments.uniform(0, seconds))
+        if child.is_alive():
+            os.kill(child.pid, signal.SIGKILL)
+            kills += 1
+            child.join()
+        else:
+            seconds = time.perf_counter() - start
+            assert child.exitcode == 0
+        for file in (tmp_path / "states").glob("*.pt"):
+            course = torch.load(file, weights_only=True)["course"]
+            phases.add(course["phase"])
+            if len(course["history"]) == 8 or child.exitcode == 0:
+                file.unlink()  # it has come to its end: the next one starts from the beginning
+    assert phases == {1, 2, 3, 4}
+    states = TrainingStates(tmp_path / "states")
+    store = ActivationStore(tmp_path / "activations", 1)
+    assert_same(run(splits, states, store=store, resume=True), undisturbed)

@@ -1,0 +1,137 @@
+"""The strategy `auto` follows from the number of images, or from what is measured on them."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thawline.activations import ActivationStore
+from thawline.backbones import IMAGENET, build_network
+from thawline.freezing import find_stages
+from thawline.options import (
+    AutoOptions,
+    LastStages,
+    ModelOptions,
+    Strategies,
+    TrainingOptions,
+    TransformOptions,
+)
+from thawline.probing import choose_by_probes, choose_by_size, probe_stages
+from thawline.transforms import build_transforms, evaluation_view, normalise
+
+CONF = Path(__file__).parents[1] / "conf" / "base" / "parameters_strategies.yml"
+STRATEGIES = Strategies(yaml.safe_load(CONF.read_text())["strategies"]).root
+OPTIONS = TrainingOptions(workers=0, precision="fp32")
+SIZE = 64
+
+
+@pytest.mark.parametrize(
+    ("images", "name"),
+    [
+        (1, "freeze_to_layer3"),
+        (9_999, "freeze_to_layer3"),
+        (10_000, "freeze_to_layer1"),
+        (100_000, "freeze_to_layer1"),
+        (100_001, "full"),
+    ],
+)
+def test_more_images_thaw_more(images: int, name: str) -> None:
+    choice = choose_by_size(images, STRATEGIES, AutoOptions())
+    assert (choice.name, choice.strategy) == (name, STRATEGIES[name])
+    assert str(images) in choice.reason and "auto." in choice.reason
+
+
+def test_the_thresholds_are_parameters() -> None:
+    assert choose_by_size(50, STRATEGIES, AutoOptions(small=10, large=40)).name == "full"
+
+
+def table(*accuracies: float) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "stage": [f"layer{idx}" for idx in range(len(accuracies))],
+            "features": 8,
+            "accuracy": accuracies,
+            "standard_error": 0.01,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "name", "trained"),
+    [
+        ((0.7, 0.9, 0.95), "head_only", 1),
+        ((0.7, 0.95, 0.945), "head_only", 1),  # within a standard error of the best
+        ((0.7, 0.95, 0.92), "freeze_to_layer3", 2),
+        ((0.95, 0.7, 0.92), "freeze_to_layer3", 3),
+        ((0.5, 0.6, 0.7), "full", None),
+    ],
+)
+def test_what_lies_above_the_last_stage_that_serves_is_trained(
+    accuracies: tuple[float, ...], name: str, trained: int | None
+) -> None:
+    choice = choose_by_probes(table(*accuracies), STRATEGIES, AutoOptions())
+    assert choice.name == name
+    for phase in choice.strategy.phases:
+        assert phase.trainable == ("all" if trained is None else LastStages(last=trained))
+    assert f"{max(accuracies):.3f}" in choice.reason
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8), st.floats(0, 1))
+def test_the_best_stage_is_never_trained_where_it_is_good_enough(
+    accuracies: list[float], wanted: float
+) -> None:
+    probes = table(*accuracies)
+    choice = choose_by_probes(probes, STRATEGIES, AutoOptions(probe_accuracy=wanted))
+    trainable = choice.strategy.phases[0].trainable
+    if max(accuracies) < wanted:
+        assert trainable == "all"
+    else:
+        assert trainable.last <= len(accuracies) - int(probes["accuracy"].argmax())
+
+
+@pytest.mark.parametrize("backbone", ["timm/tf_efficientnet_lite0", "networks:SmallNet"])
+def test_every_stage_is_probed_in_one_pass_that_the_store_keeps(
+    splits: pd.DataFrame, tmp_path: Path, backbone: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = ModelOptions(backbone=backbone, weights="default")
+    network, _ = build_network(model, 2, SIZE, seed=0)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    transforms = build_transforms(TransformOptions(size=SIZE), IMAGENET)
+    store = ActivationStore(tmp_path, 1)
+    probes = probe_stages(network, splits, transforms, OPTIONS, 0, store)
+    assert probes["stage"].tolist() == list(find_stages(network))[:-1]
+    assert probes["accuracy"].between(0, 1).all()
+    if "timm" in backbone:  # two photographs are told apart by pretrained features
+        assert probes["accuracy"].max() > 0.9
+        assert probes["features"].iloc[-1] == 1280
+    after = network.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    contents = store.contents()
+    assert contents["entries"].sum() == (splits["split"] == "train").sum()
+    again = probe_stages(network, splits, transforms, OPTIONS, 0, store)
+    pd.testing.assert_frame_equal(again, probes)
+
+
+def test_the_last_stage_s_features_are_what_the_head_sees(
+    splits: pd.DataFrame, tmp_path: Path
+) -> None:
+    network, _ = build_network(ModelOptions(backbone="resnet18", weights="none"), 2, SIZE, seed=0)
+    transforms = build_transforms(TransformOptions(size=SIZE), IMAGENET)
+    store = ActivationStore(tmp_path, 1)
+    probe_stages(network, splits, transforms, OPTIONS, 0, store)
+    (shard,) = tmp_path.glob("*/*.safetensors")
+    from safetensors import safe_open
+
+    with safe_open(shard, framework="pt") as file:
+        stored = file.get_tensor("4")  # stem, layer1 to layer4
+    paths = splits.loc[splits["split"] == "train", "path"]
+    views = torch.stack([evaluation_view(path, transforms.preprocessing) for path in paths])
+    seen = []
+    network.fc.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    with torch.no_grad():
+        network.eval()(normalise(views, transforms.preprocessing))
+    torch.testing.assert_close(stored, seen[0], rtol=1e-3, atol=1e-4)
