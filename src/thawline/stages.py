@@ -58,8 +58,7 @@ def find_stages(network: nn.Module) -> dict[str, Stage]:
     units = _units(network, head)
     starts = _starts(units, head)
     for name, module in units:
-        if name in starts or name == HEAD:
-            current = name
+        current = name if name in starts else current
         stage = stages.setdefault(current, Stage())
         stage.parameters += [n for n in beside_head if n.startswith(f"{name}.")]
         stage.modules += _beside_head(name, module, head)
@@ -142,7 +141,9 @@ def _units(network: nn.Module, head: str) -> Units:
 def _starts(units: Units, head: str) -> list[str]:
     """Return the names of the units that a stage begins with."""
     layered = [
-        name for name, module in units if _is_layered(module) and _weighs(name, module, head)
+        name
+        for name, module in units
+        if name != head and _is_layered(module) and (name == HEAD or _weighs(name, module, head))
     ]
     beside = [name for name in layered if not _holds(name, head)]
     if 0 < len(beside) <= MANY:
