@@ -11,7 +11,6 @@ from thawline.backbones import build_network
 from thawline.errors import ParameterError, TrainingError
 from thawline.freezing import (
     check_frozen,
-    find_stages,
     freeze_layers,
     freeze_report,
     frozen_tensors,
@@ -31,27 +30,6 @@ def phase(trainable: object, **options: object) -> Phase:
 
 RESNET = build("resnet18")
 RESNET_STAGES = ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
-
-
-@pytest.mark.parametrize(
-    ("backbone", "stages"),
-    [
-        ("resnet18", RESNET_STAGES),
-        ("timm/resnet18", RESNET_STAGES),
-        ("timm/tf_efficientnet_lite0", ["stem", *[f"blocks.{i}" for i in range(7)], "head"]),
-        ("networks:SmallNet", ["stem", "layer1", "layer2", "head"]),
-        ("timm/test_vit", ["stem", "patch_embed", *[f"blocks.{i}" for i in range(6)], "head"]),
-        ("timm/test_convnext", ["stem", *[f"stages.{i}" for i in range(4)], "head"]),
-    ],
-)
-def test_stages_run_from_input_to_head_and_hold_every_parameter_once(
-    backbone: str, stages: list[str]
-) -> None:
-    network = build(backbone, size=160 if "vit" in backbone else 64)
-    found = find_stages(network)
-    assert list(found) == stages
-    held = [name for stage in found.values() for name in stage.parameters]
-    assert sorted(held) == sorted(name for name, _ in network.named_parameters())
 
 
 @pytest.mark.parametrize(

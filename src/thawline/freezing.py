@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -13,58 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from thawline.backbones import head_name
 from thawline.errors import ParameterError, TrainingError, did_you_mean
 from thawline.options import LastStages, Phase
-
-HEAD = "head"
-LARGE = 0.8  # a module with more of the backbone's parameters is looked into for its stages
-
-
-@dataclass
-class Stage:
-    """A run of modules that is frozen or trained as one.
-
-    Attributes:
-        modules: dotted names of its modules.
-        parameters: dotted names of its parameters.
-    """
-
-    modules: list[str] = field(default_factory=list)
-    parameters: list[str] = field(default_factory=list)
-
-
-def find_stages(network: nn.Module) -> dict[str, Stage]:
-    """Return the stages of a network by name, from its input to its head.
-
-    A stage is a child of the network that has layers of its own; a child that holds nearly all of
-    the backbone (`features`, `blocks`, `encoder`) is replaced by its children. Single layers before
-    the first stage are the `stem`, those after a stage belong to it. So a ResNet has stem, layer1
-    to layer4 and head, and timm's EfficientNet stem, blocks.0 to blocks.6 and head.
-    """
-    head = head_name(network)
-    in_head = {f"{head}.{name}" for name, _ in network.get_submodule(head).named_parameters()}
-    stages = {"stem": Stage()}
-    current = "stem"
-    for name, module in _units(network, head):
-        own = [f"{name}.{n}" for n, _ in module.named_parameters()]
-        rest = [n for n in own if n not in in_head]
-        layered = any(True for child in module.children() for _ in child.parameters())
-        if layered and rest:
-            current = name
-        stage = stages.setdefault(current, Stage())
-        stage.parameters += rest
-        if len(rest) == len(own):
-            stage.modules.append(name)
-    placed = in_head.union(*(stage.parameters for stage in stages.values()))
-    bare = [name for name, _ in network.named_parameters() if name not in placed]
-    stages["stem"].parameters += bare  # class tokens and position embeddings
-    if not stages["stem"].parameters:
-        empty = stages.pop("stem")
-        next(iter(stages.values()), Stage()).modules[:0] = empty.modules
-    last = stages.pop(HEAD, Stage())  # timm's ConvNeXt has a norm beside the classifier in `head`
-    stages[HEAD] = Stage([*last.modules, head], [*last.parameters, *sorted(in_head)])
-    return stages
+from thawline.stages import Stage, find_stages
 
 
 def freeze_layers(network: nn.Module, phase: Phase) -> None:
@@ -183,31 +133,6 @@ def check_frozen(network: nn.Module, sha256_before: str, phase_number: int) -> d
         "sha256_before": sha256_before,
         "sha256_after": sha256_after,
     }
-
-
-def _units(network: nn.Module, head: str) -> list[tuple[str, nn.Module]]:
-    """Return the children of the network, the largest replaced by its own where it is nearly all.
-
-    The module that the head is in is looked into only where there is no other.
-    """
-    units = list(network.named_children())
-    while True:
-        beside = [0 if f"{head}.".startswith(f"{n}.") else _size(m) for n, m in units]
-        sizes = beside if any(beside) else [_size(m) for _, m in units]
-        largest = max(range(len(units)), key=sizes.__getitem__)
-        name, module = units[largest]
-        inner = [(f"{name}.{n}", child) for n, child in module.named_children()]
-        if (
-            name == head
-            or sizes[largest] <= LARGE * sum(sizes)
-            or not any(_size(m) for _, m in inner)
-        ):
-            return units
-        units[largest : largest + 1] = inner
-
-
-def _size(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 def _trainable_names(network: nn.Module, stages: dict[str, Stage], phase: Phase) -> set[str]:

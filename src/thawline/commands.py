@@ -1,0 +1,55 @@
+"""The console command `thawline`: look at things before a run, without a project or a download."""
+
+from __future__ import annotations
+
+import click
+
+from thawline.errors import ThawlineError
+
+CLASSES = 1000  # of ImageNet, so that sizes are those that papers and model cards give
+
+
+@click.group()
+def main() -> None:
+    """Look at networks before fine-tuning them; pipelines are run by `kedro run`."""
+
+
+@main.command()
+@click.argument("backbone")
+@click.option(
+    "--size",
+    type=click.IntRange(min=1),
+    metavar="PX",
+    help="Side of the images; by default that of the pretrained weights.",
+)
+def stages(backbone: str, size: int | None) -> None:
+    """Show the stages of BACKBONE, which a strategy freezes or trains by name.
+
+    BACKBONE is what model.backbone takes: a classifier of torchvision (resnet18), timm/NAME, or
+    package.module:Factory for your own. It is built with random weights and a head for 1000
+    classes; nothing is downloaded. Compute is the share of a forward pass's multiply-adds.
+    """
+    from rich import print as rich_print
+    from rich.table import Table
+
+    from thawline.backbones import build_network, pretrained_preprocessing
+    from thawline.options import ModelOptions
+    from thawline.stages import stage_table
+
+    options = ModelOptions(backbone=backbone, weights="none")
+    try:
+        size = size or pretrained_preprocessing(options).size
+        network, _ = build_network(options, CLASSES, size, seed=0)
+        rows = stage_table(network, size)
+    except ThawlineError as error:
+        raise click.ClickException(str(error)) from error
+    table = Table("stage")
+    for title in ("parameters", f"output at {size} px", "compute"):
+        table.add_column(title, justify="right")
+    for row in rows.itertuples(index=False):
+        table.add_row(str(row.stage), f"{row.parameters:,}", str(row.output), f"{row.compute:.1%}")
+    rich_print(table)
+    last = ", ".join(rows["stage"][-2:])
+    click.echo(
+        f"A phase trains the last two with `trainable: [{last}]` or `trainable: {{last: 2}}`."
+    )

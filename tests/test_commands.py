@@ -1,0 +1,58 @@
+"""The command `thawline` shows what it is asked for, or says in one message what is wrong."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner, Result
+from torchvision.models import resnet18
+
+from thawline.commands import main
+
+
+def thawline(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def test_stages_shows_parameters_outputs_and_shares_of_each_stage() -> None:
+    result = thawline("stages", "resnet18")
+    assert result.exit_code == 0, result.output
+    rows = [[cell.strip() for cell in row.split("│")[1:-1]] for row in result.output.splitlines()]
+    stages, parameters, outputs, shares = zip(*filter(None, rows), strict=True)
+    assert stages == ("stem", "layer1", "layer2", "layer3", "layer4", "head")
+    counts = [int(text.replace(",", "")) for text in parameters]
+    assert sum(counts) == sum(p.numel() for p in resnet18().parameters())
+    assert outputs == ("64×56×56", "64×56×56", "128×28×28", "256×14×14", "512×7×7", "1000")
+    assert sum(float(text.rstrip("%")) for text in shares) == pytest.approx(100, abs=0.3)
+    assert "`trainable: [layer4, head]` or `trainable: {last: 2}`" in result.output
+
+
+def test_stages_takes_an_own_network_and_a_size() -> None:
+    result = thawline("stages", "networks:SmallNet", "--size", "32")
+    assert re.search(r"layer2 .* 1,200 .* 16×4×4 ", result.output)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["resnet81"], "no classifier 'resnet81'; did you mean 'resnet18'?"),
+        (["timm/resnet81"], "no network 'resnet81'; did you mean 'resnet18'?"),
+        (["nosuch:Network"], "'nosuch:Network' cannot be imported"),
+        (["vit_b_16", "--size=100"], "cannot process images of 100 px"),
+    ],
+)
+def test_a_backbone_that_cannot_be_built_is_an_error_of_one_message(
+    arguments: list[str], said: str
+) -> None:
+    result = thawline("stages", *arguments)
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: model.backbone: ")
+    assert said in result.output
+
+
+def test_help_comes_at_once_as_no_heavy_library_is_imported() -> None:
+    assert "BACKBONE" in thawline("stages", "--help").output
+    code = "import sys, thawline.commands; print({'torch', 'pandas', 'kedro'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
