@@ -63,7 +63,7 @@ def test_the_rates_of_all_stages_rise_together(splits: pd.DataFrame) -> None:
     assert len(curve) == 20 and np.isfinite(curve["loss"]).all()
 
 
-def test_the_steepest_fall_is_suggested() -> None:
+def test_the_middle_of_the_fall_is_suggested() -> None:
     rates = np.geomspace(1e-5, 1, 50)
     loss = 1 / (1 + np.exp(2 * (np.log(rates) - np.log(1e-3)))) + (rates > 0.1) * 5
     curve = pd.DataFrame({"lr": rates, "loss": loss, "smoothed": loss})
