@@ -24,7 +24,7 @@ def create_training() -> Pipeline:
             Node(
                 nodes.build_model,
                 ["params:model", "chosen_strategy", "splits", "transforms", "params:seed"],
-                "network",
+                ["network", "load_report"],
                 name="build_model",
             ),
             Node(
