@@ -133,12 +133,13 @@ def _pretrained(options: ModelOptions, classes: int) -> tuple[nn.Module, LoadRep
     from_file = is_weights_file(options.weights)
     without = options.model_copy(update={"weights": "none"}) if from_file else options
     network = _build(without, classes)
+    head = head_name(network)
     if not from_file:
         old = _library_head(network, options)
-        replaced = tuple(f"{head_name(network)}.{name}" for name in old.tensors)
+        replaced = tuple(f"{head}.{name}" for name in old.tensors)
         return network, LoadReport(options.weights, replaced=replaced), old
     checkpoint = read_checkpoint(Path(options.weights).expanduser(), options.trust_pickle)
-    place = head_name(network) if options.head == "own" else _head_place(network)
+    place = head if options.head == "own" else _head_place(network)
     report, old = load_backbone(network, place, checkpoint, options.min_loaded)
     return network, report, old
 

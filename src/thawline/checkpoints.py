@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import pickle
@@ -31,6 +32,7 @@ DESCRIPTION_FILE = "classifier.json"
 WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema", "net")
 # DataParallel, Lightning and others, MMPretrain, torch.compile
 PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.")
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 COUNTER = "num_batches_tracked"  # BatchNorm's; old files lack it, inference never reads it
 DEPTH = 3  # wrappers in wrappers; a pickle can contain itself
 LEGACY_PICKLES = 4  # torch.save before 1.6: magic number, protocol, system, content
@@ -334,7 +336,9 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
         **description,
         "kind": _kind(checkpoint),
         "tensors": len(tensors),
-        "parameters": sum(t.numel() for n, t in checkpoint.tensors.items() if COUNTER not in n),
+        "parameters": sum(
+            t.numel() for n, t in checkpoint.tensors.items() if not n.endswith(STATISTICS)
+        ),
         "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in tensors}),
         "prefixes": [prefix for prefix in prefixes if prefix],
         "head": _guess_head(checkpoint.tensors),
@@ -362,12 +366,10 @@ def unsafe_globals(path: Path) -> list[str]:
         except (RuntimeError, ValueError, pickle.UnpicklingError) as error:
             raise _unreadable(path, error) from error
         return sorted(names)
-    try:
-        with path.open("rb") as file:
-            for _ in range(LEGACY_PICKLES):
-                names.update(_imports(file))
-    except ValueError:  # no pickle, or cut off: torch.load says which
-        names.clear()
+    # What is no pickle, or one that is cut off, ends the look; torch.load says which.
+    with path.open("rb") as file, contextlib.suppress(ValueError):
+        for _ in range(LEGACY_PICKLES):
+            names.update(_imports(file))
     return sorted(name for name in names if not HARMLESS.fullmatch(name))
 
 
@@ -406,17 +408,17 @@ def _check_archive(path: Path) -> None:
         raise CheckpointError(
             f"model.weights: '{path}' is cut off or damaged ({error}); get it again."
         ) from error
-    compressed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
-    if compressed or sum(record.file_size for record in records) > path.stat().st_size:
-        raise CheckpointError(
-            f"model.weights: '{path}' is compressed, or declares more than it holds, which"
-            " torch.save never does. It was not opened; get the file from its author."
-        )
     if any(record.filename.endswith("/constants.pkl") for record in records):
         raise CheckpointError(
             f"model.weights: '{path}' is a TorchScript archive, which is a program. Save its"
             " weights where you trust it: torch.save(torch.jit.load(path).state_dict(),"
             " 'weights.pth')."
+        )
+    compressed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
+    if compressed or sum(record.file_size for record in records) > path.stat().st_size:
+        raise CheckpointError(
+            f"model.weights: '{path}' is compressed, or declares more than it holds, which"
+            " torch.save never does. It was not opened; get the file from its author."
         )
 
 

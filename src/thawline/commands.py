@@ -31,13 +31,15 @@ def inspect(file: Path) -> None:
     for name, value in description.items():
         if value not in (None, "", [], {}):
             table.add_row(name.replace("_", " "), _readable(value))
-    Console().print(table, markup=False)
+    Console(markup=False).print(table)
 
 
 def _readable(value: Any) -> str:
     """Return a value as text: numbers with separators, a list with commas, a dict line by line."""
     if isinstance(value, dict):
-        return "\n".join(f"{name}: {_readable(inner)}" for name, inner in value.items())
+        return "\n".join(f"{_readable(name)}: {_readable(v)}" for name, v in value.items())
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value))
-    return f"{value:,}" if type(value) is int else str(value)
+        return ", ".join(map(_readable, value))
+    text = f"{value:,}" if type(value) is int else str(value)
+    # What a stranger wrote into a file must not steer the terminal.
+    return "".join(c if c.isprintable() else "?" for c in text)
