@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import struct
 import zipfile
 from collections import OrderedDict
@@ -484,6 +485,28 @@ def test_a_classifier_of_ours_is_known_by_folder_and_file(tmp_path: Path) -> Non
     assert told["kind"] == "a classifier of Thawline"
     assert told["class_names"] == ["flower", "temple"]
     assert told["classifier"]["model"]["backbone"] == "networks:SmallNet"
+
+
+def test_the_network_in_the_documentation_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "checkpoints.md").read_text(), re.S
+    )
+    (tmp_path / "my_networks.py").write_text(next(b for b in blocks if "class Block" in b))
+    monkeypatch.syspath_prepend(tmp_path)
+    trained = CifarResNet20().state_dict()
+    torch.save({"state_dict": prefixed(trained, "module.")}, tmp_path / "resnet20.th")
+    options = ModelOptions(
+        backbone="my_networks:ChannelwiseResNet",
+        weights=str(tmp_path / "resnet20.th"),
+        head="own",
+        arguments={"stem_stride": 1},
+    )
+    network, report = build_network(options, 3, 32, seed=0)
+    assert report.unexpected == ("module.linear.weight", "module.linear.bias")
+    assert not report.missing and not report.reshaped
+    assert torch.equal(network.layer3[2].conv2.weight, trained["layer3.2.conv2.weight"])
 
 
 @pytest.mark.skipif(not RESNET20.is_file(), reason=f"{RESNET20} is not here")
