@@ -1,10 +1,12 @@
 """A file of weights is loaded and accounted for, or refused; nothing in it is executed."""
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import pickle
+import random
 import re
 import struct
 import zipfile
@@ -14,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -84,6 +87,7 @@ LAYOUTS: dict[str, Callable[[State], Any]] = {
     "model_state_dict": lambda state: {"model_state_dict": state},
     "model_ema": lambda state: {"model_ema": state},
     "net": lambda state: {"net": state, "acc": 93.0},
+    "numbers of NumPy beside": lambda s: {"net": s, "acc": np.float64(0.9), "n": np.int64(3)},
     "net.state_dict": lambda state: {"net": {"state_dict": state}},
     "an empty wrapper": lambda state: {"state_dict": {}, "model": state},
     "module.": lambda state: prefixed(state, "module."),
@@ -98,14 +102,17 @@ LAYOUTS: dict[str, Callable[[State], Any]] = {
 }
 
 
-@pytest.mark.parametrize("layout", [*LAYOUTS, "safetensors", "safetensors.pth", "legacy", "cuda"])
+@pytest.mark.parametrize(
+    "layout", [*LAYOUTS, "safetensors", "safetensors.pth", "legacy", "legacy, wrapped", "cuda"]
+)
 def test_every_layout_gives_the_same_tensors(tmp_path: Path, source: State, layout: str) -> None:
     path = tmp_path / "weights.pth"
     if layout.startswith("safetensors"):  # known by its content, whatever it is called
         path = tmp_path / f"weights.{layout}"
         save_file(source, path)
-    elif layout == "legacy":
-        torch.save(source, path, _use_new_zipfile_serialization=False)
+    elif layout.startswith("legacy"):
+        content = {"net": source, "acc": np.float64(0.9)} if "wrapped" in layout else source
+        torch.save(content, path, _use_new_zipfile_serialization=False)
     elif layout == "cuda":
         as_if_from_cuda(source, path)
     else:
@@ -222,6 +229,26 @@ def test_what_is_no_state_dict_is_refused_before_anything_in_it_runs(
         read_checkpoint(tmp_path / name)
     assert str(caught.value).startswith("model.weights: ") and name in str(caught.value)
     assert not (tmp_path / "created").exists()
+
+
+@pytest.mark.parametrize("layout", ["zip", "legacy", "safetensors"])
+def test_a_damaged_file_is_read_or_refused_but_never_crashes(
+    tmp_path: Path, source: State, layout: str
+) -> None:
+    path = tmp_path / "damaged.pth"
+    if layout == "safetensors":
+        save_file(source, path)
+    else:
+        torch.save({"net": source}, path, _use_new_zipfile_serialization=layout == "zip")
+    whole, chance = path.read_bytes(), random.Random(0)
+    for attempt in range(150):
+        damaged = bytearray(whole)
+        for _ in range(1 + attempt % 5):
+            damaged[chance.randrange(min(3000, len(whole)))] = chance.randrange(256)
+        path.write_bytes(damaged[: chance.randrange(len(whole))] if attempt % 3 == 0 else damaged)
+        for look in (read_checkpoint, describe_checkpoint):
+            with contextlib.suppress(CheckpointError):
+                look(path)
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -399,11 +426,25 @@ def test_as_many_but_other_classes_keep_nothing(animals: Path) -> None:
         {"class_names": ["ant", "bee"]},
         {"classes": ("ant", "bee")},
         {"class_to_idx": {"bee": 1, "ant": 0}},
+        {"class_names": [1, 2], "class_to_idx": {"bee": 1, "ant": 0}},
     ],
 )
 def test_class_names_are_found_beside_the_weights(tmp_path: Path, beside: dict) -> None:
     torch.save({"model": {"w": torch.zeros(2, 2)}, **beside}, tmp_path / "names.pth")
     assert read_checkpoint(tmp_path / "names.pth").class_names == ("ant", "bee")
+
+
+def test_class_indices_with_gaps_name_nothing(tmp_path: Path) -> None:
+    beside = {"class_to_idx": {"bee": 3, "ant": [0]}}
+    torch.save({"w": torch.zeros(2, 2), **beside}, tmp_path / "names.pth")
+    assert read_checkpoint(tmp_path / "names.pth").class_names == ()
+
+
+def test_an_expanded_stem_does_not_fill_the_memory(tmp_path: Path, source: State) -> None:
+    source["conv1.weight"] = torch.zeros(1, dtype=torch.float16).expand(8, 10**12, 3, 3)
+    torch.save(source, tmp_path / "expanded.pth")
+    report = load(SmallNet(), tmp_path / "expanded.pth", min_loaded=0.5)
+    assert report.reshaped == ("conv1.weight",) and not report.stem
 
 
 def test_a_classifier_of_ours_goes_on_with_its_classes(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -40,8 +41,9 @@ ARCHIVE = b"PK\x03\x04"  # torch.save since 1.6
 # What tensors themselves need in a file of the older format.
 HARMLESS = re.compile(
     r"torch\.\w+|torch\.(_utils|_tensor|storage)\.\w+|collections\.OrderedDict|argparse\.Namespace"
+    r"|numpy\.(dtype|_?core\.multiarray\.scalar)|_codecs\.encode"
 )
-UNREADABLE = (  # all that a damaged file makes torch.load raise
+UNREADABLE = (  # all that damaged files were seen to raise in torch.load, pickletools and zipfile
     OSError,
     RuntimeError,
     ValueError,
@@ -51,9 +53,19 @@ UNREADABLE = (  # all that a damaged file makes torch.load raise
     AttributeError,
     ImportError,
     AssertionError,
+    MemoryError,
+    OverflowError,
     pickle.UnpicklingError,
     struct.error,
+    zipfile.BadZipFile,
 )
+SCALAR = np.float64().__reduce__()[0]  # makes a number of NumPy of its bytes
+HARMLESS_VALUES: list[Any] = [  # what scripts keep beside weights: their arguments, an accuracy
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")),
+    *((SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
 NAMES_SHOWN = 3
 MATRIX = 2  # dimensions of a linear layer's weight
 
@@ -191,7 +203,8 @@ def load_backbone(
     Raises:
         CheckpointError: when less than `min_loaded` fits; the network is unchanged then.
     """
-    own = {n: t for n, t in network.state_dict().items() if not _inside(n, head_name)}
+    state = network.state_dict().items()
+    own = {n: t for n, t in state if isinstance(t, Tensor) and not _inside(n, head_name)}
     names = match_names(checkpoint.tensors, own, head_name)
     offered = {target: checkpoint.tensors[name] for name, target in names.items()}
     stem = _adapt_stem(network, offered)
@@ -260,7 +273,7 @@ def keep_rows(head: nn.Linear, old: OldHead, class_names: Sequence[str]) -> Kept
         return ()
     weight = old.tensors[matrices[0]].flatten(1)
     biases = [tensor for name, tensor in old.tensors.items() if name != matrices[0]]
-    bias = biases[0] if biases else torch.zeros(len(weight))
+    bias = biases[0] if biases else weight.new_zeros(1).expand(len(weight))
     if weight.shape[1] != head.in_features or bias.shape != weight.shape[:1]:
         return ()
     if not old.class_names:
@@ -361,13 +374,13 @@ def unsafe_globals(path: Path) -> list[str]:
     if _starts_with(path, ARCHIVE):
         _check_archive(path)
         try:
-            with safe_globals([argparse.Namespace]):
+            with safe_globals(HARMLESS_VALUES):
                 names.update(get_unsafe_globals_in_checkpoint(path))
-        except (RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        except UNREADABLE as error:
             raise _unreadable(path, error) from error
         return sorted(names)
     # What is no pickle, or one that is cut off, ends the look; torch.load says which.
-    with path.open("rb") as file, contextlib.suppress(ValueError):
+    with path.open("rb") as file, contextlib.suppress(*UNREADABLE):
         for _ in range(LEGACY_PICKLES):
             names.update(_imports(file))
     return sorted(name for name in names if not HARMLESS.fullmatch(name))
@@ -404,7 +417,7 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
-    except (zipfile.BadZipFile, ValueError) as error:
+    except UNREADABLE as error:
         raise CheckpointError(
             f"model.weights: '{path}' is cut off or damaged ({error}); get it again."
         ) from error
@@ -453,14 +466,14 @@ def _unpickle(path: Path, trust_pickle: bool) -> Any:
             " model.trust_pickle=true to let this file do whatever its author wants."
         )
     try:
-        with safe_globals([argparse.Namespace]):  # arguments of a script: values by name
+        with safe_globals(HARMLESS_VALUES):
             return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
     return CheckpointError(
         f"model.weights: '{path}' cannot be read as a state dict ({reason}). Save one with"
         " torch.save(network.state_dict(), path)."
@@ -492,7 +505,9 @@ def _class_names_in(other: Mapping[str, Any]) -> tuple[str, ...]:
         if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
             return tuple(names)
     indices = other.get("class_to_idx")
-    if isinstance(indices, Mapping) and set(indices.values()) == set(range(len(indices))):
+    if isinstance(indices, Mapping) and [*range(len(indices))] == sorted(
+        idx for idx in indices.values() if isinstance(idx, int)
+    ):
         return tuple(map(str, sorted(indices, key=indices.__getitem__)))
     return ()
 
@@ -547,6 +562,8 @@ def _adapt_stem(network: nn.Module, offered: dict[str, Tensor]) -> str:
     (outputs, inputs, *kernel), channels = weight.shape, stem.in_channels
     if inputs == channels or (outputs, *kernel) != (stem.out_channels, *stem.kernel_size):
         return ""
+    if weight.numel() * weight.element_size() > weight.untyped_storage().nbytes():
+        return ""  # a small tensor that is expanded to fill all memory
     offered[f"{name}.weight"] = adapt_channels(weight.float(), channels)
     how = "repeated" if inputs < channels else "summed"
     return f"stem: {inputs} input channel{'s' * (inputs > 1)} {how} to {channels}"
@@ -593,7 +610,8 @@ def _fits(offered: Tensor, own: Tensor) -> bool:
 
 def _is_matrix(tensor: Tensor) -> bool:
     """Return whether a tensor is the weight of a linear layer or of a 1 x 1 convolution."""
-    return tensor.ndim >= MATRIX and set(tensor.shape[MATRIX:]) <= {1}
+    flat = tensor.ndim >= MATRIX and set(tensor.shape[MATRIX:]) <= {1}
+    return flat and tensor.is_floating_point()
 
 
 def _memory(tensor: Tensor) -> tuple[int, torch.Size]:
