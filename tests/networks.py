@@ -95,3 +95,90 @@ class BranchingNet(SmallNet):
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images if images.mean() > 0 else -images)
+
+
+class BasicBlock(nn.Module):
+    """Two convolutions beside a shortcut without weights: every other pixel, zeros as channels."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.stride = stride
+        self.added = outputs - inputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x
+        if self.added:
+            shortcut = x[:, :, :: self.stride, :: self.stride]
+            half = self.added // 2
+            shortcut = nn.functional.pad(shortcut, (0, 0, 0, 0, half, self.added - half))
+        x = self.bn1(self.conv1(x)).relu()
+        return (self.bn2(self.conv2(x)) + shortcut).relu()
+
+
+class CifarResNet20(nn.Module):
+    """ResNet-20 for images of 32 px, with shortcuts of option A (He et al. 2016, section 4.2)."""
+
+    def __init__(self, num_classes: int = 10, stem_stride: int = 1, in_channels: int = 3) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, 16, 3, stem_stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = self.stage(16, 16, 1)
+        self.layer2 = self.stage(16, 32, 2)
+        self.layer3 = self.stage(32, 64, 2)
+        self.linear = nn.Linear(64, num_classes)
+
+    @staticmethod
+    def stage(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+        rest = (BasicBlock(outputs, outputs, 1) for _ in range(2))
+        return nn.Sequential(BasicBlock(inputs, outputs, stride), *rest)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.bn1(self.conv1(images)).relu()
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.linear(x.mean(dim=(2, 3)))
+
+
+class ChannelwiseLinear(nn.Module):
+    """Scales each channel before it weighs them for each class."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(channels))
+        self.weight = nn.Parameter(torch.randn(num_classes, channels) / channels**0.5)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (features * self.scale) @ self.weight.T
+
+
+class ChannelwiseResNet(CifarResNet20):
+    """The same with a head of its own kind, and a stem that may skip pixels."""
+
+    head_name = "linear"
+
+    def __init__(self, num_classes: int, stem_stride: int = 2) -> None:
+        super().__init__(num_classes, stem_stride)
+        self.linear = ChannelwiseLinear(64, num_classes)
+
+
+class LostHead(CifarResNet20):
+    """Names a classifier that it does not have."""
+
+    head_name = "classify"
+
+
+class TiedNet(SmallNet):
+    """Two convolutions that are one, and so share their memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer3 = self.stage(16, 16)
+        self.layer4 = self.stage(16, 16)
+        self.layer4[0] = self.layer3[0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.layer2(self.layer1(self.conv1(self.input_norm(images))))
+        return self.linear(self.pool(self.layer4(self.layer3(x))).flatten(1))

@@ -10,6 +10,7 @@ from torchvision import models
 
 from thawline.backbones import build_network, head_name
 from thawline.errors import CheckpointError, ParameterError
+from thawline.freezing import find_stages
 from thawline.options import ModelOptions
 
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -65,6 +66,83 @@ def test_the_mlp_head_is_linear_relu_dropout_linear_with_its_sizes() -> None:
     assert [type(layer) for layer in head] == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
     assert (head[0].in_features, head[0].out_features, head[3].in_features) == (512, 32, 32)
     assert head[2].p == 0.1
+
+
+@pytest.mark.parametrize(
+    ("dropout", "layers"),
+    [(None, None), (0.0, None), (0.25, [nn.Dropout, nn.Linear])],
+)
+def test_a_linear_head_has_dropout_on_demand(dropout: float | None, layers: list | None) -> None:
+    network = build(backbone="networks:SmallNet", weights="none", head_dropout=dropout)
+    if layers is None:
+        assert isinstance(network.linear, nn.Linear)
+        return
+    assert [type(layer) for layer in network.linear] == layers and network.linear[0].p == 0.25
+    assert find_stages(network)["head"].parameters == ["linear.1.bias", "linear.1.weight"]
+
+
+def test_the_mlp_has_its_dropout_by_default() -> None:
+    assert build(backbone="networks:SmallNet", weights="none", head="mlp").linear[2].p == 0.4
+
+
+@pytest.mark.parametrize("backbone", ["CifarResNet20", "ChannelwiseResNet"])
+def test_a_head_of_ones_own_is_kept_and_gets_the_number_of_classes(backbone: str) -> None:
+    own = {"backbone": f"networks:{backbone}", "weights": "none", "head": "own"}
+    network = build(classes=4, arguments={"stem_stride": 4}, **own)
+    assert head_name(network) == "linear" and network.conv1.stride == (4, 4)
+    assert type(network.linear).__name__ in ("Linear", "ChannelwiseLinear")
+    assert network.linear.weight.shape == (4, 64)
+    assert list(find_stages(network)) == ["stem", "layer1", "layer2", "layer3", "head"]
+    images = torch.randn(2, 3, 32, 32)
+    whole = network.eval()(images)
+    torch.testing.assert_close(torch.fx.symbolic_trace(network)(images), whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"backbone": "resnet18"}, r"model\.head: own .*resnet18 comes from a library"),
+        ({"backbone": "timm/resnet18"}, r"model\.head: own .*comes from a library"),
+        ({"backbone": "networks:SmallNet"}, r"model\.head: own .*num_classes"),
+        (
+            {"backbone": "networks:CifarResNet20", "arguments": {"num_classes": 7}},
+            r"model\.arguments\.num_classes: 7 ",
+        ),
+        (
+            {"backbone": "networks:CifarResNet20", "log_probabilities": True},
+            r"model\.log_probabilities: true",
+        ),
+        ({"backbone": "networks:LostHead"}, r"head_name of LostHead is 'classify'"),
+    ],
+)
+def test_a_head_of_ones_own_needs_a_network_that_builds_it(options: dict, said: str) -> None:
+    with pytest.raises(ParameterError, match=said):
+        build(weights="none", head="own", **options)
+
+
+def test_a_head_of_ones_own_that_is_to_be_replaced_is_refused() -> None:
+    arguments = {"num_classes": 5}
+    with pytest.raises(ParameterError, match=r"linear layers only.*model\.head=own"):
+        build(backbone="networks:ChannelwiseResNet", weights="none", arguments=arguments)
+
+
+def test_timm_reads_no_file_unchecked() -> None:
+    with pytest.raises(ParameterError, match=r"model\.arguments\.checkpoint_path"):
+        build(backbone="timm/resnet18", arguments={"checkpoint_path": "a.pth"})
+
+
+def test_rows_of_imagenet_classes_are_kept_from_named_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights = models.ResNet18_Weights.DEFAULT
+    trained = models.resnet18()
+    monkeypatch.setattr(weights.__class__, "get_state_dict", lambda *_, **__: trained.state_dict())
+    names = ("bee", "pangolin")  # ImageNet has no pangolins
+    network, report = build_network(ModelOptions(backbone="resnet18"), 2, 64, 0, class_names=names)
+    bee = weights.meta["categories"].index("bee")
+    assert report.kept_rows == ("bee",) and report.replaced == ("fc.weight", "fc.bias")
+    assert torch.equal(network.fc.weight[0], trained.fc.weight[bee])
+    assert torch.equal(network.fc.bias[0], trained.fc.bias[bee])
 
 
 def test_the_default_backbone_brings_its_imagenet_weights() -> None:

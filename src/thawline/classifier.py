@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from thawline.backbones import build_network
+from thawline.checkpoints import DESCRIPTION_FILE, WEIGHTS_FILE
 from thawline.errors import CheckpointError
 from thawline.images import Source
 from thawline.options import ModelOptions
 from thawline.transforms import Preprocessing, evaluation_view, normalise
 
-FORMAT = 1
-WEIGHTS_FILE = "model.safetensors"
-DESCRIPTION_FILE = "classifier.json"
+FORMAT = 2
+PACKAGES = ("thawline", "torch", "torchvision", "timm")
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,10 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
             "preprocessing": classifier.preprocessing.model_dump(),
             "model": classifier.model.model_dump(),
             "training": classifier.training,
+            "versions": {
+                **{name: version(name) for name in PACKAGES},
+                "python": platform.python_version(),
+            },
         }
         text = json.dumps(description, indent=2, ensure_ascii=False)
         (unfinished / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
@@ -74,25 +82,52 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
 def load_classifier(folder: Path) -> Classifier:
     """Return the classifier that `save_classifier` wrote, in evaluation mode on the CPU.
 
+    The file of weights that it was fine-tuned from is not needed, nor read.
+
     Raises:
-        CheckpointError: when the folder holds no classifier, or a later format of one.
+        CheckpointError: when the folder holds no whole classifier, or a later format of one.
     """
     try:
         description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"'{folder}' holds no classifier ({error}).") from error
-    if description["format"] != FORMAT:
+        if description["format"] > FORMAT:
+            raise CheckpointError(
+                f"'{folder}' has format {description['format']}; this version of Thawline reads up"
+                f" to {FORMAT}. Install the version that wrote it."
+            )
+        model = _model_options(description)
+        preprocessing = Preprocessing(**description["preprocessing"])
+        class_names = tuple(description["class_names"])
+        training = description["training"]
+    except (
+        OSError,
+        UnicodeError,
+        json.JSONDecodeError,
+        KeyError,
+        TypeError,
+        ValidationError,
+    ) as error:
         raise CheckpointError(
-            f"'{folder}' has format {description['format']}; this version of Thawline reads"
-            f" {FORMAT}. Install the version that wrote it."
-        )
-    model = ModelOptions(**description["model"])
-    preprocessing = Preprocessing(**description["preprocessing"])
-    class_names = tuple(description["class_names"])
+            f"'{folder}' holds no classifier ({type(error).__name__}: {error}). Give a folder with"
+            f" {DESCRIPTION_FILE} and {WEIGHTS_FILE} as `kedro run` wrote them."
+        ) from error
     architecture = model.model_copy(update={"weights": "none"})
     network, _ = build_network(architecture, len(class_names), preprocessing.size, seed=0)
-    load_model(network, folder / WEIGHTS_FILE)
-    return Classifier(network.eval(), class_names, preprocessing, model, description["training"])
+    try:
+        load_model(network, folder / WEIGHTS_FILE)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"'{folder / WEIGHTS_FILE}' is damaged or belongs to another network ({error}). Copy"
+            f" it again, together with its {DESCRIPTION_FILE}."
+        ) from error
+    return Classifier(network.eval(), class_names, preprocessing, model, training)
+
+
+def _model_options(description: dict[str, Any]) -> ModelOptions:
+    """Return how the network is built, from the JSON of any format so far."""
+    options = dict(description["model"])
+    if description["format"] == 1 and options["head"] == "linear":
+        options["head_dropout"] = None  # was the mlp's alone, but written for both
+    return ModelOptions(**options)
 
 
 @torch.inference_mode()

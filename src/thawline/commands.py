@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import click
+from rich.console import Console
+from rich.table import Table
 
 from thawline.errors import ThawlineError
 
@@ -11,7 +16,7 @@ CLASSES = 1000  # of ImageNet, so that sizes are those that papers and model car
 
 @click.group()
 def main() -> None:
-    """Look at networks before fine-tuning them; pipelines are run by `kedro run`."""
+    """Look at networks and files before fine-tuning; pipelines are run by `kedro run`."""
 
 
 @main.command()
@@ -29,9 +34,6 @@ def stages(backbone: str, size: int | None) -> None:
     package.module:Factory for your own. It is built with random weights and a head for 1000
     classes; nothing is downloaded. Compute is the share of a forward pass's multiply-adds.
     """
-    from rich import print as rich_print
-    from rich.table import Table
-
     from thawline.backbones import build_network, pretrained_preprocessing
     from thawline.options import ModelOptions
     from thawline.stages import stage_table
@@ -48,8 +50,36 @@ def stages(backbone: str, size: int | None) -> None:
         table.add_column(title, justify="right")
     for row in rows.itertuples(index=False):
         table.add_row(str(row.stage), f"{row.parameters:,}", str(row.output), f"{row.compute:.1%}")
-    rich_print(table)
+    Console(markup=False).print(table)
     last = ", ".join(rows["stage"][-2:])
     click.echo(
         f"A phase trains the last two with `trainable: [{last}]` or `trainable: {{last: 2}}`."
     )
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+def inspect(file: Path) -> None:
+    """Show what a checkpoint FILE holds, without executing anything in it."""
+    from thawline.checkpoints import describe_checkpoint  # torch takes seconds to import
+
+    try:
+        description = describe_checkpoint(file)
+    except ThawlineError as error:
+        raise click.ClickException(str(error).removeprefix("model.weights: ")) from error
+    table = Table(show_header=False)
+    for name, value in description.items():
+        if value not in (None, "", [], {}):
+            table.add_row(name.replace("_", " "), _readable(value))
+    Console(markup=False).print(table)
+
+
+def _readable(value: Any) -> str:
+    """Return a value as text: numbers with separators, a list with commas, a dict line by line."""
+    if isinstance(value, dict):
+        return "\n".join(f"{_readable(name)}: {_readable(v)}" for name, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_readable, value))
+    text = f"{value:,}" if type(value) is int else str(value)
+    # What a stranger wrote into a file must not steer the terminal.
+    return "".join(c if c.isprintable() else "?" for c in text)

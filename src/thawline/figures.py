@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 TRAIN, VALIDATION = "#0072b2", "#d55e00"  # Okabe and Ito's palette, safe for colour-blind readers
+LINE = 16  # px
 MOST_NUMBERED = 30  # classes up to which a cell of the confusion matrix has its number written in
 
 
@@ -44,21 +45,29 @@ def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
         )
     if best_epoch:
         figure.add_vline(x=best_epoch, line={"dash": "dot", "color": "grey"})
-    phases = [
-        f"{number}: {rows['trainable_parameters'].iloc[0]:,} parameters trained above"
-        f" {rows['thaw_line'].iloc[0]}"
-        for number, rows in history.groupby("phase")
-    ]
     figure.update_xaxes(title_text="Epoch", dtick=max(1, len(history) // 10))
     figure.update_yaxes(rangemode="tozero", row=1, col=1)
+    phases = history.drop_duplicates("phase")
+    figure.add_annotation(
+        text="<br>".join(
+            f"{row.phase}: {row.trainable_parameters:,} parameters trained, above {row.thaw_line}"
+            for row in phases.itertuples()
+        ),
+        align="left",
+        showarrow=False,
+        x=0,
+        xref="paper",
+        y=0,
+        yref="paper",
+        yshift=-75,
+        yanchor="top",
+    )
     return figure.update_layout(
-        title={
-            "text": f"Learning curves (dotted: best epoch, {best_epoch})",
-            "subtitle": {"text": "<br>".join(["Phases (numbered bands)", *phases])},
-        },
+        title={"text": f"Learning curves (bands: phases; dotted: best epoch, {best_epoch})"},
         template="plotly_white",
-        margin={"t": 110 + 16 * len(phases)},
-        legend={"orientation": "h", "y": -0.2},
+        height=480 + LINE * len(phases),
+        margin={"b": 90 + LINE * len(phases)},
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.15},
     )
 
 
@@ -95,18 +104,19 @@ def lr_curve(sweep: pd.DataFrame, suggested: float, current: float) -> go.Figure
     figure.add_scatter(
         x=sweep["lr"], y=sweep["smoothed"], name="smoothed", mode="lines", line={"color": TRAIN}
     )
-    for rate, name, dash, side in (
-        (suggested, "suggested", "dash", "top left"),
-        (current, "of the strategy", "dot", "bottom right"),
+    highest = 1.5 * float(sweep["smoothed"].iloc[: max(1, len(sweep) // 2)].max())
+    for rate, name, colour in (
+        (suggested, "suggested", VALIDATION),
+        (current, "of the strategy", "grey"),
     ):
-        figure.add_vline(
-            x=rate,
-            line={"dash": dash, "color": VALIDATION if dash == "dash" else "grey"},
-            annotation={"text": f"{name}: {rate:.2g}"},
-            annotation_position=side,
+        figure.add_scatter(
+            x=[rate, rate],
+            y=[0, highest],
+            name=f"{name}: {rate:.2g}",
+            mode="lines",
+            line={"color": colour, "dash": "dash"},
         )
-    figure.update_xaxes(title_text="Learning rate of the head", type="log", exponentformat="power")
-    highest = 1.5 * sweep["smoothed"].iloc[: max(1, len(sweep) // 2)].max()
+    figure.update_xaxes(title_text="Learning rate of the head", type="log", dtick=1)
     figure.update_yaxes(title_text="Loss (nats)", range=[0, highest])
     return figure.update_layout(
         title={"text": "Loss while the learning rate rises"},

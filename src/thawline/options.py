@@ -118,10 +118,32 @@ class ModelOptions(Options):
         description="default, none, a name of torchvision's weights enum, or a file",
     )
     arguments: dict[str, Any] = Field({}, description="keyword arguments of the constructor")
-    head: Literal["linear", "mlp"] = Field("linear", description="the new classifier")
+    trust_pickle: bool = Field(
+        False, description="let a file of weights run the code in it (whole pickled networks)"
+    )
+    min_loaded: Probability = Field(
+        0.95, description="share of the backbone's tensors that a file of weights must bring"
+    )
+    head: Literal["linear", "mlp", "own"] = Field(
+        "linear", description="the new classifier; own: the one your own network builds"
+    )
     head_hidden: PositiveInt = Field(256, description="units of the mlp's hidden layer")
-    head_dropout: Probability = Field(0.4, description="dropout probability of the mlp")
+    head_dropout: Probability | None = Field(
+        None, description="dropout probability of the new head; null: 0.4 for mlp, 0 for linear"
+    )
+    keep_head_rows: bool = Field(
+        True, description="keep the old head's weights of classes that the new one has too"
+    )
     log_probabilities: bool = Field(False, description="LogSoftmax with NLLLoss")
+
+    @model_validator(mode="after")
+    def _own_head_is_left_alone(self) -> ModelOptions:
+        if self.head == "own" and self.head_dropout is not None:
+            raise ValueError(
+                f"head_dropout: {self.head_dropout:g} cannot be put into a head of your own; leave"
+                " it null and let your network's constructor take it from model.arguments"
+            )
+        return self
 
 
 class LastStages(Options):

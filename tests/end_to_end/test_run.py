@@ -99,6 +99,7 @@ def test_artifacts_and_the_data_set_are_logged(run: mlflow.entities.Run) -> None
         "freeze_report.csv",
         "freeze_contract.json",
         "history.csv",
+        "load_report.json",
         "learning_curves.html",
         "confusion_matrix.html",
         "metrics.json",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -62,16 +63,16 @@ def build_model(
     splits: pd.DataFrame,
     image_transforms: transforms.Transforms,
     seed: int,
-) -> nn.Module:
-    """Return the pretrained network with a new head for the classes of the splits."""
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the network with a head for the classes of the splits, and what was loaded."""
     weights = None if strategy == AUTO else strategies.root[strategy].weights
     if weights is not None and model.weights != weights:
         logger.info("The strategy starts from random weights instead of %s", model.weights)
         model = model.model_copy(update={"weights": weights})
-    size = image_transforms.preprocessing.size
-    network, report = backbones.build_network(model, splits["class_index"].nunique(), size, seed)
+    size, names = image_transforms.preprocessing.size, class_names(splits)
+    network, report = backbones.build_network(model, len(names), size, seed, names)
     logger.info("%s, %s", model.backbone, report)
-    return network
+    return network, dataclasses.asdict(report)
 
 
 def choose_strategy(

@@ -25,7 +25,7 @@ def create_model() -> Pipeline:
                     "transforms",
                     "params:seed",
                 ],
-                "network",
+                ["network", "load_report"],
                 name="build_model",
             ),
             Node(
