@@ -78,7 +78,7 @@ def test_a_linear_head_has_dropout_on_demand(dropout: float | None, layers: list
         assert isinstance(network.linear, nn.Linear)
         return
     assert [type(layer) for layer in network.linear] == layers and network.linear[0].p == 0.25
-    assert find_stages(network)["head"].parameters == ["linear.1.bias", "linear.1.weight"]
+    assert sorted(find_stages(network)["head"].parameters) == ["linear.1.bias", "linear.1.weight"]
 
 
 def test_the_mlp_has_its_dropout_by_default() -> None:
