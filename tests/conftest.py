@@ -94,14 +94,18 @@ def kedro(
     project: Path, *arguments: str, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run the `kedro` command as a user would and return what it printed."""
-    environment = {**os.environ, "COLUMNS": "200", "PYTHONWARNINGS": "ignore"}
-    command = [str(Path(sys.executable).with_name("kedro")), *arguments]
-    return subprocess.run(
-        command,
-        cwd=cwd or project,
-        env=environment,
-        capture_output=True,
+    process = start_kedro(cwd or project, *arguments)
+    stdout, stderr = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def start_kedro(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start the `kedro` command in a folder, with pipes for what it prints."""
+    return subprocess.Popen(
+        [str(Path(sys.executable).with_name("kedro")), *arguments],
+        cwd=folder,
+        env={**os.environ, "COLUMNS": "200", "PYTHONWARNINGS": "ignore"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
-        check=False,
     )

@@ -193,7 +193,8 @@ def test_sigkill_at_random_moments_changes_nothing(
     context = multiprocessing.get_context("fork")
     moments = random.Random(0)
     seconds, kills, phases = 3.0, 0, set()
-    while kills < 20:
+    while kills < 20 or len(phases) < len(GRADUAL):
+        assert kills < 100
         child = context.Process(
             target=_train_in_child, args=(splits, tmp_path / "states", tmp_path / "activations")
         )
@@ -212,7 +213,6 @@ def test_sigkill_at_random_moments_changes_nothing(
             phases.add(course["phase"])
             if len(course["history"]) == 8 or child.exitcode == 0:
                 file.unlink()  # it has come to its end: the next one starts from the beginning
-    assert phases == {1, 2, 3, 4}
     states = TrainingStates(tmp_path / "states")
     store = ActivationStore(tmp_path / "activations", 1)
     assert_same(run(splits, states, store=store, resume=True), undisturbed)

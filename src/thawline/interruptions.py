@@ -58,7 +58,7 @@ class TrainingStates:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_whole(self._path(key), lambda path: torch.save(state(), path))
-        except OSError as error:  # no reason for training to end
+        except (OSError, RuntimeError) as error:  # no reason for training to end
             logger.warning("The state of training cannot be saved (%s)", error)
         end = time.perf_counter()
         self._not_before = end + (end - start) / LARGEST_SHARE

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from thawline.activations import ActivationStore, Tensors
 from thawline.options import LrFindOptions, Phase, TrainingOptions
-from thawline.training import Bench, Gear, equip, prepare, progress_bar
+from thawline.training import PhaseSetup, Setup, prepare, prepare_phase, progress_bar
 from thawline.transforms import Transforms
 
 SMOOTHING = 0.9  # what an earlier loss weighs against the next one
@@ -51,19 +51,19 @@ def find_lr(
         lr of the head, loss of the batch, smoothed (a moving average of the losses); a row an
         update.
     """
-    bench = prepare(network, splits, transforms, options, seed, views, store, log_probabilities)
+    setup = prepare(network, splits, transforms, options, seed, views, store, log_probabilities)
     initial = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    gear = equip(network, phase, bench)
+    current = prepare_phase(network, phase, setup)
     factor = (sweep.high / sweep.low) ** (1 / (sweep.steps - 1))
-    schedule = LambdaLR(gear.optimizer, lambda step: sweep.low / phase.lr * factor**step)
+    schedule = LambdaLR(current.optimizer, lambda step: sweep.low / phase.lr * factor**step)
     rows: list[dict[str, float]] = []
     total = weight = 0.0
     with progress_bar("Sweeping the learning rate") as bar:
         task = bar.add_task("", total=sweep.steps, epoch="", figures="")
-        for crossing, truth in _batches(bench, gear, sweep.steps):
-            with bench.accelerator.autocast():
-                outputs = gear.line.above_in_training(*crossing).float()
-                loss = bench.loss_function(outputs, truth)
+        for crossing, truth in _batches(setup, current, sweep.steps):
+            with setup.accelerator.autocast():
+                outputs = current.line.above_in_training(*crossing).float()
+                loss = setup.loss_function(outputs, truth)
             loss.backward()
             total = SMOOTHING * total + loss.item()
             weight = SMOOTHING * weight + 1
@@ -72,9 +72,9 @@ def find_lr(
             bar.update(task, advance=1, figures=f"lr {lr:.1e} loss {total / weight:.3f}")
             if not total / weight <= DIVERGED * min(row["smoothed"] for row in rows):
                 break
-            gear.optimizer.step()
+            current.optimizer.step()
             schedule.step()
-            gear.optimizer.zero_grad()
+            current.optimizer.zero_grad()
     network.zero_grad()
     network.load_state_dict(initial)
     return pd.DataFrame(rows)
@@ -91,13 +91,13 @@ def suggest_lr(sweep: pd.DataFrame) -> float:
     return float(falling.loc[falling["smoothed"] <= half, "lr"].iloc[0])
 
 
-def _batches(bench: Bench, gear: Gear, count: int) -> Iterator[tuple[Tensors, Tensor]]:
+def _batches(setup: Setup, current: PhaseSetup, count: int) -> Iterator[tuple[Tensors, Tensor]]:
     """Yield what crosses the line, and the labels (N,), for so many batches of random views."""
     done = epoch = 0
     while done < count:
-        order = bench.next_order()[: count - done]
-        views = bench.random_views(order, epoch)
-        loaded = gear.activations.load(views, keep=bench.views is not None)
+        order = setup.next_order()[: count - done]
+        views = setup.random_views(order, epoch)
+        loaded = current.activations.load(views, keep=setup.views is not None)
         for positions, crossing in zip(order, loaded, strict=True):
-            yield crossing, bench.train_set.labels[positions]
+            yield crossing, setup.train_set.labels[positions]
         done, epoch = done + len(order), epoch + 1

@@ -49,7 +49,7 @@ COLUMNS = [
     "val_accuracy", "thaw_line", "trainable_parameters", "lr",
 ]  # fmt: skip
 
-OnEpoch = Callable[[dict[str, float], int], None]
+OnEpoch = Callable[[dict[str, Any], int], None]
 State = dict[str, Tensor]
 
 
@@ -143,7 +143,7 @@ class ImageSet(NamedTuple):
         return [[self.images[idx]._replace(view=view) for idx in batch] for batch in batches]
 
 
-class Bench(NamedTuple):
+class Setup(NamedTuple):
     """What all phases of a training have in common."""
 
     accelerator: Accelerator
@@ -169,7 +169,7 @@ class Bench(NamedTuple):
         return self.train_set.take(batches, epoch % self.views if self.views else epoch)
 
 
-class Gear(NamedTuple):
+class PhaseSetup(NamedTuple):
     """What one phase is trained with."""
 
     line: ThawLine
@@ -216,19 +216,19 @@ def train(
         ParameterError: when the device is not there or a name matches no stage.
         TrainingError: when the loss is no longer finite, or a frozen tensor changed.
     """
-    bench = prepare(
+    setup = prepare(
         network, splits, transforms, options, seed, views, store, log_probabilities, mix
     )
     initial = {name: _copy(tensor) for name, tensor in network.state_dict().items()}
-    course, saved, gear = Course(), None, None
+    course, saved, current = Course(), None, None
     if states:
-        key = _key(initial, network, phases, bench)
+        key = _key(initial, network, phases, setup)
         saved = states.load(key) if options.resume else None
     if saved:
         course = Course(**saved["course"])
         network.load_state_dict(saved["tensors"], strict=False)
         logger.info("Training goes on after epoch %d", len(course.history))
-    steps, epochs = batches_an_epoch(bench), sum(phase.epochs for phase in phases)
+    steps, epochs = batches_an_epoch(setup), sum(phase.epochs for phase in phases)
     with progress_bar("Training, epoch") as bar:
         task = bar.add_task(
             "", total=steps * epochs, completed=steps * len(course.history), epoch="", figures=""
@@ -236,25 +236,25 @@ def train(
         for number, phase in enumerate(phases, start=1):
             if number < course.phase:
                 continue
-            gear = equip(network, phase, bench, gear and gear.optimizer)
+            current = prepare_phase(network, phase, setup, current and current.optimizer)
             if number > course.phase:
                 course.begin(number, network)
             if saved:
-                _restore(saved, bench, gear)
+                _restore(saved, setup, current)
                 saved = None
             while not course.has_ended(phase, options):
                 bar.update(task, epoch=f"{len(course.history) + 1}/{epochs}")
-                _run_epoch(network, bench, gear, course, partial(bar.update, task))
+                _run_epoch(network, setup, current, course, partial(bar.update, task))
                 row = course.history[-1]
                 _check_finite(row)
                 logger.info(_epoch_line(row))
                 if on_epoch:
                     on_epoch(row, row["epoch"])
                 if states:
-                    states.save(key, partial(_state, network, bench, gear, course))
-            if gear.average:
-                gear.average.swap()
-            logger.info("Phase %d: %s", number, gear.activations.summary())
+                    states.save(key, partial(_state, network, setup, current, course))
+            if current.average:
+                current.average.swap()
+            logger.info("Phase %d: %s", number, current.activations.summary())
             course.contract.append(check_frozen(network, course.sha256_before, number))
     network.eval()
     return TrainingResult(
@@ -276,7 +276,7 @@ def prepare(
     store: ActivationStore | None,
     log_probabilities: bool,
     mix: Mix | None = None,
-) -> Bench:
+) -> Setup:
     """Seed all generators, bring the network to its device and return what will train it there.
 
     The arguments are those of `train`.
@@ -291,7 +291,7 @@ def prepare(
     logger.info("Training on %s in %s", accelerator.device, compute_dtype(accelerator))
     if mix:
         logger.info("%s: all of the network runs in every step, and nothing is kept", mix)
-    return Bench(
+    return Setup(
         accelerator,
         image_set(splits, "train", accelerator.device),
         image_set(splits, "val", accelerator.device),
@@ -307,12 +307,12 @@ def prepare(
     )
 
 
-def equip(
+def prepare_phase(
     network: nn.Module,
     phase: Phase,
-    bench: Bench,
+    setup: Setup,
     previous: torch.optim.Optimizer | None = None,
-) -> Gear:
+) -> PhaseSetup:
     """Freeze the network as a phase needs it, and return what trains the rest.
 
     Raises:
@@ -321,22 +321,22 @@ def equip(
     freeze_layers(network, phase)
     line = (
         ThawLine(None, network, network)  # mixed images cross it: none is ever seen again
-        if bench.mix
-        else split_at_thaw_line(network, bench.transforms.preprocessing.size)
+        if setup.mix
+        else split_at_thaw_line(network, setup.transforms.preprocessing.size)
     )
     activations = ActivationLoader(
-        line, bench.transforms, bench.seed, bench.loader, bench.store, bench.accelerator.device,
-        compute_dtype(bench.accelerator),
-        entries=(bench.views or 0) * len(bench.train_set.images) + len(bench.val_set.images),
+        line, setup.transforms, setup.seed, setup.loader, setup.store, setup.accelerator.device,
+        compute_dtype(setup.accelerator),
+        entries=(setup.views or 0) * len(setup.train_set.images) + len(setup.val_set.images),
     )  # fmt: skip
-    optimizer = make_optimizer(network, phase, bench.options, previous)
-    schedule = make_schedule(optimizer, phase, batches_an_epoch(bench), bench.options)
-    return Gear(line, activations, optimizer, schedule, _average(network, bench.options))
+    optimizer = make_optimizer(network, phase, setup.options, previous)
+    schedule = make_schedule(optimizer, phase, batches_an_epoch(setup), setup.options)
+    return PhaseSetup(line, activations, optimizer, schedule, _average(network, setup.options))
 
 
-def batches_an_epoch(bench: Bench) -> int:
+def batches_an_epoch(setup: Setup) -> int:
     """Return the number of batches of training images."""
-    return len(bench.train_set.shuffle(torch.Generator(), bench.options.batch_size))
+    return len(setup.train_set.shuffle(torch.Generator(), setup.options.batch_size))
 
 
 def image_set(splits: pd.DataFrame, split: str, device: torch.device) -> ImageSet:
@@ -462,21 +462,25 @@ def lr_factor(step: int, phase: Phase, updates_per_epoch: int, options: Training
 
 
 def _run_epoch(
-    network: nn.Module, bench: Bench, gear: Gear, course: Course, update_bar: Callable[..., None]
+    network: nn.Module,
+    setup: Setup,
+    current: PhaseSetup,
+    course: Course,
+    update_bar: Callable[..., None],
 ) -> None:
     """Train for an epoch, validate, and note in `course` how it went and whether it is the best."""
-    rates = {group["name"]: group["lr"] for group in gear.optimizer.param_groups}
+    rates = {group["name"]: group["lr"] for group in current.optimizer.param_groups}
     row: dict[str, Any] = {"epoch": len(course.history) + 1, "phase": course.phase}
-    row |= _train_epoch(bench, gear, len(course.history), update_bar)
-    with gear.average.in_place() if gear.average else nullcontext():
-        row |= _validate(network, bench, gear)
-        score = _score(row, bench.options.monitor)
+    row |= _train_epoch(setup, current, len(course.history), update_bar)
+    with current.average.in_place() if current.average else nullcontext():
+        row |= _validate(network, setup, current)
+        score = _score(row, setup.options.monitor)
         course.since_best += 1
         if score > course.best_score:
             course.best, course.best_score = _tensors(network, course.changed), score
             course.best_epoch, course.since_best = row["epoch"], 0
     row |= {
-        "thaw_line": ", ".join(gear.line.crossing),
+        "thaw_line": ", ".join(current.line.crossing),
         "trainable_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
         "lr": next(iter(rates.values())),
         **{f"lr/{stage}": rate for stage, rate in rates.items()},
@@ -485,33 +489,35 @@ def _run_epoch(
 
 
 def _train_epoch(
-    bench: Bench, gear: Gear, epoch: int, update_bar: Callable[..., None]
+    setup: Setup, current: PhaseSetup, epoch: int, update_bar: Callable[..., None]
 ) -> dict[str, float]:
     """Return the mean loss, the accuracy and the speed of one pass over the training images."""
-    options, device = bench.options, bench.accelerator.device
-    trained = [p for group in gear.optimizer.param_groups for p in group["params"]]
-    order = bench.next_order()
-    batches = gear.activations.load(bench.random_views(order, epoch), keep=bench.views is not None)
+    options, device = setup.options, setup.accelerator.device
+    trained = [p for group in current.optimizer.param_groups for p in group["params"]]
+    order = setup.next_order()
+    batches = current.activations.load(
+        setup.random_views(order, epoch), keep=setup.views is not None
+    )
     loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
     seen, start = 0, time.perf_counter()
     for step, (positions, crossing) in enumerate(zip(order, batches, strict=True), start=1):
-        truth = bench.train_set.labels[positions]
+        truth = setup.train_set.labels[positions]
         inputs, targets = crossing, truth
-        if bench.mix:  # images cross the line, and the targets are the classes' shares (N, C)
-            images, targets = bench.mix(crossing[0], truth)
+        if setup.mix:  # images cross the line, and the targets are the classes' shares (N, C)
+            images, targets = setup.mix(crossing[0], truth)
             inputs = (images,)
-        with bench.accelerator.autocast():
-            outputs = gear.line.above_in_training(*inputs).float()
-            loss = bench.loss_function(outputs, targets)
+        with setup.accelerator.autocast():
+            outputs = current.line.above_in_training(*inputs).float()
+            loss = setup.loss_function(outputs, targets)
         (loss / options.accumulate).backward()
         if step % options.accumulate == 0 or step == len(order):
             if options.clip_norm:
                 nn.utils.clip_grad_norm_(trained, options.clip_norm)
-            gear.optimizer.step()
-            gear.schedule.step()
-            gear.optimizer.zero_grad()
-            if gear.average:
-                gear.average.update()
+            current.optimizer.step()
+            current.schedule.step()
+            current.optimizer.zero_grad()
+            if current.average:
+                current.average.update()
         loss_sum += loss.detach() * len(truth)
         correct += (outputs.argmax(dim=1) == truth).sum()
         seen += len(truth)
@@ -529,23 +535,23 @@ def _train_epoch(
 
 
 @torch.no_grad()
-def _validate(network: nn.Module, bench: Bench, gear: Gear) -> dict[str, float]:
+def _validate(network: nn.Module, setup: Setup, current: PhaseSetup) -> dict[str, float]:
     """Return cross-entropy and accuracy on the validation images, in evaluation mode."""
     modes = {module: module.training for module in network.modules()}
     network.eval()
-    in_order = _batches(range(len(bench.val_set.images)), bench.options.batch_size)
-    batches = gear.activations.load(bench.val_set.take(in_order))
+    in_order = _batches(range(len(setup.val_set.images)), setup.options.batch_size)
+    batches = current.activations.load(setup.val_set.take(in_order))
     loss, correct = 0.0, 0
     for positions, crossing in zip(in_order, batches, strict=True):
-        truth = bench.val_set.labels[positions]
-        with bench.accelerator.autocast():
-            outputs = gear.line.above_in_evaluation(*crossing).float()
+        truth = setup.val_set.labels[positions]
+        with setup.accelerator.autocast():
+            outputs = current.line.above_in_evaluation(*crossing).float()
         # log_softmax leaves logarithms of probabilities as they are, so this serves for both.
         loss += nn.functional.cross_entropy(outputs, truth, reduction="sum").item()
         correct += int((outputs.argmax(dim=1) == truth).sum())
     for module, training in modes.items():  # train() would thaw the frozen part's batch norm
         module.training = training
-    seen = len(bench.val_set.images)
+    seen = len(setup.val_set.images)
     return {"val_loss": loss / seen, "val_accuracy": correct / seen}
 
 
@@ -573,52 +579,52 @@ def _average(network: nn.Module, options: TrainingOptions) -> WeightAverage | No
     return WeightAverage(tensors, options.ema)
 
 
-def _key(initial: State, network: nn.Module, phases: Sequence[Phase], bench: Bench) -> str:
+def _key(initial: State, network: nn.Module, phases: Sequence[Phase], setup: Setup) -> str:
     """Return what tells a training from any that would end otherwise, as hexadecimal digits."""
-    sets = (bench.train_set, bench.val_set)
+    sets = (setup.train_set, setup.val_set)
     whole = {
         "weights": hash_tensors(initial),
         "structure": repr(network),
         "phases": [phase.model_dump(mode="json") for phase in phases],
         "images": [[image.sha256 for image in images.images] for images in sets],
         "labels": [images.labels.tolist() for images in sets],
-        "preprocessing": bench.transforms.preprocessing.model_dump(mode="json"),
-        "augmentation": bench.transforms.options.model_dump(mode="json"),
-        "options": bench.options.model_dump(mode="json", exclude={"resume", "workers"}),
-        "device": str(bench.accelerator.device),
-        "precision": str(compute_dtype(bench.accelerator)),
+        "preprocessing": setup.transforms.preprocessing.model_dump(mode="json"),
+        "augmentation": setup.transforms.options.model_dump(mode="json"),
+        "options": setup.options.model_dump(mode="json", exclude={"resume", "workers"}),
+        "device": str(setup.accelerator.device),
+        "precision": str(compute_dtype(setup.accelerator)),
         "torch": torch.__version__,
-        "loss": type(bench.loss_function).__name__,
-        "seed": bench.seed,
-        "views": bench.views,
-        "mix": repr(bench.mix),
+        "loss": type(setup.loss_function).__name__,
+        "seed": setup.seed,
+        "views": setup.views,
+        "mix": repr(setup.mix),
     }
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:32]
 
 
-def _state(network: nn.Module, bench: Bench, gear: Gear, course: Course) -> dict[str, Any]:
+def _state(network: nn.Module, setup: Setup, current: PhaseSetup, course: Course) -> dict[str, Any]:
     """Return after the end of an epoch all that it takes to go on later."""
     return {
         "course": vars(course),
         "tensors": _tensors(network, course.changed),
-        "optimizer": gear.optimizer.state_dict(),
-        "schedule": gear.schedule.state_dict(),
-        "average": (gear.average.averages, gear.average.updates) if gear.average else None,
-        "orders": bench.orders.get_state(),
+        "optimizer": current.optimizer.state_dict(),
+        "schedule": current.schedule.state_dict(),
+        "average": (current.average.averages, current.average.updates) if current.average else None,
+        "orders": setup.orders.get_state(),
         "cpu": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
 
 
-def _restore(saved: dict[str, Any], bench: Bench, gear: Gear) -> None:
+def _restore(saved: dict[str, Any], setup: Setup, current: PhaseSetup) -> None:
     """Bring optimizer, schedule, average and all generators to a saved state."""
-    gear.optimizer.load_state_dict(saved["optimizer"])
-    gear.schedule.load_state_dict(saved["schedule"])
-    if gear.average:
-        averages, gear.average.updates = saved["average"]
-        for mine, theirs in zip(gear.average.averages, averages, strict=True):
+    current.optimizer.load_state_dict(saved["optimizer"])
+    current.schedule.load_state_dict(saved["schedule"])
+    if current.average:
+        averages, current.average.updates = saved["average"]
+        for mine, theirs in zip(current.average.averages, averages, strict=True):
             mine.copy_(theirs)
-    bench.orders.set_state(saved["orders"])
+    setup.orders.set_state(saved["orders"])
     torch.set_rng_state(saved["cpu"])
     for idx, state in enumerate(saved["cuda"]):
         torch.cuda.set_rng_state(state, idx)

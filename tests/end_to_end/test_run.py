@@ -6,6 +6,7 @@ import json
 import shutil
 import sqlite3
 import subprocess
+import time
 from pathlib import Path
 
 import mlflow
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torchvision import models
 
-from conftest import QUICK, kedro
+from conftest import QUICK, kedro, start_kedro
 
 # The tests that need a finished run share one process, so that it is made once.
 shares_a_run = pytest.mark.xdist_group("finished project")
@@ -257,6 +258,83 @@ def test_a_strategy_of_ones_own_stands_beside_the_others(project: Path, photos: 
     assert thawed["stage"].tolist() == ["blocks.6", "head"]
     contract = json.loads(latest(project, "08_reporting/freeze_contract.json").read_text())
     assert [record["phase"] for record in contract] == [1, 2]
+
+
+GRADUAL = f"strategy=gradual,{QUICK.replace('training.epochs=2', 'training.epochs=1')}"
+
+
+def test_phases_lines_and_rates_are_in_the_history_and_in_mlflow(
+    project: Path, photos: Path
+) -> None:
+    done = kedro(project, "run", f"--params=dataset.root={photos},{GRADUAL}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    history = pd.read_csv(latest(project, "08_reporting/history.csv"))
+    assert history["phase"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert (
+        history["thaw_line"].is_unique and history["trainable_parameters"].is_monotonic_increasing
+    )
+    with sqlite3.connect(project / "mlflow.db") as database:
+        metrics = dict(database.execute("select key, count(*) from metrics group by key"))
+        tags = dict(database.execute("select key, value from tags order by rowid"))
+    assert metrics["phase"] == metrics["trainable_parameters"] == metrics["lr/head"] == 6
+    assert metrics["lr/blocks.6"] == 5 and metrics["lr/blocks.2"] == 1
+    assert tags["strategy"] == tags["chosen_strategy"] == "gradual"
+    contract = json.loads(latest(project, "08_reporting/freeze_contract.json").read_text())
+    assert [record["phase"] for record in contract] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
+    project: Path, photos: Path, tmp_path: Path
+) -> None:
+    options = f"--params=dataset.root={photos},{GRADUAL}"
+    undisturbed = shutil.copytree(project, tmp_path / "undisturbed")
+    assert kedro(undisturbed, "run", options).returncode == 0
+    states = project / "data" / "06_models" / "training_states"
+    process = start_kedro(project, "run", options)
+    while not list(states.glob("*.pt")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    done = kedro(project, "run", f"{options},training.resume=true")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Training goes on after epoch" in done.stdout
+    for name, tensor in weights(undisturbed).items():
+        assert torch.equal(weights(project)[name], tensor), name
+    assert not list(states.iterdir())  # the run has ended, and with it its state
+
+
+def test_auto_chooses_by_probes_and_says_why(project: Path, photos: Path) -> None:
+    options = f"dataset.root={photos},strategy=auto,auto.by=probe,{QUICK}"
+    done = kedro(project, "run", f"--params={options}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = " ".join(done.stdout.split())
+    choice = json.loads(latest(project, "08_reporting/strategy_choice.json").read_text())
+    assert choice["strategy"] == "auto" and choice["chosen_strategy"] in ("head_only", "full",
+        "freeze_to_layer3")  # fmt: skip
+    assert f"Strategy auto: {choice['strategy_reason']}" in said
+    probes = pd.read_csv(latest(project, "08_reporting/stage_probes.csv"))
+    assert probes["stage"].tolist() == ["stem", *[f"blocks.{i}" for i in range(7)]]
+    figure = json.loads(latest(project, "08_reporting/stage_probes_figure.json").read_text())
+    assert len(figure["data"][0]["x"]) == 8
+
+
+def test_the_rate_is_swept_on_the_command_line(project: Path, photos: Path) -> None:
+    options = f"dataset.root={photos},lr_find.steps=20,{QUICK}"
+    done = kedro(project, "run", "--pipeline=lr_find", f"--params={options}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    suggested = json.loads(latest(project, "08_reporting/suggested_lr.json").read_text())
+    assert f"Suggested: training.lr={suggested['suggested_lr']:.2g}" in done.stdout
+    sweep = pd.read_csv(latest(project, "08_reporting/lr_sweep.csv"))
+    assert suggested["suggested_lr"] in sweep["lr"].tolist()
+
+
+def test_without_epochs_the_loaded_network_is_only_evaluated(project: Path, photos: Path) -> None:
+    options = f"dataset.root={photos},{QUICK.replace('epochs=2', 'epochs=0')}"
+    done = kedro(project, "run", f"--params={options}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Test accuracy" in done.stdout
+    assert pd.read_csv(latest(project, "08_reporting/history.csv")).empty
 
 
 def test_a_failed_run_has_its_parameters_and_is_marked_failed(project: Path) -> None:

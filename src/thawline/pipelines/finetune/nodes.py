@@ -93,7 +93,9 @@ def choose_strategy(
     """
     probes = pd.DataFrame(columns=probing.COLUMNS)
     if strategy != AUTO:
-        choice = probing.Choice(strategy, strategies.root[strategy], "named by the parameter")
+        choice = probing.Choice(
+            strategy, strategies.root[strategy], "named by the parameter strategy"
+        )
     elif auto.by == "size":
         images = int((splits["split"] == "train").sum())
         choice = probing.choose_by_size(images, strategies.root, auto)
