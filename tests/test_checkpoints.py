@@ -29,18 +29,11 @@ from torchvision import models
 from conftest import ROOT
 from networks import ChannelwiseResNet, CifarResNet20, SmallNet, TiedNet
 from thawline.backbones import IMAGENET, build_network
-from thawline.checkpoints import (
-    LoadReport,
-    OldHead,
-    adapt_channels,
-    describe_checkpoint,
-    keep_rows,
-    load_backbone,
-    read_checkpoint,
-)
+from thawline.checkpoints import describe_checkpoint, read_checkpoint
 from thawline.classifier import Classifier, classify, save_classifier
 from thawline.errors import CheckpointError
 from thawline.options import ModelOptions
+from thawline.weights import LoadReport, OldHead, adapt_channels, keep_rows, load_backbone
 
 RESNET20 = ROOT.parent / "shared" / "data" / "checkpoints" / "resnet20-12fca82f.th"
 CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"

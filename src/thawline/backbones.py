@@ -17,18 +17,11 @@ import torch
 from torch import nn
 from torchvision import models
 
-from thawline.checkpoints import (
-    KeptRows,
-    LoadReport,
-    OldHead,
-    keep_rows,
-    keep_whole,
-    load_backbone,
-    read_checkpoint,
-)
+from thawline.checkpoints import read_checkpoint
 from thawline.errors import CheckpointError, ParameterError, did_you_mean
 from thawline.options import Interpolation, ModelOptions
 from thawline.transforms import Preprocessing
+from thawline.weights import KeptRows, LoadReport, OldHead, keep_rows, keep_whole, load_backbone
 
 logger = logging.getLogger(__name__)
 
