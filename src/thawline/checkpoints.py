@@ -24,7 +24,6 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from thawline.errors import CheckpointError
 
-
 WEIGHTS_FILE = "model.safetensors"  # of a classifier that Thawline saved
 DESCRIPTION_FILE = "classifier.json"
 

@@ -67,6 +67,17 @@ def test_metrics_are_there_epoch_by_epoch(run: mlflow.entities.Run, finished_pro
 
 
 @shares_a_run
+def test_the_classifier_says_how_it_came_about(finished_project: Path) -> None:
+    file = latest(finished_project, "06_models/classifier") / "classifier.json"
+    description = json.loads(file.read_text())
+    assert description["training"]["chosen_strategy"] == "head_only"
+    assert description["training"]["phases"][0]["epochs"] == 2
+    assert description["class_names"] == ["flower", "temple"]
+    assert description["versions"]["torch"] == torch.__version__.split("+")[0]
+    assert description["preprocessing"]["size"] == 64
+
+
+@shares_a_run
 def test_tags_say_what_the_run_depends_on(run: mlflow.entities.Run) -> None:
     tags = run.data.tags
     assert "--params=dataset.root=" in tags["kedro_command"]

@@ -134,6 +134,7 @@ def freeze_layers(network: nn.Module, chosen_strategy: Strategy) -> tuple[nn.Mod
 def train_model(
     frozen_network: nn.Module,
     chosen_strategy: Strategy,
+    strategy_choice: dict[str, str],
     splits: pd.DataFrame,
     image_transforms: transforms.Transforms,
     model: ModelOptions,
@@ -169,7 +170,12 @@ def train_model(
             class_names=class_names(splits),
             preprocessing=image_transforms.preprocessing,
             model=model,
-            training={"epoch": epoch, "seed": seed, **chosen_strategy.model_dump(mode="json")},
+            training={
+                "epoch": epoch,
+                "seed": seed,
+                **strategy_choice,
+                **chosen_strategy.model_dump(mode="json"),
+            },
         )
         for state, epoch in (
             (result.best, result.best_epoch),

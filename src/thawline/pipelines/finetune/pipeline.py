@@ -90,6 +90,7 @@ def create_training() -> Pipeline:
                 [
                     "frozen_network",
                     "chosen_strategy",
+                    "strategy_choice",
                     "splits",
                     "transforms",
                     "params:model",
