@@ -145,13 +145,16 @@ def test_without_resume_it_starts_anew(splits: pd.DataFrame, states: TrainingSta
 
 
 def test_a_training_that_has_ended_is_not_repeated_until_it_is_forgotten(
-    splits: pd.DataFrame, states: TrainingStates
+    splits: pd.DataFrame, states: TrainingStates, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = run(splits, states)
-    epochs = []
-    again = run(splits, states, resume=True, on_epoch=lambda _, epoch: epochs.append(epoch))
+    told = []
+    with caplog.at_level(logging.INFO):
+        again = run(splits, states, resume=True, on_epoch=lambda row, epoch: told.append(row))
     assert_same(again, first)
-    assert epochs == []
+    assert "Training goes on after epoch 8" in caplog.text
+    assert "epoch 8 (phase 4)" not in caplog.text  # that one was not trained again
+    assert [row["val_loss"] for row in told] == first.history["val_loss"].tolist()
     states.forget()
     assert list(states.folder.iterdir()) == []
 

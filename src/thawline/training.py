@@ -210,7 +210,8 @@ def train(
         mix: see `make_mix`; with it, nothing that is frozen can run ahead.
         states: keeps the state of a training that is interrupted; with `options.resume` it goes on
             from there, and what it yields is the same to the bit as if it had not been.
-        on_epoch: called after every epoch with its metrics and its number, from 1.
+        on_epoch: called after every epoch with its row of the history and its number, from 1; when
+            training goes on, first for the epochs before the interruption.
 
     Raises:
         ParameterError: when the device is not there or a name matches no stage.
@@ -228,6 +229,8 @@ def train(
         course = Course(**saved["course"])
         network.load_state_dict(saved["tensors"], strict=False)
         logger.info("Training goes on after epoch %d", len(course.history))
+        for row in course.history if on_epoch else ():
+            on_epoch(row, row["epoch"])
     steps, epochs = batches_an_epoch(setup), sum(phase.epochs for phase in phases)
     with progress_bar("Training, epoch") as bar:
         task = bar.add_task(
