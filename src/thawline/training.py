@@ -229,8 +229,9 @@ def train(
         course = Course(**saved["course"])
         network.load_state_dict(saved["tensors"], strict=False)
         logger.info("Training goes on after epoch %d", len(course.history))
-        for row in course.history if on_epoch else ():
-            on_epoch(row, row["epoch"])
+        if on_epoch:
+            for row in course.history:
+                on_epoch(row, row["epoch"])
     steps, epochs = batches_an_epoch(setup), sum(phase.epochs for phase in phases)
     with progress_bar("Training, epoch") as bar:
         task = bar.add_task(
