@@ -34,6 +34,8 @@ def test_stages_shows_parameters_outputs_and_shares_of_each_stage() -> None:
 def test_stages_takes_an_own_network_and_a_size() -> None:
     result = thawline("stages", "networks:SmallNet", "--size", "32")
     assert re.search(r"layer2 .* 1,200 .* 16×4×4 ", result.output)
+    result = thawline("stages", "networks:ChannelwiseResNet", "--size", "32", "--own-head")
+    assert re.search(r"head .* 64,\d{3} .* 1000 ", result.output), result.output
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ def main() -> None:
     metavar="PX",
     help="Side of the images; by default that of the pretrained weights.",
 )
-def stages(backbone: str, size: int | None) -> None:
+@click.option("--own-head", is_flag=True, help="As with model.head=own, for a network of your own.")
+def stages(backbone: str, size: int | None, own_head: bool) -> None:
     """Show the stages of BACKBONE, which a strategy freezes or trains by name.
 
     BACKBONE is what model.backbone takes: a classifier of torchvision (resnet18), timm/NAME, or
@@ -38,7 +39,8 @@ def stages(backbone: str, size: int | None) -> None:
     from thawline.options import ModelOptions
     from thawline.stages import stage_table
 
-    options = ModelOptions(backbone=backbone, weights="none")
+    head = "own" if own_head else "linear"
+    options = ModelOptions(backbone=backbone, weights="none", head=head)
     try:
         size = size or pretrained_preprocessing(options).size
         network, _ = build_network(options, CLASSES, size, seed=0)
