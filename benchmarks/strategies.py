@@ -62,6 +62,7 @@ def main() -> None:
             {
                 "strategy": strategy,
                 "test accuracy": f"{accuracies.mean():.4f} ± {reach:.4f}",
+                "validation": f"{results['validation'].mean():.4f}",
                 "each seed": " ".join(f"{accuracy:.4f}" for accuracy in accuracies),
                 "seconds": f"{results['seconds'].mean():.0f}",
                 "epochs": " ".join(map(str, sorted(results["epochs"].unique()))),
@@ -131,6 +132,7 @@ def measure(
     predictions = predict_split(classifier, splits, "test", size, parameters.training)
     return {
         "accuracy": float((predictions["prediction"] == predictions["label"]).mean()),
+        "validation": float(result.history["val_accuracy"].max()),
         "seconds": seconds,
         "epochs": len(result.history),
         "trained": int(result.history["trainable_parameters"].max()),
