@@ -18,7 +18,7 @@ import plotly.graph_objects as go
 import torch
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
-from kedro.io import DataCatalog, Version
+from kedro.io import AbstractVersionedDataset, DataCatalog, Version
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
@@ -39,7 +39,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
 class ProjectHook:
-    """Checks all parameters before anything runs, and pairs a classifier with its splits."""
+    """Checks all parameters before anything runs, and sees to it that versions fit together."""
 
     @hook_impl(tryfirst=True)
     def after_context_created(self, context: KedroContext) -> None:
@@ -58,7 +58,16 @@ class ProjectHook:
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
-        """Load the splits of the classifier's own version where both are read from disk."""
+        """Let a run read the versions that it wrote, and a classifier's own splits.
+
+        Kedro takes the latest version of what a run has just saved: another run in the same folder
+        may have saved a later one since. And where classifier and splits are both read from disk,
+        the latest splits need not be those that the classifier was trained with.
+        """
+        for name in pipeline.all_outputs():
+            dataset = catalog.get(name)
+            if isinstance(dataset, AbstractVersionedDataset) and dataset._version:
+                dataset._version = Version(dataset._version.save, dataset._version.save)
         if not {"classifier", "splits"} <= pipeline.inputs():
             return
         if "splits" not in (run_params["load_versions"] or {}):

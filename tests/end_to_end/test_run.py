@@ -167,6 +167,16 @@ def test_an_earlier_model_gives_the_same_numbers_again(
     assert not (project / "src" / "mlflow.db").exists()
 
 
+def test_a_run_reads_what_it_wrote_though_another_writes_beside_it(
+    project: Path, photos: Path
+) -> None:
+    for name in ("05_model_input/splits.csv", "06_models/classifier"):  # as of a run that is later
+        (project / "data" / name / "2999-01-01T00.00.00.000Z" / Path(name).name).mkdir(parents=True)
+    done = kedro(project, "run", f"--params=dataset.root={photos},{QUICK}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Test accuracy" in done.stdout
+
+
 @shares_a_run
 def test_two_runs_with_one_seed_are_identical_and_another_seed_is_not(
     finished_project: Path, project: Path, photos: Path
