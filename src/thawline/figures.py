@@ -116,7 +116,9 @@ def lr_curve(sweep: pd.DataFrame, suggested: float, current: float) -> go.Figure
             mode="lines",
             line={"color": colour, "dash": "dash"},
         )
-    figure.update_xaxes(title_text="Learning rate of the head", type="log", dtick=1)
+    figure.update_xaxes(
+        title_text="Learning rate of the head", type="log", dtick=1, exponentformat="power"
+    )
     figure.update_yaxes(title_text="Loss (nats)", range=[0, highest])
     return figure.update_layout(
         title={"text": "Loss while the learning rate rises"},
