@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,16 @@ def inspect(file: Path) -> None:
 def _readable(value: Any) -> str:
     """Return a value as text: numbers with separators, a list with commas, a dict line by line."""
     if isinstance(value, dict):
-        return "\n".join(f"{_readable(name)}: {_readable(v)}" for name, v in value.items())
+        return "\n".join(f"{_readable(name)}: {_inner(v)}" for name, v in value.items())
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(_readable, value))
+        separator = "\n" if any(isinstance(v, dict) for v in value) else ", "
+        return separator.join(map(_readable, value))
     text = f"{value:,}" if type(value) is int else str(value)
     # What a stranger wrote into a file must not steer the terminal.
     return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _inner(value: Any) -> str:
+    """Return a value inside another one: on lines of its own, indented, if it has several."""
+    text = _readable(value)
+    return "\n" + textwrap.indent(text, "  ") if "\n" in text else text
