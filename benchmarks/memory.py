@@ -23,7 +23,7 @@ from benchmarks import common
 from thawline.activations import ActivationStore
 from thawline.backbones import IMAGENET, build_network
 from thawline.options import ModelOptions, TrainingOptions, TransformOptions
-from thawline.training import train
+from thawline.training import prepare, train
 from thawline.transforms import build_transforms
 
 SIZE = 128
@@ -57,7 +57,7 @@ def measure(count: int, strategy: str) -> dict[str, str]:
         store = ActivationStore(Path(temporary, "store"), max_gb=100)
         before, _ = common.peak_mb()
         start = time.perf_counter()
-        train(network, [phase], splits, transforms, TrainingOptions(), 0, views=1, store=store)
+        train(prepare(network, splits, transforms, TrainingOptions(), 0, 1, store), [phase])
         seconds = time.perf_counter() - start
         peak, decoder = common.peak_mb()
         return {

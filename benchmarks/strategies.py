@@ -31,7 +31,7 @@ from thawline.evaluation import predict_split
 from thawline.options import AUTO, Parameters, Strategies, validate_parameters
 from thawline.pipelines.finetune.nodes import choose_strategy
 from thawline.splitting import class_names
-from thawline.training import train
+from thawline.training import prepare, train
 from thawline.transforms import build_transforms, make_mix
 
 CONF = Path(__file__).parents[1] / "conf" / "base"
@@ -114,9 +114,8 @@ def measure(
             seed,
             folder_store,
         )
-        result = train(
+        setup = prepare(
             network,
-            chosen.phases,
             splits,
             transforms,
             parameters.training,
@@ -125,6 +124,7 @@ def measure(
             store=folder_store(parameters.activations.max_gb),
             mix=make_mix(parameters.augmentation, len(names)),
         )
+        result = train(setup, chosen.phases)
     seconds = time.perf_counter() - start
     network.load_state_dict(result.best)
     classifier = Classifier(network, names, transforms.preprocessing, model)

@@ -22,7 +22,7 @@ from benchmarks import common, tutorial
 from thawline.activations import ActivationStore
 from thawline.backbones import EMBEDDED
 from thawline.options import TrainingOptions
-from thawline.training import train
+from thawline.training import prepare, train
 
 NULL = "null"
 TUTORIAL = "tutorial loop"
@@ -73,11 +73,12 @@ def measure(arguments: argparse.Namespace, how: str, seed: int) -> tuple[float, 
     else:
         with tempfile.TemporaryDirectory() as folder:
             options = TrainingOptions(batch_size=arguments.batch_size)
-            result = train(
-                network, [phase], splits, transforms, options, seed,
+            setup = prepare(
+                network, splits, transforms, options, seed,
                 views=None if how == NULL else int(how),
                 store=ActivationStore(Path(folder), max_gb=10),
             )  # fmt: skip
+            result = train(setup, [phase])
         network.load_state_dict(result.best)
     seconds = time.perf_counter() - start
     loaders = tutorial.data_loaders(splits, transforms.preprocessing, arguments.batch_size)

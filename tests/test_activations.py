@@ -38,7 +38,7 @@ from thawline.images import hash_files
 from thawline.loading import ViewLoader
 from thawline.options import ModelOptions, Phase, TrainingOptions, TransformOptions
 from thawline.thaw_line import split_at_thaw_line
-from thawline.training import TrainingResult, train
+from thawline.training import TrainingResult, prepare, train
 from thawline.transforms import build_transforms
 
 HEAD = Phase(trainable={"last": 1}, epochs=4, lr=0.01)
@@ -421,7 +421,8 @@ def run(
 ) -> TrainingResult:
     transforms = build_transforms(TransformOptions(size=32), IMAGENET)
     network = network_of(backbone=backbone)
-    return train(network, phases, splits, transforms, options(**changes), seed, views, store)
+    setup = prepare(network, splits, transforms, options(**changes), seed, views, store)
+    return train(setup, phases)
 
 
 def assert_same(first: TrainingResult, second: TrainingResult) -> None:
@@ -472,9 +473,8 @@ def test_a_view_is_computed_in_the_epoch_that_first_needs_it(
         seen.append(int(contents.loc[random_views, "entries"].sum()))
 
     transforms = build_transforms(TransformOptions(size=32), IMAGENET)
-    train(
-        network_of(), [HEAD], splits, transforms, options(), 0, views, store, on_epoch=count
-    )  # fmt: skip
+    setup = prepare(network_of(), splits, transforms, options(), 0, views, store)
+    train(setup, [HEAD], on_epoch=count)
     assert [b - a for a, b in zip([0, *seen], seen, strict=False)] == computed
 
 

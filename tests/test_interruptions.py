@@ -23,7 +23,7 @@ from thawline.options import (
     TrainingOptions,
     TransformOptions,
 )
-from thawline.training import TrainingResult, train
+from thawline.training import TrainingResult, prepare, train
 from thawline.transforms import build_transforms, make_mix
 
 GRADUAL = tuple(
@@ -42,9 +42,8 @@ def run(
     **options: object,
 ) -> TrainingResult:
     model = ModelOptions(backbone="networks:SmallNet", weights="none")
-    return train(
+    setup = prepare(
         build_network(model, 2, 32, seed=0)[0],
-        phases,
         splits,
         build_transforms(TransformOptions(size=32), IMAGENET),
         TrainingOptions(**{**OPTIONS, **options}),
@@ -52,9 +51,8 @@ def run(
         views=2,
         store=store,
         mix=make_mix(AugmentationOptions(mixup=mixup), 2),
-        states=states,
-        on_epoch=on_epoch,
     )
+    return train(setup, phases, states, on_epoch)
 
 
 class Interrupted(Exception):

@@ -13,6 +13,7 @@ from thawline.backbones import IMAGENET, build_network
 from thawline.figures import lr_curve
 from thawline.lr_find import find_lr, suggest_lr
 from thawline.options import LrFindOptions, ModelOptions, Phase, TrainingOptions, TransformOptions
+from thawline.training import prepare
 from thawline.transforms import build_transforms
 
 SIZE = 64
@@ -28,7 +29,8 @@ def network() -> nn.Module:
 def sweep(network: nn.Module, splits: pd.DataFrame, phase: Phase = HEAD, **kwargs) -> pd.DataFrame:
     transforms = build_transforms(TransformOptions(size=SIZE), IMAGENET)
     options = LrFindOptions(**kwargs.pop("sweep", {}))
-    return find_lr(network, phase, splits, transforms, OPTIONS, options, 0, views=1, **kwargs)
+    setup = prepare(network, splits, transforms, OPTIONS, seed=0, views=1, **kwargs)
+    return find_lr(setup, phase, options)
 
 
 def test_rates_rise_by_one_factor_from_low_to_high(

@@ -16,7 +16,7 @@ from thawline.options import (
     TrainingOptions,
     TransformOptions,
 )
-from thawline.training import TrainingResult, make_loss, make_optimizer, train
+from thawline.training import TrainingResult, make_loss, make_optimizer, prepare, train
 from thawline.transforms import build_transforms, make_mix
 
 MODEL = ModelOptions(backbone="networks:SmallNet", weights="none")
@@ -43,9 +43,8 @@ random_strategies = st.lists(phase, min_size=1, max_size=4)
 def run(
     splits: pd.DataFrame, *phases: Phase, mixup: float = 0, **changes: object
 ) -> TrainingResult:
-    return train(
+    setup = prepare(
         build_network(MODEL, 2, 32, seed=0)[0],
-        phases,
         splits,
         build_transforms(TransformOptions(size=32), IMAGENET),
         OPTIONS.model_copy(update=changes),
@@ -53,6 +52,7 @@ def run(
         views=1,
         mix=make_mix(AugmentationOptions(mixup=mixup), 2),
     )
+    return train(setup, phases)
 
 
 @given(random_strategies)

@@ -18,6 +18,7 @@ from thawline.training import (
     make_accelerator,
     make_loss,
     make_optimizer,
+    prepare,
     train,
 )
 from thawline.transforms import Transforms, build_transforms
@@ -39,7 +40,7 @@ def network_of(backbone: str = "networks:SmallNet", seed: int = 0, **model: obje
 
 
 def run(splits: pd.DataFrame, *phases: Phase, seed: int = 0, **changes: object) -> TrainingResult:
-    return train(network_of(), phases, splits, transforms(), options(**changes), seed)
+    return train(prepare(network_of(), splits, transforms(), options(**changes), seed), phases)
 
 
 def same(first: dict, second: dict) -> bool:
@@ -48,7 +49,7 @@ def same(first: dict, second: dict) -> bool:
 
 def test_a_pretrained_network_learns_to_tell_two_photographs_apart(splits: pd.DataFrame) -> None:
     network, _ = build_network(ModelOptions(), 2, 64, seed=0)
-    result = train(network, [HEAD], splits, transforms(64), options(), seed=0)
+    result = train(prepare(network, splits, transforms(64), options(), seed=0), [HEAD])
     assert result.history["val_accuracy"].max() > 0.9
     assert result.history["train_loss"].is_monotonic_decreasing
 
@@ -75,7 +76,7 @@ def test_frozen_stages_keep_every_tensor_to_the_bit(splits: pd.DataFrame, traina
     network, _ = build_network(ModelOptions(), 2, 64, seed=0)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     phase = Phase(trainable=trainable, epochs=2, lr=0.01)
-    result = train(network, [phase], splits, transforms(64), options(), seed=0)
+    result = train(prepare(network, splits, transforms(64), options(), seed=0), [phase])
     thawed = ("classifier.", "blocks.6", "conv_head", "bn2")[: 1 if trainable["last"] == 1 else 4]
     for name, tensor in result.last.items():
         if not name.startswith(thawed):
@@ -92,7 +93,7 @@ def test_frozen_stages_keep_every_tensor_to_the_bit(splits: pd.DataFrame, traina
 def test_a_network_that_writes_to_its_frozen_weights_is_caught(splits: pd.DataFrame) -> None:
     restless = network_of("networks:RestlessNet")
     with pytest.raises(TrainingError, match="Freeze contract broken in phase 1"):
-        train(restless, [HEAD], splits, transforms(), options(), seed=0)
+        train(prepare(restless, splits, transforms(), options(), seed=0), [HEAD])
 
 
 def test_the_best_epoch_is_the_one_that_the_monitor_names(splits: pd.DataFrame) -> None:
@@ -126,11 +127,17 @@ def test_accumulated_batches_equal_one_large_batch(splits: pd.DataFrame) -> None
     still = build_transforms(TransformOptions(size=32, crop_scale=1, rotation=0), IMAGENET)
     one, two = (
         train(
-            _without_dropout(network_of()), [frozen_norm], even, still,
-            options(batch_size=size, accumulate=16 // size, **kwargs), 0,
+            prepare(
+                _without_dropout(network_of()),
+                even,
+                still,
+                options(batch_size=size, accumulate=16 // size, **kwargs),
+                seed=0,
+            ),
+            [frozen_norm],
         ).last
         for size in (16, 8)
-    )  # fmt: skip
+    )
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=1e-4)
 
@@ -145,19 +152,29 @@ def _without_dropout(network: nn.Module) -> nn.Module:
 def test_every_epoch_is_reported_as_it_ends(splits: pd.DataFrame) -> None:
     told = []
     result = train(
-        network_of(), [HEAD, EVERYTHING], splits, transforms(), options(), 0,
+        prepare(network_of(), splits, transforms(), options(), seed=0),
+        [HEAD, EVERYTHING],
         on_epoch=lambda metrics, epoch: told.append((epoch, metrics["val_loss"])),
-    )  # fmt: skip
+    )
     assert told == list(zip(result.history["epoch"], result.history["val_loss"], strict=True))
     assert result.history["phase"].tolist() == [1, 1, 2, 2]
 
 
 def test_nll_on_log_probabilities_trains_like_cross_entropy_on_logits(splits: pd.DataFrame) -> None:
-    logits = train(network_of(), [HEAD], splits, transforms(), options(), 0)
-    log = train(
-        network_of(log_probabilities=True), [HEAD], splits, transforms(), options(), 0,
-        log_probabilities=True,
-    )  # fmt: skip
+    logits, log = (
+        train(
+            prepare(
+                network_of(log_probabilities=log_probabilities),
+                splits,
+                transforms(),
+                options(),
+                seed=0,
+                log_probabilities=log_probabilities,
+            ),
+            [HEAD],
+        )
+        for log_probabilities in (False, True)
+    )
     for column in ("train_loss", "val_loss"):
         pd.testing.assert_series_equal(logits.history[column], log.history[column], rtol=1e-4)
 

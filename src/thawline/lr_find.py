@@ -5,30 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pandas as pd
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from thawline.activations import ActivationStore, Tensors
-from thawline.options import LrFindOptions, Phase, TrainingOptions
-from thawline.training import PhaseSetup, Setup, prepare, prepare_phase, progress_bar
-from thawline.transforms import Transforms
+from thawline.activations import Tensors
+from thawline.options import LrFindOptions, Phase
+from thawline.training import PhaseSetup, Setup, prepare_phase, progress_bar
 
 SMOOTHING = 0.9  # what an earlier loss weighs against the next one
 DIVERGED = 4  # times the lowest smoothed loss
 
 
-def find_lr(
-    network: nn.Module,
-    phase: Phase,
-    splits: pd.DataFrame,
-    transforms: Transforms,
-    options: TrainingOptions,
-    sweep: LrFindOptions,
-    seed: int,
-    views: int | None = None,
-    store: ActivationStore | None = None,
-    log_probabilities: bool = False,
-) -> pd.DataFrame:
+def find_lr(setup: Setup, phase: Phase, sweep: LrFindOptions) -> pd.DataFrame:
     """Return the loss at rising learning rates: the range test of Smith 2017 (arXiv:1506.01186).
 
     The rate of the head rises by the same factor after each update of the part above the line, and
@@ -36,24 +24,16 @@ def find_lr(
     it was at its lowest, or not finite. The network's weights are left as they were.
 
     Args:
-        network: as for `train`.
+        setup: what `prepare` has just returned; it serves for one sweep.
         phase: what is trainable, and how the stages' rates differ.
-        splits: as for `train`.
-        transforms: as for `train`.
-        options: batch size, optimizer, loss, device and precision.
         sweep: first and last rate, and the number of updates.
-        seed: as for `train`.
-        views: as for `train`.
-        store: as for `train`.
-        log_probabilities: as for `train`.
 
     Returns:
         lr of the head, loss of the batch, smoothed (a moving average of the losses); a row an
         update.
     """
-    setup = prepare(network, splits, transforms, options, seed, views, store, log_probabilities)
-    initial = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    current = prepare_phase(network, phase, setup)
+    initial = {name: tensor.clone() for name, tensor in setup.network.state_dict().items()}
+    current = prepare_phase(setup, phase)
     factor = (sweep.high / sweep.low) ** (1 / (sweep.steps - 1))
     schedule = LambdaLR(current.optimizer, lambda step: sweep.low / phase.lr * factor**step)
     rows: list[dict[str, float]] = []
@@ -75,8 +55,8 @@ def find_lr(
             current.optimizer.step()
             schedule.step()
             current.optimizer.zero_grad()
-    network.zero_grad()
-    network.load_state_dict(initial)
+    setup.network.zero_grad()
+    setup.network.load_state_dict(initial)
     return pd.DataFrame(rows)
 
 

@@ -146,6 +146,7 @@ class ImageSet(NamedTuple):
 class Setup(NamedTuple):
     """What all phases of a training have in common."""
 
+    network: nn.Module
     accelerator: Accelerator
     train_set: ImageSet
     val_set: ImageSet
@@ -180,50 +181,32 @@ class PhaseSetup(NamedTuple):
 
 
 def train(
-    network: nn.Module,
+    setup: Setup,
     phases: Sequence[Phase],
-    splits: pd.DataFrame,
-    transforms: Transforms,
-    options: TrainingOptions,
-    seed: int,
-    views: int | None = None,
-    store: ActivationStore | None = None,
-    log_probabilities: bool = False,
-    mix: Mix | None = None,
     states: TrainingStates | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> TrainingResult:
-    """Train `network` in place, phase after phase, and return its best and its last state.
+    """Train a network in place, phase after phase, and return its best and its last state.
 
     Parameters that stay trainable keep the optimizer's state from one phase to the next.
 
     Args:
-        network: yields logits, or with `log_probabilities` logarithms of probabilities (N, C).
+        setup: what `prepare` has just returned; it serves for one training.
         phases: what is trainable, for how long and how fast.
-        splits: the table of `split_dataset`.
-        transforms: how files become what the network sees.
-        options: everything else about training.
-        seed: of order, augmentation and dropout; on one CPU the same seed gives the same bits.
-        views: random views of each image, taken in turn; None is a new one in every epoch.
-        store: keeps what the frozen part yields; None computes it in every epoch.
-        log_probabilities: train by negative log likelihood instead of cross-entropy.
-        mix: see `make_mix`; with it, nothing that is frozen can run ahead.
         states: keeps the state of a training that is interrupted; with `options.resume` it goes on
             from there, and what it yields is the same to the bit as if it had not been.
         on_epoch: called after every epoch with its row of the history and its number, from 1; when
             training goes on, first for the epochs before the interruption.
 
     Raises:
-        ParameterError: when the device is not there or a name matches no stage.
+        ParameterError: when a phase names no stage of the network.
         TrainingError: when the loss is no longer finite, or a frozen tensor changed.
     """
-    setup = prepare(
-        network, splits, transforms, options, seed, views, store, log_probabilities, mix
-    )
+    network, options = setup.network, setup.options
     initial = {name: _copy(tensor) for name, tensor in network.state_dict().items()}
     course, saved, current = Course(), None, None
     if states:
-        key = _key(initial, network, phases, setup)
+        key = _key(initial, phases, setup)
         saved = states.load(key) if options.resume else None
     if saved:
         course = Course(**saved["course"])
@@ -240,7 +223,7 @@ def train(
         for number, phase in enumerate(phases, start=1):
             if number < course.phase:
                 continue
-            current = prepare_phase(network, phase, setup, current and current.optimizer)
+            current = prepare_phase(setup, phase, current and current.optimizer)
             if number > course.phase:
                 course.begin(number, network)
             if saved:
@@ -248,14 +231,14 @@ def train(
                 saved = None
             while not course.has_ended(phase, options):
                 bar.update(task, epoch=f"{len(course.history) + 1}/{epochs}")
-                _run_epoch(network, setup, current, course, partial(bar.update, task))
+                _run_epoch(setup, current, course, partial(bar.update, task))
                 row = course.history[-1]
                 _check_finite(row)
                 logger.info(_epoch_line(row))
                 if on_epoch:
                     on_epoch(row, row["epoch"])
                 if states:
-                    states.save(key, partial(_state, network, setup, current, course))
+                    states.save(key, partial(_state, setup, current, course))
             if current.average:
                 current.average.swap()
             logger.info("Phase %d: %s", number, current.activations.summary())
@@ -276,14 +259,23 @@ def prepare(
     transforms: Transforms,
     options: TrainingOptions,
     seed: int,
-    views: int | None,
-    store: ActivationStore | None,
-    log_probabilities: bool,
+    views: int | None = None,
+    store: ActivationStore | None = None,
+    log_probabilities: bool = False,
     mix: Mix | None = None,
 ) -> Setup:
     """Seed all generators, bring the network to its device and return what will train it there.
 
-    The arguments are those of `train`.
+    Args:
+        network: yields logits, or with `log_probabilities` logarithms of probabilities (N, C).
+        splits: the table of `split_dataset`.
+        transforms: how files become what the network sees.
+        options: everything about training but the phases.
+        seed: of order, augmentation and dropout; on one CPU the same seed gives the same bits.
+        views: random views of each image, taken in turn; None is a new one in every epoch.
+        store: keeps what the frozen part yields; None computes it in every epoch.
+        log_probabilities: train by negative log likelihood instead of cross-entropy.
+        mix: see `make_mix`; with it, nothing that is frozen can run ahead.
 
     Raises:
         ParameterError: when the device is not there.
@@ -296,6 +288,7 @@ def prepare(
     if mix:
         logger.info("%s: all of the network runs in every step, and nothing is kept", mix)
     return Setup(
+        network,
         accelerator,
         image_set(splits, "train", accelerator.device),
         image_set(splits, "val", accelerator.device),
@@ -312,16 +305,14 @@ def prepare(
 
 
 def prepare_phase(
-    network: nn.Module,
-    phase: Phase,
-    setup: Setup,
-    previous: torch.optim.Optimizer | None = None,
+    setup: Setup, phase: Phase, previous: torch.optim.Optimizer | None = None
 ) -> PhaseSetup:
     """Freeze the network as a phase needs it, and return what trains the rest.
 
     Raises:
         ParameterError: when the phase names no stage of the network.
     """
+    network = setup.network
     freeze_layers(network, phase)
     line = (
         ThawLine(None, network, network)  # mixed images cross it: none is ever seen again
@@ -466,26 +457,24 @@ def lr_factor(step: int, phase: Phase, updates_per_epoch: int, options: Training
 
 
 def _run_epoch(
-    network: nn.Module,
-    setup: Setup,
-    current: PhaseSetup,
-    course: Course,
-    update_bar: Callable[..., None],
+    setup: Setup, current: PhaseSetup, course: Course, update_bar: Callable[..., None]
 ) -> None:
     """Train for an epoch, validate, and note in `course` how it went and whether it is the best."""
     rates = {group["name"]: group["lr"] for group in current.optimizer.param_groups}
     row: dict[str, Any] = {"epoch": len(course.history) + 1, "phase": course.phase}
     row |= _train_epoch(setup, current, len(course.history), update_bar)
     with current.average.in_place() if current.average else nullcontext():
-        row |= _validate(network, setup, current)
+        row |= _validate(setup, current)
         score = _score(row, setup.options.monitor)
         course.since_best += 1
         if score > course.best_score:
-            course.best, course.best_score = _tensors(network, course.changed), score
+            course.best, course.best_score = _tensors(setup.network, course.changed), score
             course.best_epoch, course.since_best = row["epoch"], 0
     row |= {
         "thaw_line": ", ".join(current.line.crossing),
-        "trainable_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
+        "trainable_parameters": sum(
+            p.numel() for p in setup.network.parameters() if p.requires_grad
+        ),
         "lr": next(iter(rates.values())),
         **{f"lr/{stage}": rate for stage, rate in rates.items()},
     }
@@ -539,10 +528,10 @@ def _train_epoch(
 
 
 @torch.no_grad()
-def _validate(network: nn.Module, setup: Setup, current: PhaseSetup) -> dict[str, float]:
+def _validate(setup: Setup, current: PhaseSetup) -> dict[str, float]:
     """Return cross-entropy and accuracy on the validation images, in evaluation mode."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
+    modes = {module: module.training for module in setup.network.modules()}
+    setup.network.eval()
     in_order = _batches(range(len(setup.val_set.images)), setup.options.batch_size)
     batches = current.activations.load(setup.val_set.take(in_order))
     loss, correct = 0.0, 0
@@ -583,12 +572,12 @@ def _average(network: nn.Module, options: TrainingOptions) -> WeightAverage | No
     return WeightAverage(tensors, options.ema)
 
 
-def _key(initial: State, network: nn.Module, phases: Sequence[Phase], setup: Setup) -> str:
+def _key(initial: State, phases: Sequence[Phase], setup: Setup) -> str:
     """Return what tells a training from any that would end otherwise, as hexadecimal digits."""
     sets = (setup.train_set, setup.val_set)
     whole = {
         "weights": hash_tensors(initial),
-        "structure": repr(network),
+        "structure": repr(setup.network),
         "phases": [phase.model_dump(mode="json") for phase in phases],
         "images": [[image.sha256 for image in images.images] for images in sets],
         "labels": [images.labels.tolist() for images in sets],
@@ -606,11 +595,11 @@ def _key(initial: State, network: nn.Module, phases: Sequence[Phase], setup: Set
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:32]
 
 
-def _state(network: nn.Module, setup: Setup, current: PhaseSetup, course: Course) -> dict[str, Any]:
+def _state(setup: Setup, current: PhaseSetup, course: Course) -> dict[str, Any]:
     """Return after the end of an epoch all that it takes to go on later."""
     return {
         "course": vars(course),
-        "tensors": _tensors(network, course.changed),
+        "tensors": _tensors(setup.network, course.changed),
         "optimizer": current.optimizer.state_dict(),
         "schedule": current.schedule.state_dict(),
         "average": (current.average.averages, current.average.updates) if current.average else None,

@@ -147,20 +147,18 @@ def train_model(
     live_metrics: Callable[[dict[str, Any], int], None],
 ) -> tuple[Classifier, Classifier, pd.DataFrame, list[dict[str, Any]], go.Figure]:
     """Return the best and the last classifier, history, freeze contract and learning curves."""
-    result = training.train(
+    setup = training.prepare(
         frozen_network,
-        chosen_strategy.phases,
         splits,
         image_transforms,
         options,
         seed,
-        views=augmentation.views,
-        store=activation_store(activation_options.max_gb),
-        log_probabilities=model.log_probabilities,
-        mix=transforms.make_mix(augmentation, splits["class_index"].nunique()),
-        states=training_states,
-        on_epoch=live_metrics,
+        augmentation.views,
+        activation_store(activation_options.max_gb),
+        model.log_probabilities,
+        transforms.make_mix(augmentation, splits["class_index"].nunique()),
     )
+    result = training.train(setup, chosen_strategy.phases, training_states, live_metrics)
     if result.best_epoch:
         best_val_accuracy = result.history["val_accuracy"].iloc[result.best_epoch - 1]
         live_metrics({"best_val_accuracy": best_val_accuracy}, result.best_epoch)
@@ -201,18 +199,12 @@ def find_lr(
 ) -> tuple[pd.DataFrame, dict[str, float], go.Figure]:
     """Return the loss at rising rates in the first phase, the rate it suggests, and the curve."""
     phase = chosen_strategy.phases[0]
-    curve = lr_find.find_lr(
-        network,
-        phase,
-        splits,
-        image_transforms,
-        options,
-        sweep,
-        seed,
-        views=augmentation.views,
-        store=activation_store(activation_options.max_gb),
-        log_probabilities=model.log_probabilities,
-    )
+    store = activation_store(activation_options.max_gb)
+    setup = training.prepare(
+        network, splits, image_transforms, options, seed, augmentation.views, store,
+        model.log_probabilities,
+    )  # fmt: skip
+    curve = lr_find.find_lr(setup, phase, sweep)
     suggested = lr_find.suggest_lr(curve)
     logger.info("Suggested: training.lr=%.2g (the first phase has %g)", suggested, phase.lr)
     return curve, {"suggested_lr": suggested}, figures.lr_curve(curve, suggested, phase.lr)
