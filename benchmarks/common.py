@@ -44,7 +44,8 @@ def build(backbone: str, strategy: str, seed: int = 0) -> tuple[nn.Module, Trans
     """Return a network frozen as the strategy says, and its transforms at their defaults."""
     weights = "default" if backbone == backbones.EMBEDDED else "none"  # nothing is downloaded
     model = ModelOptions(backbone=backbone, weights=weights)
-    transforms = build_transforms(TransformOptions(), backbones.pretrained_preprocessing(model))
+    pretrained = backbones.pretrained_preprocessing(model)
+    transforms = build_transforms(TransformOptions(), pretrained, seed)
     network, _ = backbones.build_network(model, 2, transforms.preprocessing.size, seed)
     freezing.freeze_layers(network, PHASES[strategy])
     return network, transforms

@@ -235,10 +235,10 @@ class Setting:
     def load(self, view: int | None = None) -> tuple[list[Tensor], int]:
         """Return what crosses the line in two batches, and how many images were computed."""
         freeze_layers(self.network, self.phase)
-        transforms = build_transforms(self.options, self.pretrained)
+        transforms = build_transforms(self.options, self.pretrained, self.seed)
         line = split_at_thaw_line(self.network, transforms.preprocessing.size)
         loader = ActivationLoader(
-            line, transforms, self.seed, ViewLoader(transforms, workers=0), self.store,
+            line, transforms, ViewLoader(transforms, workers=0), self.store,
             torch.device("cpu"), self.dtype, entries=100,
         )  # fmt: skip
         hashes = hash_files(self.paths)
@@ -419,7 +419,7 @@ def run(
     seed: int = 0,
     **changes: object,
 ) -> TrainingResult:
-    transforms = build_transforms(TransformOptions(size=32), IMAGENET)
+    transforms = build_transforms(TransformOptions(size=32), IMAGENET, seed)
     network = network_of(backbone=backbone)
     setup = prepare(network, splits, transforms, options(**changes), seed, views, store)
     return train(setup, phases)

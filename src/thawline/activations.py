@@ -147,7 +147,8 @@ class Shelf:
         self._places: dict[Entry, tuple[str, int]] = {}
         self._indexed: set[str] = set()
         self._mapped: dict[str, Tensors] = {}
-        self._waiting: list[tuple[Sequence[Entry], Tensors]] = []
+        self._waiting: list[tuple[Sequence[Entry], Tensors, float]] = []
+        self._seconds: dict[str, float] = {}
         self.refresh()
 
     def __contains__(self, entry: object) -> bool:
@@ -178,6 +179,7 @@ class Shelf:
                 continue
             self.description, entries = metadata["description"], json.loads(metadata["entries"])
             self._indexed.add(name)
+            self._seconds[name] = float(metadata.get("seconds", 0)) / len(entries)
             for row, (sha256, view) in enumerate(entries):
                 self._places.setdefault(Entry(sha256, view), (name, row))
 
@@ -196,22 +198,38 @@ class Shelf:
         found = [(p, [t[r] for t in self._map(name)]) for name, (p, r) in rows.items()]
         return merge(len(entries), found)
 
-    def add(self, entries: Sequence[Entry], tensors: Sequence[Tensor]) -> None:
-        """Take the tensors (N, …) of N entries; they are written when there are enough of them."""
-        self._waiting.append((entries, tuple(tensor.cpu().contiguous() for tensor in tensors)))
-        if sum(t.nbytes for _, waiting in self._waiting for t in waiting) >= SHARD_BYTES:
+    def seconds(self, entries: Sequence[Entry]) -> float:
+        """Return how long it once took to compute entries that can be read."""
+        return sum(self._seconds[self._places[entry][0]] for entry in entries)
+
+    def add(self, entries: Sequence[Entry], tensors: Sequence[Tensor], seconds: float = 0) -> None:
+        """Take the tensors (N, …) of N entries; they are written when there are enough of them.
+
+        Args:
+            entries: what they are.
+            tensors: the tensors.
+            seconds: how long it took to compute them all.
+        """
+        kept = tuple(tensor.cpu().contiguous() for tensor in tensors)
+        self._waiting.append((entries, kept, seconds))
+        if sum(t.nbytes for _, waiting, _ in self._waiting for t in waiting) >= SHARD_BYTES:
             self.flush()
 
     def flush(self) -> None:
         """Write what waits into a shard of its own."""
         if not self._waiting:
             return
-        entries = [entry for some, _ in self._waiting for entry in some]
-        columns = zip(*(tensors for _, tensors in self._waiting), strict=True)
+        entries = [entry for some, _, _ in self._waiting for entry in some]
+        columns = zip(*(tensors for _, tensors, _ in self._waiting), strict=True)
         tensors = {f"{idx}": torch.cat(column) for idx, column in enumerate(columns)}
+        seconds = sum(seconds for _, _, seconds in self._waiting)
         self._waiting.clear()
         name = f"{uuid.uuid4().hex}.safetensors"
-        metadata = {"entries": json.dumps(entries), "description": self.description}
+        metadata = {
+            "entries": json.dumps(entries),
+            "description": self.description,
+            "seconds": f"{seconds:.6f}",
+        }
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_whole(self._folder / name, lambda file: save_file(tensors, file, metadata))
@@ -280,13 +298,13 @@ class ActivationLoader:
     Attributes:
         read: images whose activations, or views where nothing lies below the line, were on disk.
         computed: images for which they were computed.
+        seconds_saved: how long it once took to compute all that was read.
     """
 
     def __init__(
         self,
         line: ThawLine,
         transforms: Transforms,
-        seed: int,
         loader: ViewLoader,
         store: ActivationStore,
         device: torch.device,
@@ -298,14 +316,13 @@ class ActivationLoader:
         Args:
             line: the network of the phase, split.
             transforms: how files become views.
-            seed: of the random views.
             loader: decodes them.
             store: keeps them, unless its bound is 0.
             device: what computes.
             dtype: what the part below the line computes in.
             entries: how many there will be in all, to choose what fits.
         """
-        self._transforms, self._seed, self._loader, self._store = transforms, seed, loader, store
+        self._transforms, self._loader, self._store = transforms, loader, store
         self._device, self._dtype, self._entries = device, dtype, entries
         self._below = line.below
         if self._below is not None:
@@ -314,6 +331,7 @@ class ActivationLoader:
         self._shelves = self._open_shelves(line) if store.max_bytes else {}
         self._keeping = None if store.max_bytes else NOTHING
         self.read = self.computed = 0
+        self.seconds_saved = self._seconds_decoding = 0.0
 
     def load(self, batches: Sequence[Sequence[Image]], keep: bool = True) -> Iterator[Tensors]:
         """Yield for each batch the tensors (N, …) that cross the line, on the device.
@@ -330,7 +348,9 @@ class ActivationLoader:
         missing = [[i for i in images if not self._is_on_disk(i)] for images in batches]
         decoded = self._loader.load([[*map(self._view, images)] for images in missing if images])
         for images, undecoded in zip(batches, missing, strict=True):
+            start = time.perf_counter()
             fresh = dict(zip(undecoded, next(decoded), strict=True)) if undecoded else {}
+            self._seconds_decoding = time.perf_counter() - start
             ready = sum(map(self._is_ready, images))
             self.read += ready
             self.computed += len(images) - ready
@@ -343,7 +363,8 @@ class ActivationLoader:
     def summary(self) -> str:
         """Return for the log how much was read from the store."""
         what = "views" if self._below is None else "activations"
-        return f"{self.read} {what} were read, {self.computed} computed"
+        counts = f"{self.read} {what} were read, {self.computed} computed"
+        return counts + f"; reading saved about {self.seconds_saved:.1f} s" * bool(self.read)
 
     def _tensors(self, images: Sequence[Image], fresh: dict[Image, Tensor], keep: bool) -> Tensors:
         """Return what crosses the line (N, …) for N images, of which some were decoded ahead."""
@@ -382,12 +403,15 @@ class ActivationLoader:
         if there:
             try:
                 parts.append((there, shelf.read([entries[idx] for idx in there])))
+                self.seconds_saved += shelf.seconds([entries[idx] for idx in there])
             except KeyError:  # evicted by another process between the lines
                 return self._recall(holds, images, compute, keep)
         if absent:
+            start = time.perf_counter()
             parts.append((absent, compute([images[idx] for idx in absent])))
             if keep and self._keeping == holds:
-                shelf.add([entries[idx] for idx in absent], parts[-1][1])
+                seconds = self._seconds_decoding + time.perf_counter() - start
+                shelf.add([entries[idx] for idx in absent], parts[-1][1], seconds)
         return merge(len(images), parts)
 
     @torch.no_grad()  # inference mode's tensors could not be saved for the gradients above the line
@@ -436,7 +460,8 @@ class ActivationLoader:
         """Return what to decode; a random view depends on nothing but image, number and seed."""
         if image.view is None:
             return View(image.path)
-        digest = hashlib.sha256(f"{self._seed} {image.sha256} {image.view}".encode()).digest()
+        seed = self._transforms.seed
+        digest = hashlib.sha256(f"{seed} {image.sha256} {image.view}".encode()).digest()
         return View(image.path, int.from_bytes(digest[:7], "big"))
 
     def _is_on_disk(self, image: Image) -> bool:
@@ -451,7 +476,7 @@ class ActivationLoader:
 
     def _open_shelves(self, line: ThawLine) -> dict[tuple[str, bool], Shelf]:
         """Return a shelf of views and one of activations, for random views and for evaluation."""
-        preprocessing, options = self._transforms
+        preprocessing, options, seed = self._transforms
         fingerprint = self._fingerprint()
         shelves = {}
         for random in (True, False):
@@ -462,7 +487,7 @@ class ActivationLoader:
                 "packages": {name: version(name) for name in ("torch", "torchvision", "pillow")},
             }
             if random:
-                description |= {"augmentation": options.model_dump(mode="json"), "seed": self._seed}
+                description |= {"augmentation": options.model_dump(mode="json"), "seed": seed}
             shelves[VIEWS, random] = self._store.shelf(description)
             if self._below is not None:
                 network = type(line.above_in_training).__name__

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter, defaultdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,19 @@ import plotly.graph_objects as go
 import torch
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
+from kedro.framework.project import pipelines
 from kedro.io import AbstractVersionedDataset, DataCatalog, Version
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
 from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
 from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Param
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from omegaconf import OmegaConf
 
-from thawline.datasets import TrainingStateDataset
-from thawline.options import validate_parameters
+from thawline.datasets import LiveMetricsDataset, TrainingStateDataset
+from thawline.options import flatten, validate_parameters
+from thawline.pipelines import compare
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +55,17 @@ class ProjectHook:
         # OmegaConf 2.4 renames the function and warns of the old name.
         register = getattr(OmegaConf, "register_resolver", OmegaConf.register_new_resolver)
         register("project_path", lambda: root, replace=True)
-        validate_parameters(context.config_loader["parameters"])
+        parameters = validate_parameters(context.config_loader["parameters"])
+        trainings = compare.list_trainings(parameters.compare, parameters.seed)
+        pipelines["compare"] = compare.create_pipeline(trainings)
+        self._own_parameters = [training.parameters() for training in trainings]
+
+    @hook_impl
+    def after_catalog_created(self, catalog: DataCatalog) -> None:
+        """Give the trainings that are compared the parameters in which they differ."""
+        for parameters in self._own_parameters:
+            for name, value in parameters.items():
+                catalog[name] = value
 
     @hook_impl
     def before_pipeline_run(
@@ -91,6 +104,9 @@ class TrackingHook(MlflowHook):
     A catalog entry is logged when it is saved and its `metadata.mlflow` lists what it is: `input`
     (a table that the run used), `metrics` (numbers by name), `tags` (texts by name), `artifact` (a
     file, unless there is nothing in it).
+
+    Where a pipeline holds several trainings, each in a namespace of its own, each has a run of its
+    own under that of the pipeline, which begins and ends with the node that trains.
     """
 
     @hook_impl
@@ -106,17 +122,12 @@ class TrackingHook(MlflowHook):
         """Start the MLflow run with every parameter and with what else the run depends on."""
         super().before_pipeline_run(run_params, pipeline, catalog)
         self._catalog = catalog
+        self._children: dict[str, str] = {}
+        self._tags: dict[str, dict[str, str]] = defaultdict(dict)
+        self._unsaved = Counter(node.namespace for node in pipeline.nodes for _ in node.outputs)
         if not self._is_mlflow_enabled:
             return
-        parameters = [
-            Param(self.sanitize_param_name(name), value)
-            for name, value in _flatten(self._parameters.model_dump(mode="json"))
-        ]
-        parameters.sort(key=lambda p: p.key.startswith("strategies."))  # the long list comes last
-        for start in range(0, len(parameters), PARAMS_A_BATCH):
-            mlflow.MlflowClient().log_batch(
-                self.run_id, params=parameters[start : start + PARAMS_A_BATCH]
-            )
+        self._log_parameters(self.run_id, self._parameters.model_dump(mode="json"))
         mlflow.set_tags(  # in place of kedro-mlflow's: a command without --params, an address
             {
                 "kedro_command": " ".join(["kedro", *sys.argv[1:]]),
@@ -134,46 +145,85 @@ class TrackingHook(MlflowHook):
     ) -> None:
         """Reopen the run where a node runs in a thread; its parameters are logged already."""
         super().before_node_run(node, catalog, {}, is_async)
+        for name in node.inputs:
+            dataset = catalog.get(name)
+            if isinstance(dataset, LiveMetricsDataset) and node.namespace:
+                if self._is_mlflow_enabled:
+                    self._children[node.namespace] = self._start_child(node.namespace, catalog)
+                dataset.run_id = self._children.get(node.namespace)
 
     @hook_impl
-    def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
+    def after_node_run(self, node: Node, inputs: dict[str, Any]) -> None:
+        """End the run of a training; what comes of it later is still logged there."""
+        child = self._children.get(node.namespace or "")
+        if child and mlflow.get_run(child).info.status == "RUNNING":
+            mlflow.MlflowClient().set_terminated(child)
+
+    @hook_impl
+    def after_dataset_saved(self, dataset_name: str, data: Any, node: Node) -> None:
         """Log a catalog entry that says so."""
+        self._unsaved[node.namespace] -= 1
         metadata = getattr(self._catalog.get(dataset_name), "metadata", None) or {}
         if not self._is_mlflow_enabled:
             return
-        kinds = metadata.get("mlflow", [])
+        kinds, child = metadata.get("mlflow", []), self._children.get(node.namespace or "")
         if "input" in kinds:
             table = from_pandas(data, name=dataset_name, targets="label")
             mlflow.log_input(table, context="training")
         if "metrics" in kinds:
-            mlflow.log_metrics(data)
+            mlflow.log_metrics(data, run_id=child)
         if "tags" in kinds:
-            mlflow.set_tags(data)
+            if node.namespace:  # its run begins later
+                self._tags[node.namespace].update(data)
+            else:
+                mlflow.set_tags(data)
         if "artifact" in kinds:
-            _log_artifact(dataset_name, data)
+            _log_artifact(dataset_name.rpartition(".")[2] if child else dataset_name, data, child)
+
+    @hook_impl
+    def on_pipeline_error(
+        self, error: Exception, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
+        """Mark the run as failed, and those of the trainings that have not come to their end."""
+        for namespace, child in self._children.items():
+            if self._unsaved[namespace]:
+                mlflow.MlflowClient().set_terminated(child, "FAILED")
+        super().on_pipeline_error(error, run_params, pipeline, catalog)
+
+    def _start_child(self, namespace: str, catalog: DataCatalog) -> str:
+        """Return the id of a new run, under that of the pipeline, for one training."""
+        own = {name: catalog.load(f"params:{namespace}.{name}") for name in ("strategy", "seed")}
+        tags = {MLFLOW_PARENT_RUN_ID: self.run_id, "backbone": self._parameters.model.backbone}
+        child = mlflow.MlflowClient().create_run(
+            mlflow.get_run(self.run_id).info.experiment_id,
+            tags=tags | {"seed": str(own["seed"])} | self._tags[namespace],
+            run_name=f"{own['strategy']} seed {own['seed']}",
+        )
+        tree = self._parameters.model_dump(mode="json", exclude={"strategies", "compare"})
+        self._log_parameters(child.info.run_id, tree | own)
+        return str(child.info.run_id)
+
+    def _log_parameters(self, run_id: str, tree: dict[str, Any]) -> None:
+        parameters = [
+            Param(self.sanitize_param_name(name), str(value)) for name, value in flatten(tree)
+        ]
+        parameters.sort(key=lambda p: p.key.startswith("strategies."))  # the long list comes last
+        for start in range(0, len(parameters), PARAMS_A_BATCH):
+            batch = parameters[start : start + PARAMS_A_BATCH]
+            mlflow.MlflowClient().log_batch(run_id, params=batch)
 
 
-def _log_artifact(name: str, data: Any) -> None:
+def _log_artifact(name: str, data: Any, run_id: str | None) -> None:
+    """Log a table, a figure, an HTML page or plain data to a run, by default the active one."""
     if isinstance(data, pd.DataFrame):
-        mlflow.log_text(data.to_csv(index=False), f"{name}.csv")
+        mlflow.log_text(data.to_csv(index=False), f"{name}.csv", run_id)
     elif isinstance(data, go.Figure):
         if data.data:  # with plotly.js in it: the page must open without a network
-            mlflow.log_text(data.to_html(include_plotlyjs=True), f"{name}.html")
+            mlflow.log_text(data.to_html(include_plotlyjs=True), f"{name}.html", run_id)
+    elif isinstance(data, str):
+        mlflow.log_text(data, f"{name}.html", run_id)
     else:
-        mlflow.log_dict(data, f"{name}.json")
-
-
-def _flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield dotted name and text of every scalar; lists of scalars stay together."""
-    inner: Any = ()
-    if isinstance(tree, dict):
-        inner = tree.items()
-    elif isinstance(tree, list) and any(isinstance(item, (dict, list)) for item in tree):
-        inner = enumerate(tree)
-    if not inner:
-        yield prefix, str(tree)
-    for name, value in inner:
-        yield from _flatten(value, f"{prefix}.{name}" if prefix else str(name))
+        mlflow.log_dict(data, f"{name}.json", run_id)
 
 
 def _device(wanted: str) -> str:

@@ -6,7 +6,7 @@ object through the type hint of the node; `validate_parameters` checks the whole
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -19,6 +19,7 @@ from pydantic import (
     PositiveInt,
     RootModel,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -26,6 +27,7 @@ from thawline.errors import ParameterError, did_you_mean
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Channels = tuple[float, float, float]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Optimizer = Literal["adamw", "sgd"]
@@ -65,6 +67,9 @@ class DatasetOptions(Options):
         "or sklearn:digits",
     )
     fractions: SplitFractions = SplitFractions()
+    seed: Seed | None = Field(
+        None, description="of the splits and the random views; null: the parameter seed"
+    )
 
 
 class TransformOptions(Options):
@@ -269,10 +274,35 @@ class EvaluationOptions(Options):
     batch_size: PositiveInt = Field(16, description="images a step")
 
 
+class CompareOptions(Options):
+    """Which strategies are compared, and how often each of them is trained."""
+
+    strategies: tuple[str, ...] = Field(
+        ("head_only", "freeze_to_layer3", "full"),
+        min_length=1,
+        description="names of strategies; on the command line separated by blanks",
+    )
+    seeds: PositiveInt = Field(
+        3, description="trainings of each strategy: with seed, seed + 1, … on the same splits"
+    )
+
+    @field_validator("strategies", mode="before")
+    @classmethod
+    def _from_text(cls, names: Any) -> Any:
+        return names.split() if isinstance(names, str) else names
+
+    @field_validator("strategies")
+    @classmethod
+    def _once_each(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"{', '.join(twice)} is named more than once")
+        return names
+
+
 class Parameters(Options):
     """The whole tree of parameters."""
 
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: Seed = 0
     strategy: str = "head_only"
     strategies: dict[str, Strategy]
     dataset: DatasetOptions = DatasetOptions()
@@ -282,16 +312,20 @@ class Parameters(Options):
     auto: AutoOptions = AutoOptions()
     training: TrainingOptions = TrainingOptions()
     lr_find: LrFindOptions = LrFindOptions()
+    compare: CompareOptions = CompareOptions()
     activations: ActivationOptions = ActivationOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
 
     @model_validator(mode="after")
     def _fit_together(self) -> Parameters:
         possible = [*self.strategies, AUTO]
-        if self.strategy not in possible:
-            raise ValueError(
-                f"strategy: '{self.strategy}' is not a strategy" + _one_of(self.strategy, possible)
-            )
+        named = [("strategy", self.strategy)]
+        named += [("compare.strategies", name) for name in self.compare.strategies]
+        for parameter, name in named:
+            if name not in possible:
+                raise ValueError(
+                    f"{parameter}: '{name}' is not a strategy" + _one_of(name, possible)
+                )
         if AUTO in self.strategies:
             raise ValueError(
                 f"strategies.{AUTO}: this name stands for the choice by data; take another one"
@@ -310,16 +344,44 @@ class Parameters(Options):
                 )
         return self
 
+    def changed(self) -> dict[str, Any]:
+        """Return by dotted name every parameter, strategies aside, that is not at its default."""
+        tree, default = (
+            dict(flatten(parameters.model_dump(mode="json", exclude={"strategies"})))
+            for parameters in (self, Parameters(strategies=self.strategies))
+        )
+        return {name: value for name, value in tree.items() if value != default.get(name)}
+
+
+def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted name and value of every scalar; lists of scalars stay together."""
+    inner: Any = ()
+    if isinstance(tree, dict):
+        inner = tree.items()
+    elif isinstance(tree, list) and any(isinstance(item, (dict, list)) for item in tree):
+        inner = enumerate(tree)
+    if not inner:
+        yield prefix, tree
+    for name, value in inner:
+        yield from flatten(value, f"{prefix}.{name}" if prefix else str(name))
+
 
 def validate_parameters(raw: Mapping[str, Any]) -> Parameters:
     """Return the validated tree of all parameters.
+
+    Args:
+        raw: plain values, or groups that Kedro has already made options of.
 
     Raises:
         ParameterError: naming, for every problem at once, the parameter by its dotted name, what
             was given and what is possible.
     """
+    plain = {
+        name: group.model_dump() if isinstance(group, BaseModel) else group
+        for name, group in raw.items()
+    }
     try:
-        return Parameters.model_validate(raw)
+        return Parameters.model_validate(plain)
     except ValidationError as error:
         problems = [_describe(problem) for problem in error.errors()]
         raise ParameterError(

@@ -2,19 +2,22 @@
 
 from kedro.pipeline import Pipeline
 
-from thawline.pipelines import data_preparation, finetune
+from thawline.options import CompareOptions
+from thawline.pipelines import compare, data_preparation, finetune
 
 
 def register_pipelines() -> dict[str, Pipeline]:
     """Return every pipeline; without a name, `kedro run` runs finetune."""
     preparation = data_preparation.create_pipeline()
     evaluation = finetune.create_evaluation()
-    model = preparation + finetune.create_model()
-    whole = model + finetune.create_training() + evaluation
+    model = preparation + finetune.create_transforms() + finetune.create_model()
+    whole = model + finetune.create_training() + finetune.create_packaging() + evaluation
     return {
         "__default__": whole,
         "finetune": whole,
         "data_preparation": preparation,
         "evaluate": evaluation,
         "lr_find": model + finetune.create_lr_search(),
+        # ProjectHook replaces it by the one that the parameters of the run ask for.
+        "compare": compare.create_pipeline(compare.list_trainings(CompareOptions(), seed=0)),
     }

@@ -118,7 +118,6 @@ def probe_stages(
     loader = ActivationLoader(
         ThawLine(stages, network, network, tuple(stages.outputs)),  # type: ignore[arg-type]
         transforms,
-        seed,
         ViewLoader(transforms, options.workers),
         store or ActivationStore(Path(), max_gb=0),
         accelerator.device,

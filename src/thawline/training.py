@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 # What the history has of every epoch; lr/STAGE comes on top of it.
 COLUMNS = [
     "epoch", "phase", "train_loss", "train_accuracy", "images_per_second", "val_loss",
-    "val_accuracy", "thaw_line", "trainable_parameters", "lr",
+    "val_accuracy", "seconds", "thaw_line", "trainable_parameters", "lr",
 ]  # fmt: skip
 
 OnEpoch = Callable[[dict[str, Any], int], None]
@@ -271,7 +271,7 @@ def prepare(
         splits: the table of `split_dataset`.
         transforms: how files become what the network sees.
         options: everything about training but the phases.
-        seed: of order, augmentation and dropout; on one CPU the same seed gives the same bits.
+        seed: of the order of images and of dropout; on one CPU the same seed gives the same bits.
         views: random views of each image, taken in turn; None is a new one in every epoch.
         store: keeps what the frozen part yields; None computes it in every epoch.
         log_probabilities: train by negative log likelihood instead of cross-entropy.
@@ -320,7 +320,7 @@ def prepare_phase(
         else split_at_thaw_line(network, setup.transforms.preprocessing.size)
     )
     activations = ActivationLoader(
-        line, setup.transforms, setup.seed, setup.loader, setup.store, setup.accelerator.device,
+        line, setup.transforms, setup.loader, setup.store, setup.accelerator.device,
         compute_dtype(setup.accelerator),
         entries=(setup.views or 0) * len(setup.train_set.images) + len(setup.val_set.images),
     )  # fmt: skip
@@ -460,6 +460,7 @@ def _run_epoch(
     setup: Setup, current: PhaseSetup, course: Course, update_bar: Callable[..., None]
 ) -> None:
     """Train for an epoch, validate, and note in `course` how it went and whether it is the best."""
+    start = time.perf_counter()
     rates = {group["name"]: group["lr"] for group in current.optimizer.param_groups}
     row: dict[str, Any] = {"epoch": len(course.history) + 1, "phase": course.phase}
     row |= _train_epoch(setup, current, len(course.history), update_bar)
@@ -471,6 +472,7 @@ def _run_epoch(
             course.best, course.best_score = _tensors(setup.network, course.changed), score
             course.best_epoch, course.since_best = row["epoch"], 0
     row |= {
+        "seconds": time.perf_counter() - start,
         "thaw_line": ", ".join(current.line.crossing),
         "trainable_parameters": sum(
             p.numel() for p in setup.network.parameters() if p.requires_grad
@@ -583,6 +585,7 @@ def _key(initial: State, phases: Sequence[Phase], setup: Setup) -> str:
         "labels": [images.labels.tolist() for images in sets],
         "preprocessing": setup.transforms.preprocessing.model_dump(mode="json"),
         "augmentation": setup.transforms.options.model_dump(mode="json"),
+        "views_seed": setup.transforms.seed,
         "options": setup.options.model_dump(mode="json", exclude={"resume", "workers"}),
         "device": str(setup.accelerator.device),
         "precision": str(compute_dtype(setup.accelerator)),

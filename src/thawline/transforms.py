@@ -34,18 +34,28 @@ class Preprocessing(Options):
 
 
 class Transforms(NamedTuple):
-    """How files become views: `preprocessing` for every image, `options` for training as well."""
+    """How files become views.
+
+    Attributes:
+        preprocessing: of every image.
+        options: of the random views for training.
+        seed: of the random views; trainings that share it see, and keep, the same ones.
+    """
 
     preprocessing: Preprocessing
     options: TransformOptions
+    seed: int = 0
 
 
-def build_transforms(options: TransformOptions, pretrained: Preprocessing) -> Transforms:
+def build_transforms(
+    options: TransformOptions, pretrained: Preprocessing, seed: int = 0
+) -> Transforms:
     """Return the transforms for training and evaluation.
 
     Args:
         options: what to change of `pretrained`, and the augmentation.
         pretrained: the preprocessing that the weights were trained with.
+        seed: of the random views.
 
     Raises:
         ParameterError: when the centre crop would be larger than the resized image.
@@ -60,7 +70,7 @@ def build_transforms(options: TransformOptions, pretrained: Preprocessing) -> Tr
             f"transforms.resize: {preprocessing.resize} px is smaller than the centre crop of"
             f" {preprocessing.size} px (transforms.size, from the weights where null)."
         )
-    return Transforms(preprocessing, options)
+    return Transforms(preprocessing, options, seed)
 
 
 def training_view(source: Source, transforms: Transforms, seed: int) -> Tensor:
@@ -72,7 +82,7 @@ def training_view(source: Source, transforms: Transforms, seed: int) -> Tensor:
     Raises:
         OSError: when the file cannot be read or is not an image.
     """
-    preprocessing, options = transforms
+    preprocessing, options, _ = transforms
     size, interpolation = preprocessing.size, InterpolationMode(preprocessing.interpolation)
     augmentation = v2.Compose(
         [

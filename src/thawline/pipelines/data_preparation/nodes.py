@@ -36,6 +36,7 @@ def screen_images(manifest: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def split_dataset(clean_manifest: pd.DataFrame, dataset: DatasetOptions, seed: int) -> pd.DataFrame:
     """Return the table of splits."""
+    seed = seed if dataset.seed is None else dataset.seed
     splits = splitting.split_dataset(clean_manifest, dataset.fractions, seed)
     counts = splits["split"].value_counts()
     logger.info("Images: %s", ", ".join(f"{name} {counts[name]}" for name in images.SPLITS))

@@ -4,7 +4,16 @@ from thawline.pipelines.finetune.pipeline import (
     create_evaluation,
     create_lr_search,
     create_model,
+    create_packaging,
     create_training,
+    create_transforms,
 )
 
-__all__ = ["create_evaluation", "create_lr_search", "create_model", "create_training"]
+__all__ = [
+    "create_evaluation",
+    "create_lr_search",
+    "create_model",
+    "create_packaging",
+    "create_training",
+    "create_transforms",
+]

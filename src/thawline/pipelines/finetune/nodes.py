@@ -34,6 +34,7 @@ from thawline.options import (
     ActivationOptions,
     AugmentationOptions,
     AutoOptions,
+    DatasetOptions,
     EvaluationOptions,
     LrFindOptions,
     ModelOptions,
@@ -50,10 +51,12 @@ EXAMPLES = 2  # images that show how the served model is asked
 
 
 def build_transforms(
-    transform_options: TransformOptions, model: ModelOptions
+    transform_options: TransformOptions, model: ModelOptions, dataset: DatasetOptions, seed: int
 ) -> transforms.Transforms:
     """Return the transforms for training and evaluation, by default those of the weights."""
-    return transforms.build_transforms(transform_options, backbones.pretrained_preprocessing(model))
+    pretrained = backbones.pretrained_preprocessing(model)
+    seed = seed if dataset.seed is None else dataset.seed
+    return transforms.build_transforms(transform_options, pretrained, seed)
 
 
 def build_model(

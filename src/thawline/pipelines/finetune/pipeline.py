@@ -5,16 +5,24 @@ from kedro.pipeline import Node, Pipeline
 from thawline.pipelines.finetune import nodes
 
 
-def create_model() -> Pipeline:
-    """Return the pipeline from splits to a network and the strategy to train it by."""
+def create_transforms() -> Pipeline:
+    """Return the pipeline from parameters to transforms."""
     return Pipeline(
         [
             Node(
                 nodes.build_transforms,
-                ["params:transforms", "params:model"],
+                ["params:transforms", "params:model", "params:dataset", "params:seed"],
                 "transforms",
                 name="build_transforms",
-            ),
+            )
+        ]
+    )
+
+
+def create_model() -> Pipeline:
+    """Return the pipeline from splits to a network and the strategy to train it by."""
+    return Pipeline(
+        [
             Node(
                 nodes.build_model,
                 [
@@ -105,10 +113,14 @@ def create_training() -> Pipeline:
                 ["classifier", "last_classifier", "history", "freeze_contract", "learning_curves"],
                 name="train_model",
             ),
-            Node(
-                nodes.package_model, ["classifier", "splits"], "served_model", name="package_model"
-            ),
         ]
+    )
+
+
+def create_packaging() -> Pipeline:
+    """Return the pipeline from a classifier to a model that MLflow serves."""
+    return Pipeline(
+        [Node(nodes.package_model, ["classifier", "splits"], "served_model", name="package_model")]
     )
 
 

@@ -1,0 +1,70 @@
+"""Nodes of the comparison of strategies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from rich import print as rich_print
+from rich.markup import escape
+
+from thawline import figures
+from thawline.classifier import Classifier
+from thawline.comparison import Finished, compare, console_table
+from thawline.options import DatasetOptions, ModelOptions, validate_parameters
+from thawline.report import comparison_sections, html_report
+from thawline.splitting import class_names
+
+LISTED = 10  # classes, up to which they are named
+
+
+def collect_result(
+    strategy: str,
+    seed: int,
+    classifier: Classifier,
+    history: pd.DataFrame,
+    metrics: dict[str, float],
+    predictions: pd.DataFrame,
+    parameters: dict[str, Any],
+) -> Finished:
+    """Return all that the comparison needs to know of one training."""
+    whole = validate_parameters(parameters)
+    data_seed = whole.seed if whole.dataset.seed is None else whole.dataset.seed
+    changed = whole.changed() | {"strategy": strategy, "seed": seed, "dataset.seed": data_seed}
+    return Finished(
+        strategy=strategy,
+        seed=seed,
+        metrics=metrics,
+        predictions=predictions,
+        history=history,
+        best_epoch=classifier.training["epoch"],
+        seconds=float(history["seconds"].sum()),
+        settings={name: str(value) for name, value in changed.items()},
+    )
+
+
+def compare_strategies(
+    splits: pd.DataFrame, dataset: DatasetOptions, model: ModelOptions, *results: Finished
+) -> tuple[dict[str, Any], pd.DataFrame, go.Figure, str]:
+    """Return verdict and tests as plain values, the table, the figure and the HTML page."""
+    comparison = compare(results)
+    rich_print(console_table(comparison.table))
+    rich_print(f"[bold]{escape(comparison.verdict['sentence'])}[/bold]")
+    images = splits["split"].value_counts()
+    names = class_names(splits)
+    facts = {
+        "Data": dataset.root,
+        "Backbone": model.backbone,
+        "Classes": f"{len(names)}: {', '.join(names)}" if len(names) <= LISTED else str(len(names)),
+        "Images": f"{images['train']:,} training, {images['val']:,} validation,"
+        f" {images['test']:,} test",
+    }
+    page = html_report(
+        "Comparison of strategies",
+        facts,
+        comparison.verdict["sentence"],
+        comparison_sections(results, comparison),
+    )
+    figure = figures.comparison_figure(results, comparison.table)
+    return comparison.summary(), comparison.table, figure, page

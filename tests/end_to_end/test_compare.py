@@ -1,0 +1,97 @@
+"""`kedro run --pipeline=compare` trains strategies side by side and says which one to take."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+
+from conftest import QUICK, copy_project, kedro
+
+pytestmark = pytest.mark.xdist_group("compared project")
+TRAININGS = {("head_only", "0"), ("head_only", "1"), ("lp_ft", "0"), ("lp_ft", "1")}
+
+
+class Compared:
+    """A project in which two strategies have been compared over two seeds."""
+
+    def __init__(self, project: Path, photos: Path) -> None:
+        self.project = project
+        self.params = f"dataset.root={photos},{QUICK},training.epochs=1"
+        two = "compare.strategies=head_only lp_ft,compare.seeds=2"
+        done = kedro(project, "run", "--pipeline=compare", f"--params={self.params},{two}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        self.log = re.sub(r"\s+", " ", done.stdout)
+        client = mlflow.MlflowClient(f"sqlite:///{project}/mlflow.db")
+        runs = client.search_runs([client.get_experiment_by_name("thawline").experiment_id])
+        (self.parent,) = (run for run in runs if run.info.run_name == "compare")
+        self.client, self.children = client, [run for run in runs if run is not self.parent]
+
+    def latest(self, file: str) -> Path:
+        """Return the newest version of a versioned catalog entry."""
+        path = self.project / "data" / file
+        return max(path.iterdir()) / path.name
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Compared:
+    return Compared(copy_project(tmp_path_factory.mktemp("compared") / "project"), photos)
+
+
+def test_every_training_has_a_run_below_that_of_the_comparison(compared: Compared) -> None:
+    tags = [run.data.tags for run in compared.children]
+    assert {(tag["strategy"], tag["seed"]) for tag in tags} == TRAININGS
+    assert {tag["mlflow.parentRunId"] for tag in tags} == {compared.parent.info.run_id}
+    assert {tag["backbone"] for tag in tags} == {"timm/tf_efficientnet_lite0"}
+    assert {run.info.status for run in [*compared.children, compared.parent]} == {"FINISHED"}
+    for run in compared.children:
+        assert run.data.params["strategy"] == run.data.tags["strategy"]
+        assert run.data.params["seed"] == run.data.tags["seed"]
+        assert run.data.tags["strategy_reason"] == "named by the parameter strategy"
+        assert {"val_loss", "test_accuracy", "best_val_accuracy"} <= set(run.data.metrics)
+        points = compared.client.get_metric_history(run.info.run_id, "val_loss")
+        epochs = 2 if run.data.tags["strategy"] == "lp_ft" else 1
+        assert [point.step for point in points] == [*range(1, epochs + 1)]
+    assert "test_accuracy" not in compared.parent.data.metrics
+
+
+def test_what_is_frozen_is_computed_once_for_all_of_them(compared: Compared) -> None:
+    counts = re.findall(r"Phase 1: (\d+) activations were read, (\d+) computed", compared.log)
+    assert sorted(counts) == [("0", "34"), ("34", "0"), ("34", "0"), ("34", "0")]
+    assert len(re.findall(r"reading saved about [\d.]+ s", compared.log)) >= 3
+
+
+def test_the_answer_is_in_the_console_as_json_as_a_table_and_as_a_page(compared: Compared) -> None:
+    answer = json.loads(compared.latest("08_reporting/comparison.json").read_text())
+    verdict = answer["verdict"]
+    assert {verdict["best"], verdict["next"]} == {"head_only", "lp_ft"}
+    assert re.sub(r"\s+", " ", verdict["sentence"]) in compared.log
+    table = pd.read_csv(compared.latest("08_reporting/comparison_table.csv"))
+    assert sorted(table["strategy"]) == ["head_only", "lp_ft"]
+    for row in table.itertuples():
+        runs = [run for run in compared.children if run.data.tags["strategy"] == row.strategy]
+        mean = sum(run.data.metrics["test_accuracy"] for run in runs) / 2
+        assert row.test_accuracy == pytest.approx(mean)
+    page = compared.latest("08_reporting/comparison_report.html").read_text()
+    assert verdict["best"] in page and "dataset.seed=0" in page
+    artifacts = {a.path for a in compared.client.list_artifacts(compared.parent.info.run_id)}
+    assert {"comparison.json", "comparison_table.csv", "comparison_report.html"} <= artifacts
+
+
+def test_finetune_repeats_a_training_of_the_comparison_exactly(compared: Compared) -> None:
+    one = f"{compared.params},strategy=head_only,seed=1,dataset.seed=0"
+    done = kedro(compared.project, "run", "--pipeline=finetune", f"--params={one}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = json.loads(compared.latest("08_reporting/metrics.json").read_text())
+    before = compared.latest("08_reporting/compare/head_only.seed_1/metrics.json").read_text()
+    assert again == json.loads(before)
+
+
+def test_an_unknown_strategy_is_named_before_anything_runs(project: Path) -> None:
+    done = kedro(project, "run", "--pipeline=compare", "--params=compare.strategies=full head_onyl")
+    assert done.returncode == 1
+    assert "compare.strategies: 'head_onyl' is not a strategy, did you mean" in done.stderr
