@@ -84,7 +84,7 @@ def test_predictions_of_a_split_equal_those_of_the_images(splits: pd.DataFrame) 
 def test_the_confusion_figure_holds_counts_and_shares() -> None:
     counts = pd.DataFrame([[8, 2], [0, 0]], index=["1", "2"], columns=["1", "2"])
     heatmap = confusion_matrix(counts).data[0]
-    assert np.asarray(heatmap.customdata).tolist() == [[8, 2], [0, 0]]
+    assert np.asarray(heatmap.text).tolist() == [[8, 2], [0, 0]]
     np.testing.assert_allclose(np.asarray(heatmap.z), [[0.8, 0.2], [0, 0]])
 
 

@@ -1,0 +1,224 @@
+"""The report opens from the file system, looks right at any size, and trusts no name."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+
+from thawline.comparison import compare
+from thawline.report import Illustration, Section, comparison_sections, html_report, kedro_command
+from trials import make_trials
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+CHROMIUM = shutil.which("chromium")
+EVIL = "<script>window.broken = 1</script>"
+CLASSES = ("ants", "</script><script>window.broken = 1</script>", "bees" * 10)
+NAMES = {
+    "head_only": 0.9,
+    "freeze_to_layer3": 0.89,
+    "full": 0.91,
+    f"mine_{EVIL}": 0.7,
+    "a_long_name_of_a_strategy_with_many_phases": 0.85,
+}
+FACTS = {"Data": f"photos {EVIL}", "Backbone": "resnet18", "Date": "2026-11-21"}
+
+
+class Outline(HTMLParser):
+    """Collect tags with their attributes, and the data of scripts."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1][0] == "script":
+            self.scripts[-1] += data
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    trials = make_trials(NAMES, images=200, classes=CLASSES)
+    comparison = compare(trials)
+    sections = comparison_sections(trials, comparison)
+    return html_report("Which strategy?", FACTS, comparison.verdict["sentence"], sections)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[playwright.Browser]:
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium on the PATH")
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with playwright.sync_playwright() as starter:
+        browser = starter.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser
+        browser.close()
+
+
+def test_the_page_is_one_file_with_plotly_in_it_once(page: str) -> None:
+    outline = Outline(page)
+    assert not [a for _, a in outline.tags if a.keys() & {"src", "href"}]
+    assert page.count("plotly.js v") == 1
+    plots = 3 + len(NAMES)
+    scripts = [a for tag, a in outline.tags if tag == "script"]
+    assert len(scripts) == plots + 2  # plotly.js, and what draws
+    assert outline.count("figure") == plots
+
+
+def test_names_are_text_wherever_they_stand(page: str) -> None:
+    own = page.replace(max(Outline(page).scripts, key=len), "")  # plotly.js
+    assert EVIL not in own
+    assert "&lt;script&gt;window.broken" in own
+    for script in Outline(page).scripts[:-2]:
+        assert json.loads(script)["data"]
+        assert "<" not in script
+
+
+def test_the_page_is_marked_up_for_readers_of_all_kinds(page: str) -> None:
+    outline = Outline(page)
+    assert ("html", {"lang": "en"}) in outline.tags
+    assert 'content="width=device-width, initial-scale=1"' in page
+    assert outline.count("h1") == 1
+    headings = re.findall(r"<h2[^>]*>([^<]*)", page)
+    assert headings == [
+        "Strategies",
+        "Accuracy",
+        "Cost",
+        "Learning curves",
+        "Confusion",
+        "Is the best really better?",
+        "Repeat a row",
+    ]
+    assert {a["scope"] for tag, a in outline.tags if tag == "th"} == {"col", "row"}
+    plots = [a for tag, a in outline.tags if a.get("class") == "plot"]
+    assert all(a["role"] == "img" and a["aria-label"] for a in plots)
+    assert outline.count("details") == len(NAMES)
+
+
+def test_the_same_arguments_give_the_same_page() -> None:
+    trials = make_trials({"full": 0.9}, seeds=1)
+    pages = {
+        html_report("t", {}, "v", comparison_sections(trials, compare(trials))) for _ in range(2)
+    }
+    assert len(pages) == 1
+
+
+def test_a_row_is_repeated_by_its_command() -> None:
+    assert kedro_command({"strategy": "full", "training.lr": "0.1", "views": "None"}) == (
+        "kedro run --pipeline=finetune --params=strategy=full,training.lr=0.1,views=null"
+    )
+    quoted = kedro_command({"dataset.root": "my photos; rm *"})
+    assert quoted == "kedro run --pipeline=finetune '--params=dataset.root=my photos; rm *'"
+    trial = make_trials({"full": 0.9}, seeds=1)[0]
+    trial = replace(trial, settings=trial.settings | {"transforms.mean": "[0.5, 0.5, 0.5]"})
+    recipe = comparison_sections([trial], compare([trial]))[-1].recipes[0]
+    assert "transforms.mean" not in recipe.commands
+    assert "put transforms.mean into conf/local/parameters.yml" in recipe.note
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), [(360, 740), (1280, 900)])
+def test_the_page_is_whole_from_the_file_system_at_any_size_and_scheme(
+    page: str, browser: playwright.Browser, tmp_path: Path, width: int, height: int, scheme: str
+) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(page, encoding="utf-8")
+    viewport = {"width": width, "height": height}
+    tab = browser.new_page(viewport=viewport, color_scheme=scheme, has_touch=width < 500)
+    said: list[str] = []
+    asked: list[str] = []
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(file.as_uri())
+    tab.wait_for_function("document.querySelectorAll('.plot .main-svg').length > 0")
+    for plot in tab.locator(".plot").all():
+        box = plot.locator(".main-svg").first.bounding_box()
+        assert box and box["height"] > 100 and 200 < box["width"] <= width
+        assert plot.locator(".trace, .heatmaplayer image").count()
+    assert asked == [file.as_uri()]
+    assert said == []
+    assert tab.evaluate("document.documentElement.scrollWidth") == width
+    assert tab.evaluate("window.broken") is None
+    assert overlapping_labels(tab) == []
+    colours = tab.evaluate(
+        "[getComputedStyle(document.body).color,"
+        " getComputedStyle(document.querySelector('.plot .xtick text')).fill]"
+    )
+    assert colours[0] == colours[1]
+    tab.emulate_media(color_scheme="light" if scheme == "dark" else "dark")
+    tab.wait_for_function(
+        "before => getComputedStyle(document.querySelector('.plot .xtick text')).fill !== before",
+        arg=colours[1],
+    )
+    tab.close()
+
+
+def overlapping_labels(tab: playwright.Page) -> list[list[str]]:
+    """Return pairs of strategies' names that touch in the accuracy and the cost figure."""
+    return tab.evaluate("""() => [0, 1].flatMap(idx => {
+      const plot = document.querySelectorAll('.plot')[idx];
+      const frame = plot.getBoundingClientRect();
+      const labels = [...plot.querySelectorAll('.annotation-text')].map(
+        node => [node.textContent, node.getBoundingClientRect()]);
+      const clipped = labels.filter(([_, a]) => a.left < frame.left || a.right > frame.right
+        || a.top < frame.top || a.bottom > frame.bottom).map(([name]) => [name, 'the edge']);
+      const touching = labels.flatMap(([name, a], i) => labels.slice(0, i).filter(([_, b]) =>
+        a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 3
+        && b.top < a.bottom - 3).map(([other]) => [name, other]));
+      return [...clipped, ...touching];
+    })""")
+
+
+def test_the_button_copies_the_command(
+    page: str, browser: playwright.Browser, tmp_path: Path
+) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(page, encoding="utf-8")
+    tab = browser.new_page()
+    tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    tab.goto(file.as_uri())
+    details = tab.locator("details").first
+    details.locator("summary").click()
+    details.locator("button").click()
+    details.locator("button", has_text="Copied").wait_for(timeout=5000)
+    copied = tab.evaluate("navigator.clipboard.readText()")
+    assert copied == details.locator("code").inner_text()
+    assert copied.count("kedro run --pipeline=finetune") == 3
+    tab.close()
+
+
+def test_any_sections_make_a_page(browser: playwright.Browser, tmp_path: Path) -> None:
+    sections = [
+        Section("Only text", "Nothing else."),
+        Section("A table", table=pd.DataFrame({"name": ["a"], "value": ["1"]})),
+        Section(
+            "A figure", illustrations=[Illustration("A line", go.Figure(go.Scatter(y=[1, 2])))]
+        ),
+    ]
+    file = tmp_path / "report.html"
+    file.write_text(html_report("Title", {}, "Verdict.", sections), encoding="utf-8")
+    tab = browser.new_page()
+    tab.goto(file.as_uri())
+    assert tab.locator("h2").all_inner_texts() == ["Only text", "A table", "A figure"]
+    tab.wait_for_selector(".plot .scatterlayer .trace")
+    tab.close()
