@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -164,7 +165,7 @@ def _plain(figure: go.Figure) -> dict[str, Any]:
         layout["margin"] = {side: px for side, px in layout["margin"].items() if side != "t"}
     bare = go.Figure(figure.data, {"height": HEIGHT, **layout, "template": "none"})
     bare.layout.template = None
-    return bare.to_plotly_json()
+    return json.loads(bare.to_json())  # arrays as plotly.js wants them, null for NaN
 
 
 def _strategy_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -172,7 +173,6 @@ def _strategy_table(table: pd.DataFrame) -> pd.DataFrame:
     limits = zip(table["test_accuracy_low"], table["test_accuracy_high"], strict=True)
     shown = {
         "Strategy": table["strategy"],
-        "Seeds": table["seeds"].map(str),
         "Test accuracy": table["test_accuracy"].map(percent),
         "95 % interval": [f"{percent(low)} to {percent(high)}" for low, high in limits],
         "Test loss": table["test_loss"].map("{:.3f}".format),
@@ -180,6 +180,7 @@ def _strategy_table(table: pd.DataFrame) -> pd.DataFrame:
         "Gap (points)": (100 * table["generalisation_gap"]).map(points),
         "Time": table["seconds"].map(format_seconds),
         "Parameters trained": table["trainable_parameters"].map("{:,}".format),
+        "Seeds": table["seeds"].map(str),
     }
     return pd.DataFrame(shown).replace({"nan%": MISSING, "+nan": MISSING})
 
@@ -188,8 +189,8 @@ def _pairs_section(pairs: pd.DataFrame) -> Section:
     best = pairs["best"].iloc[0]
     shown = {
         f"{best} against": pairs["strategy"],
-        "Difference [95 %]": [
-            format_points(*limits)
+        "Points [95 %]": [
+            format_points(*limits).replace(" points", "")
             for limits in zip(pairs["difference"], pairs["low"], pairs["high"], strict=True)
         ],
         "p": [format_p(value).removeprefix("= ") for value in pairs["p_value"]],
