@@ -159,13 +159,13 @@ def _confusion(name: str, trials: Sequence[Finished]) -> Illustration:
 
 def _plain(figure: go.Figure) -> dict[str, Any]:
     """Return a figure for the page, which has its title as caption and colours of its own."""
-    layout = {k: v for k, v in figure.to_plotly_json()["layout"].items() if k != "template"}
-    layout.pop("title", None)
-    if "margin" in layout:  # the room at the top was the title's
-        layout["margin"] = {side: px for side, px in layout["margin"].items() if side != "t"}
-    bare = go.Figure(figure.data, {"height": HEIGHT, **layout, "template": "none"})
-    bare.layout.template = None
-    return json.loads(bare.to_json())  # arrays as plotly.js wants them, null for NaN
+    plain = json.loads(figure.to_json())  # arrays as plotly.js wants them, null for NaN
+    layout = plain["layout"]
+    for name in ("template", "title"):
+        layout.pop(name, None)
+    layout.get("margin", {}).pop("t", None)  # the room at the top was the title's
+    layout.setdefault("height", HEIGHT)
+    return plain
 
 
 def _strategy_table(table: pd.DataFrame) -> pd.DataFrame:
