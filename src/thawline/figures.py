@@ -25,6 +25,7 @@ LINE = 16  # px
 LETTER = 6.6  # px, mean width of a letter of 12 px
 STRIP = 46  # px, height of a strategy's strip with its name above its dots
 PHONE = 222  # px, width of the axes on a phone: labels that are apart there are apart everywhere
+WEIGHTS = (6, 1)  # of a label and its line: two labels on each other are worst, two lines harmless
 POINT = 9  # px, from a point's middle to where a label may begin
 MOST_LETTERS = 24  # of a name in a figure, so that it fits there
 MOST_TICK_LETTERS = 14  # of a class's name beside an axis
@@ -423,21 +424,24 @@ def _place_labels(
     where the axes are wider than those that `across` (points,) px was computed for.
     """
     taken = [
-        (x - POINT, x + POINT, y - POINT, y + POINT) for x, y in zip(across, down, strict=True)
+        ((x - POINT, x + POINT, y - POINT, y + POINT), 2) for x, y in zip(across, down, strict=True)
     ]
-    places: list[Place] = []
 
     def clashes(place: Place) -> int:
-        labels = [other.boxes[0] for other in places]
-        touched = sum(_overlap(box, other) for box in place.boxes for other in taken + labels)
-        return touched + 9 * sum(_overlap(place.boxes[0], other) for other in labels)
+        return sum(
+            weight * other
+            for box, weight in zip(place.boxes, WEIGHTS, strict=True)
+            for there, other in taken
+            if _overlap(box, there)
+        )
 
+    places = []
     for x, y, count in zip(across, down, letters, strict=True):
-        # There is always one: no name is longer than MOST_LETTERS.
         candidates = _candidates(x, y, LETTER * count, steps=len(across) + 1)
+        # There is always one: no name is longer than MOST_LETTERS.
         inside = (place for place in candidates if _inside(place.boxes[0], height))
         place = min(inside, key=clashes)
-        taken.append(place.boxes[1])
+        taken += zip(place.boxes, WEIGHTS, strict=True)
         places.append(place)
     return places
 
@@ -505,6 +509,6 @@ def _draw_curves(
         figure.update_yaxes(title_text=title, row=row, col=col)
         if metric == "val_accuracy":
             figure.update_yaxes(tickformat=".0%", row=row, col=col)
-        most = max(len(trial.history) for trial in trials)
+        most = max(1, *(len(trial.history) for trial in trials))
         epochs = {"tick0": 1, "dtick": max(1, most // 6), "range": [0.5, most + 0.5]}
         figure.update_xaxes(title_text="Epoch", row=row, col=col, **epochs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -158,13 +159,13 @@ def _confusion(name: str, trials: Sequence[Finished]) -> Illustration:
 
 def _plain(figure: go.Figure) -> dict[str, Any]:
     """Return a figure for the page, which has its title as caption and colours of its own."""
-    layout = {k: v for k, v in figure.to_plotly_json()["layout"].items() if k != "template"}
-    layout.pop("title", None)
-    if "margin" in layout:  # the room at the top was the title's
-        layout["margin"] = {side: px for side, px in layout["margin"].items() if side != "t"}
-    bare = go.Figure(figure.data, {"height": HEIGHT, **layout, "template": "none"})
-    bare.layout.template = None
-    return bare.to_plotly_json()
+    plain = json.loads(figure.to_json())  # arrays as plotly.js wants them, null for NaN
+    layout = plain["layout"]
+    for name in ("template", "title"):
+        layout.pop(name, None)
+    layout.get("margin", {}).pop("t", None)  # the room at the top was the title's
+    layout.setdefault("height", HEIGHT)
+    return plain
 
 
 def _strategy_table(table: pd.DataFrame) -> pd.DataFrame:
@@ -172,7 +173,6 @@ def _strategy_table(table: pd.DataFrame) -> pd.DataFrame:
     limits = zip(table["test_accuracy_low"], table["test_accuracy_high"], strict=True)
     shown = {
         "Strategy": table["strategy"],
-        "Seeds": table["seeds"].map(str),
         "Test accuracy": table["test_accuracy"].map(percent),
         "95 % interval": [f"{percent(low)} to {percent(high)}" for low, high in limits],
         "Test loss": table["test_loss"].map("{:.3f}".format),
@@ -180,6 +180,7 @@ def _strategy_table(table: pd.DataFrame) -> pd.DataFrame:
         "Gap (points)": (100 * table["generalisation_gap"]).map(points),
         "Time": table["seconds"].map(format_seconds),
         "Parameters trained": table["trainable_parameters"].map("{:,}".format),
+        "Seeds": table["seeds"].map(str),
     }
     return pd.DataFrame(shown).replace({"nan%": MISSING, "+nan": MISSING})
 
@@ -188,8 +189,8 @@ def _pairs_section(pairs: pd.DataFrame) -> Section:
     best = pairs["best"].iloc[0]
     shown = {
         f"{best} against": pairs["strategy"],
-        "Difference [95 %]": [
-            format_points(*limits)
+        "Points [95 %]": [
+            format_points(*limits).replace(" points", "")
             for limits in zip(pairs["difference"], pairs["low"], pairs["high"], strict=True)
         ],
         "p": [format_p(value).removeprefix("= ") for value in pairs["p_value"]],
