@@ -2,7 +2,7 @@
 
 from kedro.pipeline import Pipeline
 
-from thawline.pipelines import data_preparation, finetune
+from thawline.pipelines import data_preparation, export, finetune, predict
 
 
 def register_pipelines() -> dict[str, Pipeline]:
@@ -10,11 +10,13 @@ def register_pipelines() -> dict[str, Pipeline]:
     preparation = data_preparation.create_pipeline()
     evaluation = finetune.create_evaluation()
     model = preparation + finetune.create_model()
-    whole = model + finetune.create_training() + evaluation
+    whole = model + finetune.create_training() + evaluation + finetune.create_registration()
     return {
         "__default__": whole,
         "finetune": whole,
         "data_preparation": preparation,
         "evaluate": evaluation,
         "lr_find": model + finetune.create_lr_search(),
+        "predict": predict.create_pipeline(),
+        "export": export.create_pipeline(),
     }

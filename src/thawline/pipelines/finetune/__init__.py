@@ -4,7 +4,14 @@ from thawline.pipelines.finetune.pipeline import (
     create_evaluation,
     create_lr_search,
     create_model,
+    create_registration,
     create_training,
 )
 
-__all__ = ["create_evaluation", "create_lr_search", "create_model", "create_training"]
+__all__ = [
+    "create_evaluation",
+    "create_lr_search",
+    "create_model",
+    "create_registration",
+    "create_training",
+]

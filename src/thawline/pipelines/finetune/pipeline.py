@@ -124,3 +124,25 @@ def create_evaluation() -> Pipeline:
             )
         ]
     )
+
+
+def create_registration() -> Pipeline:
+    """Return the pipeline from an evaluated model to its version in the registry."""
+    return Pipeline(
+        [
+            Node(
+                nodes.register_model,
+                [
+                    "served_model",
+                    "predictions",
+                    "splits",
+                    "params:registry",
+                    "params:evaluation",
+                    "params:training",
+                    "registry",
+                ],
+                "registration",
+                name="register_model",
+            )
+        ]
+    )
