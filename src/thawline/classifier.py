@@ -161,7 +161,7 @@ def rank(table: Tensor, class_names: Sequence[str], top_k: int) -> pd.DataFrame:
     columns: dict[str, Any] = {}
     for place in range(min(top_k, len(names))):
         suffix = f"_{place + 1}" if place else ""
-        columns[f"label{suffix}"] = names.take(idx[:, place].numpy()).to_numpy()
+        columns[f"label{suffix}"] = names.take(idx[:, place].numpy()).array
         columns[f"probability{suffix}"] = top[:, place].numpy()
     return pd.DataFrame(columns)
 

@@ -113,7 +113,7 @@ def _check_images(classifier: Classifier) -> Tensor:
     preprocessing = classifier.preprocessing
     count, size = max(BATCH_SIZES), preprocessing.size
     generator = torch.Generator().manual_seed(0)
-    photos = [torch.from_numpy(pixels).permute(2, 0, 1) for pixels in load_sample_images().images]
+    photos = [torch.tensor(pixels).permute(2, 0, 1) for pixels in load_sample_images().images]
     resize = v2.Resize([size, size], antialias=True)
     pieces = [resize(photos[idx % 2][:, 40 * idx :, 60 * idx :]) for idx in range(count - 2)]
     noise = torch.randint(256, (2, 3, size, size), generator=generator, dtype=torch.uint8)

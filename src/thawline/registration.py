@@ -122,7 +122,8 @@ def _ask(
 ) -> pd.Series:
     """Return the champion's labels; those that it gave when it was tested itself are known."""
     assert champion.classifier is not None
-    answers = unseen["hash"].map(champion.answers)
+    known = [champion.answers.get(one) for one in unseen["hash"]]
+    answers = pd.Series(known, unseen.index, dtype="object")
     new = answers.isna()
     if new.any():
         paths = unseen.loc[new, "path"].tolist()

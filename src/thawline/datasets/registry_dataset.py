@@ -58,7 +58,7 @@ class Registry:
         uri = self._uri(parameter, reference)
         try:
             return _download(uri, lambda folder: load_classifier(folder / CLASSIFIER)), uri
-        except (MlflowException, OSError, ThawlineError) as error:
+        except (MlflowException, OSError, ValueError, ThawlineError) as error:
             raise ParameterError(
                 f"{parameter}: '{reference}' ({uri}) cannot be loaded: {error} Give {_POSSIBLE}."
             ) from error
@@ -223,7 +223,7 @@ def _load_champion(name: str, version: str) -> Champion:
 
     try:
         return _download(f"models:/{name}/{version}", read)
-    except (MlflowException, OSError, ThawlineError) as error:
+    except (MlflowException, OSError, ValueError, ThawlineError) as error:
         return Champion(version, problem=str(error))
 
 

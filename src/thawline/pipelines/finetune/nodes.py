@@ -252,7 +252,6 @@ def register_model(
     registry: Callable[[str | None], Registry],
 ) -> dict[str, Any]:
     """Return which version the model became, whether it is the champion, and why."""
-
     hashes = hash_files(predictions["path"].tolist())
     answers = dict(zip(hashes, predictions["prediction"], strict=True))
 
@@ -261,7 +260,8 @@ def register_model(
         return registration.judge(predictions, hashes, splits, champion, batch_size, training)
 
     result = registry(options.name).register(model_uri, answers, judge)
-    logger.info("Registry: %s", result["registration_reason"])
+    level = logging.INFO if "registered_version" in result else logging.WARNING
+    logger.log(level, "Registry: %s", result["registration_reason"])
     return result
 
 
