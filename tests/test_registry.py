@@ -179,7 +179,9 @@ def test_the_registry_keeps_the_champion_and_says_why(
     assert [r["champion_version"] for r in results] == champions
     version = mlflow.MlflowClient().get_model_version("greys", "3")
     assert version.description == version.tags["registration_reason"]
-    assert "version 3 of 'greys' is not the champion: test accuracy 0.8359" in version.description
+    assert (
+        "version 3 of 'greys' does not become champion: test accuracy 0.8359" in version.description
+    )
     assert version.tags["compared_images"] == "128" and version.tags["p_value"] == "0.25"
     answer = mlflow.pyfunc.load_model("models:/greys@champion").predict(greys["path"].tolist())
     assert answer["label"].tolist() == greys["label"].tolist()

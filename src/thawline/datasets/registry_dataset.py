@@ -95,8 +95,8 @@ class Registry:
         with self._lock():
             version = str(mlflow.register_model(uri, name).version)
         verdict = self._challenge(client, name, version, judge)
-        kept = "is" if verdict.wins else "is not"
-        reason = f"version {version} of '{name}' {kept} the champion: {verdict.reason}"
+        outcome = "becomes champion" if verdict.wins else "does not become champion"
+        reason = f"version {version} of '{name}' {outcome}: {verdict.reason}"
         result = {
             "registered_model": name,
             "registered_version": version,
