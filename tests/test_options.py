@@ -30,7 +30,8 @@ def test_conf_base_spells_out_every_option_with_its_default(raw: dict) -> None:
     given = validate_parameters(raw)
     assert given == Parameters(strategies=given.strategies)
     assert raw.keys() == Parameters.model_fields.keys()
-    for group in ("dataset", "transforms", "model", "training", "evaluation"):
+    groups = ("dataset", "transforms", "model", "training", "evaluation")
+    for group in (*groups, "registry", "predict", "export"):
         assert raw[group].keys() == getattr(given, group).__class__.model_fields.keys()
 
 
@@ -47,6 +48,8 @@ def test_conf_base_spells_out_every_option_with_its_default(raw: dict) -> None:
         ("transforms.crop_scale", 1.5, ["transforms.crop_scale", "less than or equal to 1"]),
         ("model.min_loaded", 95, ["model.min_loaded", "less than or equal to 1", "given 95"]),
         ("model", {"head": "own", "head_dropout": 0.2}, ["model: head_dropout: 0.2"]),
+        ("predict.batch_size", 0, ["predict.batch_size", "greater than 0", "given 0"]),
+        ("registry.nmae", "ants", ["registry.nmae: unknown", "did you mean 'name'"]),
         ("seed", "x", ["seed", "given 'x'"]),
         ("strategies.mine", {"phases": []}, ["strategies.mine.phases", "at least 1"]),
         (

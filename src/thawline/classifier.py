@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from thawline.backbones import build_network
 from thawline.checkpoints import DESCRIPTION_FILE, WEIGHTS_FILE
-from thawline.errors import CheckpointError
-from thawline.images import Source
+from thawline.errors import CheckpointError, DataError
+from thawline.images import Source, describe_problem
 from thawline.options import ModelOptions
 from thawline.transforms import Preprocessing, evaluation_view, normalise
 
@@ -132,23 +132,46 @@ def _model_options(description: dict[str, Any]) -> ModelOptions:
 
 @torch.inference_mode()
 def classify(
-    classifier: Classifier, images: Sequence[Source], batch_size: int = 32
+    classifier: Classifier, images: Sequence[Source], batch_size: int = 32, top_k: int = 1
 ) -> pd.DataFrame:
-    """Return label and probability (0 to 1) for each image, given as a path or as a file's bytes.
+    """Return the columns of `rank` for each image, given as a path or as a file's bytes.
 
     Raises:
-        OSError: when an image cannot be read.
+        DataError: when an image cannot be read; it is named by its position, the first being 1.
     """
     preprocessing = classifier.preprocessing
     network = classifier.network.eval()
-    rows: list[tuple[str, float]] = []
+    answers = [rank(torch.empty(0, len(classifier.class_names)), classifier.class_names, top_k)]
     for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        views = torch.stack([evaluation_view(image, preprocessing) for image in batch])
-        top, idx = probabilities(network(normalise(views, preprocessing))).max(dim=1)
-        names = (classifier.class_names[i] for i in idx.tolist())
-        rows.extend(zip(names, top.tolist(), strict=True))
-    return pd.DataFrame(rows, columns=["label", "probability"])
+        batch = enumerate(images[start : start + batch_size], start + 1)
+        views = torch.stack([_view(image, number, preprocessing) for number, image in batch])
+        logits = network(normalise(views, preprocessing))
+        answers.append(rank(probabilities(logits), classifier.class_names, top_k))
+    return pd.concat(answers, ignore_index=True)
+
+
+def rank(table: Tensor, class_names: Sequence[str], top_k: int) -> pd.DataFrame:
+    """Return the likeliest classes of each row of probabilities (N, C), the first of equals first.
+
+    Returns:
+        label and probability (0 to 1), then label_2, probability_2 and so on up to `top_k` or C.
+    """
+    top, idx = table.double().sort(dim=1, descending=True, stable=True)
+    names = pd.Series(class_names, dtype="str")
+    columns: dict[str, Any] = {}
+    for place in range(min(top_k, len(names))):
+        suffix = f"_{place + 1}" if place else ""
+        columns[f"label{suffix}"] = names.take(idx[:, place].numpy()).array
+        columns[f"probability{suffix}"] = top[:, place].numpy()
+    return pd.DataFrame(columns)
+
+
+def _view(image: Source, number: int, preprocessing: Preprocessing) -> Tensor:
+    try:
+        return evaluation_view(image, preprocessing)
+    except Exception as error:  # a damaged file can make a decoder raise anything
+        problem = describe_problem(error, image)
+        raise DataError(f"Image {number} cannot be read: {problem}.") from error
 
 
 def probabilities(logits: Tensor) -> Tensor:

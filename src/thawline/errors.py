@@ -24,6 +24,10 @@ class TrainingError(ThawlineError, RuntimeError):
     """Training cannot go on, or broke a promise such as the freeze contract."""
 
 
+class ExportError(ThawlineError, RuntimeError):
+    """A network cannot be exported, or its export computes something else."""
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """Return a clause with the nearest spelling, or nothing where none is near."""
     close = get_close_matches(given, list(known), n=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pandas as pd
 import torch
 from rich.progress import track
 from scipy.stats import bootstrap
+from torch import Tensor
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_confusion_matrix,
@@ -28,7 +30,21 @@ from thawline.transforms import Transforms, normalise
 PROBABILITY = "probability_"  # + class name: the columns of the predictions table
 
 
-@torch.inference_mode()
+def make_infer(classifier: Classifier, training: TrainingOptions) -> Callable[[Tensor], Tensor]:
+    """Return a function from views (N, 3, size, size) uint8 to probabilities (N, C) on the CPU.
+
+    It computes in fp32 on the device of `training`, to which it moves the network.
+    """
+    device = make_accelerator(training).device
+    network = classifier.network.eval().to(device).to(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def infer(views: Tensor) -> Tensor:
+        return probabilities(network(normalise(views.to(device), classifier.preprocessing))).cpu()
+
+    return infer
+
+
 def predict_split(
     classifier: Classifier,
     splits: pd.DataFrame,
@@ -49,9 +65,8 @@ def predict_split(
             f"The classifier knows the classes {', '.join(classifier.class_names)}, the splits have"
             f" {', '.join(names)}. Load the splits of the classifier's own version."
         )
-    device = make_accelerator(training).device
-    network = classifier.network.eval().to(device).to(memory_format=torch.channels_last)
     preprocessing = classifier.preprocessing
+    infer = make_infer(classifier, training)
     rows = splits[splits["split"] == split]
     views = [View(path) for path in rows["path"]]
     batches = [views[start : start + batch_size] for start in range(0, len(views), batch_size)]
@@ -59,8 +74,7 @@ def predict_split(
     decoded = track(
         loader.load(batches), f"Predicting the {split} split", len(batches), transient=True
     )
-    outputs = [network(normalise(images.to(device), preprocessing)) for images in decoded]
-    table = torch.cat([probabilities(logits).cpu() for logits in outputs]).numpy()
+    table = torch.cat([infer(views) for views in decoded]).numpy()
     predictions = pd.DataFrame({"path": rows["path"], "label": rows["label"]}, index=rows.index)
     predictions["prediction"] = [names[idx] for idx in table.argmax(axis=1)]
     columns = [PROBABILITY + name for name in names]

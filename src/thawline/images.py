@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from rich.progress import track
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
@@ -66,6 +66,37 @@ def find_images(root: str, base: Path, packaged_folder: Path) -> pd.DataFrame:
         " class, a folder with train/ and val/ in it, a CSV with the columns path and label,"
         " torchvision:NAME, or sklearn:digits."
     )
+
+
+def find_files(root: str, base: Path) -> list[str]:
+    """Return the absolute paths of all files in a folder and the folders in it, in order.
+
+    Hidden files and folders (named `.something`), and what is no file, such as a pipe, are left
+    out. Links to folders are not followed; a folder that cannot be listed stands for its files.
+
+    Args:
+        root: the folder.
+        base: folder that a relative `root` is relative to.
+
+    Raises:
+        DataError: when there is no such folder, or no file in it.
+    """
+    folder = (base / Path(root).expanduser()).resolve()
+    if not folder.is_dir():
+        found = "is not a folder" if folder.exists() else "does not exist"
+        raise DataError(
+            f"predict.root: '{root}' {found} ({folder}). Give a folder; all images in it and in its"
+            " folders are looked at."
+        )
+    closed: list[str] = []
+    files: list[str] = []
+    for parent, folders, names in os.walk(folder, onerror=lambda e: closed.append(e.filename)):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = [Path(parent, name) for name in names if not name.startswith(".")]
+        files += [path.as_posix() for path in paths if path.is_file() or not path.exists()]
+    if not files:
+        raise DataError(f"predict.root: {folder} holds no file. Give a folder with images in it.")
+    return sorted(files + closed)
 
 
 def screen_images(manifest: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -133,6 +164,16 @@ def image_size(source: Source) -> tuple[int, int]:
         width, height = file.size
         on_its_side = file.getexif().get(ExifTags.Base.Orientation, 1) in LYING
     return (height, width) if on_its_side else (width, height)
+
+
+def describe_problem(error: Exception, source: Source) -> str:
+    """Return in a few words why a file, or the bytes of one, could not be decoded."""
+    if isinstance(error, UnidentifiedImageError):
+        size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
+        return "not an image" if size else "an empty file"
+    if isinstance(error, OSError) and error.strerror:  # without the path, which is known
+        return f"{type(error).__name__}: {error.strerror}"
+    return f"{type(error).__name__}: {error}"
 
 
 def hash_files(paths: Sequence[str]) -> list[str]:

@@ -299,6 +299,36 @@ class CompareOptions(Options):
         return names
 
 
+class RegistryOptions(Options):
+    """Where finetune registers its models in MLflow."""
+
+    name: str | None = Field(
+        "thawline", min_length=1, description="of the registered model; null: register nothing"
+    )
+
+
+class PredictOptions(Options):
+    """A model over a folder of images."""
+
+    root: str | None = Field(None, min_length=1, description="the folder, with all in it")
+    model: str = Field(
+        "champion",
+        min_length=1,
+        coerce_numbers_to_str=True,
+        description="champion or another alias, a version, latest, a run id, models:/…, a folder",
+    )
+    top_k: PositiveInt = Field(5, description="likeliest classes, at most all")
+    batch_size: PositiveInt = Field(16, description="images a step")
+
+
+class ExportOptions(Options):
+    """A model as an ONNX file."""
+
+    model: str = Field(
+        "latest", min_length=1, coerce_numbers_to_str=True, description="as predict.model"
+    )
+
+
 class Parameters(Options):
     """The whole tree of parameters."""
 
@@ -315,6 +345,9 @@ class Parameters(Options):
     compare: CompareOptions = CompareOptions()
     activations: ActivationOptions = ActivationOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
+    registry: RegistryOptions = RegistryOptions()
+    predict: PredictOptions = PredictOptions()
+    export: ExportOptions = ExportOptions()
 
     @model_validator(mode="after")
     def _fit_together(self) -> Parameters:

@@ -3,7 +3,7 @@
 from kedro.pipeline import Pipeline
 
 from thawline.options import CompareOptions
-from thawline.pipelines import compare, data_preparation, finetune
+from thawline.pipelines import compare, data_preparation, export, finetune, predict
 
 
 def register_pipelines() -> dict[str, Pipeline]:
@@ -11,7 +11,7 @@ def register_pipelines() -> dict[str, Pipeline]:
     preparation = data_preparation.create_pipeline()
     evaluation = finetune.create_evaluation()
     model = preparation + finetune.create_transforms() + finetune.create_model()
-    whole = model + finetune.create_training() + finetune.create_packaging() + evaluation
+    whole = model + finetune.create_training() + evaluation + finetune.create_registration()
     return {
         "__default__": whole,
         "finetune": whole,
@@ -20,4 +20,6 @@ def register_pipelines() -> dict[str, Pipeline]:
         "lr_find": model + finetune.create_lr_search(),
         # ProjectHook replaces it by the one that the parameters of the run ask for.
         "compare": compare.create_pipeline(compare.list_trainings(CompareOptions(), seed=0)),
+        "predict": predict.create_pipeline(),
+        "export": export.create_pipeline(),
     }

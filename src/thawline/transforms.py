@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
@@ -111,8 +113,16 @@ def evaluation_view(source: Source, preprocessing: Preprocessing) -> Tensor:
 
     Raises:
         OSError: when the file cannot be read or is not an image.
+        DecompressionBombError: when it is so long and narrow that it would become enormous.
     """
-    image = read_image(source, preprocessing.resize / min(image_size(source)))
+    size = image_size(source)
+    resized = [round(side * preprocessing.resize / min(size)) for side in size]
+    if resized[0] * resized[1] > (limit := 2 * (Image.MAX_IMAGE_PIXELS or sys.maxsize)):
+        raise Image.DecompressionBombError(
+            f"{size[0]} × {size[1]} px would be resized to {resized[0]} × {resized[1]}, more than"
+            f" {limit} px"
+        )
+    image = read_image(source, preprocessing.resize / min(size))
     transform = v2.Compose(
         [
             v2.Resize(

@@ -2,16 +2,22 @@
 
 from thawline.datasets.activation_store_dataset import ActivationStoreDataset
 from thawline.datasets.classifier_dataset import ClassifierDataset
+from thawline.datasets.image_folder_dataset import ImageFolderDataset
 from thawline.datasets.live_metrics_dataset import LiveMetricsDataset
+from thawline.datasets.onnx_dataset import OnnxDataset
 from thawline.datasets.raw_images_dataset import RawImagesDataset
+from thawline.datasets.registry_dataset import RegistryDataset
 from thawline.datasets.served_model_dataset import ServedModelDataset
 from thawline.datasets.training_state_dataset import TrainingStateDataset
 
 __all__ = [
     "ActivationStoreDataset",
     "ClassifierDataset",
+    "ImageFolderDataset",
     "LiveMetricsDataset",
+    "OnnxDataset",
     "RawImagesDataset",
+    "RegistryDataset",
     "ServedModelDataset",
     "TrainingStateDataset",
 ]

@@ -12,7 +12,7 @@ import mlflow
 import pandas as pd
 from kedro.io import AbstractDataset
 from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 import thawline
 from thawline.classifier import Classifier, save_classifier
@@ -36,18 +36,29 @@ REQUIREMENTS = (
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(DataType.binary)]),
     outputs=Schema([ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability")]),
+    params=ParamSchema([ParamSpec("top_k", DataType.long, 1)]),
 )
+# Where a model's artifacts are, within its folder `artifacts`.
+CLASSIFIER = "classifier"
+SEEN_FILE = "seen_images.txt"
 
 
 class ServedModel(NamedTuple):
-    """A classifier, and the bytes of a few image files to show how it is asked."""
+    """A classifier as it is served.
+
+    Attributes:
+        classifier: what answers.
+        examples: the bytes of a few image files, to show how it is asked.
+        seen: SHA-256 of each image that it was trained or validated on.
+    """
 
     classifier: Classifier
     examples: list[bytes]
+    seen: list[str]
 
 
-class ServedModelDataset(AbstractDataset[ServedModel, Any]):
-    """Saves into the active MLflow run, if there is one; loads the latest such model."""
+class ServedModelDataset(AbstractDataset[ServedModel, str | None]):
+    """Saves into the active MLflow run, if there is one; loads the URI of what it saved."""
 
     def __init__(self, name: str, metadata: dict[str, Any] | None = None) -> None:
         """Take the name of the model within its run."""
@@ -60,12 +71,14 @@ class ServedModelDataset(AbstractDataset[ServedModel, Any]):
             logger.warning("No MLflow run is active: the model is kept in the catalog only.")
             return
         with tempfile.TemporaryDirectory() as temporary:
-            folder = Path(temporary, "classifier")
+            folder = Path(temporary, CLASSIFIER)
             save_classifier(data.classifier, folder)
+            seen = Path(temporary, SEEN_FILE)
+            seen.write_text("\n".join(data.seen), encoding="ascii")
             info = mlflow.pyfunc.log_model(
                 name=self._name,
                 python_model=str(PACKAGE / "serving.py"),
-                artifacts={"classifier": str(folder)},
+                artifacts={CLASSIFIER: str(folder), "seen_images": str(seen)},
                 code_paths=[str(PACKAGE)],
                 signature=SIGNATURE,
                 input_example=pd.DataFrame({0: data.examples}),
@@ -74,9 +87,9 @@ class ServedModelDataset(AbstractDataset[ServedModel, Any]):
             )
         self._uri = info.model_uri
 
-    def load(self) -> Any:
-        """Return the model that this session saved, as `mlflow.pyfunc.load_model` does."""
-        return mlflow.pyfunc.load_model(self._uri)
+    def load(self) -> str | None:
+        """Return `models:/…` of the model that this session saved, or None without a run."""
+        return self._uri
 
     def _exists(self) -> bool:
         return self._uri is not None

@@ -1,10 +1,10 @@
-"""From splits and a strategy to a trained and evaluated classifier."""
+"""From splits and a strategy to a trained, evaluated and registered classifier."""
 
 from thawline.pipelines.finetune.pipeline import (
     create_evaluation,
     create_lr_search,
     create_model,
-    create_packaging,
+    create_registration,
     create_training,
     create_transforms,
 )
@@ -13,7 +13,7 @@ __all__ = [
     "create_evaluation",
     "create_lr_search",
     "create_model",
-    "create_packaging",
+    "create_registration",
     "create_training",
     "create_transforms",
 ]

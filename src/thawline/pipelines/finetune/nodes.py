@@ -22,12 +22,15 @@ from thawline import (
     freezing,
     lr_find,
     probing,
+    registration,
     training,
     transforms,
 )
 from thawline.activations import ActivationStore
 from thawline.classifier import Classifier
+from thawline.datasets.registry_dataset import Registry
 from thawline.datasets.served_model_dataset import ServedModel
+from thawline.images import hash_files
 from thawline.interruptions import TrainingStates
 from thawline.options import (
     AUTO,
@@ -38,6 +41,7 @@ from thawline.options import (
     EvaluationOptions,
     LrFindOptions,
     ModelOptions,
+    RegistryOptions,
     Strategies,
     Strategy,
     TrainingOptions,
@@ -214,9 +218,10 @@ def find_lr(
 
 
 def package_model(classifier: Classifier, splits: pd.DataFrame) -> ServedModel:
-    """Return the classifier with two image files that show how it is asked."""
+    """Return the classifier with two files that show how it is asked, and what it has seen."""
     paths = splits.loc[splits["split"] == "test", "path"].head(EXAMPLES)
-    return ServedModel(classifier, [Path(path).read_bytes() for path in paths])
+    examples = [Path(path).read_bytes() for path in paths]
+    return ServedModel(classifier, examples, registration.hash_seen(splits))
 
 
 def evaluate_model(
@@ -238,6 +243,29 @@ def evaluate_model(
         metrics["test_images"],
     )
     return metrics, per_class, predictions, figures.confusion_matrix(confusion)
+
+
+def register_model(
+    model_uri: str | None,
+    predictions: pd.DataFrame,
+    splits: pd.DataFrame,
+    options: RegistryOptions,
+    evaluation_options: EvaluationOptions,
+    training: TrainingOptions,
+    registry: Callable[[str | None], Registry],
+) -> dict[str, Any]:
+    """Return which version the model became, whether it is the champion, and why."""
+    hashes = hash_files(predictions["path"].tolist())
+    answers = dict(zip(hashes, predictions["prediction"], strict=True))
+
+    def judge(champion: registration.Champion | None) -> registration.Verdict:
+        batch_size = evaluation_options.batch_size
+        return registration.judge(predictions, hashes, splits, champion, batch_size, training)
+
+    result = registry(options.name).register(model_uri, answers, judge)
+    level = logging.INFO if "registered_version" in result else logging.WARNING
+    logger.log(level, "Registry: %s", result["registration_reason"])
+    return result
 
 
 def _with_state(network: nn.Module, state: training.State) -> nn.Module:

@@ -117,13 +117,6 @@ def create_training() -> Pipeline:
     )
 
 
-def create_packaging() -> Pipeline:
-    """Return the pipeline from a classifier to a model that MLflow serves."""
-    return Pipeline(
-        [Node(nodes.package_model, ["classifier", "splits"], "served_model", name="package_model")]
-    )
-
-
 def create_evaluation() -> Pipeline:
     """Return the pipeline from a classifier and its splits to figures on the test split."""
     return Pipeline(
@@ -134,5 +127,30 @@ def create_evaluation() -> Pipeline:
                 ["metrics", "per_class_metrics", "predictions", "confusion_matrix"],
                 name="evaluate_model",
             )
+        ]
+    )
+
+
+def create_registration() -> Pipeline:
+    """Return the pipeline from an evaluated classifier to its version in the registry."""
+    return Pipeline(
+        [
+            Node(
+                nodes.package_model, ["classifier", "splits"], "served_model", name="package_model"
+            ),
+            Node(
+                nodes.register_model,
+                [
+                    "served_model",
+                    "predictions",
+                    "splits",
+                    "params:registry",
+                    "params:evaluation",
+                    "params:training",
+                    "registry",
+                ],
+                "registration",
+                name="register_model",
+            ),
         ]
     )

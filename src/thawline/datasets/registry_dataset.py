@@ -1,0 +1,242 @@
+"""Models by name: those of MLflow's registry, of its runs, and folders."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import mlflow
+from filelock import FileLock
+from mlflow.exceptions import MlflowException
+
+from thawline.checkpoints import DESCRIPTION_FILE
+from thawline.classifier import Classifier, load_classifier
+from thawline.datasets.served_model_dataset import CLASSIFIER, SEEN_FILE
+from thawline.datasets.tool_dataset import ToolDataset
+from thawline.errors import ParameterError, ThawlineError
+from thawline.registration import Champion, Verdict
+
+ALIAS = "champion"
+LATEST = "latest"
+ARTIFACTS = "artifacts"  # MLflow's folder for them within a model
+ANSWERS_FILE = "test_answers.json"
+# What MLflow answers where there is no such model, version or alias.
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")
+
+
+Loaded = TypeVar("Loaded")
+
+
+class Registry:
+    """One registered model of MLflow and its champion."""
+
+    def __init__(self, name: str | None, classifiers: Path, base: Path) -> None:
+        """Take the name, the folder of the project's classifiers, and that of relative paths."""
+        self.name, self._classifiers, self._base = name, classifiers, base
+
+    def load(self, parameter: str, reference: str) -> tuple[Classifier, str]:
+        """Return a classifier, and what it is called.
+
+        Nothing of what is loaded is executed: it is safetensors and JSON.
+
+        Args:
+            parameter: dotted name, for the messages.
+            reference: an alias, a version, latest, an MLflow run id, models:/… or runs:/…, or a
+                classifier's folder.
+
+        Raises:
+            ParameterError: when there is no such model, or it is not one of Thawline's.
+        """
+        folder = self._folder(parameter, reference)
+        if folder is not None:
+            return load_classifier(folder), str(folder)
+        uri = self._uri(parameter, reference)
+        try:
+            return _download(uri, lambda folder: load_classifier(folder / CLASSIFIER)), uri
+        except (MlflowException, OSError, ValueError, ThawlineError) as error:
+            raise ParameterError(
+                f"{parameter}: '{reference}' ({uri}) cannot be loaded: {error} Give {_POSSIBLE}."
+            ) from error
+
+    def register(
+        self,
+        uri: str | None,
+        answers: dict[str, str],
+        judge: Callable[[Champion | None], Verdict],
+    ) -> dict[str, Any]:
+        """Return what became of a logged model: its version, the champion's, and why.
+
+        Every model becomes a version; the alias moves to it if `judge` says that it wins. A
+        registry that cannot be reached ends no run that has trained for hours.
+
+        Args:
+            uri: `models:/m-…`, or None where the model was not logged.
+            answers: the model's label for each of its test images, by SHA-256; kept with it.
+            judge: what compares the model with a champion; None is the first there is.
+        """
+        if self.name is None or uri is None:
+            missing = "registry.name is null" if self.name is None else "no MLflow run is active"
+            return {"registration_reason": f"not registered: {missing}"}
+        try:
+            _keep_answers(uri, answers)
+            return self._register(self.name, uri, judge)
+        except MlflowException as error:
+            return {"registration_reason": f"not registered as '{self.name}': {error}"}
+
+    def _register(
+        self, name: str, uri: str, judge: Callable[[Champion | None], Verdict]
+    ) -> dict[str, Any]:
+        client = mlflow.MlflowClient()
+        with self._lock():
+            version = str(mlflow.register_model(uri, name).version)
+        verdict = self._challenge(client, name, version, judge)
+        outcome = "becomes champion" if verdict.wins else "does not become champion"
+        reason = f"version {version} of '{name}' {outcome}: {verdict.reason}"
+        result = {
+            "registered_model": name,
+            "registered_version": version,
+            "champion_version": self._champion(client, name),
+            "registration_reason": reason,
+        }
+        if verdict.images:
+            result["compared_images"] = str(verdict.images)
+            result["accuracy_difference"] = f"{verdict.difference:.6g}"
+            result["p_value"] = f"{verdict.p_value:.6g}"
+        client.update_model_version(name, version, description=reason)
+        for tag, text in result.items():
+            client.set_model_version_tag(name, version, tag, text)
+        return result
+
+    def _challenge(
+        self,
+        client: mlflow.MlflowClient,
+        name: str,
+        version: str,
+        judge: Callable[[Champion | None], Verdict],
+    ) -> Verdict:
+        """Return the verdict on a version against whoever is champion when the alias is decided.
+
+        The comparison may take minutes, so it is made before the lock is taken, and made again if
+        the champion is another one by then. Between projects that share a server there is no lock:
+        there, the last look after the move finds most of those who came in between.
+        """
+        while True:
+            champion = self._champion(client, name)
+            verdict = judge(_load_champion(name, champion) if champion else None)
+            with self._lock():
+                if self._champion(client, name) != champion:
+                    continue
+                if verdict.wins:
+                    client.set_registered_model_alias(name, ALIAS, version)
+            if not verdict.wins or self._champion(client, name) == version:
+                return verdict
+
+    @staticmethod
+    def _champion(client: mlflow.MlflowClient, name: str) -> str | None:
+        try:
+            return str(client.get_model_version_by_alias(name, ALIAS).version)
+        except MlflowException as error:
+            if error.error_code in ABSENT:
+                return None
+            raise
+
+    def _lock(self) -> FileLock:
+        self._classifiers.parent.mkdir(parents=True, exist_ok=True)
+        return FileLock(self._classifiers.parent / "registry.lock")
+
+    def _folder(self, parameter: str, reference: str) -> Path | None:
+        """Return the folder of a classifier, if it is one that is meant."""
+        if reference == LATEST:
+            versions = sorted(self._classifiers.glob(f"*/*/{DESCRIPTION_FILE}"))
+            if not versions:
+                raise ParameterError(
+                    f"{parameter}: there is no classifier in {self._classifiers} yet. Train one"
+                    " with kedro run --pipeline=finetune"
+                )
+            return versions[-1].parent
+        folder = (self._base / Path(reference).expanduser()).resolve()
+        inner = folder / self._classifiers.name  # of a version in data/06_models/classifier
+        return inner if inner.is_dir() else folder if folder.is_dir() else None
+
+    def _uri(self, parameter: str, reference: str) -> str:
+        """Return the MLflow URI of a model that is not a folder."""
+        if reference.startswith(("models:/", "runs:/")):
+            return reference
+        if re.fullmatch("[0-9a-f]{32}", reference):
+            return f"runs:/{reference}/{CLASSIFIER}"
+        if self.name is None:
+            raise ParameterError(
+                f"{parameter}: '{reference}' is looked for in MLflow's registry, but registry.name"
+                " is null. Set it, or give latest, a run id, models:/… or a classifier's folder."
+            )
+        if reference.isdecimal():
+            return f"models:/{self.name}/{reference}"
+        try:
+            found = mlflow.MlflowClient().get_model_version_by_alias(self.name, reference)
+        except MlflowException as error:
+            first = " Train one with kedro run --pipeline=finetune" if reference == ALIAS else ""
+            raise ParameterError(
+                f"{parameter}: no version of '{self.name}' has the alias '{reference}', nor is"
+                f" '{reference}' a folder.{first or ' Give ' + _POSSIBLE}."
+            ) from error
+        return f"models:/{self.name}/{found.version}"
+
+
+class RegistryDataset(ToolDataset[Callable[[str | None], Registry]]):
+    """Loads a function from `registry.name` to the `Registry`."""
+
+    def __init__(self, filepath: str, path: str, metadata: dict[str, Any] | None = None) -> None:
+        """Take the folder of the project's classifiers, and what a relative folder is relative to.
+
+        Kedro makes values under these two names relative to the project.
+        """
+        self._filepath, self._path, self.metadata = Path(filepath), Path(path), metadata
+
+    def load(self) -> Callable[[str | None], Registry]:
+        """Return `Registry` with its folders filled in."""
+        return partial(Registry, classifiers=self._filepath, base=self._path)
+
+    def _describe(self) -> dict[str, Any]:
+        return {"filepath": str(self._filepath), "path": str(self._path)}
+
+
+_POSSIBLE = (
+    f"{ALIAS} or another alias, a version number, {LATEST}, the id of an MLflow run of finetune,"
+    " models:/…, or a classifier's folder"
+)
+
+
+def _load_champion(name: str, version: str) -> Champion:
+    """Return the champion, or what keeps it from being compared with."""
+
+    def read(folder: Path) -> Champion:
+        classifier = load_classifier(folder / CLASSIFIER)
+        seen = frozenset((folder / SEEN_FILE).read_text(encoding="ascii").split())
+        file = folder / ANSWERS_FILE
+        answers = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return Champion(version, classifier, seen, answers)
+
+    try:
+        return _download(f"models:/{name}/{version}", read)
+    except (MlflowException, OSError, ValueError, ThawlineError) as error:
+        return Champion(version, problem=str(error))
+
+
+def _download(uri: str, read: Callable[[Path], Loaded]) -> Loaded:
+    """Return what `read` makes of the artifacts of a logged model."""
+    with tempfile.TemporaryDirectory() as temporary:
+        return read(Path(mlflow.artifacts.download_artifacts(uri, dst_path=temporary), ARTIFACTS))
+
+
+def _keep_answers(uri: str, answers: dict[str, str]) -> None:
+    """Put a model's answers beside it: whoever challenges it on the same images need not ask."""
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary, ANSWERS_FILE)
+        file.write_text(json.dumps(answers), encoding="utf-8")
+        model_id = uri.removeprefix("models:/")
+        mlflow.MlflowClient().log_model_artifact(model_id, str(file), ARTIFACTS)

@@ -1,0 +1,5 @@
+"""A model as a file for other programs."""
+
+from thawline.pipelines.export.pipeline import create_pipeline
+
+__all__ = ["create_pipeline"]

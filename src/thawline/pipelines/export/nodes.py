@@ -1,0 +1,29 @@
+"""Nodes of the export."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from thawline.datasets.registry_dataset import Registry
+from thawline.export import OnnxModel, export_onnx
+from thawline.options import ExportOptions, RegistryOptions
+
+logger = logging.getLogger(__name__)
+
+
+def export_model(
+    registry: Callable[[str | None], Registry],
+    options: ExportOptions,
+    registry_options: RegistryOptions,
+) -> OnnxModel:
+    """Return the model as ONNX, checked, with a description of its inputs and outputs."""
+    classifier, name = registry(registry_options.name).load("export.model", options.model)
+    exported = export_onnx(classifier)
+    logger.info(
+        "%s as ONNX, %.1f MB; its outputs differ from the network's by at most %.1e",
+        name,
+        len(exported.model) / 1e6,
+        exported.description["check"]["largest_difference"],
+    )
+    return exported

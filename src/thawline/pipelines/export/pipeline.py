@@ -1,0 +1,19 @@
+"""Wiring of the export."""
+
+from kedro.pipeline import Node, Pipeline
+
+from thawline.pipelines.export.nodes import export_model
+
+
+def create_pipeline() -> Pipeline:
+    """Return the pipeline from a model to its ONNX file."""
+    return Pipeline(
+        [
+            Node(
+                export_model,
+                ["registry", "params:export", "params:registry"],
+                "onnx_model",
+                name="export_model",
+            )
+        ]
+    )

@@ -1,0 +1,44 @@
+"""Nodes of prediction."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+
+from thawline import prediction
+from thawline.datasets.registry_dataset import Registry
+from thawline.errors import ParameterError
+from thawline.options import PredictOptions, RegistryOptions, TrainingOptions
+
+logger = logging.getLogger(__name__)
+
+
+def predict_folder(
+    image_folder: Callable[[str], list[str]],
+    registry: Callable[[str | None], Registry],
+    options: PredictOptions,
+    registry_options: RegistryOptions,
+    training: TrainingOptions,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return a row for every file in `predict.root`, and by which model, and how many failed."""
+    if options.root is None:
+        raise ParameterError(
+            "predict.root: no folder is given. Say which images are to be looked at:"
+            " kedro run --pipeline=predict --params=predict.root=FOLDER"
+        )
+    files = image_folder(options.root)
+    classifier, model = registry(registry_options.name).load("predict.model", options.model)
+    logger.info("%d files, looked at by %s", len(files), model)
+    table = prediction.predict_files(classifier, files, options.batch_size, options.top_k, training)
+    bad = table[table["problem"].notna()]
+    if len(bad):
+        logger.warning(
+            "%d of %d files cannot be read, first %s (%s); the column 'problem' says why",
+            len(bad),
+            len(table),
+            *bad[["path", "problem"]].iloc[0],
+        )
+    return table, {"predicted_by": model, "files": len(table), "unreadable_files": len(bad)}

@@ -1,0 +1,25 @@
+"""Wiring of prediction."""
+
+from kedro.pipeline import Node, Pipeline
+
+from thawline.pipelines.predict.nodes import predict_folder
+
+
+def create_pipeline() -> Pipeline:
+    """Return the pipeline from a folder of images to a table of labels."""
+    return Pipeline(
+        [
+            Node(
+                predict_folder,
+                [
+                    "image_folder",
+                    "registry",
+                    "params:predict",
+                    "params:registry",
+                    "params:training",
+                ],
+                ["folder_predictions", "prediction_summary"],
+                name="predict_folder",
+            )
+        ]
+    )

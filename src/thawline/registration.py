@@ -1,0 +1,164 @@
+"""Decide whether a new model is better than the champion, by more than chance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+from thawline.classifier import Classifier
+from thawline.images import hash_files
+from thawline.options import TrainingOptions
+from thawline.prediction import predict_files
+
+SIGNIFICANCE = 0.05
+
+
+class Champion(NamedTuple):
+    """The model to beat.
+
+    Attributes:
+        version: of the registered model.
+        classifier: None where it cannot be compared with, for the reason in `problem`.
+        seen: SHA-256 of the images that it was trained or validated on.
+        answers: its label for each of its own test images, by SHA-256.
+        problem: why it cannot be compared with.
+    """
+
+    version: str
+    classifier: Classifier | None = None
+    seen: frozenset[str] = frozenset()
+    answers: Mapping[str, str] = {}
+    problem: str = ""
+
+
+class Verdict(NamedTuple):
+    """Whether the candidate becomes champion, and why.
+
+    Attributes:
+        wins: whether it does.
+        reason: a sentence.
+        images: on how many both were compared.
+        difference: accuracy of the candidate minus that of the champion on these, -1 to 1.
+        p_value: how likely a difference so large is if both are equally good.
+    """
+
+    wins: bool
+    reason: str
+    images: int = 0
+    difference: float | None = None
+    p_value: float | None = None
+
+
+def hash_seen(splits: pd.DataFrame) -> list[str]:
+    """Return the SHA-256 of each image that trained or chose a model."""
+    return hash_files(splits.loc[splits["split"] != "test", "path"].tolist())
+
+
+def judge(
+    predictions: pd.DataFrame,
+    hashes: Sequence[str],
+    splits: pd.DataFrame,
+    champion: Champion | None,
+    batch_size: int,
+    training: TrainingOptions,
+) -> Verdict:
+    """Return whether a candidate beats the champion on the candidate's test images.
+
+    Images that either of the two was trained or validated on, by content, do not count: they would
+    flatter it.
+
+    Args:
+        predictions: of the candidate, with path, label and prediction of its test images.
+        hashes: SHA-256 of these images.
+        splits: of the candidate.
+        champion: None where there is none yet.
+        batch_size: images a step.
+        training: device and number of decoding processes.
+    """
+    if champion is None:
+        return Verdict(True, "it is the first version")
+    if problem := _not_comparable(champion, set(predictions["label"])):
+        return Verdict(False, problem)
+    seen = champion.seen.union(hash_seen(splits))  # a test image may be there twice
+    unseen = predictions.assign(hash=hashes)
+    unseen = unseen[~unseen["hash"].isin(seen)]
+    if unseen.empty:
+        return Verdict(
+            False,
+            f"not comparable: the champion (version {champion.version}) was trained or validated"
+            f" on all {len(predictions)} test images. Keep seed and data of its run, so that both"
+            " have the same test images",
+        )
+    answers = _ask(champion, unseen, batch_size, training)
+    return _compare(
+        (unseen["prediction"] == unseen["label"]).to_numpy(),
+        (answers == unseen["label"]).to_numpy(),
+        champion.version,
+    )
+
+
+def beats(candidate: np.ndarray, champion: np.ndarray) -> tuple[bool, float, float]:
+    """Return whether the candidate is better by more than chance, the difference, and p.
+
+    The exact test of McNemar (1947), two-sided: of the images on which just one of the two is
+    right, are more the candidate's than a fair coin would give it?
+
+    Args:
+        candidate: whether its label is right, (images,) bool.
+        champion: the same, in the same order.
+    """
+    gained, lost = int((candidate & ~champion).sum()), int((champion & ~candidate).sum())
+    p_value = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
+    difference = (gained - lost) / len(candidate)
+    return gained > lost and p_value < SIGNIFICANCE, difference, p_value
+
+
+def _ask(
+    champion: Champion, unseen: pd.DataFrame, batch_size: int, training: TrainingOptions
+) -> pd.Series:
+    """Return the champion's labels; those that it gave when it was tested itself are known."""
+    assert champion.classifier is not None
+    known = [champion.answers.get(one) for one in unseen["hash"]]
+    answers = pd.Series(known, unseen.index, dtype="object")
+    new = answers.isna()
+    if new.any():
+        paths = unseen.loc[new, "path"].tolist()
+        table = predict_files(champion.classifier, paths, batch_size, 1, training)
+        answers[new] = table["label"].to_numpy()
+    return answers
+
+
+def _compare(candidate: np.ndarray, champion: np.ndarray, version: str) -> Verdict:
+    wins, difference, p_value = beats(candidate, champion)
+    if wins:
+        conclusion = "which is better by more than chance"
+    elif difference > 0:
+        conclusion = "which may be luck"
+    else:
+        conclusion = "which is no better"
+    reason = (
+        f"test accuracy {candidate.mean():.4f} against {champion.mean():.4f} of the champion"
+        f" (version {version}) on {len(candidate)} images, p = {p_value:.2g}: {conclusion}"
+    )
+    return Verdict(wins, reason, len(candidate), difference, p_value)
+
+
+def _not_comparable(champion: Champion, classes: set[str]) -> str:
+    """Return why the two cannot be compared and what to do, or nothing."""
+    if champion.classifier is None:
+        return (
+            f"not comparable: the champion (version {champion.version}) cannot be used"
+            f" ({champion.problem}). Move the alias by hand, in MLflow's UI, to a version that can"
+        )
+    known = set(champion.classifier.class_names)
+    if known != classes:
+        return (
+            f"not comparable: the champion (version {champion.version}) knows the classes"
+            f" {', '.join(sorted(known))}, the candidate {', '.join(sorted(classes))}. Give models"
+            " for other classes a name of their own (registry.name), or move the alias by hand"
+        )
+    return ""

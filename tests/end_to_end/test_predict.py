@@ -1,0 +1,176 @@
+"""A champion gives one answer: on a folder, over HTTP, and as ONNX without Thawline."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import requests
+from PIL import Image
+
+from conftest import ROOT, kedro
+
+pytestmark = pytest.mark.xdist_group("finished project")
+
+
+def latest(project: Path, folder: str) -> Path:
+    """Return the newest version of a versioned catalog entry."""
+    return max((project / "data" / folder).iterdir()) / Path(folder).name
+
+
+@pytest.fixture(scope="module")
+def folder(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of images of all kinds, and of files that are none."""
+    folder = tmp_path_factory.mktemp("folder")
+    photo = Image.open(photos / "temple" / "03.jpg")
+    photo.save(folder / "plain.jpg")
+    cut = Image.new("L", photo.size, 255)
+    cut.paste(0, (20, 20, 70, 60))
+    transparent = photo.copy()
+    transparent.putalpha(cut)
+    transparent.save(folder / "alpha.png")
+    photo.convert("L").save(folder / "grey.png")
+    photo.convert("CMYK").save(folder / "cmyk.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    Image.open(photos / "flower" / "07.jpg").save(folder / "turned.jpg", exif=exif)
+    (folder / "bad").mkdir()
+    (folder / "bad" / "empty.jpg").touch()
+    (folder / "bad" / "text.txt").write_text("no image")
+    (folder / "bad" / "cut.jpg").write_bytes((folder / "turned.jpg").read_bytes()[:2000])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def table(finished_project: Path, folder: Path) -> pd.DataFrame:
+    """Return what `kedro run --pipeline=predict` says of the folder."""
+    done = kedro(finished_project, "run", "--pipeline=predict", f"--params=predict.root={folder}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "8 files, looked at by models:/thawline/1" in " ".join(done.stdout.split())
+    assert "3 of 8 files cannot be read" in " ".join(done.stdout.split())
+    return pd.read_parquet(latest(finished_project, "07_model_output/folder_predictions.parquet"))
+
+
+def test_the_first_model_of_a_project_is_its_champion(finished_project: Path) -> None:
+    registration = json.loads(
+        latest(finished_project, "08_reporting/registration.json").read_text()
+    )
+    assert registration["registered_version"] == registration["champion_version"] == "1"
+    assert "it is the first version" in registration["registration_reason"]
+
+
+def test_every_file_of_the_folder_is_a_row(table: pd.DataFrame, folder: Path) -> None:
+    names = [Path(path).relative_to(folder).as_posix() for path in table["path"]]
+    bad = ["bad/cut.jpg", "bad/empty.jpg", "bad/text.txt"]
+    assert names == ["alpha.png", *bad, "cmyk.jpg", "grey.png", "plain.jpg", "turned.jpg"]
+    assert table["problem"].notna().tolist() == [name in bad for name in names]
+    good = table[table["problem"].isna()]
+    assert set(good["label"]) <= {"flower", "temple"} and good["probability"].between(0.5, 1).all()
+
+
+def test_a_mistake_ends_in_one_clear_message(finished_project: Path) -> None:
+    wrong = "--params=predict.root=nowhere"
+    done = kedro(finished_project, "run", "--pipeline=predict", wrong)
+    assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
+    assert "predict.root: 'nowhere' does not exist" in done.stderr
+
+
+@contextmanager
+def serving(project: Path) -> Iterator[str]:
+    """Serve the champion of a project as the documentation says; yield the address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    command = "models serve --model-uri models:/thawline@champion --env-manager local --port"
+    server = subprocess.Popen(
+        [str(Path(sys.executable).with_name("mlflow")), *command.split(), str(port)],
+        cwd=project,
+        # `mlflow` starts the server by `python`, which must be this one.
+        env={
+            **os.environ,
+            "MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlflow.db",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        for _ in range(240):
+            try:
+                requests.get(f"{address}/ping", timeout=5)
+                break
+            except requests.ConnectionError:
+                assert server.poll() is None
+                time.sleep(0.5)
+        yield address
+    finally:
+        os.killpg(server.pid, 15)
+        server.wait(30)
+
+
+def ask(address: str, contents: list[bytes], **more: object) -> requests.Response:
+    data = [[base64.b64encode(content).decode()] for content in contents]
+    body = {"dataframe_split": {"columns": [0], "data": data}, **more}
+    return requests.post(f"{address}/invocations", json=body, timeout=120)
+
+
+def test_http_gives_the_labels_of_predict_and_names_what_it_cannot_read(
+    finished_project: Path, table: pd.DataFrame, photos: Path
+) -> None:
+    good = table[table["problem"].isna()]
+    contents = [Path(path).read_bytes() for path in good["path"]]
+    with serving(finished_project) as address:
+        answer = ask(address, contents, params={"top_k": 2})
+        assert answer.status_code == 200, answer.text
+        found = pd.DataFrame(answer.json()["predictions"])
+        assert found["label"].tolist() == good["label"].tolist()
+        assert found["label_2"].tolist() == good["label_2"].tolist()
+        assert found["probability"].tolist() == pytest.approx(good["probability"].tolist(), 1e-5)
+        (one,) = ask(address, contents[:1]).json()["predictions"]
+        assert one.keys() == {"label", "probability"}
+        refused = ask(address, [contents[0], b"no image", contents[1]])
+        assert refused.status_code == 400
+        assert "Image 2 cannot be read: not an image." in refused.json()["message"]
+        assert "Traceback" not in refused.text
+        assert ask(address, contents[:1], params={"top_k": 0}).status_code == 400
+        path = str(photos / "temple" / "00.jpg")  # over HTTP no file of the server is opened
+        for data in ({"dataframe_split": {"columns": [0], "data": [[path]]}}, {"inputs": [path]}):
+            answer = requests.post(f"{address}/invocations", json=data, timeout=60)
+            assert answer.status_code == 400, answer.text
+
+
+def test_the_documented_example_gives_the_same_labels_without_thawline(
+    finished_project: Path, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    done = kedro(finished_project, "run", "--pipeline=export", "--params=export.model=champion")
+    assert done.returncode == 0, done.stdout + done.stderr
+    shutil.copytree(latest(finished_project, "06_models/onnx"), tmp_path / "onnx")
+    good = table[table["problem"].isna()]
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    (example,) = (b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "onnxruntime" in b)
+    assert "thawline" not in example
+    files = f"files = {good['path'].tolist()}"
+    (tmp_path / "example.py").write_text(re.sub(r"(?m)^files = .*$", files, example))
+    done = subprocess.run(
+        [sys.executable, "example.py"],
+        cwd=tmp_path, check=True, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert [row[0] for row in rows] == good["path"].tolist()
+    assert [row[1] for row in rows] == good["label"].tolist()
+    shares = [float(row[2]) for row in rows]
+    assert shares == pytest.approx(good["probability"].tolist(), abs=1e-4)

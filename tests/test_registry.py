@@ -1,0 +1,286 @@
+"""Only a model that is better by more than chance becomes champion, even if two come at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from thawline.backbones import build_network
+from thawline.classifier import Classifier, save_classifier
+from thawline.datasets import RegistryDataset, ServedModelDataset
+from thawline.datasets.registry_dataset import Registry
+from thawline.datasets.served_model_dataset import ServedModel
+from thawline.errors import ParameterError
+from thawline.images import hash_files
+from thawline.options import ModelOptions, TrainingOptions
+from thawline.prediction import predict_files
+from thawline.registration import Champion, Verdict, beats, hash_seen, judge
+from thawline.transforms import Preprocessing
+
+TRAINING = TrainingOptions(device="cpu", workers=0)
+MIDDLE = 128  # of the grey levels: what is darker, is labelled dark
+GOOD, MIDDLING, LUCKY, BAD = 128, 80, 86, 40  # so many levels are taken for dark
+
+
+def classifier(threshold: int, names: tuple[str, str] = ("bright", "dark")) -> Classifier:
+    """Return a classifier that takes the grey levels below a threshold for dark."""
+    model = ModelOptions(backbone="networks:BrightnessNet", weights="none")
+    preprocessing = Preprocessing(
+        size=4, resize=4, interpolation="nearest", mean=(0, 0, 0), std=(1, 1, 1)
+    )
+    network, _ = build_network(model, 2, 4, seed=0)
+    with torch.no_grad():
+        network.linear.weight[:] = torch.tensor([[255.0], [-255.0]])
+        network.linear.bias[:] = torch.tensor([0.5 - threshold, threshold - 0.5])
+    return Classifier(network.eval(), names, preprocessing, model)
+
+
+@pytest.fixture(scope="module")
+def greys(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """Return splits of one image for each grey level: the even ones are tested."""
+    folder = tmp_path_factory.mktemp("greys")
+    rows = []
+    for level in range(256):
+        path = (folder / f"{level}.png").as_posix()
+        Image.new("L", (4, 4), level).save(path)
+        split = "test" if level % 2 == 0 else "val" if level % 4 == 1 else "train"
+        rows.append((path, "dark" if level < MIDDLE else "bright", int(level < MIDDLE), split))
+    return pd.DataFrame(rows, columns=["path", "label", "class_index", "split"])
+
+
+def answers_of(candidate: Classifier, splits: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Return the predictions of a candidate on its test images, and their hashes."""
+    rows = splits[splits["split"] == "test"].reset_index(drop=True)
+    table = predict_files(candidate, rows["path"].tolist(), 64, 1, TRAINING)
+    return rows.assign(prediction=table["label"]), hash_files(rows["path"].tolist())
+
+
+def challenge(threshold: int, splits: pd.DataFrame, champion: Champion | None) -> Verdict:
+    return judge(*answers_of(classifier(threshold), splits), splits, champion, 64, TRAINING)
+
+
+def test_only_a_model_that_is_better_by_more_than_chance_wins(greys: pd.DataFrame) -> None:
+    champion = Champion("1", classifier(MIDDLING))
+    verdicts = {t: challenge(t, greys, champion) for t in (GOOD, LUCKY, MIDDLING, BAD)}
+    assert [v.wins for v in verdicts.values()] == [True, False, False, False]
+    assert verdicts[GOOD].difference == pytest.approx(24 / 128)
+    assert verdicts[GOOD].p_value == pytest.approx(2 * 0.5**24)
+    assert verdicts[LUCKY].p_value == pytest.approx(0.25) and "luck" in verdicts[LUCKY].reason
+    assert verdicts[MIDDLING].p_value == 1 and "no better" in verdicts[MIDDLING].reason
+    assert "1.0000 against 0.8125" in verdicts[GOOD].reason
+    assert challenge(BAD, greys, None).wins
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1))
+def test_two_models_never_beat_each_other_nor_one_itself(rights: list[tuple[bool, bool]]) -> None:
+    one, other = np.array(rights).T
+    wins, difference, p_value = beats(one, other)
+    back = beats(other, one)
+    assert not (wins and back[0]) and difference == -back[1]
+    assert p_value == pytest.approx(back[2]) and 0 <= p_value <= 1
+    assert not beats(one, one)[0]
+    assert not wins or difference > 0
+
+
+def test_images_that_one_of_them_was_trained_on_do_not_count(greys: pd.DataFrame) -> None:
+    paths = greys.loc[greys["split"] == "test", "path"].tolist()
+    hashes = hash_files(paths)
+    verdict = challenge(GOOD, greys, Champion("1", classifier(MIDDLING), frozenset(hashes[:100])))
+    assert verdict.images == 28 and not verdict.wins  # the 24 it was wrong on are not among them
+    verdict = challenge(GOOD, greys, Champion("1", classifier(MIDDLING), frozenset(hashes)))
+    assert not verdict.wins and "trained or validated on all 128 test images" in verdict.reason
+    copies = greys.copy()  # of test images in its own training split
+    copies.loc[copies["split"] == "train", "path"] = paths[:64]
+    assert challenge(GOOD, copies, Champion("1", classifier(MIDDLING))).images == 64
+
+
+def test_answers_that_are_known_are_not_computed_again(greys: pd.DataFrame) -> None:
+    paths = greys.loc[greys["split"] == "test", "path"].tolist()
+    known = dict.fromkeys(hash_files(paths)[:10], "bright")  # all of them wrong
+    verdict = challenge(GOOD, greys, Champion("1", classifier(GOOD), answers=known))
+    assert verdict.wins and verdict.difference == pytest.approx(10 / 128)
+
+
+def test_what_cannot_be_compared_leaves_the_champion(greys: pd.DataFrame) -> None:
+    other = Champion("1", classifier(BAD, ("ants", "bees")))
+    verdict = challenge(GOOD, greys, other)
+    assert not verdict.wins and "knows the classes ants, bees" in verdict.reason
+    assert "registry.name" in verdict.reason
+    lost = challenge(GOOD, greys, Champion("7", problem="it is gone"))
+    assert not lost.wins and "(version 7) cannot be used (it is gone)" in lost.reason
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("registry")
+    connect(folder)
+    mlflow.create_experiment("test", artifact_location=(folder / "mlartifacts").as_uri())
+    mlflow.set_experiment("test")
+    return folder
+
+
+def connect(folder: Path) -> None:
+    mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
+
+
+@pytest.fixture(scope="module")
+def uris(store: Path, greys: pd.DataFrame) -> dict[int, str]:
+    """Return where the model of each threshold was logged."""
+    found: dict[int, str] = {}
+    for threshold in (GOOD, MIDDLING, LUCKY, BAD):
+        dataset = ServedModelDataset("classifier")
+        example = Path(greys["path"][0]).read_bytes()
+        with mlflow.start_run():
+            dataset.save(ServedModel(classifier(threshold), [example], hash_seen(greys)))
+        found[threshold] = str(dataset.load())
+    return found
+
+
+def registry(store: Path, name: str | None) -> Registry:
+    classifiers = store / "06_models" / "classifier"
+    return RegistryDataset(str(classifiers), str(store)).load()(name)
+
+
+def register(
+    store: Path, name: str, uri: str, threshold: int, splits: pd.DataFrame
+) -> dict[str, Any]:
+    predictions, hashes = answers_of(classifier(threshold), splits)
+    answers = dict(zip(hashes, predictions["prediction"], strict=True))
+    return registry(store, name).register(
+        uri, answers, lambda champion: challenge(threshold, splits, champion)
+    )
+
+
+def champion(name: str) -> str:
+    return str(mlflow.MlflowClient().get_model_version_by_alias(name, "champion").version)
+
+
+def test_the_registry_keeps_the_champion_and_says_why(
+    store: Path, uris: dict[int, str], greys: pd.DataFrame
+) -> None:
+    champions, results = [], []
+    for threshold in (MIDDLING, BAD, LUCKY, GOOD):
+        results.append(register(store, "greys", uris[threshold], threshold, greys))
+        champions.append(champion("greys"))
+    assert champions == ["1", "1", "1", "4"]
+    assert [r["registered_version"] for r in results] == ["1", "2", "3", "4"]
+    assert [r["champion_version"] for r in results] == champions
+    version = mlflow.MlflowClient().get_model_version("greys", "3")
+    assert version.description == version.tags["registration_reason"]
+    assert (
+        "version 3 of 'greys' does not become champion: test accuracy 0.8359" in version.description
+    )
+    assert version.tags["compared_images"] == "128" and version.tags["p_value"] == "0.25"
+    answer = mlflow.pyfunc.load_model("models:/greys@champion").predict(greys["path"].tolist())
+    assert answer["label"].tolist() == greys["label"].tolist()
+
+
+def test_a_model_is_found_by_alias_version_run_uri_folder_and_as_the_latest(
+    store: Path, uris: dict[int, str], greys: pd.DataFrame
+) -> None:
+    register(store, "found", uris[BAD], BAD, greys)
+    register(store, "found", uris[GOOD], GOOD, greys)
+    run = mlflow.MlflowClient().get_logged_model(uris[GOOD].removeprefix("models:/")).source_run_id
+    for name, threshold in (("2024", BAD), ("2025", GOOD)):
+        save_classifier(classifier(threshold), store / "06_models/classifier" / name / "classifier")
+    folder = "06_models/classifier/2025"
+    models = registry(store, "found")
+    for reference in ("champion", "2", run, uris[GOOD], folder, f"{folder}/classifier", "latest"):
+        found, _ = models.load("predict.model", reference)
+        assert torch.equal(found.network.linear.bias, classifier(GOOD).network.linear.bias)
+    for reference in ("99", "models:/m-00", "0" * 32, "champoin"):
+        with pytest.raises(ParameterError, match=rf"predict\.model: .*{reference}.*latest"):
+            models.load("predict.model", reference)
+    with pytest.raises(ParameterError, match=r"Train one with kedro run --pipeline=finetune"):
+        registry(store, "nobody").load("predict.model", "champion")
+    with pytest.raises(ParameterError, match=r"registry\.name is null"):
+        registry(store, None).load("predict.model", "champion")
+
+
+def test_what_hinders_the_registry_ends_no_run(
+    store: Path, uris: dict[int, str], greys: pd.DataFrame
+) -> None:
+    def verdict(uri: str | None, name: str | None) -> str:
+        result = registry(store, name).register(uri, {}, lambda _: Verdict(True, "first"))
+        return result["registration_reason"]
+
+    assert verdict(None, "x") == "not registered: no MLflow run is active"
+    assert verdict(uris[GOOD], None) == "not registered: registry.name is null"
+    assert verdict(uris[GOOD], "a/b").startswith("not registered as 'a/b': ")  # MLflow refuses it
+    dataset = ServedModelDataset("classifier")
+    with mlflow.start_run():
+        example = Path(greys["path"][0]).read_bytes()
+        dataset.save(ServedModel(classifier(BAD), [example], hash_seen(greys)))
+    uri = str(dataset.load())
+    register(store, "lost", uri, BAD, greys)
+    location = mlflow.get_logged_model(uri.removeprefix("models:/")).artifact_location
+    shutil.rmtree(location.removeprefix("file://"))
+    result = register(store, "lost", uris[GOOD], GOOD, greys)
+    assert result["champion_version"] == "1" and result["registered_version"] == "2"
+    assert "(version 1) cannot be used" in result["registration_reason"]
+
+
+NAMES = ("empty", "good comes first", "good comes second", "at the same moment")
+
+
+def register_beside_another(
+    store: Path, uri: str, threshold: int, splits: pd.DataFrame, barrier: Any
+) -> None:
+    """Register one model under each name, at the same time as the other process."""
+    connect(store)
+    predictions, hashes = answers_of(classifier(threshold), splits)
+    late = {"good comes first": MIDDLING, "good comes second": GOOD}
+    for name in NAMES:
+        judged = []
+
+        def wait_and_judge(champion: Champion | None, name: str = name, judged: list = judged):  # type: ignore[no-untyped-def]
+            verdict = judge(predictions, hashes, splits, champion, 64, TRAINING)
+            if not judged:  # both have compared themselves with the same champion
+                barrier.wait(120)
+                time.sleep(1 if late.get(name) == threshold else 0)
+            judged.append(verdict)
+            return verdict
+
+        result = registry(store, name).register(uri, {}, wait_and_judge)
+        assert "registered_version" in result, result
+        barrier.wait(120)
+
+
+def test_two_registrations_at_once_end_with_the_right_champion(
+    store: Path, uris: dict[int, str], greys: pd.DataFrame
+) -> None:
+    for name in NAMES[1:]:
+        register(store, name, uris[BAD], BAD, greys)
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(2)
+    processes = [
+        context.Process(
+            target=register_beside_another,
+            args=(store, uris[threshold], threshold, greys, barrier),
+        )
+        for threshold in (GOOD, MIDDLING)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(200)
+    assert [process.exitcode for process in processes] == [0, 0]
+    client = mlflow.MlflowClient()
+    for name in NAMES:
+        model = client.get_registered_model(name)
+        assert list(model.aliases) == ["champion"]
+        version = client.get_model_version(name, model.aliases["champion"])
+        assert version.source == uris[GOOD], name
+        assert len(client.search_model_versions(f"name='{name}'")) == (2 if name == "empty" else 3)
