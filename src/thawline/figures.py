@@ -19,6 +19,7 @@ TRAIN, VALIDATION = "#0072b2", "#d55e00"  # Okabe and Ito's palette, safe for co
 # The same palette for any number of strategies, without the yellow and the black that only one of a
 # light and a dark page shows; further ones differ by symbol and dash.
 COLOURS = (TRAIN, VALIDATION, "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c8c8c")
+FAINT = "88"  # appended to a colour: half opaque
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
 DASHES = ("solid", "dash", "dot")
 LINE = 16  # px
@@ -490,8 +491,7 @@ def _draw_curves(
                 figure.add_scatter(
                     x=history.index,
                     y=history,
-                    line={"color": style.colour, "width": 1, "dash": style.dash},
-                    opacity=0.35,
+                    line={"color": style.colour + FAINT, "width": 1, "dash": style.dash},
                     showlegend=False,
                     hovertemplate=f"%{{y:.4f}}<extra>%{{meta}}, seed {trial.seed}</extra>",
                     **common,
