@@ -61,7 +61,7 @@ def compare_strategies(
         f" {images['test']:,} test",
     }
     page = html_report(
-        "Comparison of strategies",
+        "Which strategy?",
         facts,
         comparison.verdict["sentence"],
         comparison_sections(results, comparison),
