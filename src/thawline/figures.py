@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import optuna
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 TRAIN, VALIDATION = "#0072b2", "#d55e00"  # Okabe and Ito's palette, safe for colour-blind readers
 LINE = 16  # px
+COMPLETE = optuna.trial.TrialState.COMPLETE
 MOST_NUMBERED = 30  # classes up to which a cell of the confusion matrix has its number written in
 
 
@@ -149,4 +151,47 @@ def confusion_matrix(confusion: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(title_text="True class", type="category", autorange="reversed")
     return figure.update_layout(
         title={"text": "Confusion matrix of the test split"}, template="plotly_white"
+    )
+
+
+def sweep_history(study: optuna.Study, monitor: str) -> go.Figure:
+    """Return the monitored metric of each complete trial, and the best so far."""
+    figure = optuna.visualization.plot_optimization_history(study, target_name=monitor)
+    return figure.update_layout(
+        title={"text": "Trials, and the best so far"},
+        template="plotly_white",
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.1},
+    )
+
+
+def importance(study: optuna.Study, monitor: str) -> go.Figure:
+    """Return how much each parameter that was tried mattered (PED-ANOVA, arXiv:2304.10255)."""
+    values = {trial.value for trial in study.get_trials(states=(COMPLETE,))}
+    if len(values) < 2:  # noqa: PLR2004
+        title = f"No two complete trials differ in {monitor}: nothing can be said on importance"
+        return go.Figure(layout={"title": {"text": title}, "template": "plotly_white"})
+    shares = optuna.importance.get_param_importances(study)
+    figure = go.Figure(
+        go.Bar(
+            x=[*shares.values()],
+            y=[*shares],
+            orientation="h",
+            texttemplate="%{x:.0%}",
+            marker={"color": TRAIN},
+        )
+    )
+    figure.update_xaxes(title_text="Share", tickformat=".0%", rangemode="tozero")
+    figure.update_yaxes(autorange="reversed", automargin=True)
+    return figure.update_layout(
+        title={"text": f"What mattered for {monitor}"}, template="plotly_white"
+    )
+
+
+def parallel_coordinates(study: optuna.Study, monitor: str) -> go.Figure:
+    """Return a line for each complete trial through what it tried, to what it reached."""
+    figure = optuna.visualization.plot_parallel_coordinate(study, target_name=monitor)
+    return figure.update_layout(
+        title={"text": "What complete trials tried, and reached"},
+        template="plotly_white",
+        margin={"l": 80, "r": 80, "t": 120},
     )

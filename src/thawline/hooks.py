@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -104,7 +105,8 @@ class TrackingHook(MlflowHook):
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
         """Start the MLflow run with every parameter and with what else the run depends on."""
-        super().before_pipeline_run(run_params, pipeline, catalog)
+        given = _without_password(str(run_params["runtime_params"] or ""))
+        super().before_pipeline_run({**run_params, "runtime_params": given}, pipeline, catalog)
         self._catalog = catalog
         if not self._is_mlflow_enabled:
             return
@@ -119,7 +121,7 @@ class TrackingHook(MlflowHook):
             )
         mlflow.set_tags(  # in place of kedro-mlflow's: a command without --params, an address
             {
-                "kedro_command": " ".join(["kedro", *sys.argv[1:]]),
+                "kedro_command": _without_password(" ".join(["kedro", *sys.argv[1:]])),
                 "runner": run_params["runner"].split()[0].rpartition(".")[2],
                 "device": _device(self._parameters.training.device),
                 "python": platform.python_version(),
@@ -153,12 +155,19 @@ class TrackingHook(MlflowHook):
             _log_artifact(dataset_name, data)
 
 
+def _without_password(command: str) -> str:
+    """Return a command without what stands between user and host of URLs in it."""
+    return re.sub(r"(://[^/\s:@]*):[^/\s@]*@", r"\1:***@", command)
+
+
 def _log_artifact(name: str, data: Any) -> None:
     if isinstance(data, pd.DataFrame):
         mlflow.log_text(data.to_csv(index=False), f"{name}.csv")
     elif isinstance(data, go.Figure):
         if data.data:  # with plotly.js in it: the page must open without a network
             mlflow.log_text(data.to_html(include_plotlyjs=True), f"{name}.html")
+    elif isinstance(data, str):
+        mlflow.log_text(data, f"{name}.yml")
     else:
         mlflow.log_dict(data, f"{name}.json")
 

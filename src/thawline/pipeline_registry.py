@@ -2,7 +2,7 @@
 
 from kedro.pipeline import Pipeline
 
-from thawline.pipelines import data_preparation, finetune
+from thawline.pipelines import data_preparation, finetune, sweep
 
 
 def register_pipelines() -> dict[str, Pipeline]:
@@ -17,4 +17,5 @@ def register_pipelines() -> dict[str, Pipeline]:
         "data_preparation": preparation,
         "evaluate": evaluation,
         "lr_find": model + finetune.create_lr_search(),
+        "sweep": preparation + sweep.create_pipeline(),
     }

@@ -1,17 +1,21 @@
 """Kedro dataset classes that kedro-datasets lacks."""
 
 from thawline.datasets.activation_store_dataset import ActivationStoreDataset
+from thawline.datasets.child_runs_dataset import ChildRunsDataset
 from thawline.datasets.classifier_dataset import ClassifierDataset
 from thawline.datasets.live_metrics_dataset import LiveMetricsDataset
 from thawline.datasets.raw_images_dataset import RawImagesDataset
 from thawline.datasets.served_model_dataset import ServedModelDataset
+from thawline.datasets.sweep_storage_dataset import SweepStorageDataset
 from thawline.datasets.training_state_dataset import TrainingStateDataset
 
 __all__ = [
     "ActivationStoreDataset",
+    "ChildRunsDataset",
     "ClassifierDataset",
     "LiveMetricsDataset",
     "RawImagesDataset",
     "ServedModelDataset",
+    "SweepStorageDataset",
     "TrainingStateDataset",
 ]
