@@ -139,10 +139,10 @@ def report_sweep(
     """Return the table of trials, their course, what mattered, and which values went together."""
     study = optuna.create_study(direction=sweeping.direction(parameters))
     study.add_trials(finished_trials)
-    monitor = parameters.training.monitor
+    table, monitor = sweeping.trial_table(finished_trials), parameters.training.monitor
     return (
-        sweeping.trial_table(finished_trials),
-        figures.sweep_history(study, monitor),
+        table,
+        figures.sweep_history(table, monitor),
         figures.importance(study, monitor),
         figures.parallel_coordinates(study, monitor),
     )
