@@ -375,6 +375,21 @@ def test_a_trial_killed_before_its_first_sign_of_life_is_made_up_for(
     assert study.trials[0].state == TrialState.FAIL
 
 
+def test_a_trial_that_was_only_taken_for_dead_is_not_counted_twice(
+    tmp_path: Path, splits: pd.DataFrame
+) -> None:
+    parameters = make({"trials": 3})
+    study = study_of(tmp_path / "a.db", parameters, splits)
+
+    def train(number: int, values: dict[str, Any], chosen: Parameters, on_epoch: OnEpoch) -> None:
+        if number == 1:  # as another process does after a while without a sign of life
+            study.tell(number, state=TrialState.FAIL)
+        quick(number, values, chosen, on_epoch)
+
+    sweeping.run_trials(study, parameters, train)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "FAIL", *["COMPLETE"] * 2]
+
+
 def test_a_password_is_in_no_message() -> None:
     for url in ("postgresql+nonsense://user:secret@host/db", "user:secret@host"):
         with pytest.raises(ParameterError, match=r"sweep\.storage") as caught:
