@@ -6,14 +6,15 @@ import pytest
 import yaml
 
 from thawline.errors import ParameterError
-from thawline.options import Parameters, validate_parameters
+from thawline.options import Parameters, SweepOptions, validate_parameters
 
 CONF = Path(__file__).parents[1] / "conf" / "base"
 
 
 @pytest.fixture
 def raw() -> dict:
-    files = (CONF / "parameters.yml", CONF / "parameters_strategies.yml")
+    names = ("parameters.yml", "parameters_strategies.yml", "parameters_sweep.yml")
+    files = [CONF / name for name in names]
     return {k: v for f in files for k, v in yaml.safe_load(f.read_text()).items()}
 
 
@@ -28,10 +29,11 @@ def put(tree: dict, name: str, value: object) -> dict:
 
 def test_conf_base_spells_out_every_option_with_its_default(raw: dict) -> None:
     given = validate_parameters(raw)
-    assert given == Parameters(strategies=given.strategies)
+    space = SweepOptions(space=given.sweep.space)
+    assert given == Parameters(strategies=given.strategies, sweep=space)
     assert raw.keys() == Parameters.model_fields.keys()
-    groups = ("dataset", "transforms", "model", "training", "evaluation")
-    for group in (*groups, "registry", "predict", "export"):
+    groups = ("dataset", "transforms", "model", "training", "evaluation", "sweep")
+    for group in (*groups, "registry", "predict", "export", "compare"):
         assert raw[group].keys() == getattr(given, group).__class__.model_fields.keys()
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import mlflow
@@ -120,7 +121,8 @@ class TrackingHook(MlflowHook):
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
         """Start the MLflow run with every parameter and with what else the run depends on."""
-        super().before_pipeline_run(run_params, pipeline, catalog)
+        given = _without_password(str(run_params["runtime_params"] or ""))
+        super().before_pipeline_run({**run_params, "runtime_params": given}, pipeline, catalog)
         self._catalog = catalog
         self._children: dict[str, str] = {}
         self._tags: dict[str, dict[str, str]] = defaultdict(dict)
@@ -130,7 +132,7 @@ class TrackingHook(MlflowHook):
         self._log_parameters(self.run_id, self._parameters.model_dump(mode="json"))
         mlflow.set_tags(  # in place of kedro-mlflow's: a command without --params, an address
             {
-                "kedro_command": " ".join(["kedro", *sys.argv[1:]]),
+                "kedro_command": _without_password(" ".join(["kedro", *sys.argv[1:]])),
                 "runner": run_params["runner"].split()[0].rpartition(".")[2],
                 "device": _device(self._parameters.training.device),
                 "python": platform.python_version(),
@@ -163,7 +165,8 @@ class TrackingHook(MlflowHook):
     def after_dataset_saved(self, dataset_name: str, data: Any, node: Node) -> None:
         """Log a catalog entry that says so."""
         self._unsaved[node.namespace] -= 1
-        metadata = getattr(self._catalog.get(dataset_name), "metadata", None) or {}
+        dataset = self._catalog.get(dataset_name)
+        metadata = getattr(dataset, "metadata", None) or {}
         if not self._is_mlflow_enabled:
             return
         kinds, child = metadata.get("mlflow", []), self._children.get(node.namespace or "")
@@ -178,7 +181,8 @@ class TrackingHook(MlflowHook):
             else:
                 mlflow.set_tags(data)
         if "artifact" in kinds:
-            _log_artifact(dataset_name.rpartition(".")[2] if child else dataset_name, data, child)
+            name = dataset_name.rpartition(".")[2] if child else dataset_name
+            _log_artifact(name, data, dataset, child)
 
     @hook_impl
     def on_pipeline_error(
@@ -213,15 +217,20 @@ class TrackingHook(MlflowHook):
             mlflow.MlflowClient().log_batch(run_id, params=batch)
 
 
-def _log_artifact(name: str, data: Any, run_id: str | None) -> None:
-    """Log a table, a figure, an HTML page or plain data to a run, by default the active one."""
+def _without_password(command: str) -> str:
+    """Return a command without what stands between user and host of URLs in it."""
+    return re.sub(r"(://[^/\s:@]*):[^/\s@]*@", r"\1:***@", command)
+
+
+def _log_artifact(name: str, data: Any, dataset: Any, run_id: str | None) -> None:
+    """Log a table, a figure, a text or plain data to a run, by default the active one."""
     if isinstance(data, pd.DataFrame):
         mlflow.log_text(data.to_csv(index=False), f"{name}.csv", run_id)
     elif isinstance(data, go.Figure):
         if data.data:  # with plotly.js in it: the page must open without a network
             mlflow.log_text(data.to_html(include_plotlyjs=True), f"{name}.html", run_id)
     elif isinstance(data, str):
-        mlflow.log_text(data, f"{name}.html", run_id)
+        mlflow.log_text(data, name + PurePath(dataset._filepath).suffix, run_id)
     else:
         mlflow.log_dict(data, f"{name}.json", run_id)
 

@@ -18,6 +18,7 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     RootModel,
+    SecretStr,
     ValidationError,
     field_validator,
     model_validator,
@@ -34,6 +35,10 @@ Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "step", "constant"]
 
 AUTO = "auto"  # the strategy that is chosen by the data
+# What the result of a training depends on, besides the images.
+TRAINED = (
+    "seed", "strategy", "strategies", "transforms", "augmentation", "model", "auto", "training",
+)  # fmt: skip
 
 
 class Options(BaseModel):
@@ -266,6 +271,67 @@ class LrFindOptions(Options):
         return self
 
 
+class Dimension(Options):
+    """A parameter of which a sweep tries values: an interval or a list."""
+
+    type: Literal["float", "int", "categorical"]
+    low: float | None = Field(None, description="smallest value of a float or int")
+    high: float | None = Field(None, description="largest value of a float or int")
+    log: bool = Field(False, description="sample evenly on a logarithmic scale")
+    step: PositiveFloat | None = Field(None, description="between two values; null: any, or 1")
+    choices: tuple[bool | int | float | str | None, ...] = Field(
+        (), description="values of a categorical"
+    )
+    strategies: tuple[str, ...] = Field(
+        (), description="only in trials with one of these strategies; none: in all trials"
+    )
+
+    @model_validator(mode="after")
+    def _is_a_list_or_an_interval(self) -> Dimension:
+        bounds = (self.low, self.high, self.step)
+        if self.type == "categorical":
+            if not self.choices or bounds != (None, None, None) or self.log:
+                raise ValueError("a categorical needs choices, and no low, high, step or log")
+            return self
+        if self.choices or self.low is None or self.high is None:
+            raise ValueError(f"a{'n' * (self.type == 'int')} {self.type} needs low and high")
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
+        if self.type == "int" and any(bound and bound % 1 for bound in bounds):
+            raise ValueError("low, high and step of an int must be whole numbers")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("log needs a low above 0, and no step")
+        return self
+
+
+class SweepOptions(Options):
+    """The search for good parameters."""
+
+    trials: PositiveInt | None = Field(
+        20, description="that the study has in the end, earlier ones included; null: no bound"
+    )
+    minutes: PositiveFloat | None = Field(
+        None, description="after which this command begins no further trial; null: no bound"
+    )
+    sampler: Literal["tpe", "random"] = "tpe"
+    pruner: Literal["median", "hyperband", "none"] = Field(
+        "median", description="which trials are stopped early, by training.monitor"
+    )
+    study: str = Field("sweep", min_length=1, description="another name begins a new study")
+    storage: SecretStr | None = Field(
+        None, description="URL of a database for Optuna; null: data/06_models/sweep.db"
+    )
+    space: dict[str, Dimension | None] = Field(
+        {}, description="what is tried, by dotted name; null: not this one"
+    )
+
+    @model_validator(mode="after")
+    def _ends(self) -> SweepOptions:
+        if self.trials is None and self.minutes is None:
+            raise ValueError("trials and minutes are both null; give one of them")
+        return self
+
+
 class EvaluationOptions(Options):
     """What is measured on the test split."""
 
@@ -348,6 +414,7 @@ class Parameters(Options):
     registry: RegistryOptions = RegistryOptions()
     predict: PredictOptions = PredictOptions()
     export: ExportOptions = ExportOptions()
+    sweep: SweepOptions = SweepOptions()
 
     @model_validator(mode="after")
     def _fit_together(self) -> Parameters:
@@ -378,9 +445,13 @@ class Parameters(Options):
         return self
 
     def changed(self) -> dict[str, Any]:
-        """Return by dotted name every parameter, strategies aside, that is not at its default."""
+        """Return what is not at its default, strategies aside, of what tested trainings depend on.
+
+        By dotted name; for instance `sweep` is not among it.
+        """
+        groups = {*TRAINED, "dataset", "evaluation"} - {"strategies"}
         tree, default = (
-            dict(flatten(parameters.model_dump(mode="json", exclude={"strategies"})))
+            dict(flatten(parameters.model_dump(mode="json", include=groups)))
             for parameters in (self, Parameters(strategies=self.strategies))
         )
         return {name: value for name, value in tree.items() if value != default.get(name)}
@@ -451,4 +522,5 @@ def _names_beside(location: tuple[int | str, ...]) -> list[str]:
             group = group.model_fields[str(part)].annotation
         else:  # a container: its last type argument is what it holds
             group = next((a for a in get_args(group)[::-1] if a is not ...), None)
-    return list(group.model_fields) if hasattr(group, "model_fields") else []
+    members = [a for a in (group, *get_args(group)) if hasattr(a, "model_fields")]
+    return list(members[0].model_fields) if members else []  # of X | None, those of X

@@ -3,7 +3,7 @@
 from kedro.pipeline import Pipeline
 
 from thawline.options import CompareOptions
-from thawline.pipelines import compare, data_preparation, export, finetune, predict
+from thawline.pipelines import compare, data_preparation, export, finetune, predict, sweep
 
 
 def register_pipelines() -> dict[str, Pipeline]:
@@ -22,4 +22,5 @@ def register_pipelines() -> dict[str, Pipeline]:
         "compare": compare.create_pipeline(compare.list_trainings(CompareOptions(), seed=0)),
         "predict": predict.create_pipeline(),
         "export": export.create_pipeline(),
+        "sweep": preparation + sweep.create_pipeline(),
     }

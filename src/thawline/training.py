@@ -85,7 +85,7 @@ class Course:
         contract: records of the phases that have ended.
         best: the changed tensors in the best epoch.
         best_epoch: its number, 0 before the first.
-        best_score: see `_score`.
+        best_score: see `score`.
         since_best: epochs of this phase since the best one.
     """
 
@@ -466,10 +466,10 @@ def _run_epoch(
     row |= _train_epoch(setup, current, len(course.history), update_bar)
     with current.average.in_place() if current.average else nullcontext():
         row |= _validate(setup, current)
-        score = _score(row, setup.options.monitor)
+        reached = score(row, setup.options.monitor)
         course.since_best += 1
-        if score > course.best_score:
-            course.best, course.best_score = _tensors(setup.network, course.changed), score
+        if reached > course.best_score:
+            course.best, course.best_score = _tensors(setup.network, course.changed), reached
             course.best_epoch, course.since_best = row["epoch"], 0
     row |= {
         "seconds": time.perf_counter() - start,
@@ -559,7 +559,7 @@ def _check_finite(row: dict[str, Any]) -> None:
             )
 
 
-def _score(metrics: dict[str, float], monitor: str) -> tuple[float, float]:
+def score(metrics: dict[str, float], monitor: str) -> tuple[float, float]:
     """Return what is larger for a better epoch; equal accuracies are told apart by the loss."""
     loss = -metrics["val_loss"]
     return (loss, loss) if monitor == "val_loss" else (metrics["val_accuracy"], loss)

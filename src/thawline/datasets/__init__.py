@@ -1,6 +1,7 @@
 """Kedro dataset classes that kedro-datasets lacks."""
 
 from thawline.datasets.activation_store_dataset import ActivationStoreDataset
+from thawline.datasets.child_runs_dataset import ChildRunsDataset
 from thawline.datasets.classifier_dataset import ClassifierDataset
 from thawline.datasets.image_folder_dataset import ImageFolderDataset
 from thawline.datasets.live_metrics_dataset import LiveMetricsDataset
@@ -8,10 +9,12 @@ from thawline.datasets.onnx_dataset import OnnxDataset
 from thawline.datasets.raw_images_dataset import RawImagesDataset
 from thawline.datasets.registry_dataset import RegistryDataset
 from thawline.datasets.served_model_dataset import ServedModelDataset
+from thawline.datasets.sweep_storage_dataset import SweepStorageDataset
 from thawline.datasets.training_state_dataset import TrainingStateDataset
 
 __all__ = [
     "ActivationStoreDataset",
+    "ChildRunsDataset",
     "ClassifierDataset",
     "ImageFolderDataset",
     "LiveMetricsDataset",
@@ -19,5 +22,6 @@ __all__ = [
     "RawImagesDataset",
     "RegistryDataset",
     "ServedModelDataset",
+    "SweepStorageDataset",
     "TrainingStateDataset",
 ]

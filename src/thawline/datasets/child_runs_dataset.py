@@ -1,0 +1,43 @@
+"""MLflow runs below the active one, for what a node does many times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import mlflow
+
+from thawline.datasets.tool_dataset import ToolDataset
+
+SetTags = Callable[[dict[str, Any]], Any]
+OpenRun = Callable[[str, dict[str, Any], dict[str, Any]], AbstractContextManager[SetTags]]
+
+
+class ChildRunsDataset(ToolDataset[OpenRun]):
+    """Loads a function (name, parameters, tags) that opens a child of the active MLflow run.
+
+    What is tracked inside its `with` block goes to the child, which fails where the block does. It
+    yields a function for tags that are known only later. Without an active run nothing is written.
+    """
+
+    def __init__(self, metadata: dict[str, Any] | None = None) -> None:
+        """Take nothing but metadata."""
+        self.metadata = metadata
+
+    def load(self) -> OpenRun:
+        """Return the function."""
+        return _open_run
+
+    def _describe(self) -> dict[str, Any]:
+        return {}
+
+
+@contextmanager
+def _open_run(name: str, parameters: dict[str, Any], tags: dict[str, Any]) -> Iterator[SetTags]:
+    if not mlflow.active_run():
+        yield lambda _: None
+        return
+    with mlflow.start_run(run_name=name, nested=True, tags=tags):
+        mlflow.log_params(parameters)
+        yield mlflow.set_tags

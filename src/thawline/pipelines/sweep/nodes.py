@@ -1,0 +1,164 @@
+"""Nodes of sweeps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import optuna
+import pandas as pd
+import plotly.graph_objects as go
+import yaml
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial
+
+from thawline import figures, sweeping, training, transforms
+from thawline.activations import ActivationStore
+from thawline.datasets.child_runs_dataset import OpenRun
+from thawline.options import TRAINED, Parameters, Strategies, validate_parameters
+from thawline.pipelines.finetune import nodes as finetune
+from thawline.training import OnEpoch
+
+logger = logging.getLogger(__name__)
+
+
+def check_parameters(parameters: dict[str, Any]) -> Parameters:
+    """Return all parameters, of which those that are tried are known to be possible."""
+    valid = validate_parameters(parameters)
+    sweeping.check_space(valid)
+    return valid
+
+
+def drop_test(splits: pd.DataFrame) -> pd.DataFrame:
+    """Return the splits without the test images: no trial can look at what is not there."""
+    return splits[splits["split"] != "test"].reset_index(drop=True)
+
+
+def run_sweep(
+    parameters: Parameters,
+    development_splits: pd.DataFrame,
+    activation_store: Callable[[float], ActivationStore],
+    sweep_storage: Callable[[str | None], RDBStorage],
+    child_runs: OpenRun,
+    live_metrics: OnEpoch,
+) -> tuple[str, list[FrozenTrial]]:
+    """Run the trials that are still to be run; return the study's name and all finished trials."""
+    url = parameters.sweep.storage
+    storage = sweep_storage(url.get_secret_value() if url else None)
+    study = sweeping.open_study(storage, parameters, development_splits)
+    store = activation_store(parameters.activations.max_gb)
+
+    def train(number: int, values: dict[str, Any], chosen: Parameters, on_epoch: OnEpoch) -> None:
+        def track(row: dict[str, Any], epoch: int) -> None:
+            live_metrics(row, epoch)
+            on_epoch(row, epoch)
+
+        tags = {"study": study.study_name, "trial": number, "strategy": chosen.strategy}
+        pruned = None
+        with child_runs(f"trial {number}", values, tags) as set_tags:
+            try:
+                result = train_trial(chosen, development_splits, store, track)
+            except optuna.TrialPruned as stopped:
+                pruned = stopped
+            else:
+                best = result.history["val_accuracy"].iloc[result.best_epoch - 1]
+                live_metrics({"best_val_accuracy": best}, result.best_epoch)
+            set_tags({"state": "pruned" if pruned else "complete"})
+        if pruned:
+            raise pruned
+
+    with _quiet():
+        sweeping.run_trials(study, parameters, train)
+    return study.study_name, study.get_trials(states=sweeping.FINISHED)
+
+
+def train_trial(
+    parameters: Parameters, splits: pd.DataFrame, store: ActivationStore, on_epoch: OnEpoch
+) -> training.TrainingResult:
+    """Train once, as the pipeline finetune does with these parameters."""
+    options, model, seed = parameters.training, parameters.model, parameters.seed
+    strategies = Strategies(parameters.strategies)
+    image_transforms = finetune.build_transforms(
+        parameters.transforms, model, parameters.dataset, seed
+    )
+    network, _ = finetune.build_model(
+        model, parameters.strategy, strategies, splits, image_transforms, seed
+    )
+    strategy, *_ = finetune.choose_strategy(
+        parameters.strategy,
+        strategies,
+        parameters.auto,
+        options,
+        network,
+        splits,
+        image_transforms,
+        parameters.activations,
+        seed,
+        lambda _: store,
+    )
+    setup = training.prepare(
+        network,
+        splits,
+        image_transforms,
+        options,
+        seed,
+        parameters.augmentation.views,
+        store,
+        model.log_probabilities,
+        transforms.make_mix(parameters.augmentation, splits["class_index"].nunique()),
+    )
+    return training.train(setup, strategy.phases, on_epoch=on_epoch)
+
+
+def choose_best(study: str, finished_trials: list[FrozenTrial], parameters: Parameters) -> str:
+    """Return the parameters of the best trial, as the YAML of a Kedro environment.
+
+    All are there that a training depends on, not only those that were tried: the run may have had
+    others by --params or from conf/local, and conf/base may change.
+    """
+    best = sweeping.best_trial(finished_trials, parameters.training.monitor)
+    chosen = sweeping.with_values(parameters, best.params)
+    tree = chosen.model_dump(mode="json", include={*TRAINED, "dataset"})
+    if chosen.strategy in tree["strategies"]:
+        tree["strategies"] = {chosen.strategy: tree["strategies"][chosen.strategy]}
+    figures_of_best = ", ".join(
+        f"{name} {best.user_attrs[name]:.4f}" for name in ("val_accuracy", "val_loss")
+    )
+    logger.info("Best is trial %d: %s; see conf/best", best.number, figures_of_best)
+    return (
+        f"# Trial {best.number} of the study {study}: {figures_of_best}. Written by the pipeline\n"
+        "# sweep, which replaces it. kedro run --env=best --pipeline=finetune repeats the trial.\n"
+        f"# It tried {', '.join(best.params)}.\n"
+        + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+    )
+
+
+def report_sweep(
+    finished_trials: list[FrozenTrial], parameters: Parameters
+) -> tuple[pd.DataFrame, go.Figure, go.Figure, go.Figure]:
+    """Return the table of trials, their course, what mattered, and which values went together."""
+    study = optuna.create_study(direction=sweeping.direction(parameters))
+    study.add_trials(finished_trials)
+    table, monitor = sweeping.trial_table(finished_trials), parameters.training.monitor
+    return (
+        table,
+        figures.sweep_history(table, monitor),
+        figures.importance(study, monitor),
+        figures.parallel_coordinates(study, monitor),
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let a trial be one line of the log, instead of a page."""
+    package, own = logging.getLogger("thawline"), sweeping.logger
+    levels = package.level, own.level
+    own.setLevel(package.getEffectiveLevel())
+    package.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        package.setLevel(levels[0])
+        own.setLevel(levels[1])

@@ -1,0 +1,40 @@
+"""Wiring of sweeps."""
+
+from kedro.pipeline import Node, Pipeline
+
+from thawline.pipelines.sweep import nodes
+
+
+def create_pipeline() -> Pipeline:
+    """Return the pipeline from splits and all parameters to the best of them."""
+    return Pipeline(
+        [
+            Node(nodes.check_parameters, "parameters", "sweep_parameters", name="check_parameters"),
+            Node(nodes.drop_test, "splits", "development_splits", name="drop_test"),
+            Node(
+                nodes.run_sweep,
+                [
+                    "sweep_parameters",
+                    "development_splits",
+                    "activations",
+                    "sweep_storage",
+                    "child_runs",
+                    "live_metrics",
+                ],
+                ["sweep_study", "finished_trials"],
+                name="run_sweep",
+            ),
+            Node(
+                nodes.choose_best,
+                ["sweep_study", "finished_trials", "sweep_parameters"],
+                "best_parameters",
+                name="choose_best",
+            ),
+            Node(
+                nodes.report_sweep,
+                ["finished_trials", "sweep_parameters"],
+                ["sweep_trials", "sweep_history", "importance", "parallel_coordinates"],
+                name="report_sweep",
+            ),
+        ]
+    )
