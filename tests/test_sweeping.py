@@ -15,7 +15,7 @@ import optuna
 import pandas as pd
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState
 
@@ -157,6 +157,7 @@ def test_what_depends_on_the_strategy_is_tried_with_that_strategy_only(
     assert set(seen) == {("head_only", 2), ("lp_ft", 3)}
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.dictionaries(st.sampled_from(["lr", "ema", "label_smoothing"]), st.floats(0.01, 0.9)))
 def test_values_by_dotted_name_change_these_and_nothing_else(values: dict[str, float]) -> None:
     before = make()
@@ -183,7 +184,7 @@ def test_interrupted_or_not_the_same_seed_tries_the_same(
     tmp_path: Path, splits: pd.DataFrame
 ) -> None:
     tried = []
-    for name, budgets in (("a.db", (12,)), ("b.db", (5, 12))):
+    for name, budgets in (("a.db", (11,)), ("b.db", (5, 11))):  # ten are random in any case
         for budget in budgets:
             parameters = make({"trials": budget, "pruner": "none"})
             study = study_of(tmp_path / name, parameters, splits)
@@ -264,7 +265,7 @@ def test_test_images_change_nothing(tmp_path: Path, splits: pd.DataFrame) -> Non
 
 
 def test_a_hopeless_trial_is_stopped_early(tmp_path: Path, splits: pd.DataFrame) -> None:
-    parameters = make({"trials": 12, "sampler": "random"})
+    parameters = make({"trials": 7, "sampler": "random"})
     study = study_of(tmp_path / "a.db", parameters, splits)
 
     def train(number: int, values: dict[str, Any], chosen: Parameters, on_epoch: OnEpoch) -> None:
@@ -273,9 +274,9 @@ def test_a_hopeless_trial_is_stopped_early(tmp_path: Path, splits: pd.DataFrame)
 
     sweeping.run_trials(study, parameters, train)
     table = sweeping.trial_table(study.trials)
-    assert table["state"].tolist() == ["complete"] * 5 + ["pruned"] * 7
-    assert table["epochs"].tolist() == [5] * 5 + [2] * 7  # the first epoch is no evidence
-    assert table["val_accuracy"].iloc[11] == pytest.approx(0.9 - 0.55)
+    assert table["state"].tolist() == ["complete"] * 5 + ["pruned"] * 2
+    assert table["epochs"].tolist() == [5] * 5 + [2] * 2  # the first epoch is no evidence
+    assert table["val_accuracy"].iloc[6] == pytest.approx(0.9 - 0.3)
     assert sweeping.best_trial(study.trials, "val_accuracy").number == 0
 
 
@@ -344,7 +345,7 @@ def start(file: Path, parameters: Parameters, splits: pd.DataFrame) -> Any:
 def test_processes_share_the_trials_of_a_study_and_one_may_be_killed(
     tmp_path: Path, splits: pd.DataFrame
 ) -> None:
-    parameters = make({"trials": 25, "pruner": "none", "sampler": "random"})
+    parameters = make({"trials": 15, "pruner": "none", "sampler": "random"})
     file = tmp_path / "a.db"
     first, *others = [start(file, parameters, splits) for _ in range(3)]  # nobody made the tables
     time.sleep(1.5)
@@ -353,9 +354,9 @@ def test_processes_share_the_trials_of_a_study_and_one_may_be_killed(
         process.join(60)
     assert [process.exitcode for process in others] == [0, 0]
     study = study_of(file, parameters, splits)
-    assert count(study) == 25
+    assert count(study) == 15
     rates = [t.params["training.lr"] for t in study.get_trials(states=sweeping.FINISHED)]
-    assert len(set(rates)) == 25  # none is counted twice
+    assert len(set(rates)) == 15  # none is counted twice
     assert not study.get_trials(states=(TrialState.RUNNING,))
     for trial in study.get_trials(states=(TrialState.FAIL,)):
         if "training.lr" in trial.params:  # it was killed, and tried again
