@@ -18,17 +18,15 @@ from thawline.classifier import Classifier, classify
 from thawline.errors import DataError, ParameterError
 from thawline.evaluation import predict_split
 from thawline.images import find_files
-from thawline.loading import CheckedViewDataset, View
 from thawline.options import (
     ModelOptions,
     PredictOptions,
     RegistryOptions,
     TrainingOptions,
-    TransformOptions,
 )
 from thawline.pipelines.predict.nodes import predict_folder
-from thawline.prediction import predict_files
-from thawline.transforms import Transforms, evaluation_view, normalise
+from thawline.prediction import decode, predict_files
+from thawline.transforms import evaluation_view, normalise
 
 PREPROCESSING = IMAGENET.model_copy(update={"size": 32, "resize": 36})
 TRAINING = TrainingOptions(device="cpu", workers=0)
@@ -70,15 +68,14 @@ def mixed(tmp_path: Path, photos: Path) -> tuple[Path, dict[str, str]]:
     }
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
 def test_every_file_becomes_a_row_and_bad_ones_say_why(
-    classifier: Classifier, mixed: tuple[Path, dict[str, str]], workers: int
+    classifier: Classifier, mixed: tuple[Path, dict[str, str]], batch_size: int
 ) -> None:
     folder, problems = mixed
     files = find_files(folder.name, folder.parent)
     assert files == sorted(files)
-    training = TrainingOptions(device="cpu", workers=workers)
-    table = predict_files(classifier, files, 2, 2, training)
+    table = predict_files(classifier, files, batch_size, 2, TRAINING)
     table.index = pd.Index([Path(path).relative_to(folder).as_posix() for path in table["path"]])
     good = ["deep/er/PHOTO.WEBP", "good.jpg", "no_suffix"]
     assert sorted(table.index) == sorted([*problems, *good])
@@ -155,7 +152,6 @@ def test_no_damage_to_a_file_raises(tmp_path: Path, photos: Path, data: st.DataO
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path / "damaged"
     path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
-    views = CheckedViewDataset(Transforms(PREPROCESSING, TransformOptions()))
-    view, problem = views[View(str(path))]
+    view, problem = decode(str(path), PREPROCESSING)
     assert view.shape == (3, 32, 32) and isinstance(problem, str)
     assert not problem or view.max() == 0

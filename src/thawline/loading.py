@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from thawline.images import describe_problem
 from thawline.transforms import Transforms, evaluation_view, training_view
 
 MOST_WORKERS = 8
@@ -37,38 +36,16 @@ class ViewDataset(Dataset[Tensor]):
         return training_view(view.path, self.transforms, view.seed)
 
 
-class CheckedViewDataset(Dataset[tuple[Tensor, str]]):
-    """Views, each with what is wrong with its file; where something is, the view is black."""
-
-    def __init__(self, transforms: Transforms) -> None:
-        """Keep how a file becomes a view."""
-        self._views = ViewDataset(transforms)
-        self._side = transforms.preprocessing.size
-
-    def __getitem__(self, view: View) -> tuple[Tensor, str]:
-        """Return a view and an empty text, or a black view and the problem."""
-        try:
-            return self._views[view], ""
-        except Exception as error:  # a damaged file can make a decoder raise anything
-            black = torch.zeros(3, self._side, self._side, dtype=torch.uint8)
-            return black, describe_problem(error, view.path)
-
-
 class ViewLoader:
     """Batches of views, decoded ahead of time by worker processes that live as long as it does."""
 
-    def __init__(self, transforms: Transforms, workers: int | None, checked: bool = False) -> None:
-        """Take the number of processes: 0 decodes in this one, None takes one a core.
-
-        Where `checked`, a file that cannot be read is told of beside its batch (views, problems),
-        and raises nothing.
-        """
+    def __init__(self, transforms: Transforms, workers: int | None) -> None:
+        """Take the number of processes: 0 decodes in this one, None takes one a core."""
         self._asked: list[list[View]] = []
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         workers = min(cores or 1, MOST_WORKERS) if workers is None else workers
-        dataset: Dataset[Any] = (CheckedViewDataset if checked else ViewDataset)(transforms)
         self._loader = DataLoader(
-            dataset,
+            ViewDataset(transforms),
             batch_sampler=self._asked,
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -77,8 +54,8 @@ class ViewLoader:
             pin_memory=torch.cuda.is_available(),
         )
 
-    def load(self, batches: Sequence[list[View]]) -> Iterator[Any]:
-        """Yield each batch as (N, 3, size, size) uint8, in order; with its problems if checked.
+    def load(self, batches: Sequence[list[View]]) -> Iterator[Tensor]:
+        """Yield each batch as (N, 3, size, size) uint8, in order.
 
         Raises:
             OSError: when a file cannot be read.

@@ -384,7 +384,7 @@ class PredictOptions(Options):
         description="champion or another alias, a version, latest, a run id, models:/…, a folder",
     )
     top_k: PositiveInt = Field(5, description="likeliest classes, at most all")
-    batch_size: PositiveInt = Field(16, description="images a step")
+    batch_size: PositiveInt = Field(8, description="images a step; memory grows with it")
 
 
 class ExportOptions(Options):

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain, pairwise
 
 import pandas as pd
+import torch
 from rich.progress import track
+from torch import Tensor
 
 from thawline.classifier import Classifier, rank
 from thawline.evaluation import make_infer
-from thawline.loading import View, ViewLoader
-from thawline.options import TrainingOptions, TransformOptions
-from thawline.transforms import Transforms
+from thawline.images import describe_problem
+from thawline.options import TrainingOptions
+from thawline.transforms import Preprocessing, evaluation_view
 
 
 def predict_files(
@@ -32,25 +37,48 @@ def predict_files(
         paths: files, images or not.
         batch_size: images a step.
         top_k: classes a row, at most those of the classifier.
-        training: device and number of decoding processes.
+        training: what device it computes on.
 
     Returns:
         path; label and probability (0 to 1); label_2, probability_2 and so on up to `top_k`;
         problem: why the file cannot be read, in which case the others are empty, or else empty.
     """
     infer = make_infer(classifier, training)
-    transforms = Transforms(classifier.preprocessing, TransformOptions())
-    loader = ViewLoader(transforms, training.workers, checked=True)
-    views = [View(path) for path in paths]
-    batches = [views[start : start + batch_size] for start in range(0, len(views), batch_size)]
+    decoded = _decode(paths, classifier.preprocessing, batch_size)
+    batches = -(-len(paths) // batch_size)
     tables: list[pd.DataFrame] = []
-    for images, problems in track(loader.load(batches), "Predicting", len(batches), transient=True):
+    for images, problems in track(decoded, "Predicting", batches, transient=True):
         table = rank(infer(images), classifier.class_names, top_k)
         problem = pd.Series(problems, dtype="str").replace("", None)
         tables.append(table.where(problem.isna()).assign(problem=problem))
     answers = pd.concat(tables, ignore_index=True)
     answers.insert(0, "path", [_printable(path) for path in paths])
     return answers
+
+
+def decode(path: str, preprocessing: Preprocessing) -> tuple[Tensor, str]:
+    """Return a view (3, size, size) uint8 and an empty text, or a black view and the problem."""
+    try:
+        return evaluation_view(path, preprocessing), ""
+    except Exception as error:  # a damaged file can make a decoder raise anything
+        black = torch.zeros(3, preprocessing.size, preprocessing.size, dtype=torch.uint8)
+        return black, describe_problem(error, path)
+
+
+def _decode(
+    paths: Sequence[str], preprocessing: Preprocessing, batch_size: int
+) -> Iterator[tuple[Tensor, tuple[str, ...]]]:
+    """Yield views (N, 3, size, size) and problems, batch by batch, the next one in the making.
+
+    Threads, not processes: each process would bring some 700 MB of PyTorch along.
+    """
+    one = partial(decode, preprocessing=preprocessing)
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        starts = range(0, len(paths), batch_size)
+        coming = (pool.map(one, paths[start : start + batch_size]) for start in starts)
+        for batch, _ in pairwise(chain(coming, [()])):  # asks for the next before it yields one
+            views, problems = zip(*batch, strict=True)
+            yield torch.stack(views), problems
 
 
 def _printable(path: str) -> str:

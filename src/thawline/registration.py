@@ -77,7 +77,7 @@ def judge(
         splits: of the candidate.
         champion: None where there is none yet.
         batch_size: images a step.
-        training: device and number of decoding processes.
+        training: what device it computes on.
     """
     if champion is None:
         return Verdict(True, "it is the first version")
