@@ -15,9 +15,13 @@ from scipy import stats
 
 from thawline.errors import DataError
 from thawline.evaluation import PROBABILITY
-from thawline.significance import CONFIDENCE, correct_for_several, paired_test
+from thawline.significance import (
+    CONFIDENCE,
+    SIGNIFICANT,
+    correct_for_several,
+    paired_test,
+)
 
-SIGNIFICANT = 0.05  # p-values below it are called a real difference
 TEN = 10  # seconds from which a decimal tells nothing
 MISSING = "-"
 

@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
 from thawline.classifier import Classifier
 from thawline.images import hash_files
 from thawline.options import TrainingOptions
 from thawline.prediction import predict_files
+from thawline.significance import SIGNIFICANT, paired_test
 
-SIGNIFICANCE = 0.05
+FEWEST = 2  # images that two models can be compared on
 
 
 class Champion(NamedTuple):
@@ -86,12 +86,12 @@ def judge(
     seen = champion.seen.union(hash_seen(splits))  # a test image may be there twice
     unseen = predictions.assign(hash=hashes)
     unseen = unseen[~unseen["hash"].isin(seen)]
-    if unseen.empty:
+    if len(unseen) < FEWEST:
         return Verdict(
             False,
             f"not comparable: the champion (version {champion.version}) was trained or validated"
-            f" on all {len(predictions)} test images. Keep seed and data of its run, so that both"
-            " have the same test images",
+            f" on {len(predictions) - len(unseen)} of {len(predictions)} test images. Keep seed and"
+            " data of its run, so that both have the same test images",
         )
     answers = _ask(champion, unseen, batch_size, training)
     return _compare(
@@ -99,22 +99,6 @@ def judge(
         (answers == unseen["label"]).to_numpy(),
         champion.version,
     )
-
-
-def beats(candidate: np.ndarray, champion: np.ndarray) -> tuple[bool, float, float]:
-    """Return whether the candidate is better by more than chance, the difference, and p.
-
-    The exact test of McNemar (1947), two-sided: of the images on which just one of the two is
-    right, are more the candidate's than a fair coin would give it?
-
-    Args:
-        candidate: whether its label is right, (images,) bool.
-        champion: the same, in the same order.
-    """
-    gained, lost = int((candidate & ~champion).sum()), int((champion & ~candidate).sum())
-    p_value = float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
-    difference = (gained - lost) / len(candidate)
-    return gained > lost and p_value < SIGNIFICANCE, difference, p_value
 
 
 def _ask(
@@ -133,18 +117,19 @@ def _ask(
 
 
 def _compare(candidate: np.ndarray, champion: np.ndarray, version: str) -> Verdict:
-    wins, difference, p_value = beats(candidate, champion)
+    test = paired_test(candidate, champion)
+    wins = test.difference > 0 and test.p_value < SIGNIFICANT
     if wins:
         conclusion = "which is better by more than chance"
-    elif difference > 0:
+    elif test.difference > 0:
         conclusion = "which may be luck"
     else:
         conclusion = "which is no better"
     reason = (
         f"test accuracy {candidate.mean():.4f} against {champion.mean():.4f} of the champion"
-        f" (version {version}) on {len(candidate)} images, p = {p_value:.2g}: {conclusion}"
+        f" (version {version}) on {len(candidate)} images, p = {test.p_value:.2g}: {conclusion}"
     )
-    return Verdict(wins, reason, len(candidate), difference, p_value)
+    return Verdict(wins, reason, len(candidate), test.difference, test.p_value)
 
 
 def _not_comparable(champion: Champion, classes: set[str]) -> str:

@@ -10,6 +10,7 @@ from scipy.stats import t as student
 from thawline.errors import DataError
 
 CONFIDENCE = 0.95
+SIGNIFICANT = 0.05  # p-values below it are called a real difference
 
 
 class PairedTest(NamedTuple):
