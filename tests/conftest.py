@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import mlflow
 import pandas as pd
 import pytest
 from PIL import Image
@@ -77,17 +80,23 @@ QUICK = "training.epochs=2,training.workers=0,training.precision=fp32,transforms
 
 
 def copy_project(target: Path) -> Path:
-    """Copy what git would, except tests and documents."""
+    """Copy what git would, except tests and documents, and what only costs time to make anew."""
     for name in ("conf", "src"):
-        shutil.copytree(
-            ROOT / name,
-            target / name,
-            ignore=shutil.ignore_patterns("__pycache__", "local", "*.egg-info"),
-        )
+        ignored = shutil.ignore_patterns("local", "best", "*.egg-info")
+        shutil.copytree(ROOT / name, target / name, ignore=ignored)
     (target / "conf" / "local").mkdir()
+    shutil.copy(empty_tracking_store(), target / "mlflow.db")
     for name in ("pyproject.toml", ".telemetry"):
         shutil.copy(ROOT / name, target / name)
     return target
+
+
+@functools.cache
+def empty_tracking_store() -> Path:
+    """Return an SQLite file with MLflow's tables and no run."""
+    file = Path(tempfile.mkdtemp()) / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
 
 
 def kedro(
