@@ -138,6 +138,30 @@ def freeze_layers(network: nn.Module, chosen_strategy: Strategy) -> tuple[nn.Mod
     return network, report
 
 
+def prepare_training(
+    network: nn.Module,
+    splits: pd.DataFrame,
+    image_transforms: transforms.Transforms,
+    model: ModelOptions,
+    options: TrainingOptions,
+    augmentation: AugmentationOptions,
+    store: ActivationStore,
+    seed: int,
+) -> training.Setup:
+    """Return what trains a network as the parameters say; see `training.prepare`."""
+    return training.prepare(
+        network,
+        splits,
+        image_transforms,
+        options,
+        seed,
+        augmentation.views,
+        store,
+        model.log_probabilities,
+        transforms.make_mix(augmentation, splits["class_index"].nunique()),
+    )
+
+
 def train_model(
     frozen_network: nn.Module,
     chosen_strategy: Strategy,
@@ -154,16 +178,9 @@ def train_model(
     live_metrics: Callable[[dict[str, Any], int], None],
 ) -> tuple[Classifier, Classifier, pd.DataFrame, list[dict[str, Any]], go.Figure]:
     """Return the best and the last classifier, history, freeze contract and learning curves."""
-    setup = training.prepare(
-        frozen_network,
-        splits,
-        image_transforms,
-        options,
-        seed,
-        augmentation.views,
-        activation_store(activation_options.max_gb),
-        model.log_probabilities,
-        transforms.make_mix(augmentation, splits["class_index"].nunique()),
+    store = activation_store(activation_options.max_gb)
+    setup = prepare_training(
+        frozen_network, splits, image_transforms, model, options, augmentation, store, seed
     )
     result = training.train(setup, chosen_strategy.phases, training_states, live_metrics)
     if result.best_epoch:
@@ -207,10 +224,10 @@ def find_lr(
     """Return the loss at rising rates in the first phase, the rate it suggests, and the curve."""
     phase = chosen_strategy.phases[0]
     store = activation_store(activation_options.max_gb)
-    setup = training.prepare(
-        network, splits, image_transforms, options, seed, augmentation.views, store,
-        model.log_probabilities,
-    )  # fmt: skip
+    unmixed = augmentation.model_copy(update={"mixup": 0, "cutmix": 0})
+    setup = prepare_training(
+        network, splits, image_transforms, model, options, unmixed, store, seed
+    )
     curve = lr_find.find_lr(setup, phase, sweep)
     suggested = lr_find.suggest_lr(curve)
     logger.info("Suggested: training.lr=%.2g (the first phase has %g)", suggested, phase.lr)

@@ -14,7 +14,7 @@ import yaml
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
-from thawline import figures, sweeping, training, transforms
+from thawline import figures, sweeping, training
 from thawline.activations import ActivationStore
 from thawline.datasets.child_runs_dataset import OpenRun
 from thawline.options import TRAINED, Parameters, Strategies, validate_parameters
@@ -98,16 +98,8 @@ def train_trial(
         seed,
         lambda _: store,
     )
-    setup = training.prepare(
-        network,
-        splits,
-        image_transforms,
-        options,
-        seed,
-        parameters.augmentation.views,
-        store,
-        model.log_probabilities,
-        transforms.make_mix(parameters.augmentation, splits["class_index"].nunique()),
+    setup = finetune.prepare_training(
+        network, splits, image_transforms, model, options, parameters.augmentation, store, seed
     )
     return training.train(setup, strategy.phases, on_epoch=on_epoch)
 
