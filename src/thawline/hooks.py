@@ -147,19 +147,17 @@ class TrackingHook(MlflowHook):
     ) -> None:
         """Reopen the run where a node runs in a thread; its parameters are logged already."""
         super().before_node_run(node, catalog, {}, is_async)
-        for name in node.inputs:
-            dataset = catalog.get(name)
-            if isinstance(dataset, LiveMetricsDataset) and node.namespace:
-                if self._is_mlflow_enabled:
-                    self._children[node.namespace] = self._start_child(node.namespace, catalog)
-                dataset.run_id = self._children.get(node.namespace)
+        trains = any(isinstance(catalog.get(name), LiveMetricsDataset) for name in node.inputs)
+        if trains and node.namespace and self._is_mlflow_enabled:
+            self._children[node.namespace] = self._start_child(node.namespace, catalog)
+            mlflow.start_run(self._children[node.namespace], nested=True)
 
     @hook_impl
-    def after_node_run(self, node: Node, inputs: dict[str, Any]) -> None:
+    def after_node_run(self, node: Node) -> None:
         """End the run of a training; what comes of it later is still logged there."""
-        child = self._children.get(node.namespace or "")
-        if child and mlflow.get_run(child).info.status == "RUNNING":
-            mlflow.MlflowClient().set_terminated(child)
+        active = mlflow.active_run()
+        if active and active.info.run_id == self._children.get(node.namespace or ""):
+            mlflow.end_run()
 
     @hook_impl
     def after_dataset_saved(self, dataset_name: str, data: Any, node: Node) -> None:

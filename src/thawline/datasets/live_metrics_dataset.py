@@ -15,9 +15,6 @@ class LiveMetricsDataset(ToolDataset[Callable[[dict[str, Any], int], None]]):
 
     A node that trains for an hour would otherwise show its curves only when it has ended. Metrics
     named in `leave_out` are not written, nor are texts.
-
-    Attributes:
-        run_id: of the run to write to instead, such as one under the active run.
     """
 
     def __init__(
@@ -25,7 +22,6 @@ class LiveMetricsDataset(ToolDataset[Callable[[dict[str, Any], int], None]]):
     ) -> None:
         """Take the names of the metrics that are for the table only."""
         self._leave_out, self.metadata = frozenset(leave_out or []), metadata
-        self.run_id: str | None = None
 
     def load(self) -> Callable[[dict[str, Any], int], None]:
         """Return the function to call after each epoch."""
@@ -38,7 +34,7 @@ class LiveMetricsDataset(ToolDataset[Callable[[dict[str, Any], int], None]]):
                 for name, value in metrics.items()
                 if name not in self._leave_out and not isinstance(value, str)
             }
-            mlflow.log_metrics(kept, step=step, run_id=self.run_id)
+            mlflow.log_metrics(kept, step=step)
 
     def _describe(self) -> dict[str, Any]:
         return {"leave_out": sorted(self._leave_out)}

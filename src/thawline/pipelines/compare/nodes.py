@@ -22,13 +22,18 @@ LISTED = 10  # classes, up to which they are named
 def collect_result(
     strategy: str,
     seed: int,
+    parameters: dict[str, Any],
     classifier: Classifier,
     history: pd.DataFrame,
     metrics: dict[str, float],
     predictions: pd.DataFrame,
-    parameters: dict[str, Any],
+    *rest: Any,
 ) -> Finished:
-    """Return all that the comparison needs to know of one training."""
+    """Return all that the comparison needs to know of one training.
+
+    What else the training yields comes as `rest`, so that it ends here: as outputs of the whole
+    pipeline it would stay in memory and, in kedro viz, outside the training's branch.
+    """
     whole = validate_parameters(parameters)
     data_seed = whole.seed if whole.dataset.seed is None else whole.dataset.seed
     changed = whole.changed() | {"strategy": strategy, "seed": seed, "dataset.seed": data_seed}

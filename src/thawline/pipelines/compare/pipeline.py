@@ -11,8 +11,17 @@ from thawline.options import CompareOptions
 from thawline.pipelines import data_preparation, finetune
 from thawline.pipelines.compare import nodes
 
-SHARED = {"splits", "transforms", "activations", "training_states"}
+SHARED = {"splits", "transforms", "activations", "training_states", "live_metrics"}
 OWN_PARAMETERS = {"params:strategy", "params:seed"}
+COLLECTED = [
+    "params:strategy",
+    "params:seed",
+    "parameters",
+    "classifier",
+    "history",
+    "metrics",
+    "predictions",
+]
 
 
 class Training(NamedTuple):
@@ -46,29 +55,9 @@ def create_pipeline(trainings: Sequence[Training]) -> Pipeline:
     They share splits, transforms and activations. An instance's `strategy` and `seed` are catalog
     entries of its namespace, `Training.parameters`.
     """
-    instance = (
-        finetune.create_model()
-        + finetune.create_training()
-        + finetune.create_evaluation()
-        + Pipeline(
-            [
-                Node(
-                    nodes.collect_result,
-                    [
-                        "params:strategy",
-                        "params:seed",
-                        "classifier",
-                        "history",
-                        "metrics",
-                        "predictions",
-                        "parameters",
-                    ],
-                    "result",
-                    name="collect_result",
-                )
-            ]
-        )
-    )
+    instance = finetune.create_model() + finetune.create_training() + finetune.create_evaluation()
+    collected = [*COLLECTED, *sorted(instance.outputs() - {*COLLECTED})]
+    instance += Pipeline([Node(nodes.collect_result, collected, "result", name="collect_result")])
     shared = {name for name in instance.inputs() if name.startswith("params:")} - OWN_PARAMETERS
     instances = [
         Pipeline(
