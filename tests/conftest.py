@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import mlflow
 import pandas as pd
 import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
+from tqdm import tqdm
 
 from thawline.options import DatasetOptions
 from thawline.splitting import split_dataset
@@ -91,9 +94,25 @@ def copy_project(target: Path) -> Path:
     return target
 
 
+def forked(target: Callable[..., Any], *arguments: Any) -> Any:
+    """Return a child process, still to be started, that may be killed at any moment.
+
+    It shares no lock with this process: tqdm's, with which PyTorch traces networks, would stay
+    locked for good.
+    """
+    return multiprocessing.get_context("fork").Process(target=_alone, args=(target, *arguments))
+
+
+def _alone(target: Callable[..., Any], *arguments: Any) -> None:
+    tqdm.set_lock(threading.RLock())
+    target(*arguments)
+
+
 @functools.cache
 def empty_tracking_store() -> Path:
     """Return an SQLite file with MLflow's tables and no run."""
+    import mlflow  # not above: what it imports must see the number of threads set there
+
     file = Path(tempfile.mkdtemp()) / "mlflow.db"
     mlflow.MlflowClient(f"sqlite:///{file}").search_experiments()
     return file

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import random
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image as PillowImage
 from torch import Tensor, nn
 
+from conftest import forked
 from thawline import activations, files
 from thawline.activations import (
     ACTIVATIONS,
@@ -508,7 +509,7 @@ def _train_in_child(store: ActivationStore, splits: pd.DataFrame, seed: int) -> 
     run(splits, store, HEAD, TWO_STAGES, views=2, seed=seed)
 
 
-def _kill_while_it_writes(child: multiprocessing.Process, folder: Path, sightings: int) -> bool:
+def _kill_while_it_writes(child: Any, folder: Path, sightings: int) -> bool:
     while child.is_alive():
         sightings -= any(folder.glob("*/*.unfinished"))
         if sightings <= 0:
@@ -523,11 +524,8 @@ def test_processes_killed_while_writing_leave_a_store_to_rely_on(
     splits: pd.DataFrame, tmp_path: Path
 ) -> None:
     store = ActivationStore(tmp_path / "shared", FULL)
-    context = multiprocessing.get_context("fork")
     for seed in range(10):
-        first, second = (
-            context.Process(target=_train_in_child, args=(store, splits, seed)) for _ in range(2)
-        )
+        first, second = (forked(_train_in_child, store, splits, seed) for _ in range(2))
         first.start()
         second.start()
         assert _kill_while_it_writes(first, store.folder, sightings=1 + 3 * seed)

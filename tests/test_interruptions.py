@@ -1,7 +1,6 @@
 """A training that is killed goes on where it was, and ends as if nothing had happened."""
 
 import logging
-import multiprocessing
 import os
 import random
 import signal
@@ -12,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
+from conftest import forked
 from thawline import interruptions
 from thawline.activations import ActivationStore
 from thawline.backbones import IMAGENET, build_network
@@ -191,14 +191,11 @@ def test_sigkill_at_random_moments_changes_nothing(
     splits: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed = run(splits)
-    context = multiprocessing.get_context("fork")
     moments = random.Random(0)
     seconds, kills, phases = 3.0, 0, set()
     while kills < 20 or len(phases) < len(GRADUAL):
         assert kills < 100
-        child = context.Process(
-            target=_train_in_child, args=(splits, tmp_path / "states", tmp_path / "activations")
-        )
+        child = forked(_train_in_child, splits, tmp_path / "states", tmp_path / "activations")
         start = time.perf_counter()
         child.start()
         child.join(moments.uniform(0, seconds))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -19,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState
 
+from conftest import forked
 from thawline import sweeping
 from thawline.activations import ActivationStore
 from thawline.errors import ParameterError, TrainingError
@@ -335,9 +335,7 @@ def work(file: Path, parameters: Parameters, splits: pd.DataFrame) -> None:
 
 
 def start(file: Path, parameters: Parameters, splits: pd.DataFrame) -> Any:
-    process = multiprocessing.get_context("fork").Process(
-        target=work, args=(file, parameters, splits)
-    )
+    process = forked(work, file, parameters, splits)
     process.start()
     return process
 
