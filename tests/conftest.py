@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
+# Two test processes share the cores; more threads would only get in each other's way, and a forked
+# child would wait for those of its parent. So this comes before anything that starts threads.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import functools
 import multiprocessing
-import os
 import shutil
 import subprocess
 import sys
@@ -27,8 +32,6 @@ ROOT = Path(__file__).parents[1]
 HYMENOPTERA = ROOT.parent / "shared" / "data" / "hymenoptera"
 RunKedro = Callable[..., subprocess.CompletedProcess[str]]
 
-# Two test processes share the cores; more threads would only get in each other's way.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
