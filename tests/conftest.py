@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
-# Two test processes share the cores; more threads would only get in each other's way, and a forked
-# child would wait for those of its parent. So this comes before anything that starts threads.
+# Two test processes share the cores; more threads would only get in each other's way. This is read
+# when PyTorch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import functools
@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ import pandas as pd
 import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
-from tqdm import tqdm
 
 from thawline.options import DatasetOptions
 from thawline.splitting import split_dataset
@@ -97,18 +95,15 @@ def copy_project(target: Path) -> Path:
     return target
 
 
-def forked(target: Callable[..., Any], *arguments: Any) -> Any:
-    """Return a child process, still to be started, that may be killed at any moment.
+def child_process(target: Callable[..., Any], *arguments: Any) -> Any:
+    """Return a process, still to be started, that may be killed at any moment.
 
-    It shares no lock with this process: tqdm's, with which PyTorch traces networks, would stay
-    locked for good.
+    It is forked from a process that has only imported things. One forked from this process would
+    wait for locks and threads that it has not.
     """
-    return multiprocessing.get_context("fork").Process(target=_alone, args=(target, *arguments))
-
-
-def _alone(target: Callable[..., Any], *arguments: Any) -> None:
-    tqdm.set_lock(threading.RLock())
-    target(*arguments)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["thawline.sweeping", "thawline.backbones"])
+    return context.Process(target=target, args=arguments)
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image as PillowImage
 from torch import Tensor, nn
 
-from conftest import forked
+from conftest import child_process
 from thawline import activations, files
 from thawline.activations import (
     ACTIVATIONS,
@@ -525,7 +525,7 @@ def test_processes_killed_while_writing_leave_a_store_to_rely_on(
 ) -> None:
     store = ActivationStore(tmp_path / "shared", FULL)
     for seed in range(10):
-        first, second = (forked(_train_in_child, store, splits, seed) for _ in range(2))
+        first, second = (child_process(_train_in_child, store, splits, seed) for _ in range(2))
         first.start()
         second.start()
         assert _kill_while_it_writes(first, store.folder, sightings=1 + 3 * seed)

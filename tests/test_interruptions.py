@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import forked
+from conftest import child_process
 from thawline import interruptions
 from thawline.activations import ActivationStore
 from thawline.backbones import IMAGENET, build_network
@@ -184,6 +184,7 @@ def test_saving_takes_little_of_the_time(
 def _train_in_child(splits: pd.DataFrame, folder: Path, activations: Path) -> None:
     logging.disable()
     interruptions.LARGEST_SHARE = 1e9
+    (folder.parent / "began").touch()
     run(splits, TrainingStates(folder), store=ActivationStore(activations, 1), resume=True)
 
 
@@ -192,12 +193,17 @@ def test_sigkill_at_random_moments_changes_nothing(
 ) -> None:
     undisturbed = run(splits)
     moments = random.Random(0)
-    seconds, kills, phases = 3.0, 0, set()
+    seconds, kills, phases = 0.5, 0, set()
+    began = tmp_path / "began"
     while kills < 20 or len(phases) < len(GRADUAL):
         assert kills < 100
-        child = forked(_train_in_child, splits, tmp_path / "states", tmp_path / "activations")
-        start = time.perf_counter()
+        began.unlink(missing_ok=True)
+        child = child_process(_train_in_child, splits, tmp_path / "states", tmp_path / "store")
         child.start()
+        while not began.exists():
+            assert child.is_alive()
+            time.sleep(0.002)
+        start = time.perf_counter()
         child.join(moments.uniform(0, seconds))
         if child.is_alive():
             os.kill(child.pid, signal.SIGKILL)
@@ -212,5 +218,5 @@ def test_sigkill_at_random_moments_changes_nothing(
             if len(course["history"]) == 8 or child.exitcode == 0:
                 file.unlink()  # it has come to its end: the next one starts from the beginning
     states = TrainingStates(tmp_path / "states")
-    store = ActivationStore(tmp_path / "activations", 1)
+    store = ActivationStore(tmp_path / "store", 1)
     assert_same(run(splits, states, store=store, resume=True), undisturbed)

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState
 
-from conftest import forked
+from conftest import child_process
 from thawline import sweeping
 from thawline.activations import ActivationStore
 from thawline.errors import ParameterError, TrainingError
@@ -335,7 +335,7 @@ def work(file: Path, parameters: Parameters, splits: pd.DataFrame) -> None:
 
 
 def start(file: Path, parameters: Parameters, splits: pd.DataFrame) -> Any:
-    process = forked(work, file, parameters, splits)
+    process = child_process(work, file, parameters, splits)
     process.start()
     return process
 
