@@ -193,7 +193,7 @@ def test_sigkill_at_random_moments_changes_nothing(
 ) -> None:
     undisturbed = run(splits)
     moments = random.Random(0)
-    seconds, kills, phases = 0.5, 0, set()
+    seconds, kills, phases = 0.5, 0, set()  # as long as the training may go on; it adapts itself
     began = tmp_path / "began"
     while kills < 20 or len(phases) < len(GRADUAL):
         assert kills < 100
@@ -208,6 +208,7 @@ def test_sigkill_at_random_moments_changes_nothing(
         if child.is_alive():
             os.kill(child.pid, signal.SIGKILL)
             kills += 1
+            seconds *= 1.1
             child.join()
         else:
             seconds = time.perf_counter() - start
