@@ -15,9 +15,9 @@ from rich.console import Console
 from scipy import stats
 from sklearn.metrics import confusion_matrix
 
-from thawline import figures
 from thawline.comparison import Finished, compare, console_table, pool_confusion
 from thawline.errors import DataError
+from thawline.figures import comparison as figures
 from thawline.significance import correct_for_several, paired_test
 from trials import make_trials
 

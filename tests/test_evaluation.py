@@ -9,7 +9,8 @@ from thawline.backbones import IMAGENET, build_network
 from thawline.classifier import Classifier, classify
 from thawline.errors import DataError
 from thawline.evaluation import predict_split, score
-from thawline.figures import confusion_matrix, learning_curves
+from thawline.figures.evaluation import confusion_matrix
+from thawline.figures.training import learning_curves
 from thawline.options import EvaluationOptions, ModelOptions, TrainingOptions
 
 NAMES = ["ant", "bee", "wasp"]

@@ -10,7 +10,7 @@ from torch import nn
 
 from thawline.activations import ActivationStore
 from thawline.backbones import IMAGENET, build_network
-from thawline.figures import lr_curve
+from thawline.figures.training import lr_curve
 from thawline.lr_find import find_lr, suggest_lr
 from thawline.options import LrFindOptions, ModelOptions, Phase, TrainingOptions, TransformOptions
 from thawline.training import prepare

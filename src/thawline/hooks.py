@@ -28,6 +28,7 @@ from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Param
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from omegaconf import OmegaConf
+from PIL import Image
 
 from thawline.datasets import LiveMetricsDataset, TrainingStateDataset
 from thawline.options import flatten, validate_parameters
@@ -180,7 +181,7 @@ class TrackingHook(MlflowHook):
                 mlflow.set_tags(data)
         if "artifact" in kinds:
             name = dataset_name.rpartition(".")[2] if child else dataset_name
-            _log_artifact(name, data, dataset, child)
+            _log_artifact(name, data, dataset, child or self.run_id)
 
     @hook_impl
     def on_pipeline_error(
@@ -220,13 +221,15 @@ def _without_password(command: str) -> str:
     return re.sub(r"(://[^/\s:@]*):[^/\s@]*@", r"\1:***@", command)
 
 
-def _log_artifact(name: str, data: Any, dataset: Any, run_id: str | None) -> None:
-    """Log a table, a figure, a text or plain data to a run, by default the active one."""
+def _log_artifact(name: str, data: Any, dataset: Any, run_id: str) -> None:
+    """Log a table, a figure, a picture, a text or plain data to a run."""
     if isinstance(data, pd.DataFrame):
         mlflow.log_text(data.to_csv(index=False), f"{name}.csv", run_id)
     elif isinstance(data, go.Figure):
         if data.data:  # with plotly.js in it: the page must open without a network
             mlflow.log_text(data.to_html(include_plotlyjs=True), f"{name}.html", run_id)
+    elif isinstance(data, Image.Image):
+        mlflow.MlflowClient().log_image(run_id, data, f"{name}.png")
     elif isinstance(data, str):
         mlflow.log_text(data, name + PurePath(dataset._filepath).suffix, run_id)
     else:

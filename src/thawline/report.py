@@ -14,7 +14,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from thawline import figures
 from thawline.comparison import (
     MISSING,
     Comparison,
@@ -25,6 +24,12 @@ from thawline.comparison import (
     group_by_strategy,
     pool_confusion,
 )
+from thawline.figures.comparison import (
+    compared_accuracy,
+    compared_curves,
+    cost_against_accuracy,
+)
+from thawline.figures.evaluation import confusion_matrix
 
 HEIGHT = 420  # px, of a figure that names none
 
@@ -106,9 +111,9 @@ def html_report(
 def comparison_sections(trials: Sequence[Finished], comparison: Comparison) -> list[Section]:
     """Return what a report on a comparison shows, strategies in the order of its table."""
     table, groups = comparison.table, group_by_strategy(trials)
-    accuracy = figures.compared_accuracy(trials, table)
-    cost = figures.cost_against_accuracy(table)
-    curves = figures.compared_curves(trials, table)
+    accuracy = compared_accuracy(trials, table)
+    cost = cost_against_accuracy(table)
+    curves = compared_curves(trials, table)
     return [
         Section(
             "Strategies",
@@ -153,7 +158,7 @@ def _illustrate(figure: go.Figure) -> Illustration:
 
 
 def _confusion(name: str, trials: Sequence[Finished]) -> Illustration:
-    figure = figures.confusion_matrix(pool_confusion(trials))
+    figure = confusion_matrix(pool_confusion(trials))
     return Illustration(name, figure.update_traces(showscale=False))
 
 

@@ -6,6 +6,7 @@ from thawline.datasets.classifier_dataset import ClassifierDataset
 from thawline.datasets.image_folder_dataset import ImageFolderDataset
 from thawline.datasets.live_metrics_dataset import LiveMetricsDataset
 from thawline.datasets.onnx_dataset import OnnxDataset
+from thawline.datasets.picture_dataset import PictureDataset
 from thawline.datasets.raw_images_dataset import RawImagesDataset
 from thawline.datasets.registry_dataset import RegistryDataset
 from thawline.datasets.served_model_dataset import ServedModelDataset
@@ -19,6 +20,7 @@ __all__ = [
     "ImageFolderDataset",
     "LiveMetricsDataset",
     "OnnxDataset",
+    "PictureDataset",
     "RawImagesDataset",
     "RegistryDataset",
     "ServedModelDataset",

@@ -9,9 +9,9 @@ import plotly.graph_objects as go
 from rich import print as rich_print
 from rich.markup import escape
 
-from thawline import figures
 from thawline.classifier import Classifier
 from thawline.comparison import Finished, compare, console_table
+from thawline.figures.comparison import comparison_figure
 from thawline.options import DatasetOptions, ModelOptions, validate_parameters
 from thawline.report import comparison_sections, html_report
 from thawline.splitting import class_names
@@ -71,5 +71,5 @@ def compare_strategies(
         comparison.verdict["sentence"],
         comparison_sections(results, comparison),
     )
-    figure = figures.comparison_figure(results, comparison.table)
+    figure = comparison_figure(results, comparison.table)
     return comparison.summary(), comparison.table, figure, page

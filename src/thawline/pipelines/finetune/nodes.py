@@ -18,7 +18,6 @@ from torch import nn
 from thawline import (
     backbones,
     evaluation,
-    figures,
     freezing,
     lr_find,
     probing,
@@ -30,6 +29,8 @@ from thawline.activations import ActivationStore
 from thawline.classifier import Classifier
 from thawline.datasets.registry_dataset import Registry
 from thawline.datasets.served_model_dataset import ServedModel
+from thawline.figures.evaluation import confusion_matrix
+from thawline.figures.training import learning_curves, lr_curve, stage_probes
 from thawline.images import hash_files
 from thawline.interruptions import TrainingStates
 from thawline.options import (
@@ -119,7 +120,7 @@ def choose_strategy(
         choice.strategy.model_copy(update={"phases": phases}),
         {"strategy": strategy, "chosen_strategy": choice.name, "strategy_reason": choice.reason},
         probes,
-        figures.stage_probes(probes),
+        stage_probes(probes),
     )
 
 
@@ -204,7 +205,7 @@ def train_model(
             (result.last, len(result.history)),
         )
     )
-    curves = figures.learning_curves(result.history, result.best_epoch)
+    curves = learning_curves(result.history, result.best_epoch)
     return best_classifier, last_classifier, result.history, result.freeze_contract, curves
 
 
@@ -231,7 +232,7 @@ def find_lr(
     curve = lr_find.find_lr(setup, phase, sweep)
     suggested = lr_find.suggest_lr(curve)
     logger.info("Suggested: training.lr=%.2g (the first phase has %g)", suggested, phase.lr)
-    return curve, {"suggested_lr": suggested}, figures.lr_curve(curve, suggested, phase.lr)
+    return curve, {"suggested_lr": suggested}, lr_curve(curve, suggested, phase.lr)
 
 
 def package_model(classifier: Classifier, splits: pd.DataFrame) -> ServedModel:
@@ -259,7 +260,7 @@ def evaluate_model(
         metrics["test_macro_f1"],
         metrics["test_images"],
     )
-    return metrics, per_class, predictions, figures.confusion_matrix(confusion)
+    return metrics, per_class, predictions, confusion_matrix(confusion)
 
 
 def register_model(

@@ -14,9 +14,10 @@ import yaml
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 
-from thawline import figures, sweeping, training
+from thawline import sweeping, training
 from thawline.activations import ActivationStore
 from thawline.datasets.child_runs_dataset import OpenRun
+from thawline.figures.sweep import importance, parallel_coordinates, sweep_history
 from thawline.options import TRAINED, Parameters, Strategies, validate_parameters
 from thawline.pipelines.finetune import nodes as finetune
 from thawline.training import OnEpoch
@@ -136,9 +137,9 @@ def report_sweep(
     table, monitor = sweeping.trial_table(finished_trials), parameters.training.monitor
     return (
         table,
-        figures.sweep_history(table, monitor),
-        figures.importance(study, monitor),
-        figures.parallel_coordinates(study, monitor),
+        sweep_history(table, monitor),
+        importance(study, monitor),
+        parallel_coordinates(study, monitor),
     )
 
 

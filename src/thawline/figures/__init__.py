@@ -1,0 +1,1 @@
+"""Draw every figure, in one style."""
