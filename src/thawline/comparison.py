@@ -14,7 +14,7 @@ from rich.text import Text
 from scipy import stats
 
 from thawline.errors import DataError
-from thawline.evaluation import PROBABILITY
+from thawline.evaluation import PROBABILITY, probability_columns
 from thawline.significance import (
     CONFIDENCE,
     SIGNIFICANT,
@@ -111,8 +111,8 @@ def group_by_strategy(trials: Sequence[Finished]) -> dict[str, list[Finished]]:
 
 def pool_confusion(trials: Sequence[Finished]) -> pd.DataFrame:
     """Return counts, a row a true and a column a predicted class, summed over trainings."""
-    columns = trials[0].predictions.columns.astype(str)
-    names = [c.removeprefix(PROBABILITY) for c in columns if c.startswith(PROBABILITY)]
+    columns = probability_columns(trials[0].predictions)
+    names = [name.removeprefix(PROBABILITY) for name in columns]
     pooled = pd.concat([trial.predictions[["label", "prediction"]] for trial in trials])
     counts = pd.crosstab(pooled["label"], pooled["prediction"])
     return counts.reindex(index=names, columns=names, fill_value=0)

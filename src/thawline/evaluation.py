@@ -98,17 +98,15 @@ def score(
         per_class: label, images, precision, recall, f1; a row a class.
         confusion: counts, a row a true and a column a predicted class.
     """
-    columns = predictions.columns.astype(str)
-    names = [c.removeprefix(PROBABILITY) for c in columns if c.startswith(PROBABILITY)]
-    table = torch.tensor(predictions[[PROBABILITY + name for name in names]].to_numpy())
-    truth = torch.tensor([names.index(label) for label in predictions["label"]])
+    names = [name.removeprefix(PROBABILITY) for name in probability_columns(predictions)]
+    table, truth, right = (torch.from_numpy(array) for array in as_arrays(predictions))
     guess = torch.tensor([names.index(label) for label in predictions["prediction"]])
     count = len(names)
     k = min(options.top_k, count)
-    low, high = _accuracy_interval((guess == truth).numpy(), options.bootstrap_samples, seed)
+    low, high = _accuracy_interval(right.numpy(), options.bootstrap_samples, seed)
     chosen = table.gather(1, truth[:, None]).clamp_min(torch.finfo(torch.float32).tiny)
     metrics = {
-        "test_accuracy": (guess == truth).double().mean().item(),
+        "test_accuracy": right.double().mean().item(),
         "test_accuracy_low": low,
         "test_accuracy_high": high,
         f"test_top{k}_accuracy": multiclass_accuracy(
@@ -130,6 +128,31 @@ def score(
     )
     confusion = multiclass_confusion_matrix(guess, truth, count).numpy()
     return metrics, per_class, pd.DataFrame(confusion, index=names, columns=names)
+
+
+def probability_columns(predictions: pd.DataFrame) -> list[str]:
+    """Return the names of the columns that hold probabilities, in the order of the classes."""
+    return [name for name in predictions.columns.astype(str) if name.startswith(PROBABILITY)]
+
+
+def as_arrays(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return probabilities (N, C), true classes (N) by index, and whether each is right (N)."""
+    columns = probability_columns(predictions)
+    index = {name.removeprefix(PROBABILITY): idx for idx, name in enumerate(columns)}
+    truth = predictions["label"].map(index).to_numpy(dtype=np.int64)
+    right = (predictions["label"] == predictions["prediction"]).to_numpy(dtype=bool)
+    return predictions[columns].to_numpy(), truth, right
+
+
+def worst_mistakes(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return the wrong predictions with their `confidence` (0 to 1), the most confident first.
+
+    Args:
+        predictions: a table of `predict_split`.
+    """
+    table, _, right = as_arrays(predictions)
+    rows = predictions[["path", "label", "prediction"]].assign(confidence=table.max(axis=1))
+    return rows[~right].sort_values("confidence", ascending=False, kind="stable")
 
 
 def _accuracy_interval(correct: np.ndarray, samples: int, seed: int) -> tuple[float, float]:

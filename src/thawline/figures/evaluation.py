@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import plotly.graph_objects as go
+from PIL import Image
+from plotly.subplots import make_subplots
 
-from thawline.figures.style import MOST_TICK_LETTERS, shorten
+from thawline.calibration import calibration_error
+from thawline.evaluation import worst_mistakes
+from thawline.figures.grids import image_grid, thumbnail
+from thawline.figures.style import LINE, MOST_TICK_LETTERS, TRAIN, VALIDATION, shorten
 
 MOST_NUMBERED = 30  # classes up to which a cell of the confusion matrix has its number written in
+MOST_MISTAKES = 25  # that are shown
+CLASS_HEIGHT = 30  # px, of a class with its two bars
 
 
 def confusion_matrix(confusion: pd.DataFrame) -> go.Figure:
@@ -34,4 +43,117 @@ def confusion_matrix(confusion: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(title_text="True class", autorange="reversed", **axis)
     return figure.update_layout(
         title={"text": "Confusion matrix of the test split"}, template="plotly_white"
+    )
+
+
+def reliability_diagram(
+    before: pd.DataFrame, after: pd.DataFrame, temperature: float, split: str = "test"
+) -> go.Figure:
+    """Return accuracy by confidence, as trained and with temperature scaling, and image counts.
+
+    Args:
+        before: of `calibration.reliability`, as trained.
+        after: the same with temperature scaling.
+        temperature: what the logits were divided by.
+        split: whose images they are.
+    """
+    figure = make_subplots(
+        rows=2, cols=1, shared_xaxes=True, row_heights=[0.72, 0.28], vertical_spacing=0.06
+    )
+    figure.add_scatter(
+        x=[0, 1], y=[0, 1], name="perfect", mode="lines", hoverinfo="skip",
+        line={"color": "grey", "dash": "dot"}, row=1, col=1,
+    )  # fmt: skip
+    for bins, name, colour, symbol in (
+        (before, "as trained", TRAIN, "circle"),
+        (after, f"temperature {temperature:.2f}", VALIDATION, "diamond"),
+    ):
+        figure.add_scatter(
+            x=bins["confidence"],
+            y=bins["accuracy"],
+            name=f"{name}: error {calibration_error(bins):.1%}",
+            mode="lines+markers",
+            line={"color": colour},
+            marker={"symbol": symbol, "size": 9},
+            customdata=bins["images"],
+            hovertemplate="confidence %{x:.1%}, accuracy %{y:.1%}, %{customdata} images",
+            row=1,
+            col=1,
+        )
+        figure.add_scatter(
+            x=bins["confidence"],
+            y=bins["images"],
+            name=name,
+            mode="lines+markers",
+            line={"color": colour},
+            marker={"symbol": symbol, "size": 7},
+            showlegend=False,
+            hovertemplate="confidence %{x:.1%}: %{y} images",
+            row=2,
+            col=1,
+        )
+    figure.update_xaxes(range=[0, 1.03], tickformat=".0%")
+    figure.update_xaxes(title_text="Confidence (probability of the predicted class)", row=2, col=1)
+    figure.update_yaxes(title_text="Accuracy", range=[0, 1.05], tickformat=".0%", row=1, col=1)
+    figure.update_yaxes(title_text="Images", rangemode="tozero", nticks=4, row=2, col=1)
+    return figure.update_layout(
+        title={"text": f"Reliability on the {split} split, expected calibration error"},
+        template="plotly_white",
+        height=560,
+        legend={"orientation": "h", "y": -0.16, "yanchor": "top", "x": 0},
+        margin={"b": 120},
+    )
+
+
+def per_class_bars(per_class: pd.DataFrame) -> go.Figure:
+    """Return precision and recall of each class, the class with the lowest F1 on top.
+
+    Args:
+        per_class: of `evaluation.score`.
+    """
+    rows = per_class.sort_values("f1", kind="stable")
+    names = [shorten(str(name), MOST_TICK_LETTERS) for name in rows["label"]]
+    figure = go.Figure()
+    for column, colour, meaning in (
+        ("recall", TRAIN, "recall: of its images, those that are found"),
+        ("precision", VALIDATION, "precision: of those taken for it, those that are it"),
+    ):
+        figure.add_bar(
+            y=list(range(len(rows))),
+            x=rows[column],
+            name=meaning,
+            orientation="h",
+            marker={"color": colour},
+            customdata=list(zip(names, rows["images"], strict=True)),
+            hovertemplate=f"%{{customdata[0]}}, %{{customdata[1]}} images: {column} %{{x:.1%}}"
+            "<extra></extra>",
+        )
+    figure.update_xaxes(title_text="Share", range=[0, 1.02], tickformat=".0%")
+    figure.update_yaxes(
+        tickvals=list(range(len(rows))), ticktext=names, range=[len(rows) - 0.5, -0.5],
+        automargin=True,
+    )  # fmt: skip
+    return figure.update_layout(
+        title={"text": "Each class of the test split, hardest on top"},
+        template="plotly_white",
+        height=150 + 2 * LINE + CLASS_HEIGHT * len(rows),
+        bargap=0.25,
+        legend={"yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
+        margin={"b": 70 + 2 * LINE},
+    )
+
+
+def mistakes_grid(predictions: pd.DataFrame) -> Image.Image:
+    """Return the most confident mistakes as images with file, true and predicted class."""
+    rows = worst_mistakes(predictions)
+    shown = rows.head(MOST_MISTAKES)
+    captions = [
+        f"{Path(str(row.path)).name}\n{row.label}, taken for\n{row.prediction} ({row.confidence:.1%})"
+        for row in shown.itertuples()
+    ]
+    return image_grid(
+        f"Test split: {len(rows)} mistakes in {len(predictions)} images, most confident first",
+        [thumbnail(path) for path in shown["path"]],
+        captions,
+        empty=f"All {len(predictions)} images of the test split are classified correctly.",
     )

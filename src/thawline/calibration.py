@@ -1,0 +1,76 @@
+"""Measure whether a classifier is right as often as its probabilities say, and correct them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+
+from thawline.evaluation import as_arrays, probability_columns
+
+BINS = 15  # of equal width from 0 to 1, as in Guo et al. 2017
+COLDEST, HOTTEST = 0.02, 50.0  # temperatures that are looked at
+
+
+def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return confidence and accuracy (means, 0 to 1) and images of each bin that has images.
+
+    The confidence is the probability of the predicted class.
+
+    Args:
+        predictions: a table of `evaluation.predict_split`.
+    """
+    table, _, right = as_arrays(predictions)
+    confidence = table.max(axis=1)
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    rows = pd.DataFrame({"bin": bins, "confidence": confidence, "right": right})
+    means = rows.groupby("bin").agg(
+        confidence=("confidence", "mean"), accuracy=("right", "mean"), images=("right", "size")
+    )
+    return means.reset_index(drop=True)
+
+
+def calibration_error(bins: pd.DataFrame) -> float:
+    """Return the expected calibration error, 0 (right as often as it says) to 1, of `reliability`.
+
+    That is the mean distance between confidence and accuracy, weighed by images (Guo et al. 2017,
+    arXiv:1706.04599). On few images it is above 0 by chance too.
+    """
+    distance = (bins["confidence"] - bins["accuracy"]).abs()
+    return float(np.average(distance, weights=bins["images"]))
+
+
+def fit_temperature(predictions: pd.DataFrame) -> float:
+    """Return what to divide the logits by, so that the labels are likeliest (Guo et al. 2017).
+
+    Above 1 the classifier is surer than it should be, below 1 less sure. It must be fitted on other
+    images than those of the final figures. Where all of them are classified correctly, nothing
+    speaks against being sure, and it is the lowest that is looked at.
+
+    Args:
+        predictions: a table of `evaluation.predict_split`.
+    """
+    table, truth, _ = as_arrays(predictions)
+    logits = _logits(table)
+
+    def loss(log_temperature: float) -> float:
+        chosen = log_softmax(logits / np.exp(log_temperature), axis=1)
+        return -float(chosen[np.arange(len(truth)), truth].mean())
+
+    found = minimize_scalar(loss, bounds=np.log([COLDEST, HOTTEST]), method="bounded")
+    return float(np.exp(found.x))
+
+
+def with_temperature(predictions: pd.DataFrame, temperature: float) -> pd.DataFrame:
+    """Return the predictions with the probabilities of logits divided by a temperature.
+
+    The predicted classes stay the same.
+    """
+    table, *_ = as_arrays(predictions)
+    scaled = softmax(_logits(table) / temperature, axis=1)
+    return predictions.assign(**dict(zip(probability_columns(predictions), scaled.T, strict=True)))
+
+
+def _logits(table: np.ndarray) -> np.ndarray:
+    return np.log(np.clip(table, np.finfo(np.float32).tiny, None))
