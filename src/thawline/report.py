@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -12,6 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from thawline.comparison import (
@@ -30,8 +33,10 @@ from thawline.figures.comparison import (
     cost_against_accuracy,
 )
 from thawline.figures.evaluation import confusion_matrix
+from thawline.splitting import class_names
 
 HEIGHT = 420  # px, of a figure that names none
+LISTED = 10  # classes, up to which they are named
 
 THE_TEST = (
     "Each row asks whether the best strategy is right more often than another on the same test"
@@ -43,10 +48,10 @@ THE_TEST = (
 
 
 class Illustration(NamedTuple):
-    """A figure of a report, and the sentence under it that says what it shows."""
+    """A figure or picture of a report, and the sentence above it that says what it shows."""
 
     caption: str
-    figure: go.Figure
+    figure: go.Figure | Image.Image
 
 
 class Recipe(NamedTuple):
@@ -104,8 +109,27 @@ def html_report(
         verdict=verdict,
         sections=sections,
         plain=_plain,
+        data_uri=_data_uri,
         plotly_js=Markup(get_plotlyjs()),  # as it is: it is no text
     )
+
+
+def data_facts(root: str, backbone: str, splits: pd.DataFrame) -> dict[str, str]:
+    """Return the facts that every report on trainings begins with.
+
+    Args:
+        root: of the data.
+        backbone: that is trained.
+        splits: the table of `split_dataset`.
+    """
+    images, names = splits["split"].value_counts(), class_names(splits)
+    return {
+        "Data": root,
+        "Backbone": backbone,
+        "Classes": f"{len(names)}: {', '.join(names)}" if len(names) <= LISTED else str(len(names)),
+        "Images": f"{images['train']:,} training, {images['val']:,} validation,"
+        f" {images['test']:,} test",
+    }
 
 
 def comparison_sections(trials: Sequence[Finished], comparison: Comparison) -> list[Section]:
@@ -150,7 +174,8 @@ def kedro_command(settings: Mapping[str, str]) -> str:
         for name, value in settings.items()
         if "," not in value
     )
-    return f"kedro run --pipeline=finetune {shlex.quote('--params=' + given)}"
+    arguments = [shlex.quote(f"--params={given}")] if given else []
+    return " ".join(["kedro run --pipeline=finetune", *arguments])
 
 
 def _illustrate(figure: go.Figure) -> Illustration:
@@ -160,6 +185,15 @@ def _illustrate(figure: go.Figure) -> Illustration:
 def _confusion(name: str, trials: Sequence[Finished]) -> Illustration:
     figure = confusion_matrix(pool_confusion(trials))
     return Illustration(name, figure.update_traces(showscale=False))
+
+
+def _data_uri(figure: go.Figure | Image.Image) -> str:
+    """Return a picture as text that an <img> shows, or nothing for a figure."""
+    if isinstance(figure, go.Figure):
+        return ""
+    buffer = io.BytesIO()
+    figure.save(buffer, format="webp", quality=85)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
 def _plain(figure: go.Figure) -> dict[str, Any]:

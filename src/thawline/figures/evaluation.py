@@ -148,8 +148,9 @@ def mistakes_grid(predictions: pd.DataFrame) -> Image.Image:
     rows = worst_mistakes(predictions)
     shown = rows.head(MOST_MISTAKES)
     captions = [
-        f"{Path(str(row.path)).name}\n{row.label}, taken for\n{row.prediction} ({row.confidence:.1%})"
-        for row in shown.itertuples()
+        f"{Path(row['path']).name}\n{row['label']}, taken for\n{row['prediction']}"
+        f" ({row['confidence']:.1%})"
+        for row in shown.to_dict("records")
     ]
     return image_grid(
         f"Test split: {len(rows)} mistakes in {len(predictions)} images, most confident first",

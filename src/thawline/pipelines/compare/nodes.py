@@ -13,10 +13,7 @@ from thawline.classifier import Classifier
 from thawline.comparison import Finished, compare, console_table
 from thawline.figures.comparison import comparison_figure
 from thawline.options import DatasetOptions, ModelOptions, validate_parameters
-from thawline.report import comparison_sections, html_report
-from thawline.splitting import class_names
-
-LISTED = 10  # classes, up to which they are named
+from thawline.report import comparison_sections, data_facts, html_report
 
 
 def collect_result(
@@ -56,18 +53,9 @@ def compare_strategies(
     comparison = compare(results)
     rich_print(console_table(comparison.table))
     rich_print(f"[bold]{escape(comparison.verdict['sentence'])}[/bold]")
-    images = splits["split"].value_counts()
-    names = class_names(splits)
-    facts = {
-        "Data": dataset.root,
-        "Backbone": model.backbone,
-        "Classes": f"{len(names)}: {', '.join(names)}" if len(names) <= LISTED else str(len(names)),
-        "Images": f"{images['train']:,} training, {images['val']:,} validation,"
-        f" {images['test']:,} test",
-    }
     page = html_report(
         "Which strategy?",
-        facts,
+        data_facts(dataset.root, model.backbone, splits),
         comparison.verdict["sentence"],
         comparison_sections(results, comparison),
     )

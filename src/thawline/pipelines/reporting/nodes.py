@@ -1,0 +1,73 @@
+"""Nodes that show what a training came to."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from PIL import Image
+
+from thawline import calibration, evaluation
+from thawline.classifier import Classifier
+from thawline.figures.evaluation import mistakes_grid, per_class_bars, reliability_diagram
+from thawline.finetune_report import accuracy_sentence, finetune_sections
+from thawline.options import AUTO, EvaluationOptions, TrainingOptions, validate_parameters
+from thawline.report import data_facts, html_report
+
+logger = logging.getLogger(__name__)
+
+
+def calibrate(
+    classifier: Classifier,
+    splits: pd.DataFrame,
+    predictions: pd.DataFrame,
+    options: EvaluationOptions,
+    training: TrainingOptions,
+) -> tuple[dict[str, float], go.Figure]:
+    """Return how well probabilities of the test split say how often it is right, and the diagram.
+
+    The temperature is fitted on the validation split.
+    """
+    validation = evaluation.predict_split(classifier, splits, "val", options.batch_size, training)
+    temperature = calibration.fit_temperature(validation)
+    before = calibration.reliability(predictions)
+    after = calibration.reliability(calibration.with_temperature(predictions, temperature))
+    errors = {
+        "temperature": temperature,
+        "test_calibration_error": calibration.calibration_error(before),
+        "test_calibration_error_scaled": calibration.calibration_error(after),
+    }
+    logger.info(
+        "Expected calibration error %.4f, with temperature %.2f %.4f",
+        errors["test_calibration_error"],
+        temperature,
+        errors["test_calibration_error_scaled"],
+    )
+    return errors, reliability_diagram(before, after, temperature)
+
+
+def draw_errors(
+    predictions: pd.DataFrame, per_class: pd.DataFrame
+) -> tuple[go.Figure, Image.Image]:
+    """Return bars for each class, and the most confident mistakes."""
+    return per_class_bars(per_class), mistakes_grid(predictions)
+
+
+def write_report(
+    parameters: dict[str, Any],
+    splits: pd.DataFrame,
+    strategy_choice: dict[str, str],
+    metrics: dict[str, float],
+    **figures: Any,
+) -> str:
+    """Return the HTML page with every figure of the run in it."""
+    whole = validate_parameters(parameters)
+    facts = data_facts(whole.dataset.root, whole.model.backbone, splits)
+    facts["Strategy"] = strategy_choice["chosen_strategy"]
+    if strategy_choice["strategy"] == AUTO:
+        facts["Strategy"] = f"auto, {strategy_choice['strategy_reason']}"
+    return html_report(
+        "What was learned", facts, accuracy_sentence(metrics), finetune_sections(whole, figures)
+    )
