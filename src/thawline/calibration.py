@@ -11,6 +11,11 @@ from thawline.evaluation import as_arrays, probability_columns
 
 BINS = 15  # of equal width from 0 to 1, as in Guo et al. 2017
 COLDEST, HOTTEST = 0.02, 50.0  # temperatures that are looked at
+# Standard deviation of the logarithm of temperatures before any image is seen: most networks need
+# one between 0.6 and 1.6. Hundreds of images outweigh it; without it, a few dozen that are all
+# classified correctly would say that the classifier is never wrong.
+PRIOR = 0.5
+RESAMPLES = 1000
 
 
 def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -23,8 +28,7 @@ def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
     """
     table, _, right = as_arrays(predictions)
     confidence = table.max(axis=1)
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    rows = pd.DataFrame({"bin": bins, "confidence": confidence, "right": right})
+    rows = pd.DataFrame({"bin": _bins(confidence), "confidence": confidence, "right": right})
     means = rows.groupby("bin").agg(
         confidence=("confidence", "mean"), accuracy=("right", "mean"), images=("right", "size")
     )
@@ -41,12 +45,27 @@ def calibration_error(bins: pd.DataFrame) -> float:
     return float(np.average(distance, weights=bins["images"]))
 
 
+def error_by_chance(predictions: pd.DataFrame, seed: int) -> float:
+    """Return the `calibration_error` to expect on so many images if every probability were true.
+
+    The mean over resamples in which each image is right with the probability that is claimed.
+
+    Args:
+        predictions: a table of `evaluation.predict_split`.
+        seed: of the resamples.
+    """
+    table, *_ = as_arrays(predictions)
+    confidence = table.max(axis=1)
+    right = np.random.default_rng(seed).random((RESAMPLES, len(confidence))) < confidence
+    in_bin = np.eye(BINS)[_bins(confidence)]  # (images, bins)
+    return float(np.abs((right - confidence) @ in_bin).sum(axis=1).mean() / len(confidence))
+
+
 def fit_temperature(predictions: pd.DataFrame) -> float:
     """Return what to divide the logits by, so that the labels are likeliest (Guo et al. 2017).
 
     Above 1 the classifier is surer than it should be, below 1 less sure. It must be fitted on other
-    images than those of the final figures. Where all of them are classified correctly, nothing
-    speaks against being sure, and it is the lowest that is looked at.
+    images than those of the final figures; the fewer there are, the closer it stays to 1.
 
     Args:
         predictions: a table of `evaluation.predict_split`.
@@ -56,7 +75,8 @@ def fit_temperature(predictions: pd.DataFrame) -> float:
 
     def loss(log_temperature: float) -> float:
         chosen = log_softmax(logits / np.exp(log_temperature), axis=1)
-        return -float(chosen[np.arange(len(truth)), truth].mean())
+        likelihood = float(chosen[np.arange(len(truth)), truth].sum())
+        return log_temperature**2 / (2 * PRIOR**2) - likelihood
 
     found = minimize_scalar(loss, bounds=np.log([COLDEST, HOTTEST]), method="bounded")
     return float(np.exp(found.x))
@@ -74,3 +94,7 @@ def with_temperature(predictions: pd.DataFrame, temperature: float) -> pd.DataFr
 
 def _logits(table: np.ndarray) -> np.ndarray:
     return np.log(np.clip(table, np.finfo(np.float32).tiny, None))
+
+
+def _bins(confidence: np.ndarray) -> np.ndarray:
+    return np.minimum((confidence * BINS).astype(int), BINS - 1)

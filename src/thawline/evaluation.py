@@ -99,7 +99,7 @@ def score(
         confusion: counts, a row a true and a column a predicted class.
     """
     names = [name.removeprefix(PROBABILITY) for name in probability_columns(predictions)]
-    table, truth, right = (torch.from_numpy(array) for array in as_arrays(predictions))
+    table, truth, right = (torch.tensor(array) for array in as_arrays(predictions))
     guess = torch.tensor([names.index(label) for label in predictions["prediction"]])
     count = len(names)
     k = min(options.top_k, count)

@@ -88,8 +88,8 @@ def accuracy_sentence(metrics: Mapping[str, float]) -> str:
     """Return the answer in a sentence, from the metrics of `evaluation.score`."""
     low, high = metrics["test_accuracy_low"], metrics["test_accuracy_high"]
     return (
-        f"{metrics['test_accuracy']:.1%} of {metrics['test_images']:,.0f} test images are classified"
-        f" correctly; on other images like these expect {low:.1%} to {high:.1%}."
+        f"{metrics['test_accuracy']:.1%} of {metrics['test_images']:,.0f} test images are"
+        f" classified correctly; on other images like these expect {low:.1%} to {high:.1%}."
     )
 
 

@@ -9,7 +9,6 @@ import plotly.graph_objects as go
 from PIL import Image
 from plotly.subplots import make_subplots
 
-from thawline.calibration import calibration_error
 from thawline.evaluation import worst_mistakes
 from thawline.figures.grids import image_grid, thumbnail
 from thawline.figures.style import LINE, MOST_TICK_LETTERS, TRAIN, VALIDATION, shorten
@@ -47,31 +46,38 @@ def confusion_matrix(confusion: pd.DataFrame) -> go.Figure:
 
 
 def reliability_diagram(
-    before: pd.DataFrame, after: pd.DataFrame, temperature: float, split: str = "test"
+    before: pd.DataFrame, after: pd.DataFrame, errors: dict[str, float]
 ) -> go.Figure:
     """Return accuracy by confidence, as trained and with temperature scaling, and image counts.
 
     Args:
         before: of `calibration.reliability`, as trained.
         after: the same with temperature scaling.
-        temperature: what the logits were divided by.
-        split: whose images they are.
+        errors: temperature, test_calibration_error and the same _scaled and _by_chance.
     """
     figure = make_subplots(
         rows=2, cols=1, shared_xaxes=True, row_heights=[0.72, 0.28], vertical_spacing=0.06
     )
+    chance = errors["test_calibration_error_by_chance"]
     figure.add_scatter(
-        x=[0, 1], y=[0, 1], name="perfect", mode="lines", hoverinfo="skip",
-        line={"color": "grey", "dash": "dot"}, row=1, col=1,
-    )  # fmt: skip
-    for bins, name, colour, symbol in (
-        (before, "as trained", TRAIN, "circle"),
-        (after, f"temperature {temperature:.2f}", VALIDATION, "diamond"),
+        x=[0, 1],
+        y=[0, 1],
+        name=f"perfect: error {chance:.1%} by chance",
+        mode="lines",
+        line={"color": "grey", "dash": "dot"},
+        hoverinfo="skip",
+        row=1,
+        col=1,
+    )
+    scaled = f"with temperature {errors['temperature']:.2f}"
+    for bins, name, error, colour, symbol in (
+        (before, "as trained", errors["test_calibration_error"], TRAIN, "circle"),
+        (after, scaled, errors["test_calibration_error_scaled"], VALIDATION, "diamond"),
     ):
         figure.add_scatter(
             x=bins["confidence"],
             y=bins["accuracy"],
-            name=f"{name}: error {calibration_error(bins):.1%}",
+            name=f"{name}: error {error:.1%}",
             mode="lines+markers",
             line={"color": colour},
             marker={"symbol": symbol, "size": 9},
@@ -97,7 +103,7 @@ def reliability_diagram(
     figure.update_yaxes(title_text="Accuracy", range=[0, 1.05], tickformat=".0%", row=1, col=1)
     figure.update_yaxes(title_text="Images", rangemode="tozero", nticks=4, row=2, col=1)
     return figure.update_layout(
-        title={"text": f"Reliability on the {split} split, expected calibration error"},
+        title={"text": "Confidence against accuracy (test split)"},
         template="plotly_white",
         height=560,
         legend={"orientation": "h", "y": -0.16, "yanchor": "top", "x": 0},

@@ -14,7 +14,7 @@ from thawline.images import Source, read_image
 
 TILE = 1.7  # inches, side of an image
 TEXT_LINE = 0.16  # inches, height of a line of a caption
-LETTERS = 22  # that fit under an image
+LETTERS = 26  # that fit under an image
 DPI = 130
 BACKGROUND, INK = "white", "#1d2430"
 
@@ -55,7 +55,7 @@ def image_grid(
         axes.set_axis_off()
         figure.text(
             (x + TILE / 2) / width, (top - TILE - 0.05) / height, text,
-            ha="center", va="top", fontsize=8, color=INK, parse_math=False, linespacing=1.15,
+            ha="center", va="top", fontsize=7.5, color=INK, parse_math=False, linespacing=1.15,
         )  # fmt: skip
     return _render(figure, title)
 

@@ -25,8 +25,9 @@ def calibrate(
     predictions: pd.DataFrame,
     options: EvaluationOptions,
     training: TrainingOptions,
+    seed: int,
 ) -> tuple[dict[str, float], go.Figure]:
-    """Return how well probabilities of the test split say how often it is right, and the diagram.
+    """Return how far probabilities of the test split are from how often it is right, and a diagram.
 
     The temperature is fitted on the validation split.
     """
@@ -38,14 +39,17 @@ def calibrate(
         "temperature": temperature,
         "test_calibration_error": calibration.calibration_error(before),
         "test_calibration_error_scaled": calibration.calibration_error(after),
+        "test_calibration_error_by_chance": calibration.error_by_chance(predictions, seed),
     }
     logger.info(
-        "Expected calibration error %.4f, with temperature %.2f %.4f",
+        "Expected calibration error %.4f, divided by the temperature %.2f it is %.4f; chance alone"
+        " gives about %.4f",
         errors["test_calibration_error"],
         temperature,
         errors["test_calibration_error_scaled"],
+        errors["test_calibration_error_by_chance"],
     )
-    return errors, reliability_diagram(before, after, temperature)
+    return errors, reliability_diagram(before, after, errors)
 
 
 def draw_errors(

@@ -12,7 +12,14 @@ def create_error_analysis() -> Pipeline:
         [
             Node(
                 nodes.calibrate,
-                ["classifier", "splits", "predictions", "params:evaluation", "params:training"],
+                [
+                    "classifier",
+                    "splits",
+                    "predictions",
+                    "params:evaluation",
+                    "params:training",
+                    "params:seed",
+                ],
                 ["calibration", "reliability_diagram"],
                 name="calibrate",
             ),
