@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pandas as pd
 import pytest
 from PIL import Image
@@ -26,7 +27,12 @@ from sklearn.datasets import load_sample_images
 from thawline.options import DatasetOptions
 from thawline.splitting import split_dataset
 
+# A busy machine is no failure of a property.
+hypothesis.settings.register_profile("thawline", deadline=None)
+hypothesis.settings.load_profile("thawline")
+
 ROOT = Path(__file__).parents[1]
+NOTEBOOKS = ROOT / "notebooks"
 HYMENOPTERA = ROOT.parent / "shared" / "data" / "hymenoptera"
 RunKedro = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -135,3 +141,14 @@ def start_kedro(folder: Path, *arguments: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def run_notebook(name: str, project: Path) -> None:
+    """Run a copy of a notebook of ours in a project, from top to bottom."""
+    (project / "notebooks").mkdir(exist_ok=True)
+    copy = shutil.copy(NOTEBOOKS / f"{name}.ipynb", project / "notebooks")
+    command = [sys.executable, "-m", "pytest", "--nbmake", "-o", "addopts=", str(copy)]
+    done = subprocess.run(
+        command, cwd=project / "notebooks", capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-3000:]

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
@@ -337,7 +337,6 @@ def test_one_of_two_tied_names_is_enough(tmp_path: Path) -> None:
     assert torch.equal(network.layer4[0].weight, tied.layer4[0].weight)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 1000))
 def test_equal_channels_give_the_same_answer_whatever_their_number(
     before: int, after: int, seed: int

@@ -64,7 +64,7 @@ def test_a_glob_trains_single_layers_and_leaves_their_batch_norm_frozen() -> Non
     ),
     st.floats(0.01, 1),
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_the_optimizer_holds_exactly_the_trainable_parameters(
     trainable: object, decay: float
 ) -> None:

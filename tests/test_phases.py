@@ -56,7 +56,7 @@ def run(
 
 
 @given(random_strategies)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_the_optimizer_holds_the_trainable_parameters_in_every_phase(phases: list[Phase]) -> None:
     network, _ = build_network(MODEL, 2, 32, seed=0)
     optimizer = None
@@ -77,7 +77,7 @@ def test_the_optimizer_holds_the_trainable_parameters_in_every_phase(phases: lis
 
 
 @given(random_strategies)
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 def test_what_a_phase_freezes_is_the_same_to_the_bit_before_and_after_it(
     splits: pd.DataFrame, phases: list[Phase]
 ) -> None:
@@ -184,7 +184,7 @@ def test_with_an_average_the_network_ends_at_it(splits: pd.DataFrame) -> None:
 
 
 @given(st.integers(0, 2**32))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_balanced_sampling_shows_every_class_equally_often(seed: int) -> None:
     from thawline.activations import Image
     from thawline.training import ImageSet

@@ -139,9 +139,7 @@ def test_no_folder_is_said_with_what_to_do(tmp_path: Path) -> None:
         predict_folder(lambda _: [], lambda _: None, PredictOptions(), RegistryOptions(), TRAINING)  # type: ignore
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_no_damage_to_a_file_raises(tmp_path: Path, photos: Path, data: st.DataObject) -> None:
     image = Image.open(photos / "flower" / "00.jpg").resize((40, 30))

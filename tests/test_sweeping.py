@@ -157,7 +157,7 @@ def test_what_depends_on_the_strategy_is_tried_with_that_strategy_only(
     assert set(seen) == {("head_only", 2), ("lp_ft", 3)}
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.dictionaries(st.sampled_from(["lr", "ema", "label_smoothing"]), st.floats(0.01, 0.9)))
 def test_values_by_dotted_name_change_these_and_nothing_else(values: dict[str, float]) -> None:
     before = make()

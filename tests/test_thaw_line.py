@@ -69,7 +69,7 @@ def test_the_two_parts_are_the_network_for_any_freeze_pattern(backbone: str) -> 
         st.integers(0, len(names)),
         st.sampled_from(["train", "eval"]),
     )
-    @settings(max_examples=NETWORKS[backbone], deadline=None, derandomize=True)
+    @settings(max_examples=NETWORKS[backbone], derandomize=True)
     def check(scattered: list[str], start: int, batch_norm: str) -> None:
         trainable = {"head", *scattered, *names[start:]}
         network = frozen(backbone, *trainable, batch_norm=batch_norm)

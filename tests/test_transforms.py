@@ -64,7 +64,7 @@ def test_evaluation_equals_timms_own_transform() -> None:
 
 
 @given(st.integers(0, 2**56))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_seed_names_a_view_and_leaves_other_randomness_alone(seed: int) -> None:
     both = transforms_for("resnet18")
     state = torch.random.get_rng_state()

@@ -10,7 +10,7 @@ import mlflow
 import pandas as pd
 import pytest
 
-from conftest import QUICK, copy_project, kedro
+from conftest import QUICK, copy_project, kedro, run_notebook
 
 pytestmark = pytest.mark.xdist_group("compared project")
 TRAININGS = {("head_only", "0"), ("head_only", "1"), ("lp_ft", "0"), ("lp_ft", "1")}
@@ -95,3 +95,7 @@ def test_an_unknown_strategy_is_named_before_anything_runs(project: Path) -> Non
     done = kedro(project, "run", "--pipeline=compare", "--params=compare.strategies=full head_onyl")
     assert done.returncode == 1
     assert "compare.strategies: 'head_onyl' is not a strategy; did you mean" in done.stderr
+
+
+def test_the_notebook_asks_further_questions(compared: Compared) -> None:
+    run_notebook("02_compare_strategies", compared.project)
