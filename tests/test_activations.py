@@ -524,15 +524,15 @@ def test_processes_killed_while_writing_leave_a_store_to_rely_on(
     splits: pd.DataFrame, tmp_path: Path
 ) -> None:
     store = ActivationStore(tmp_path / "shared", FULL)
-    for seed in range(10):
+    for seed in range(5):
         first, second = (child_process(_train_in_child, store, splits, seed) for _ in range(2))
         first.start()
         second.start()
-        assert _kill_while_it_writes(first, store.folder, sightings=1 + 3 * seed)
+        assert _kill_while_it_writes(first, store.folder, sightings=1 + 6 * seed)
         second.join()
         assert second.exitcode == 0
     assert list(store.folder.glob("*/*.unfinished"))  # at least one died in the middle
     alone = ActivationStore(tmp_path / "alone", FULL)
-    for seed in range(10):
+    for seed in range(5):
         expected = run(splits, alone, HEAD, TWO_STAGES, views=2, seed=seed)
         assert_same(expected, run(splits, store, HEAD, TWO_STAGES, views=2, seed=seed))

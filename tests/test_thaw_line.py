@@ -19,10 +19,10 @@ from thawline.thaw_line import ThawLine, split_at_thaw_line
 
 SIZE = 64
 NETWORKS = {  # with the number of freeze patterns to try
-    "resnet18": 12,
-    "timm/resnet50": 5,
-    "timm/tf_efficientnet_lite0": 8,
-    "vit_b_16": 4,
+    "resnet18": 6,
+    "timm/resnet50": 3,
+    "timm/tf_efficientnet_lite0": 6,
+    "vit_b_16": 2,
     "networks:ResidualNet": 40,
 }
 

@@ -184,7 +184,8 @@ def test_a_run_reads_what_it_wrote_though_another_writes_beside_it(
 def test_two_runs_with_one_seed_are_identical_and_another_seed_is_not(
     finished_project: Path, project: Path, photos: Path
 ) -> None:
-    done = kedro(project, "run", f"--params=dataset.root={photos},{QUICK}")  # no name: finetune
+    train = ("run", "--to-nodes=train_model")  # no name: finetune
+    done = kedro(project, *train, f"--params=dataset.root={photos},{QUICK}")
     assert done.returncode == 0, done.stdout + done.stderr
     splits = [
         latest(p, "05_model_input/splits.csv").read_bytes() for p in (project, finished_project)
@@ -192,7 +193,7 @@ def test_two_runs_with_one_seed_are_identical_and_another_seed_is_not(
     assert splits[0] == splits[1]
     first, second = weights(project), weights(finished_project)
     assert all(torch.equal(first[name], second[name]) for name in second)
-    done = kedro(project, "run", f"--params=dataset.root={photos},seed=7,{QUICK}")
+    done = kedro(project, *train, f"--params=dataset.root={photos},seed=7,{QUICK}")
     assert latest(project, "05_model_input/splits.csv").read_bytes() != splits[0]
     assert not torch.equal(weights(project)["classifier.weight"], first["classifier.weight"])
 
@@ -207,6 +208,7 @@ def test_a_resnet50_file_and_an_unfrozen_stage_from_the_command_line(
         project,
         "run",
         "--pipeline=finetune",
+        "--to-nodes=train_model",
         f"--params=dataset.root={photos},model.backbone=resnet50,model.weights={project}/mine.pth,"
         f"strategy=freeze_to_layer3,{QUICK}",
     )
@@ -227,34 +229,28 @@ def test_scratch_starts_from_random_weights_and_without_a_store_nothing_is_writt
     project: Path, photos: Path
 ) -> None:
     options = f"--params=dataset.root={photos},strategy=scratch,activations.max_gb=0,{QUICK}"
-    done = kedro(project, "run", "--pipeline=finetune", options)
+    done = kedro(project, "run", "--pipeline=finetune", "--to-nodes=train_model", options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "random weights instead of default" in " ".join(done.stdout.split())
     assert not (project / "data/04_feature").exists()
 
 
+# One each for parameters, network and data; the others are tested where they are raised.
 MESSAGES = {
-    "strategy=nonsense": ["strategy: 'nonsense'", "freeze_to_layer2"],
     "trian.lr=3,training.epochs=-1": [
         "trian: unknown",
         "did you mean 'training'",
         "training.epochs",
         "given -1",
     ],
-    "model.backbone=resnet51": ["model.backbone", "'resnet51'", "resnet50"],
-    "model.backbone=resnet18,model.weights=V9": ["model.weights", "'V9'", "IMAGENET1K_V1"],
     "model.weights=./best.pth": ["model.weights", "best.pth"],
-    "dataset.root=nowhere": ["dataset.root", "'nowhere' does not exist"],
-    "dataset.root=empty_class": ["dataset.root", "bees holds no image"],
     "dataset.root=one_class": ["dataset.root", "at least two classes, found 1 (ants)"],
 }
 
 
 @pytest.mark.parametrize("parameters", MESSAGES)
 def test_a_mistake_ends_in_one_clear_message(project: Path, photos: Path, parameters: str) -> None:
-    for name in ("empty_class/ants", "one_class/ants"):
-        shutil.copytree(photos / "flower", project / name)
-    (project / "empty_class" / "bees").mkdir()
+    shutil.copytree(photos / "flower", project / "one_class" / "ants")
     done = kedro(project, "run", "--pipeline=finetune", f"--params={parameters}")
     said = done.stdout + done.stderr
     assert done.returncode == 1
@@ -279,7 +275,7 @@ def test_a_strategy_of_ones_own_stands_beside_the_others(project: Path, photos: 
         " {trainable: [head, 'blocks.6.*.conv_pw.*'], epochs: 1, lr: 0.01, batch_norm: eval}]}}"
     )
     options = f"dataset.root={photos},strategy=mine,transforms.size=32,training.workers=0"
-    done = kedro(project, "run", f"--params={options}")
+    done = kedro(project, "run", "--to-nodes=train_model", f"--params={options}")
     assert done.returncode == 0, done.stdout + done.stderr
     report = pd.read_csv(latest(project, "08_reporting/freeze_report.csv"))
     thawed = report[(report["phase"] == 2) & (report["trainable"] > 0)]
@@ -295,7 +291,8 @@ GRADUAL = f"strategy=gradual,{QUICK.replace('training.epochs=2', 'training.epoch
 def gradual(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
     """Return a project in which a strategy of six phases has been run."""
     project = copy_project(tmp_path_factory.mktemp("gradual") / "project")
-    done = kedro(project, "run", f"--params=dataset.root={photos},{GRADUAL}")
+    options = f"--params=dataset.root={photos},{GRADUAL}"
+    done = kedro(project, "run", "--to-nodes=train_model", options)
     assert done.returncode == 0, done.stdout + done.stderr
     return project
 
@@ -323,13 +320,13 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
 ) -> None:
     options = f"--params=dataset.root={photos},{GRADUAL}"
     states = project / "data" / "06_models" / "training_states"
-    process = start_kedro(project, "run", options)
+    process = start_kedro(project, "run", "--to-nodes=train_model", options)
     while not list(states.glob("*.pt")):
         assert process.poll() is None
         time.sleep(0.05)
     process.kill()
     process.wait()
-    done = kedro(project, "run", f"{options},training.resume=true")
+    done = kedro(project, "run", "--to-nodes=train_model", f"{options},training.resume=true")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Training goes on after epoch" in done.stdout
     for name, tensor in weights(gradual).items():
@@ -339,7 +336,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
 
 def test_auto_chooses_by_probes_and_says_why(project: Path, photos: Path) -> None:
     options = f"dataset.root={photos},strategy=auto,auto.by=probe,{QUICK}"
-    done = kedro(project, "run", f"--params={options}")
+    done = kedro(project, "run", "--to-nodes=choose_strategy", f"--params={options}")
     assert done.returncode == 0, done.stdout + done.stderr
     said = " ".join(done.stdout.split())
     choice = json.loads(latest(project, "08_reporting/strategy_choice.json").read_text())
@@ -392,7 +389,7 @@ def test_a_second_run_computes_no_activations_and_gives_the_same_weights(
     options = f"--params=dataset.root={photos},augmentation.views=1,{QUICK}"
     outputs, states = [], []
     for _ in range(2):
-        done = kedro(project, "run", "--pipeline=finetune", options)
+        done = kedro(project, "run", "--to-nodes=train_model", options)
         assert done.returncode == 0, done.stdout + done.stderr
         outputs.append(done.stdout)
         states.append(weights(project))
