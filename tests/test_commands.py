@@ -83,3 +83,75 @@ def test_inspect_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
     done = thawline("inspect", str(tmp_path / "absent.pth"))
     assert done.exit_code == 1
     assert done.output.startswith("Error: there is no file") and done.output.count("\n") == 1
+
+
+@pytest.fixture
+def below_finished_project(finished_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder of a project, without a repository above it or an environment."""
+    monkeypatch.chdir(finished_project / "data" / "08_reporting")
+    monkeypatch.delenv("KEDRO_ENV", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    return finished_project
+
+
+def test_activations_are_shown_from_any_folder_of_a_project(below_finished_project: Path) -> None:
+    done = thawline("activations")
+    assert done.exit_code == 0, done.output
+    assert re.search(r"MB of at most 10 GB in .*/project/data/04_feature/activations", done.output)
+    rows = [row.split("│") for row in done.output.splitlines() if "│" in row]
+    assert sum(int(row[3]) for row in rows) > 0
+
+
+def test_activations_outside_a_project_says_where_to_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = thawline("activations")
+    assert done.exit_code == 1
+    assert done.output.startswith("Error: no Kedro project in ")
+
+
+def test_doctor_finds_nothing_wrong_where_a_run_went_through_and_changes_nothing(
+    below_finished_project: Path, photos: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in below_finished_project.rglob("*")}
+    done = thawline("doctor", f"--params=dataset.root={photos},transforms.size=64")
+    assert {path: path.stat().st_mtime_ns for path in below_finished_project.rglob("*")} == before
+    assert done.exit_code == 0, done.output
+    states = dict(reversed(line.split()[:2]) for line in done.output.splitlines())
+    names = ("versions", "configuration", "device", "weights", "data", "images", "tracking")
+    assert all(states[name] == "ok" for name in names), done.output
+    assert "40 images of 2 classes" in done.output
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--params=trian.lr=3", "trian: unknown; did you mean 'training'?"),
+        ("--params=dataset.root=nowhere", "dataset.root: 'nowhere' does not exist"),
+        ("--params=model.weights=absent.pth", "there is no file"),
+        ("--params=model.backbone=resnet81", "did you mean 'resnet18'?"),
+        ("--env=nosuch", "nosuch"),
+    ],
+)
+def test_doctor_ends_with_status_1_and_names_what_a_run_would_stumble_over(
+    option: str, said: str, below_finished_project: Path
+) -> None:
+    done = thawline("doctor", option)
+    assert done.exit_code == 1 and said in done.output, done.output
+    assert any(line.startswith("problem ") for line in done.output.splitlines())
+
+
+def test_doctor_outside_a_project_looks_at_the_machine_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = thawline("doctor")
+    assert done.exit_code == 1
+    assert "problem  project" in done.output and "ok       device" in done.output
+
+
+def test_every_help_page_ends_with_examples() -> None:
+    for page in ([], *([name] for name in main.commands)):
+        help_page = thawline(*page, "--help").output
+        assert "Examples:\n    thawline" in help_page
