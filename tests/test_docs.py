@@ -91,3 +91,9 @@ def test_thawline_commands_that_a_page_names_exist(page: Path) -> None:
         command = main.get_command(click.Context(main), words[0])
         assert command, f"{page.name}: thawline {words[0]}"
         command.make_context(words[0], words[1:])
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_of_a_page_outside_the_site_lead_to_files(name: str) -> None:
+    links = re.findall(r"\]\((?!http)([^)#]+)", (ROOT / name).read_text(encoding="utf-8"))
+    assert [link for link in links if not (ROOT / link).exists()] == []
