@@ -26,7 +26,7 @@ OWN_STRATEGIES = ("mine",)  # that a page defines as an example
 def commands(page: Path, program: str) -> list[list[str]]:
     """Return the words of each command of a program that a page has, without what follows it."""
     blocks = ["".join(match) for match in CODE.findall(page.read_text(encoding="utf-8"))]
-    lines = [line for block in blocks for line in re.split(r"\n| && | & ", block)]
+    lines = [x for block in blocks for x in re.split(r"\n| && | & ", block.replace("\\\n", ""))]
     texts = [line.strip().removeprefix("$ ") for line in lines]
     return [
         shlex.split(text, comments=True)[1:] for text in texts if text.startswith(f"{program} ")

@@ -30,7 +30,7 @@ def test_the_quick_start_works_command_by_command(photos: Path, tmp_path: Path) 
     assert len(blocks) > 5
     typed = ""
     for address, commands in blocks:
-        for command in commands.splitlines():
+        for command in commands.replace("\\\n", "").splitlines():
             if address:
                 check_server(command, address, clone)
                 continue
