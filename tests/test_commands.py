@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from torchvision.models import resnet18
 
 from networks import SmallNet
+from thawline.activations import ActivationStore, Entry
 from thawline.commands import main
 
 
@@ -86,20 +87,27 @@ def test_inspect_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def below_finished_project(finished_project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Work in a folder of a project, without a repository above it or an environment."""
-    monkeypatch.chdir(finished_project / "data" / "08_reporting")
+def below_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder of a project, in its usual environment, with lines that are wide enough."""
+    monkeypatch.chdir(project / "conf" / "base")
     monkeypatch.delenv("KEDRO_ENV", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
-    return finished_project
+    return project
 
 
-def test_activations_are_shown_from_any_folder_of_a_project(below_finished_project: Path) -> None:
+def test_activations_are_shown_and_removed_from_any_folder_of_a_project(
+    below_project: Path,
+) -> None:
+    folder = below_project / "data" / "04_feature" / "activations"
+    shelf = ActivationStore(folder, max_gb=1).shelf({"holds": "activations"})
+    shelf.add([Entry("0" * 64, None)], (torch.zeros(1, 250_000),))
+    shelf.flush()
     done = thawline("activations")
     assert done.exit_code == 0, done.output
-    assert re.search(r"MB of at most 10 GB in .*/project/data/04_feature/activations", done.output)
-    rows = [row.split("│") for row in done.output.splitlines() if "│" in row]
-    assert sum(int(row[3]) for row in rows) > 0
+    assert re.search(r"│ activations │ 1 +│ 1.0 ", done.output)
+    assert f"1.0 MB of at most 10 GB in {folder}" in done.output
+    assert "1.0 MB of at most 10 GB" in thawline("activations", "--empty").output
+    assert not folder.exists()
 
 
 def test_activations_outside_a_project_says_where_to_go(
@@ -111,12 +119,12 @@ def test_activations_outside_a_project_says_where_to_go(
     assert done.output.startswith("Error: no Kedro project in ")
 
 
-def test_doctor_finds_nothing_wrong_where_a_run_went_through_and_changes_nothing(
-    below_finished_project: Path, photos: Path
+def test_doctor_finds_nothing_wrong_where_nothing_is_and_changes_nothing(
+    below_project: Path, photos: Path
 ) -> None:
-    before = {path: path.stat().st_mtime_ns for path in below_finished_project.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in below_project.rglob("*")}
     done = thawline("doctor", f"--params=dataset.root={photos},transforms.size=64")
-    assert {path: path.stat().st_mtime_ns for path in below_finished_project.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in below_project.rglob("*")} == before
     assert done.exit_code == 0, done.output
     states = dict(reversed(line.split()[:2]) for line in done.output.splitlines())
     names = ("versions", "configuration", "device", "weights", "data", "images", "tracking")
@@ -135,7 +143,7 @@ def test_doctor_finds_nothing_wrong_where_a_run_went_through_and_changes_nothing
     ],
 )
 def test_doctor_ends_with_status_1_and_names_what_a_run_would_stumble_over(
-    option: str, said: str, below_finished_project: Path
+    option: str, said: str, below_project: Path
 ) -> None:
     done = thawline("doctor", option)
     assert done.exit_code == 1 and said in done.output, done.output
