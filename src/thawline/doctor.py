@@ -84,8 +84,8 @@ def _examine_project(project: Path, env: str | None, params: str) -> Iterator[Fi
     try:
         configuration = read_configuration(project, env, params)
         parameters = validate_parameters(configuration["parameters"])
-        files = {name: entry.get("filepath") for name, entry in configuration["catalog"].items()}
-        mlflow = configuration["mlflow"]
+        catalog, mlflow = configuration["catalog"], configuration["mlflow"]
+        images, store = (catalog[name]["filepath"] for name in ("raw_images", "activations"))
     except (
         ThawlineError,
         MissingConfigException,
@@ -99,8 +99,8 @@ def _examine_project(project: Path, env: str | None, params: str) -> Iterator[Fi
     yield from check_device(parameters.training)
     yield from check_weights(parameters.model)
     seed = parameters.seed if parameters.dataset.seed is None else parameters.dataset.seed
-    yield from check_data(parameters.dataset, seed, project, project / files["raw_images"])
-    yield from check_activations(project / files["activations"], parameters.activations.max_gb)
+    yield from check_data(parameters.dataset, seed, project, project / images)
+    yield from check_activations(project / store, parameters.activations.max_gb)
     uri = (mlflow.get("server") or {}).get("mlflow_tracking_uri")
     yield from check_tracking(uri or os.environ.get("MLFLOW_TRACKING_URI", "mlruns"), project)
 
