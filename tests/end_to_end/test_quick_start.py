@@ -42,6 +42,7 @@ def test_the_quick_start_works_command_by_command(photos: Path, tmp_path: Path) 
             assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
             if "doctor" in command:
                 assert "problem" not in done.stdout, done.stdout
+    shutil.rmtree(clone)  # pytest would keep the 6 GB of the environment for three more runs
 
 
 def type_in(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
