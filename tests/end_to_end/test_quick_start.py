@@ -31,10 +31,11 @@ def test_the_quick_start_works_command_by_command(photos: Path, tmp_path: Path) 
     typed = ""
     for address, commands in blocks:
         for command in commands.replace("\\\n", "").splitlines():
+            start = time.perf_counter()
             if address:
                 check_server(command, address, clone)
+                print(f"{time.perf_counter() - start:6.1f} s  {command}, until {address} answers")
                 continue
-            start = time.perf_counter()
             # One shell a command would forget what the one before it activated.
             typed += f"{command}\n" if re.match("source|export", command) else ""
             done = type_in(f"{typed}{command}", clone)
@@ -60,6 +61,7 @@ def bare() -> dict[str, str]:
 
 def check_server(command: str, address: str, folder: Path) -> None:
     """Start a server in the environment that the page made, wait for its answer and stop it."""
+    assert not answers(address), f"something else answers at {address}; stop it first"
     process = subprocess.Popen(
         ["bash", "-ec", f"source .venv/bin/activate\n{command}"],
         cwd=folder,
