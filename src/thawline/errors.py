@@ -8,6 +8,10 @@ class ThawlineError(Exception):
     """Base of all errors that end a run with their message alone, without a traceback."""
 
 
+class ProjectError(ThawlineError, FileNotFoundError):
+    """There is no project here, or not what it should hold."""
+
+
 class ParameterError(ThawlineError, ValueError):
     """A parameter has a value that cannot be used."""
 

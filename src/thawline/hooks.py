@@ -27,9 +27,9 @@ from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
 from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Param
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-from omegaconf import OmegaConf
 from PIL import Image
 
+from thawline.configuration import register_project_path
 from thawline.datasets import LiveMetricsDataset, TrainingStateDataset
 from thawline.options import flatten, validate_parameters
 from thawline.pipelines import compare
@@ -53,10 +53,7 @@ class ProjectHook:
         Kedro's own validation sees one group at a time: it accepts unknown groups and does not look
         at plain values such as `strategy` and `seed`.
         """
-        root = context.project_path.as_posix()
-        # OmegaConf 2.4 renames the function and warns of the old name.
-        register = getattr(OmegaConf, "register_resolver", OmegaConf.register_new_resolver)
-        register("project_path", lambda: root, replace=True)
+        register_project_path(context.project_path)
         parameters = validate_parameters(context.config_loader["parameters"])
         trainings = compare.list_trainings(parameters.compare, parameters.seed)
         pipelines["compare"] = compare.create_pipeline(trainings)

@@ -108,7 +108,7 @@ def screen_images(manifest: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
         DataError: when a class has no readable image left.
     """
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        checks = pool.map(_problem_with, manifest["path"])
+        checks = pool.map(problem_with, manifest["path"])
         problems = pd.Series(
             list(track(checks, "Opening images", total=len(manifest), transient=True)),
             index=manifest.index,
@@ -166,6 +166,15 @@ def image_size(source: Source) -> tuple[int, int]:
     return (height, width) if on_its_side else (width, height)
 
 
+def problem_with(path: str) -> str | None:
+    """Return why a file cannot be decoded, or None where it can."""
+    try:
+        read_image(path)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
 def describe_problem(error: Exception, source: Source) -> str:
     """Return in a few words why a file, or the bytes of one, could not be decoded."""
     if isinstance(error, UnidentifiedImageError):
@@ -196,15 +205,6 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
     values = np.asarray(image, dtype=np.float32)
     top = 1.0 if image.mode == "F" and values.max() <= 1 else 65535.0 if values.max() > 255 else 255  # noqa: PLR2004
     return Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8))
-
-
-def _problem_with(path: str) -> str | None:
-    """Return why a file cannot be decoded, or None."""
-    try:
-        read_image(path)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"{type(error).__name__}: {error}"
-    return None
 
 
 def _scan_folder(root: Path) -> pd.DataFrame:

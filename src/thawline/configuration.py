@@ -1,0 +1,71 @@
+"""Read the configuration of a project as Kedro does, without a session, a run or a file written."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+from kedro.config import OmegaConfigLoader
+from kedro.utils import find_kedro_project
+from omegaconf import OmegaConf
+
+from thawline.errors import ProjectError
+
+# An environment overrides single options; the default would replace a whole group, such as all
+# strategies by the one that conf/local adds.
+CONFIG_LOADER_ARGS: dict[str, Any] = {
+    "base_env": "base",
+    "default_run_env": "local",
+    "merge_strategy": {"parameters": "soft", "mlflow": "soft"},
+}
+MLFLOW_PATTERNS = ["mlflow*", "mlflow*/**", "**/mlflow*"]  # as kedro-mlflow looks for it
+
+# Kedro calls an OmegaConf function by its old name.
+warnings.filterwarnings("ignore", "register_new_resolver", module="kedro.config")
+
+
+def find_project() -> Path:
+    """Return the root of the Kedro project that the working directory lies in.
+
+    Raises:
+        ProjectError: outside a project.
+    """
+    root = find_kedro_project(Path.cwd())
+    if root is None:
+        raise ProjectError(
+            f"no Kedro project in {Path.cwd()} or a folder above it. Run this in the folder that"
+            " holds Thawline's pyproject.toml and conf/, or below it."
+        )
+    return Path(root)
+
+
+def read_configuration(
+    project: Path, env: str | None = None, params: str = ""
+) -> OmegaConfigLoader:
+    """Return what conf/ says: a mapping with `parameters`, `catalog` and `mlflow`, read when asked.
+
+    Args:
+        project: its root.
+        env: the environment laid over conf/base; None: local.
+        params: NAME=VALUE, separated by commas, as `kedro run --params` takes them.
+    """
+    given: Any = OmegaConf.to_container(
+        OmegaConf.from_dotlist([item.strip() for item in params.split(",") if item.strip()])
+    )
+    register_project_path(project)
+    return OmegaConfigLoader(
+        conf_source=str(project / "conf"),
+        env=env,
+        runtime_params=given,
+        config_patterns={"mlflow": MLFLOW_PATTERNS},
+        **CONFIG_LOADER_ARGS,
+    )
+
+
+def register_project_path(project: Path) -> None:
+    """Make ``${project_path:}`` in configuration files stand for the root of the project."""
+    root = project.as_posix()
+    # OmegaConf 2.4 renames the function and warns of the old name.
+    register = getattr(OmegaConf, "register_resolver", OmegaConf.register_new_resolver)
+    register("project_path", lambda: root, replace=True)
