@@ -3,20 +3,23 @@
 from kedro.pipeline import Pipeline
 
 from thawline.options import CompareOptions
-from thawline.pipelines import compare, data_preparation, export, finetune, predict, sweep
+from thawline.pipelines import compare, data_preparation, explain, export, finetune, predict, sweep
 
 
 def register_pipelines() -> dict[str, Pipeline]:
     """Return every pipeline; without a name, `kedro run` runs finetune."""
     preparation = data_preparation.create_pipeline()
     evaluation = finetune.create_evaluation()
+    explanation = explain.create_pipeline()
     model = preparation + finetune.create_transforms() + finetune.create_model()
-    whole = model + finetune.create_training() + evaluation + finetune.create_registration()
+    training = finetune.create_training() + finetune.create_summary()
+    whole = model + training + evaluation + explanation + finetune.create_registration()
     return {
         "__default__": whole,
         "finetune": whole,
         "data_preparation": preparation,
         "evaluate": evaluation,
+        "explain": explanation,
         "lr_find": model + finetune.create_lr_search(),
         # ProjectHook replaces it by the one that the parameters of the run ask for.
         "compare": compare.create_pipeline(compare.list_trainings(CompareOptions(), seed=0)),

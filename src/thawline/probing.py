@@ -114,7 +114,7 @@ def probe_stages(
     if len(images) > MOST_IMAGES:
         some = np.random.default_rng(seed).permutation(len(images))[:MOST_IMAGES]
         images, labels = [images[idx] for idx in some], labels[torch.from_numpy(some)]
-    stages = _StageFeatures(copy.deepcopy(network))
+    stages = StageFeatures(copy.deepcopy(network))
     loader = ActivationLoader(
         ThawLine(stages, network, network, tuple(stages.outputs)),  # type: ignore[arg-type]
         transforms,
@@ -140,7 +140,7 @@ def probe_stages(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-class _StageFeatures(nn.Module):
+class StageFeatures(nn.Module):
     """Yields what each stage yields, pooled: a tuple of (N, features)."""
 
     def __init__(self, network: nn.Module) -> None:
