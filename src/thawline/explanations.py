@@ -52,14 +52,12 @@ def choose_worst(predictions: pd.DataFrame, count: int) -> pd.DataFrame:
         predictions: the table of `evaluation.predict_split`.
         count: of images, at most.
     """
-    columns = [PROBABILITY + str(name) for name in predictions["prediction"]]
-    rows = predictions.assign(
-        wrong=predictions["label"] != predictions["prediction"],
-        probability=[predictions.at[idx, c] for idx, c in zip(predictions.index, columns)],  # noqa: B905
-    )
-    wrong = rows[rows["wrong"]].sort_values("probability", ascending=False, kind="stable")
+    probability = predictions.filter(regex=f"^{PROBABILITY}").max(axis=1)
+    wrong = predictions["label"] != predictions["prediction"]
+    rows = predictions.assign(wrong=wrong, probability=probability)
+    mistakes = rows[rows["wrong"]].sort_values("probability", ascending=False, kind="stable")
     right = rows[~rows["wrong"]].sort_values("probability", kind="stable")
-    return pd.concat([wrong, right])[["path", "label"]].head(count).reset_index(drop=True)
+    return pd.concat([mistakes, right])[["path", "label"]].head(count).reset_index(drop=True)
 
 
 def explain(
@@ -197,7 +195,7 @@ def _copy_without_inplace(network: nn.Module) -> nn.Module:
     twin = copy.deepcopy(network).eval().requires_grad_(False)
     for module in twin.modules():
         if hasattr(module, "inplace"):
-            module.inplace = False
+            setattr(module, "inplace", False)  # noqa: B010
     return twin
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +48,8 @@ def describe_stages(
     for number, phase in reversed([*enumerate(phases, start=1)]):
         rows = report[report["phase"] == number].set_index("stage").loc[table["stage"]]
         table[f"phase_{number}"] = [
-            FROZEN if not row.trainable else TRAINED if row.trainable == row.parameters else PARTLY
-            for row in rows.itertuples()
+            FROZEN if not trainable else TRAINED if trainable == parameters else PARTLY
+            for trainable, parameters in rows[["trainable", "parameters"]].to_numpy()
         ]
         freeze_layers(network, phase)
         shares = _below(network, lines[number].split(", ")) if number in lines else math.nan
@@ -148,12 +147,10 @@ def _below(network: nn.Module, crossing: Sequence[str]) -> list[float]:
         inside = [below for name, below in used.items() if _is_in(name, stage)]
         shares.append(sum(inside) / len(inside) if inside else math.nan)
     # Where nothing of a stage is called by name, it lies where what comes after it begins.
-    follows = [
-        *accumulate(
-            reversed(shares), lambda later, own: float(later > 0) if math.isnan(own) else own
-        )
-    ]  # noqa: E501
-    return [0.0 if math.isnan(share) else share for share in reversed(follows)]
+    for idx in reversed(range(len(shares))):
+        if math.isnan(shares[idx]):
+            shares[idx] = float(idx + 1 < len(shares) and shares[idx + 1] > 0)
+    return shares
 
 
 def _is_in(name: str, stage: Stage) -> bool:
@@ -168,7 +165,7 @@ def _has_output(name: str, stage: Stage) -> bool:
 
 def _is_equal(
     old: Mapping[str, Tensor], new: Mapping[str, Tensor], stages: dict[str, Stage]
-) -> bool:  # noqa: E501
+) -> bool:
     """Return whether all but the head is what it was, to the bit."""
     head = stages[HEAD]
     return all(torch.equal(tensor, new[n]) for n, tensor in old.items() if not _is_in(n, head))

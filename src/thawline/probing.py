@@ -141,9 +141,14 @@ def probe_stages(
 
 
 class StageFeatures(nn.Module):
-    """Yields what each stage yields, pooled: a tuple of (N, features)."""
+    """Yields what each stage but the head yields, pooled: a tuple of (N, features).
+
+    Attributes:
+        outputs: names of the modules of each of these stages; of a stage without any there is none.
+    """
 
     def __init__(self, network: nn.Module) -> None:
+        """Take a network, which is set to evaluation mode."""
         super().__init__()
         self.network = network.eval()
         stages = find_stages(network)
@@ -154,6 +159,7 @@ class StageFeatures(nn.Module):
         self.code = str(self.outputs)
 
     def forward(self, images: Tensor) -> Tensors:
+        """Return the features (N, …) of each stage in `outputs` for images (N, 3, size, size)."""
         found: dict[str, Tensor] = {}
         hooks = [
             self.network.get_submodule(module).register_forward_hook(

@@ -38,14 +38,15 @@ def attribution_grid(
         " green to the most in the image (yellow)"
     )
     pictures, captions = [], []
-    for idx, row in enumerate(explained.table.itertuples() if explained else ()):
+    rows = explained.table.to_dict("records") if explained else []
+    for idx, row in enumerate(rows):
         assert explained
         picture = Image.fromarray(explained.views[idx].permute(1, 2, 0).numpy())
         pictures += [picture, overlay(picture, explained.maps[idx])]
-        truth = f"true {row.label}" if row.label else "true class unknown"
+        truth = f"true {row['label']}" if row["label"] else "true class unknown"
         captions += [
-            f"{Path(str(row.path)).name}\n{truth}",
-            f"predicted {row.prediction}\nprobability {row.probability:.3f}",
+            f"{Path(row['path']).name}\n{truth}",
+            f"predicted {row['prediction']}\nprobability {row['probability']:.3f}",
         ]
     return image_grid(title, pictures, captions, columns=4, empty=problem)
 

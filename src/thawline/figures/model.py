@@ -1,6 +1,8 @@
-"""Draw a network stage by stage: what is frozen, where the thaw lines are, what training changed."""
+"""Draw a network stage by stage: what is frozen, the thaw lines, what training changed."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -22,7 +24,7 @@ def stage_figure(table: pd.DataFrame) -> go.Figure:
     Args:
         table: of `model_summary.describe_stages`.
     """
-    numbers = [int(c.removeprefix("phase_")) for c in table if str(c).startswith("phase_")]
+    numbers = range(1, 1 + sum(str(column).startswith("phase_") for column in table))
     figure = go.Figure()
     for state, colour in STATES.items():
         cells = [
@@ -70,7 +72,7 @@ def stage_figure(table: pd.DataFrame) -> go.Figure:
 
 
 def weight_change_figure(change: pd.DataFrame) -> go.Figure:
-    """Return how far each stage moved from the weights that training began with, and what it yields.
+    """Return how far each stage moved from where training began, and what it yields.
 
     The head is new, so it is left out of the bars, which it would dwarf, and told in words.
 
@@ -119,11 +121,11 @@ def weight_change_figure(change: pd.DataFrame) -> go.Figure:
     )  # fmt: skip
 
 
-def _cell(stage: object) -> tuple[str, str]:
+def _cell(stage: Any) -> tuple[str, str]:
     """Return a stage's name and its size in words."""
-    sizes = [getattr(stage, "output") or "no output of its own", _count(getattr(stage, "parameters")),
-             f"{getattr(stage, 'compute'):.1%}"]  # fmt: skip
-    return shorten(str(getattr(stage, "stage")), STAGE_LETTERS), " · ".join(sizes)
+    output = stage.output or "no output of its own"
+    sizes = f"{output} · {_count(stage.parameters)} · {stage.compute:.1%}"
+    return shorten(str(stage.stage), STAGE_LETTERS), sizes
 
 
 def _count(number: int) -> str:

@@ -6,7 +6,7 @@ from thawline.pipelines.explain.nodes import explain_predictions
 
 
 def create_pipeline() -> Pipeline:
-    """Return the pipeline from a classifier and its predictions to pictures of what they rest on."""
+    """Return the pipeline from a classifier's predictions to what they rest on."""
     return Pipeline(
         [
             Node(
