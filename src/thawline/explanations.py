@@ -98,9 +98,9 @@ def attribute(
 
     All works on a copy of the network. `grad_cam` (Selvaraju et al. 2017, arXiv:1610.02391) is
     coarse, the last spatial stage's maps weighted by their gradients; `guided_grad_cam` multiplies
-    it by guided backpropagation, which in a network without ReLU is the plain gradient;
+    it by the size of guided backpropagation's gradient, in a network without ReLU the plain one;
     `integrated_gradients` (Sundararajan et al. 2017, arXiv:1703.01365) go from the mean colour to
-    the image. Of the latter two the positive part of the sum over the colours is returned.
+    the image. The latter two are added up over the colours; what speaks against the class is 0.
 
     Args:
         network: from images to logits (N, C).
@@ -209,7 +209,7 @@ def _guided(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Setting backward hooks on ReLU")
         return [
-            guided.attribute(image, target=target, interpolate_mode="bilinear")
+            guided.attribute(image, target=target, interpolate_mode="bilinear").abs()
             for image, target in _one_by_one(images, targets)
         ]
 

@@ -33,10 +33,7 @@ def attribution_grid(
         method: that it was made by.
         problem: what the picture says where there is nothing.
     """
-    title = (
-        f"{NAMES[method]}: what speaks for the predicted class, from nothing (dark violet) over"
-        " green to the most in the image (yellow)"
-    )
+    title = f"{NAMES[method]}: evidence for the prediction, violet = none, yellow = most"
     pictures, captions = [], []
     rows = explained.table.to_dict("records") if explained else []
     for idx, row in enumerate(rows):
@@ -45,7 +42,7 @@ def attribution_grid(
         pictures += [picture, overlay(picture, explained.maps[idx])]
         truth = f"true {row['label']}" if row["label"] else "true class unknown"
         captions += [
-            f"{Path(row['path']).name}\n{truth}",
+            f"{Path(row['path']).stem}\n{truth}",
             f"predicted {row['prediction']}\nprobability {row['probability']:.3f}",
         ]
     return image_grid(title, pictures, captions, columns=4, empty=problem)
