@@ -33,7 +33,7 @@ def test_conf_base_spells_out_every_option_with_its_default(raw: dict) -> None:
     assert given == Parameters(strategies=given.strategies, sweep=space)
     assert raw.keys() == Parameters.model_fields.keys()
     groups = ("dataset", "transforms", "model", "training", "evaluation", "sweep")
-    for group in (*groups, "registry", "predict", "export", "compare"):
+    for group in (*groups, "registry", "predict", "export", "compare", "explain"):
         assert raw[group].keys() == getattr(given, group).__class__.model_fields.keys()
 
 

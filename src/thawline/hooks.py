@@ -31,12 +31,14 @@ from PIL import Image
 
 from thawline.configuration import register_project_path
 from thawline.datasets import LiveMetricsDataset, TrainingStateDataset
+from thawline.errors import DataError
 from thawline.options import flatten, validate_parameters
 from thawline.pipelines import compare
 
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("thawline", "torch", "torchvision", "timm", "kedro", "mlflow")
+OF_A_CLASSIFIER = {"splits", "predictions"}  # saved by the run that saved a classifier
 PARAMS_A_BATCH = 100  # MLflow refuses more in one call
 
 # The files of a model are few; a bar for each copy of them only breaks the log.
@@ -70,23 +72,33 @@ class ProjectHook:
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
-        """Let a run read the versions that it wrote, and a classifier's own splits.
+        """Let a run read the versions that it wrote, and a classifier's own splits and predictions.
 
         Kedro takes the latest version of what a run has just saved: another run in the same folder
         may have saved a later one since. And where classifier and splits are both read from disk,
         the latest splits need not be those that the classifier was trained with.
+
+        Raises:
+            DataError: when there are none of the classifier's version.
         """
         for name in pipeline.all_outputs():
             dataset = catalog.get(name)
             if isinstance(dataset, AbstractVersionedDataset) and dataset._version:
                 dataset._version = Version(dataset._version.save, dataset._version.save)
-        if not {"classifier", "splits"} <= pipeline.inputs():
+        if "classifier" not in pipeline.inputs():
             return
-        if "splits" not in (run_params["load_versions"] or {}):
-            own = catalog["classifier"].resolve_load_version()  # type: ignore[attr-defined]
+        own = catalog["classifier"].resolve_load_version()  # type: ignore[attr-defined]
+        given = run_params["load_versions"] or {}
+        for name in sorted(pipeline.inputs() & OF_A_CLASSIFIER - {*given}):
             # Replacing the entry instead would drop its validator.
-            catalog["splits"]._version = Version(own, None)  # type: ignore[attr-defined]
-            logger.info("Classifier and splits of version %s", own)
+            catalog[name]._version = Version(own, None)  # type: ignore[attr-defined]
+            logger.info("Classifier and %s of version %s", name, own)
+            if not catalog[name].exists():
+                raise DataError(
+                    f"{name}: there are none of the classifier's version {own}, so its run did not"
+                    f" come to its end. Name another one by --load-versions=classifier:VERSION, or"
+                    f" other {name} by --load-versions={name}:VERSION."
+                )
 
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:

@@ -99,6 +99,27 @@ def find_files(root: str, base: Path) -> list[str]:
     return sorted(files + closed)
 
 
+def name_files(paths: Sequence[str], base: Path) -> list[str]:
+    """Return the absolute paths of files.
+
+    Args:
+        paths: of files.
+        base: folder that relative ones are relative to.
+
+    Raises:
+        DataError: when there is no such file.
+    """
+    files = [(base / Path(path).expanduser()).resolve() for path in paths]
+    for path, file in zip(paths, files, strict=True):
+        if not file.is_file():
+            found = "is no file" if file.exists() else "does not exist"
+            raise DataError(
+                f"explain.images: '{path}' {found} ({file}). Give worst, or paths of image files;"
+                " with --params separated by blanks, and in a YAML file as a list."
+            )
+    return [file.as_posix() for file in files]
+
+
 def screen_images(manifest: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the manifest without, and a table (path, label, problem) of, unreadable images.
 

@@ -33,6 +33,7 @@ Channels = tuple[float, float, float]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "step", "constant"]
+AttributionMethod = Literal["grad_cam", "guided_grad_cam", "integrated_gradients"]
 
 AUTO = "auto"  # the strategy that is chosen by the data
 # What the result of a training depends on, besides the images.
@@ -395,6 +396,32 @@ class ExportOptions(Options):
     )
 
 
+class ExplainOptions(Options):
+    """What in an image speaks for the class that the classifier sees in it."""
+
+    method: AttributionMethod = Field(
+        "grad_cam", description="how evidence is attributed to pixels"
+    )
+    images: Literal["worst"] | tuple[str, ...] = Field(
+        "worst",
+        description="the most confident mistakes on the test split, or paths; on the command line "
+        "separated by blanks",
+    )
+    count: PositiveInt = Field(10, description="worst images; paths are explained all")
+
+    @field_validator("images", mode="before")
+    @classmethod
+    def _from_text(cls, images: Any) -> Any:
+        return images.split() if isinstance(images, str) and images != "worst" else images
+
+    @field_validator("images")
+    @classmethod
+    def _at_least_one(cls, images: Any) -> Any:
+        if not images:
+            raise ValueError("no path is given; give some, or worst")
+        return images
+
+
 class Parameters(Options):
     """The whole tree of parameters."""
 
@@ -411,6 +438,7 @@ class Parameters(Options):
     compare: CompareOptions = CompareOptions()
     activations: ActivationOptions = ActivationOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
+    explain: ExplainOptions = ExplainOptions()
     registry: RegistryOptions = RegistryOptions()
     predict: PredictOptions = PredictOptions()
     export: ExportOptions = ExportOptions()

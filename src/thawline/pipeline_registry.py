@@ -6,6 +6,7 @@ from thawline.options import CompareOptions
 from thawline.pipelines import (
     compare,
     data_preparation,
+    explain,
     export,
     finetune,
     predict,
@@ -18,15 +19,18 @@ def register_pipelines() -> dict[str, Pipeline]:
     """Return every pipeline; without a name, `kedro run` runs finetune."""
     preparation = data_preparation.create_pipeline()
     evaluation = finetune.create_evaluation()
+    explanation = explain.create_pipeline()
     errors = reporting.create_error_analysis()
     model = preparation + finetune.create_transforms() + finetune.create_model()
     training = model + finetune.create_training() + evaluation
-    whole = training + errors + reporting.create_report() + finetune.create_registration()
+    figures = finetune.create_summary() + errors + explanation
+    whole = training + figures + reporting.create_report() + finetune.create_registration()
     return {
         "__default__": whole,
         "finetune": whole,
         "data_preparation": preparation,
         "evaluate": evaluation + errors,
+        "explain": explanation,
         "lr_find": model + finetune.create_lr_search(),
         # ProjectHook replaces it by the one that the parameters of the run ask for.
         "compare": compare.create_pipeline(compare.list_trainings(CompareOptions(), seed=0)),

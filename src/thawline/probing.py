@@ -114,7 +114,7 @@ def probe_stages(
     if len(images) > MOST_IMAGES:
         some = np.random.default_rng(seed).permutation(len(images))[:MOST_IMAGES]
         images, labels = [images[idx] for idx in some], labels[torch.from_numpy(some)]
-    stages = _StageFeatures(copy.deepcopy(network))
+    stages = StageFeatures(copy.deepcopy(network))
     loader = ActivationLoader(
         ThawLine(stages, network, network, tuple(stages.outputs)),  # type: ignore[arg-type]
         transforms,
@@ -140,10 +140,15 @@ def probe_stages(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-class _StageFeatures(nn.Module):
-    """Yields what each stage yields, pooled: a tuple of (N, features)."""
+class StageFeatures(nn.Module):
+    """Yields what each stage but the head yields, pooled: a tuple of (N, features).
+
+    Attributes:
+        outputs: names of the modules of each of these stages; of a stage without any there is none.
+    """
 
     def __init__(self, network: nn.Module) -> None:
+        """Take a network, which is set to evaluation mode."""
         super().__init__()
         self.network = network.eval()
         stages = find_stages(network)
@@ -154,6 +159,7 @@ class _StageFeatures(nn.Module):
         self.code = str(self.outputs)
 
     def forward(self, images: Tensor) -> Tensors:
+        """Return the features (N, …) of each stage in `outputs` for images (N, 3, size, size)."""
         found: dict[str, Tensor] = {}
         hooks = [
             self.network.get_submodule(module).register_forward_hook(

@@ -111,6 +111,30 @@ def _split(network: nn.Module, size: int) -> ThawLine | None:
     return line
 
 
+def lies_below(network: nn.Module, crossing: Iterable[str]) -> dict[str, bool]:
+    """Return for each module and bare parameter that a forward uses whether it is below a line.
+
+    They come in the order of the forward; there are none where it cannot be traced.
+
+    Args:
+        network: with the modes that the line was found with.
+        crossing: names in the graph of what crosses, as in `ThawLine.crossing`.
+    """
+    try:
+        graph = _trace(network)
+    except _CannotSplitError:
+        return {}
+    below: set[fx.Node] = set()
+    waiting = [node for node in graph.nodes if node.name in {*crossing}]
+    while waiting:
+        node = waiting.pop()
+        if node not in below:
+            below.add(node)
+            waiting += node.all_input_nodes
+    used = (node for node in graph.nodes if node.op in ("call_module", "get_attr"))
+    return {str(node.target): node in below for node in used}
+
+
 class _Tracer(fx.Tracer):
     """Leaves alone what timm says cannot be traced, and modules without children."""
 

@@ -3,6 +3,7 @@
 from thawline.datasets.activation_store_dataset import ActivationStoreDataset
 from thawline.datasets.child_runs_dataset import ChildRunsDataset
 from thawline.datasets.classifier_dataset import ClassifierDataset
+from thawline.datasets.image_files_dataset import ImageFilesDataset
 from thawline.datasets.image_folder_dataset import ImageFolderDataset
 from thawline.datasets.live_metrics_dataset import LiveMetricsDataset
 from thawline.datasets.onnx_dataset import OnnxDataset
@@ -17,6 +18,7 @@ __all__ = [
     "ActivationStoreDataset",
     "ChildRunsDataset",
     "ClassifierDataset",
+    "ImageFilesDataset",
     "ImageFolderDataset",
     "LiveMetricsDataset",
     "OnnxDataset",

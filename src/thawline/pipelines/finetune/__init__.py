@@ -5,6 +5,7 @@ from thawline.pipelines.finetune.pipeline import (
     create_lr_search,
     create_model,
     create_registration,
+    create_summary,
     create_training,
     create_transforms,
 )
@@ -14,6 +15,7 @@ __all__ = [
     "create_lr_search",
     "create_model",
     "create_registration",
+    "create_summary",
     "create_training",
     "create_transforms",
 ]

@@ -20,6 +20,7 @@ from thawline import (
     evaluation,
     freezing,
     lr_find,
+    model_summary,
     probing,
     registration,
     training,
@@ -30,6 +31,7 @@ from thawline.classifier import Classifier
 from thawline.datasets.registry_dataset import Registry
 from thawline.datasets.served_model_dataset import ServedModel
 from thawline.figures.evaluation import confusion_matrix
+from thawline.figures.model import stage_figure, weight_change_figure
 from thawline.figures.training import learning_curves, lr_curve, stage_probes
 from thawline.images import hash_files
 from thawline.interruptions import TrainingStates
@@ -207,6 +209,35 @@ def train_model(
     )
     curves = learning_curves(result.history, result.best_epoch)
     return best_classifier, last_classifier, result.history, result.freeze_contract, curves
+
+
+def describe_stages(
+    network: nn.Module,
+    chosen_strategy: Strategy,
+    history: pd.DataFrame,
+    image_transforms: transforms.Transforms,
+) -> tuple[pd.DataFrame, go.Figure]:
+    """Return what each phase does with each stage, and the same drawn with its thaw lines."""
+    size = image_transforms.preprocessing.size
+    table = model_summary.describe_stages(network, chosen_strategy.phases, history, size)
+    return table, stage_figure(table)
+
+
+def measure_change(
+    network: nn.Module,
+    classifier: Classifier,
+    splits: pd.DataFrame,
+    image_transforms: transforms.Transforms,
+    options: TrainingOptions,
+    activation_options: ActivationOptions,
+    activation_store: Callable[[float], ActivationStore],
+) -> tuple[pd.DataFrame, go.Figure]:
+    """Return how far training moved each stage from where it began, and the same drawn."""
+    store = activation_store(activation_options.max_gb)
+    change = model_summary.weight_change(
+        network, classifier.network, splits, image_transforms, options, store
+    )
+    return change, weight_change_figure(change)
 
 
 def find_lr(

@@ -117,6 +117,34 @@ def create_training() -> Pipeline:
     )
 
 
+def create_summary() -> Pipeline:
+    """Return the pipeline from a network, before and after training, to what became of it."""
+    return Pipeline(
+        [
+            Node(
+                nodes.describe_stages,
+                ["network", "chosen_strategy", "history", "transforms"],
+                ["stage_table", "stage_figure"],
+                name="describe_stages",
+            ),
+            Node(
+                nodes.measure_change,
+                [
+                    "network",
+                    "classifier",
+                    "splits",
+                    "transforms",
+                    "params:training",
+                    "params:activations",
+                    "activations",
+                ],
+                ["weight_change", "weight_change_figure"],
+                name="measure_change",
+            ),
+        ]
+    )
+
+
 def create_evaluation() -> Pipeline:
     """Return the pipeline from a classifier and its splits to figures on the test split."""
     return Pipeline(

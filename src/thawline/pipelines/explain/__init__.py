@@ -1,0 +1,5 @@
+"""What in an image speaks for the class that a classifier sees in it."""
+
+from thawline.pipelines.explain.pipeline import create_pipeline
+
+__all__ = ["create_pipeline"]

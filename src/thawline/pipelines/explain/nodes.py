@@ -1,0 +1,43 @@
+"""Nodes of explanations."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+from PIL import Image
+
+from thawline import explanations
+from thawline.classifier import Classifier
+from thawline.errors import ParameterError
+from thawline.figures.attributions import attribution_grid
+from thawline.options import ExplainOptions, TrainingOptions
+
+logger = logging.getLogger(__name__)
+
+
+def explain_predictions(
+    classifier: Classifier,
+    splits: pd.DataFrame,
+    predictions: pd.DataFrame,
+    options: ExplainOptions,
+    training: TrainingOptions,
+    image_files: Callable[[Sequence[str]], list[str]],
+) -> tuple[pd.DataFrame, Image.Image]:
+    """Return a table of the images that are explained, and what speaks for the predicted classes.
+
+    A network that the method does not fit is no reason for a run to fail: the picture says so.
+    """
+    if options.images == "worst":
+        images = explanations.choose_worst(predictions, options.count)
+    else:
+        images = pd.DataFrame({"path": image_files(options.images)})
+        images["label"] = images["path"].map(splits.set_index("path")["label"]).fillna("")
+    try:
+        explained = explanations.explain(classifier, images, options.method, training)
+    except ParameterError as error:
+        logger.warning("%s", error)
+        nothing = pd.DataFrame(columns=["path", "label", "prediction", "probability"])
+        return nothing, attribution_grid(None, options.method, str(error))
+    return explained.table, attribution_grid(explained, options.method)

@@ -1,0 +1,26 @@
+"""Wiring of explanations."""
+
+from kedro.pipeline import Node, Pipeline
+
+from thawline.pipelines.explain.nodes import explain_predictions
+
+
+def create_pipeline() -> Pipeline:
+    """Return the pipeline from a classifier's predictions to what they rest on."""
+    return Pipeline(
+        [
+            Node(
+                explain_predictions,
+                [
+                    "classifier",
+                    "splits",
+                    "predictions",
+                    "params:explain",
+                    "params:training",
+                    "image_files",
+                ],
+                ["explained", "attributions"],
+                name="explain_predictions",
+            )
+        ]
+    )
