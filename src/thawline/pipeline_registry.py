@@ -3,7 +3,15 @@
 from kedro.pipeline import Pipeline
 
 from thawline.options import CompareOptions
-from thawline.pipelines import compare, data_preparation, export, finetune, predict, sweep
+from thawline.pipelines import (
+    compare,
+    data_preparation,
+    export,
+    finetune,
+    label_problems,
+    predict,
+    sweep,
+)
 
 
 def register_pipelines() -> dict[str, Pipeline]:
@@ -11,12 +19,15 @@ def register_pipelines() -> dict[str, Pipeline]:
     preparation = data_preparation.create_pipeline()
     evaluation = finetune.create_evaluation()
     model = preparation + finetune.create_transforms() + finetune.create_model()
-    whole = model + finetune.create_training() + evaluation + finetune.create_registration()
+    problems = label_problems.create_pipeline()
+    whole = model + finetune.create_views() + problems + finetune.create_training() + evaluation
+    whole += finetune.create_registration()
     return {
         "__default__": whole,
         "finetune": whole,
         "data_preparation": preparation,
         "evaluate": evaluation,
+        "label_problems": model.to_nodes("build_model") + problems,
         "lr_find": model + finetune.create_lr_search(),
         # ProjectHook replaces it by the one that the parameters of the run ask for.
         "compare": compare.create_pipeline(compare.list_trainings(CompareOptions(), seed=0)),

@@ -7,6 +7,7 @@ from thawline.pipelines.finetune.pipeline import (
     create_registration,
     create_training,
     create_transforms,
+    create_views,
 )
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "create_registration",
     "create_training",
     "create_transforms",
+    "create_views",
 ]
