@@ -23,7 +23,7 @@ from thawline.probing import features_below_head
 from thawline.splitting import class_names, split_dataset
 from thawline.transforms import build_transforms
 
-SIZE = 96  # px, instead of 224: five times as fast
+SIZE = 64  # px, instead of 224: ten times as fast
 
 
 @pytest.fixture(scope="session")
@@ -85,19 +85,17 @@ def test_few_of_the_digits_as_they_are_are_suspected(
 
 def test_no_image_is_predicted_from_its_own_group() -> None:
     rng = np.random.default_rng(0)
-    groups = np.arange(40) // 2  # two of each, alike, and nothing else tells the classes apart
-    labels = groups % 2
-    features = rng.normal(size=(20, 8))[groups].astype(np.float32)
+    groups = np.arange(60) // 2  # two of each, the same, and nothing else tells the classes apart
+    labels = rng.permutation(30)[groups] % 2
+    features = 5 * np.eye(30, dtype=np.float32)[groups]
     apart = out_of_sample_probabilities(features, labels, None, seed=0)
     together = out_of_sample_probabilities(features, labels, pd.Series(groups), seed=0)
-    assert together.sum(axis=1) == pytest.approx(np.ones(40))
+    assert together.sum(axis=1) == pytest.approx(np.ones(60))
     accuracy = [(table.argmax(axis=1) == labels).mean() for table in (apart, together)]
-    assert accuracy[0] > accuracy[1] + 0.1
+    assert accuracy[0] > 0.75 and accuracy[1] <= 0.6
 
 
-def test_an_image_of_another_kind_is_an_outlier(
-    digits: pd.DataFrame, features: np.ndarray
-) -> None:
+def test_an_image_of_another_kind_is_an_outlier(digits: pd.DataFrame, features: np.ndarray) -> None:
     odd = features.copy()
     odd[7] = np.roll(features[7], 100)
     table = find_outliers(digits, odd)
@@ -115,7 +113,9 @@ COPIES = {
 }
 
 
-def plant(splits: pd.DataFrame, folder: Path, **options: int) -> tuple[pd.DataFrame, dict[str, str]]:
+def plant(
+    splits: pd.DataFrame, folder: Path, **options: int
+) -> tuple[pd.DataFrame, dict[str, str]]:
     """Return splits with altered copies of training images in val and test, and their originals."""
     rows, originals = [], {}
     train = splits[splits["split"] == "train"].iloc[::3]

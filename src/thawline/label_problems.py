@@ -32,7 +32,7 @@ MIRRORED = (False, True)
 # Pixels of a pair must correlate so much. Of 1.6 million pairs of different 8 px digits five do;
 # no pair of 397 photographs does by more than 0.82, and copies of photographs do by 0.998.
 ALIKE = 0.985
-ROUGHLY_ALIKE = 0.93  # already where one of the two is an enlargement
+ROUGHLY_ALIKE = 0.9  # already where one of the two is an enlargement
 FILTERS = (
     Image.Resampling.BICUBIC,
     Image.Resampling.BILINEAR,

@@ -29,7 +29,9 @@ ROWS = 6  # training images of which views are drawn
 MOST_VIEWS = 5  # random ones of each
 PROBLEMS = 20  # rows of a table that are drawn
 LETTERS = 20  # of a file's name
-LEGEND = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"}
+LEGEND = {
+    "orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal", "entrywidth": 45,
+}  # fmt: skip
 
 
 def class_balance(splits: pd.DataFrame) -> go.Figure:
@@ -83,7 +85,7 @@ def image_sizes(splits: pd.DataFrame) -> go.Figure:
             y=some["height"],
             customdata=some["images"],
             mode="markers",
-            name=f"{split} ({some['images'].sum():,})",
+            name=split,
             marker={
                 "color": colour,
                 "symbol": f"{symbol}-open",
@@ -134,10 +136,10 @@ def training_views(
         evaluation = evaluation_view(path, transforms.preprocessing)
         pictures += [evaluation, *(column[idx] for column in views)]
         captions += [f"{label}\nevaluation", *(f"view {n + 1}" for n in range(count))]
-    mixed = ", mixed with another image" if augmentation.mixup or augmentation.cutmix else ""
+    mixed = ", mixed" if augmentation.mixup or augmentation.cutmix else ""
     size = transforms.preprocessing.size
     return image_grid(
-        f"Training images as the network sees them, {size} × {size} px{mixed}",
+        f"Training images as the network sees them{mixed}, {size} px",
         [functional.to_pil_image(picture) for picture in pictures],
         captions,
         columns=count + 1,
