@@ -30,8 +30,13 @@ MOST_VIEWS = 5  # random ones of each
 PROBLEMS = 20  # rows of a table that are drawn
 LETTERS = 20  # of a file's name
 LEGEND = {
-    "orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal", "entrywidth": 45,
-}  # fmt: skip
+    "orientation": "h",
+    "x": 0,
+    "y": 1,
+    "yanchor": "bottom",
+    "traceorder": "normal",
+    "entrywidth": 45,
+}
 
 
 def class_balance(splits: pd.DataFrame) -> go.Figure:
