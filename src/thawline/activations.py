@@ -457,12 +457,10 @@ class ActivationLoader:
         return chosen
 
     def _view(self, image: Image) -> View:
-        """Return what to decode; a random view depends on nothing but image, number and seed."""
+        """Return what to decode."""
         if image.view is None:
             return View(image.path)
-        seed = self._transforms.seed
-        digest = hashlib.sha256(f"{seed} {image.sha256} {image.view}".encode()).digest()
-        return View(image.path, int.from_bytes(digest[:7], "big"))
+        return View(image.path, view_seed(image, self._transforms))
 
     def _is_on_disk(self, image: Image) -> bool:
         return self._has(ACTIVATIONS, image) or self._has(VIEWS, image)
@@ -515,6 +513,12 @@ class ActivationLoader:
             "precision": str(self._dtype),
             "answer": hash_tensors(answer),
         }
+
+
+def view_seed(image: Image, transforms: Transforms) -> int:
+    """Return the seed of a random view; it depends on image, number and seed, and nothing else."""
+    digest = hashlib.sha256(f"{transforms.seed} {image.sha256} {image.view}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

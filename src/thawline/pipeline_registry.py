@@ -9,6 +9,7 @@ from thawline.pipelines import (
     explain,
     export,
     finetune,
+    label_problems,
     predict,
     reporting,
     sweep,
@@ -23,7 +24,8 @@ def register_pipelines() -> dict[str, Pipeline]:
     errors = reporting.create_error_analysis()
     model = preparation + finetune.create_transforms() + finetune.create_model()
     training = model + finetune.create_training() + evaluation
-    figures = finetune.create_summary() + errors + explanation
+    problems = label_problems.create_pipeline()
+    figures = finetune.create_views() + problems + finetune.create_summary() + errors + explanation
     whole = training + figures + reporting.create_report() + finetune.create_registration()
     return {
         "__default__": whole,
@@ -31,6 +33,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "data_preparation": preparation,
         "evaluate": evaluation + errors,
         "explain": explanation,
+        "label_problems": model.to_nodes("build_model") + problems,
         "lr_find": model + finetune.create_lr_search(),
         # ProjectHook replaces it by the one that the parameters of the run ask for.
         "compare": compare.create_pipeline(compare.list_trainings(CompareOptions(), seed=0)),

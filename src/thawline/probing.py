@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,11 +18,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from thawline.activations import ActivationLoader, ActivationStore, Tensors
-from thawline.freezing import find_stages
+from thawline.activations import ActivationLoader, ActivationStore, Image, Tensors
+from thawline.freezing import find_stages, freeze_layers
 from thawline.loading import ViewLoader
-from thawline.options import AutoOptions, LastStages, Strategy, TrainingOptions
-from thawline.thaw_line import ThawLine
+from thawline.options import AutoOptions, LastStages, Phase, Strategy, TrainingOptions
+from thawline.thaw_line import ThawLine, split_at_thaw_line
 from thawline.training import compute_dtype, image_set, make_accelerator
 from thawline.transforms import Transforms
 
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 MOST_IMAGES = 5000  # that a probe is fitted to; more would not change the choice
 FOLDS = 5
+HEAD_ALONE = Phase(trainable=LastStages(last=1), epochs=1, lr=1.0)
 COLUMNS = ["stage", "features", "accuracy", "standard_error"]
 
 
@@ -109,14 +110,64 @@ def probe_stages(
         stage, features (their number), accuracy (0 to 1), standard_error; a row a stage, from the
         input on.
     """
-    accelerator = make_accelerator(options)
-    images, labels = image_set(splits, "train", accelerator.device)
+    images, labels = image_set(splits, "train", torch.device("cpu"))
     if len(images) > MOST_IMAGES:
         some = np.random.default_rng(seed).permutation(len(images))[:MOST_IMAGES]
         images, labels = [images[idx] for idx in some], labels[torch.from_numpy(some)]
+    line = _line_of_stages(network)
+    features = _compute(line, images, transforms, options, store, "Computing every stage")
+    truth = labels.numpy()
+    rows = []
+    for stage, table in track(
+        list(zip(line.crossing, features, strict=True)), "Probing every stage", transient=True
+    ):
+        accuracy = _cross_validated(table, truth, seed)
+        error = float(np.sqrt(accuracy * (1 - accuracy) / len(truth)))
+        rows.append((stage, table.shape[1], accuracy, error))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def features_below_head(
+    network: nn.Module,
+    images: Sequence[Image],
+    transforms: Transforms,
+    options: TrainingOptions,
+    store: ActivationStore | None = None,
+) -> np.ndarray:
+    """Return what the head sees of each image's evaluation view: (N, features) float32.
+
+    It is what crosses the thaw line of a training of the head alone, so the store keeps it for
+    both, and a new head, of another seed for instance, changes nothing.
+    """
+    network = copy.deepcopy(network)
+    freeze_layers(network, HEAD_ALONE)
+    line = split_at_thaw_line(network, transforms.preprocessing.size)
+    if line.below is None:
+        line = _line_of_stages(network)
+        parts = _compute(line, images, transforms, options, store, "Computing features")[-1:]
+    else:
+        parts = _compute(line, images, transforms, options, store, "Computing features")
+    return np.concatenate([_pooled(torch.from_numpy(part)).numpy() for part in parts], axis=1)
+
+
+def _line_of_stages(network: nn.Module) -> ThawLine:
+    """Return what yields every stage's pooled output in place of a thaw line."""
     stages = StageFeatures(copy.deepcopy(network))
+    return ThawLine(stages, network, network, tuple(stages.outputs))  # type: ignore[arg-type]
+
+
+def _compute(
+    line: ThawLine,
+    images: Sequence[Image],
+    transforms: Transforms,
+    options: TrainingOptions,
+    store: ActivationStore | None,
+    description: str,
+) -> list[np.ndarray]:
+    """Return each tensor (N, …) float32 that crosses the line, of all evaluation views."""
+    accelerator = make_accelerator(options)
     loader = ActivationLoader(
-        ThawLine(stages, network, network, tuple(stages.outputs)),  # type: ignore[arg-type]
+        line,
         transforms,
         ViewLoader(transforms, options.workers),
         store or ActivationStore(Path(), max_gb=0),
@@ -126,18 +177,9 @@ def probe_stages(
     )
     size = options.batch_size
     batches = [images[start : start + size] for start in range(0, len(images), size)]
-    loaded = track(loader.load(batches), "Computing every stage", len(batches), transient=True)
+    loaded = track(loader.load(batches), description, len(batches), transient=True)
     columns = zip(*loaded, strict=True)
-    features = [torch.cat(column).float().cpu().numpy() for column in columns]
-    truth = labels.cpu().numpy()
-    rows = []
-    for stage, table in track(
-        list(zip(stages.outputs, features, strict=True)), "Probing every stage", transient=True
-    ):
-        accuracy = _cross_validated(table, truth, seed)
-        error = float(np.sqrt(accuracy * (1 - accuracy) / len(truth)))
-        rows.append((stage, table.shape[1], accuracy, error))
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return [torch.cat(column).float().cpu().numpy() for column in columns]
 
 
 class StageFeatures(nn.Module):

@@ -6,8 +6,11 @@ import logging
 from collections.abc import Callable
 
 import pandas as pd
+import plotly.graph_objects as go
+from PIL import Image
 
 from thawline import images, splitting
+from thawline.figures import data as figures
 from thawline.options import DatasetOptions
 
 logger = logging.getLogger(__name__)
@@ -41,3 +44,12 @@ def split_dataset(clean_manifest: pd.DataFrame, dataset: DatasetOptions, seed: i
     counts = splits["split"].value_counts()
     logger.info("Images: %s", ", ".join(f"{name} {counts[name]}" for name in images.SPLITS))
     return splits
+
+
+def draw_data(splits: pd.DataFrame, seed: int) -> tuple[go.Figure, go.Figure, Image.Image]:
+    """Return the class balance, the sizes of the images, and samples of each split."""
+    return (
+        figures.class_balance(splits),
+        figures.image_sizes(splits),
+        figures.sample_images(splits, seed),
+    )

@@ -2,11 +2,16 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from thawline.pipelines.data_preparation.nodes import scan_images, screen_images, split_dataset
+from thawline.pipelines.data_preparation.nodes import (
+    draw_data,
+    scan_images,
+    screen_images,
+    split_dataset,
+)
 
 
 def create_pipeline() -> Pipeline:
-    """Return the pipeline from raw images to splits."""
+    """Return the pipeline from raw images to splits and what they look like."""
     return Pipeline(
         [
             Node(scan_images, ["raw_images", "params:dataset"], "manifest", name="scan_images"),
@@ -16,6 +21,12 @@ def create_pipeline() -> Pipeline:
                 ["clean_manifest", "params:dataset", "params:seed"],
                 "splits",
                 name="split_dataset",
+            ),
+            Node(
+                draw_data,
+                ["splits", "params:seed"],
+                ["class_balance", "image_sizes", "sample_images"],
+                name="draw_data",
             ),
         ]
     )

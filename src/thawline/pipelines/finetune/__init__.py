@@ -8,6 +8,7 @@ from thawline.pipelines.finetune.pipeline import (
     create_summary,
     create_training,
     create_transforms,
+    create_views,
 )
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "create_summary",
     "create_training",
     "create_transforms",
+    "create_views",
 ]

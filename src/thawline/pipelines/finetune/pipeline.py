@@ -2,6 +2,7 @@
 
 from kedro.pipeline import Node, Pipeline
 
+from thawline.figures.data import training_views
 from thawline.pipelines.finetune import nodes
 
 
@@ -14,6 +15,20 @@ def create_transforms() -> Pipeline:
                 ["params:transforms", "params:model", "params:dataset", "params:seed"],
                 "transforms",
                 name="build_transforms",
+            )
+        ]
+    )
+
+
+def create_views() -> Pipeline:
+    """Return the pipeline from splits to a picture of what the network sees in training."""
+    return Pipeline(
+        [
+            Node(
+                training_views,
+                ["splits", "transforms", "params:augmentation", "params:seed"],
+                "training_views",
+                name="draw_views",
             )
         ]
     )

@@ -1,0 +1,5 @@
+"""Which images are probably labelled wrongly, in two splits at once, or out of place."""
+
+from thawline.pipelines.label_problems.pipeline import create_pipeline
+
+__all__ = ["create_pipeline"]

@@ -1,0 +1,60 @@
+"""Nodes of the search for label problems."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import pandas as pd
+from PIL import Image
+from torch import nn
+
+from thawline import activations, label_problems
+from thawline.figures import data as figures
+from thawline.images import hash_files
+from thawline.options import ActivationOptions, TrainingOptions
+from thawline.probing import features_below_head
+from thawline.transforms import Transforms
+
+logger = logging.getLogger(__name__)
+
+
+def find_label_problems(
+    network: nn.Module,
+    splits: pd.DataFrame,
+    transforms: Transforms,
+    training: TrainingOptions,
+    options: ActivationOptions,
+    seed: int,
+    activation_store: Callable[[float], activations.ActivationStore],
+) -> tuple[
+    pd.DataFrame, pd.DataFrame, pd.DataFrame, Image.Image, Image.Image, Image.Image, dict[str, int]
+]:
+    """Return label errors, near-duplicates and outliers, a picture of each, and their numbers."""
+    hashes = hash_files(splits["path"].tolist())
+    images = [activations.Image(*pair) for pair in zip(splits["path"], hashes, strict=True)]
+    store = activation_store(options.max_gb)
+    features = features_below_head(network, images, transforms, training, store)
+    label_errors = label_problems.find_label_errors(splits, features, seed)
+    near_duplicates = label_problems.find_near_duplicates(splits, hashes)
+    outliers = label_problems.find_outliers(splits, features)
+    logger.info(
+        "Label problems: %d probable label errors, %d images with a near-duplicate in another"
+        " split, %d outliers",
+        len(label_errors),
+        len(near_duplicates),
+        len(outliers),
+    )
+    return (
+        label_errors,
+        near_duplicates,
+        outliers,
+        figures.label_errors_grid(label_errors),
+        figures.near_duplicates_grid(near_duplicates),
+        figures.outliers_grid(outliers),
+        {
+            "label_errors": len(label_errors),
+            "near_duplicates": len(near_duplicates),
+            "outliers": len(outliers),
+        },
+    )

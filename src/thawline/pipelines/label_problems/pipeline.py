@@ -1,0 +1,35 @@
+"""Wiring of the search for label problems."""
+
+from kedro.pipeline import Node, Pipeline
+
+from thawline.pipelines.label_problems.nodes import find_label_problems
+
+
+def create_pipeline() -> Pipeline:
+    """Return the pipeline from splits and a pretrained network to tables of odd images."""
+    return Pipeline(
+        [
+            Node(
+                find_label_problems,
+                [
+                    "network",
+                    "splits",
+                    "transforms",
+                    "params:training",
+                    "params:activations",
+                    "params:seed",
+                    "activations",
+                ],
+                [
+                    "label_errors",
+                    "near_duplicates",
+                    "outliers",
+                    "label_errors_grid",
+                    "near_duplicates_grid",
+                    "outliers_grid",
+                    "label_problems",
+                ],
+                name="find_label_problems",
+            )
+        ]
+    )

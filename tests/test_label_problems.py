@@ -1,0 +1,162 @@
+"""Labels that are wrong, images in two splits and images out of place are found, and few others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageOps
+
+from thawline.activations import Image as View
+from thawline.backbones import build_network, pretrained_preprocessing
+from thawline.images import find_images, hash_files
+from thawline.label_problems import (
+    find_label_errors,
+    find_near_duplicates,
+    find_outliers,
+    out_of_sample_probabilities,
+)
+from thawline.options import DatasetOptions, ModelOptions, TrainingOptions, TransformOptions
+from thawline.probing import features_below_head
+from thawline.splitting import class_names, split_dataset
+from thawline.transforms import build_transforms
+
+SIZE = 64  # px, instead of 224: ten times as fast
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """Return the splits of scikit-learn's handwritten digits."""
+    folder = tmp_path_factory.mktemp("digits")
+    return split_dataset(find_images("sklearn:digits", folder, folder), FRACTIONS, seed=0)
+
+
+FRACTIONS = DatasetOptions().fractions
+
+
+@pytest.fixture(scope="session")
+def features(digits: pd.DataFrame) -> np.ndarray:
+    """Return what the pretrained network's head sees of them."""
+    model = ModelOptions()
+    network, _ = build_network(model, 10, SIZE, seed=0)
+    transforms = build_transforms(TransformOptions(size=SIZE), pretrained_preprocessing(model))
+    hashes = hash_files(digits["path"].tolist())
+    images = [View(*pair) for pair in zip(digits["path"], hashes, strict=True)]
+    options = TrainingOptions(workers=0, precision="fp32")
+    return features_below_head(network, images, transforms, options)
+
+
+def flip(splits: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, set[str]]:
+    """Return the splits with so many labels wrong, and the paths of these."""
+    rng, names = np.random.default_rng(seed), class_names(splits)
+    wrong = rng.choice(len(splits), round(share * len(splits)), replace=False)
+    flipped = splits.copy()
+    turned = (splits["class_index"].iloc[wrong] + rng.integers(1, len(names), len(wrong))) % 10
+    flipped.loc[wrong, "class_index"] = turned
+    flipped["label"] = [names[idx] for idx in flipped["class_index"]]
+    return flipped, set(splits["path"].iloc[wrong])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_most_flipped_labels_are_found_and_few_others(
+    digits: pd.DataFrame, features: np.ndarray, seed: int
+) -> None:
+    flipped, wrong = flip(digits, 0.05, seed)
+    table = find_label_errors(flipped, features, seed)
+    found = set(table["path"])
+    assert len(found & wrong) >= 0.7 * len(wrong)
+    assert len(found - wrong) <= 0.02 * (len(digits) - len(wrong))
+    assert table["probability"].is_monotonic_increasing and table["probability"].between(0, 1).all()
+    assert (table["suggested"] != table["label"]).all()
+    truth = table.merge(digits, on="path")
+    right = truth[truth["path"].isin(wrong)]
+    assert (right["suggested"] == right["label_y"]).mean() > 0.9
+
+
+def test_few_of_the_digits_as_they_are_are_suspected(
+    digits: pd.DataFrame, features: np.ndarray
+) -> None:
+    assert len(find_label_errors(digits, features, 0)) < 0.02 * len(digits)
+    assert len(find_outliers(digits, features)) < 0.02 * len(digits)
+    assert len(find_near_duplicates(digits, hash_files(digits["path"].tolist()))) < 5
+
+
+def test_no_image_is_predicted_from_its_own_group() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.arange(60) // 2  # two of each, the same, and nothing else tells the classes apart
+    labels = rng.permutation(30)[groups] % 2
+    features = 5 * np.eye(30, dtype=np.float32)[groups]
+    apart = out_of_sample_probabilities(features, labels, None, seed=0)
+    together = out_of_sample_probabilities(features, labels, pd.Series(groups), seed=0)
+    assert together.sum(axis=1) == pytest.approx(np.ones(60))
+    accuracy = [(table.argmax(axis=1) == labels).mean() for table in (apart, together)]
+    assert accuracy[0] > 0.75 and accuracy[1] <= 0.6
+
+
+def test_an_image_of_another_kind_is_an_outlier(digits: pd.DataFrame, features: np.ndarray) -> None:
+    odd = features.copy()
+    odd[7] = np.roll(features[7], 100)
+    table = find_outliers(digits, odd)
+    assert table["path"].iloc[0] == digits["path"].iloc[7]
+    assert table["distance"].is_monotonic_decreasing
+
+
+COPIES = {
+    "larger": lambda image: image.resize((2 * image.width, 2 * image.height)),
+    "larger, blurred": lambda image: image.resize((12, 12) if image.width == 8 else (300, 250), 2),
+    "larger, in blocks": lambda image: image.resize((4 * image.width, 4 * image.height), 0),
+    "recompressed": lambda image: image,
+    "mirrored": ImageOps.mirror,
+    "mirrored and larger": lambda image: ImageOps.mirror(image.resize((64, 64))),
+}
+
+
+def plant(
+    splits: pd.DataFrame, folder: Path, **options: int
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Return splits with altered copies of training images in val and test, and their originals."""
+    rows, originals = [], {}
+    train = splits[splits["split"] == "train"].iloc[::3]
+    for number, row in enumerate(train.head(60).to_dict("records")):
+        kind = list(COPIES)[number % len(COPIES)]
+        ending = "jpg" if kind == "recompressed" else "png"
+        path = (folder / f"{number}.{ending}").as_posix()
+        COPIES[kind](Image.open(row["path"]).convert("RGB")).save(path, **options)
+        originals[path] = row["path"]
+        rows.append({**row, "path": path, "split": ("val", "test")[number % 2]})
+    return pd.concat([splits, pd.DataFrame(rows)], ignore_index=True), originals
+
+
+def test_altered_copies_of_tiny_images_are_all_found(digits: pd.DataFrame, tmp_path: Path) -> None:
+    planted, originals = plant(digits, tmp_path, quality=75)
+    table = find_near_duplicates(planted, hash_files(planted["path"].tolist()))
+    found = dict(zip(table["path"], table["other_path"], strict=True))
+    assert {path: found.get(path) for path in originals} == originals
+    assert len(found) < len(originals) + 5
+
+
+def test_altered_copies_of_photographs_are_all_found_and_nothing_else(
+    hymenoptera: Path, tmp_path: Path
+) -> None:
+    splits = split_dataset(find_images(str(hymenoptera), tmp_path, tmp_path), FRACTIONS, seed=0)
+    (tmp_path / "copies").mkdir()
+    planted, originals = plant(splits, tmp_path / "copies", quality=30)
+    table = find_near_duplicates(planted, hash_files(planted["path"].tolist()))
+    assert dict(zip(table["path"], table["other_path"], strict=True)) == originals
+    assert set(table["kind"]) == {"near"}
+
+
+def test_the_same_file_twice_is_exact_and_images_of_one_split_are_no_matter(
+    splits: pd.DataFrame,
+) -> None:
+    hashes = hash_files(splits["path"].tolist())
+    train, val = (splits.index[splits["split"] == name] for name in ("train", "val"))
+    hashes[train[1]] = hashes[train[0]]
+    hashes[val[0]] = hashes[train[2]]
+    table = find_near_duplicates(splits, hashes)
+    exact = table[table["kind"] == "exact"]
+    assert exact["path"].tolist() == [splits["path"][val[0]]]
+    assert exact["other_path"].tolist() == [splits["path"][train[2]]]
+    assert exact["distance"].tolist() == [0]
