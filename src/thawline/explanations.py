@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from thawline.classifier import Classifier, probabilities
 from thawline.errors import DataError, ParameterError
-from thawline.evaluation import PROBABILITY
+from thawline.evaluation import as_arrays, worst_mistakes
 from thawline.images import describe_problem
 from thawline.options import AttributionMethod, TrainingOptions
 from thawline.stages import find_stages
@@ -52,12 +52,11 @@ def choose_worst(predictions: pd.DataFrame, count: int) -> pd.DataFrame:
         predictions: the table of `evaluation.predict_split`.
         count: of images, at most.
     """
-    probability = predictions.filter(regex=f"^{PROBABILITY}").max(axis=1)
-    wrong = predictions["label"] != predictions["prediction"]
-    rows = predictions.assign(wrong=wrong, probability=probability)
-    mistakes = rows[rows["wrong"]].sort_values("probability", ascending=False, kind="stable")
-    right = rows[~rows["wrong"]].sort_values("probability", kind="stable")
-    return pd.concat([mistakes, right])[["path", "label"]].head(count).reset_index(drop=True)
+    table, _, is_right = as_arrays(predictions)
+    right = predictions.assign(confidence=table.max(axis=1))[is_right]
+    least_certain = right.sort_values("confidence", kind="stable")
+    rows = pd.concat([worst_mistakes(predictions), least_certain])
+    return rows[["path", "label"]].head(count).reset_index(drop=True)
 
 
 def explain(
