@@ -96,7 +96,7 @@ def accuracy_sentence(metrics: Mapping[str, float]) -> str:
 def _caption(name: str, figure: go.Figure | Image.Image) -> str:
     """Return a figure's title, or what a picture is: its title is within it."""
     title = figure.layout.title.text if isinstance(figure, go.Figure) else None
-    return f"{title or name.replace('_', ' ').capitalize()}."
+    return f"{title or name.removesuffix('_grid').replace('_', ' ').capitalize()}."
 
 
 def _is_empty(figure: go.Figure | Image.Image) -> bool:

@@ -99,7 +99,7 @@ def reliability_diagram(
             col=1,
         )
     figure.update_xaxes(range=[0, 1.03], tickformat=".0%")
-    figure.update_xaxes(title_text="Confidence (probability of the predicted class)", row=2, col=1)
+    figure.update_xaxes(title_text="Confidence", row=2, col=1)
     figure.update_yaxes(title_text="Accuracy", range=[0, 1.05], tickformat=".0%", row=1, col=1)
     figure.update_yaxes(title_text="Images", rangemode="tozero", nticks=4, row=2, col=1)
     return figure.update_layout(
@@ -121,8 +121,8 @@ def per_class_bars(per_class: pd.DataFrame) -> go.Figure:
     names = [shorten(str(name), MOST_TICK_LETTERS) for name in rows["label"]]
     figure = go.Figure()
     for column, colour, meaning in (
-        ("recall", TRAIN, "recall: of its images, those that are found"),
-        ("precision", VALIDATION, "precision: of those taken for it, those that are it"),
+        ("recall", TRAIN, "recall: share of its images that is found"),
+        ("precision", VALIDATION, "precision: share of its finds that is right"),
     ):
         figure.add_bar(
             y=list(range(len(rows))),

@@ -114,10 +114,10 @@ def weight_change_figure(change: pd.DataFrame) -> go.Figure:
     furthest = stages[["relative_l2", "statistics_l2"]].max().max()
     span = max(0.1, 1 - float(stages["cka"].min()))
     figure.update_xaxes(
-        title_text="Relative change (L2)", range=[0, 1.35 * furthest or 1], nticks=4, row=1, col=1
+        title_text="Change (L2)", range=[0, 1.35 * furthest or 1], nticks=4, row=1, col=1
     )
     figure.update_xaxes(
-        title_text="CKA (1: the same)", range=[1 - 1.6 * span, 1 + 0.1 * span], nticks=4,
+        title_text="CKA", range=[1 - 1.6 * span, 1 + 0.1 * span], nticks=4,
         row=1, col=2,
     )  # fmt: skip
     figure.update_yaxes(range=[len(rows) + 0.6, -0.6], showgrid=False, zeroline=False)

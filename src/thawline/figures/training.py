@@ -48,7 +48,7 @@ def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
     phases = history.drop_duplicates("phase")
     figure.add_annotation(
         text="<br>".join(
-            f"{row.phase}: {row.trainable_parameters:,} parameters trained, above {row.thaw_line}"
+            f"{row.phase}: {row.trainable_parameters:,} parameters trained,<br>above {row.thaw_line}"
             for row in phases.itertuples()
         ),
         align="left",
@@ -63,8 +63,8 @@ def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
     return figure.update_layout(
         title={"text": f"Learning curves (bands: phases; dotted: best epoch, {best_epoch})"},
         template="plotly_white",
-        height=480 + LINE * len(phases),
-        margin={"b": 90 + LINE * len(phases)},
+        height=480 + 2 * LINE * len(phases),
+        margin={"b": 90 + 2 * LINE * len(phases)},
         legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.15},
     )
 
