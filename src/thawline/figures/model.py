@@ -137,7 +137,8 @@ def weight_change_figure(change: pd.DataFrame) -> go.Figure:
 
 def _cell(stage: Any) -> tuple[str, str]:
     """Return a stage's name and its size in words."""
-    output = stage.output or "no output of its own"
+    has_output = isinstance(stage.output, str) and stage.output  # a CSV reads nothing as NaN
+    output = stage.output if has_output else "no output"
     sizes = f"{output} · {_count(stage.parameters)} · {stage.compute:.1%}"
     return shorten(str(stage.stage), STAGE_LETTERS), sizes
 

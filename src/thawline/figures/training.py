@@ -48,7 +48,8 @@ def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
     phases = history.drop_duplicates("phase")
     figure.add_annotation(
         text="<br>".join(
-            f"{row.phase}: {row.trainable_parameters:,} parameters trained,<br>above {row.thaw_line}"
+            f"{row.phase}: {row.trainable_parameters:,} parameters trained,<br>"
+            f"above {row.thaw_line}"
             for row in phases.itertuples()
         ),
         align="left",
