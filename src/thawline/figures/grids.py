@@ -14,6 +14,9 @@ from thawline.images import Source, read_image
 
 TILE = 1.7  # inches, side of an image
 TEXT_LINE = 0.16  # inches, height of a line of a caption
+TITLE_LINE = 0.2  # inches
+TITLE_LETTERS = 11  # that fit into an inch of a title
+NARROWEST = 5.0  # inches, so that a title has room
 LETTERS = 26  # that fit under an image
 DPI = 130
 BACKGROUND, INK = "white", "#1d2430"
@@ -43,12 +46,15 @@ def image_grid(
     lines = max(text.count("\n") + 1 for text in texts)
     rows, columns = -(-len(images) // columns), min(columns, len(images))
     row_height = TILE + TEXT_LINE * lines + 0.12
-    width, height = max(columns * (TILE + 0.15), 5.0), rows * row_height + 0.5
+    width = max(columns * (TILE + 0.15), NARROWEST)
+    title = textwrap.fill(title, int(width * TITLE_LETTERS))
+    header = 0.3 + TITLE_LINE * (title.count("\n") + 1)
+    height = rows * row_height + header
     figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
     left = (width - columns * (TILE + 0.15)) / 2
     for idx, (image, text) in enumerate(zip(images, texts, strict=True)):
         x = left + (idx % columns) * (TILE + 0.15) + 0.075
-        top = height - 0.5 - (idx // columns) * row_height
+        top = height - header - (idx // columns) * row_height
         axes = figure.add_axes((x / width, (top - TILE) / height, TILE / width, TILE / height))
         axes.imshow(np.asarray(image.convert("RGB")), interpolation=_interpolation(image))
         axes.set_anchor("S")
@@ -81,15 +87,14 @@ def _interpolation(image: Image.Image) -> str:
 
 
 def _message(title: str, text: str) -> Image.Image:
-    figure = Figure(figsize=(5.0, 1.5), facecolor=BACKGROUND)
+    figure = Figure(figsize=(NARROWEST, 1.5), facecolor=BACKGROUND)
     figure.text(0.5, 0.35, text, ha="center", wrap=True, fontsize=9, color=INK, parse_math=False)
-    return _render(figure, title)
+    return _render(figure, textwrap.fill(title, int(NARROWEST * TITLE_LETTERS)))
 
 
 def _render(figure: Figure, title: str) -> Image.Image:
-    width, height = figure.get_size_inches()
     figure.text(
-        0.5, 1 - 0.15 / height, textwrap.fill(title, int(width * 11)),
+        0.5, 1 - 0.15 / figure.get_figheight(), title,
         ha="center", va="top", fontsize=11, color=INK, parse_math=False,
     )  # fmt: skip
     buffer = io.BytesIO()
