@@ -145,10 +145,11 @@ def start_kedro(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def run_notebook(name: str, project: Path) -> None:
     """Run a copy of a notebook of ours in a project, from top to bottom."""
-    (project / "notebooks").mkdir(exist_ok=True)
-    copy = shutil.copy(NOTEBOOKS / f"{name}.ipynb", project / "notebooks")
-    command = [sys.executable, "-m", "pytest", "--nbmake", "-o", "addopts=", str(copy)]
-    done = subprocess.run(
-        command, cwd=project / "notebooks", capture_output=True, text=True, check=False
-    )
+    folder = project / "notebooks"
+    folder.mkdir()
+    copy = shutil.copy(NOTEBOOKS / f"{name}.ipynb", folder)
+    options = ("--nbmake", "-o", "addopts=", "-p", "no:cacheprovider")
+    command = [sys.executable, "-m", "pytest", *options, str(copy)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    shutil.rmtree(folder)
     assert done.returncode == 0, done.stdout[-3000:]

@@ -147,6 +147,7 @@ def test_a_training_that_has_ended_is_not_repeated_until_it_is_forgotten(
 ) -> None:
     first = run(splits, states)
     told = []
+    caplog.clear()
     with caplog.at_level(logging.INFO):
         again = run(splits, states, resume=True, on_epoch=lambda row, epoch: told.append(row))
     assert_same(again, first)

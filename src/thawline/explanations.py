@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
-from captum.attr import GuidedGradCam, IntegratedGradients, LayerAttribution, LayerGradCam
 from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional
@@ -110,6 +109,8 @@ def attribute(
     Raises:
         ParameterError: when a method needs a spatial stage and the network has none.
     """
+    from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam
+
     twin = _copy_without_inplace(network)
     if method == "integrated_gradients":
         integrated = IntegratedGradients(twin)
@@ -201,6 +202,8 @@ def _copy_without_inplace(network: nn.Module) -> nn.Module:
 def _guided(
     twin: nn.Module, tap: nn.Module, images: Tensor, targets: Sequence[int]
 ) -> list[Tensor]:
+    from captum.attr import GuidedGradCam
+
     for name, module in [*twin.named_modules()]:
         if isinstance(module, nn.ReLU6):
             twin.set_submodule(name, _GuidedReLU6())

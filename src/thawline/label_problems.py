@@ -24,9 +24,7 @@ from thawline.images import SPLITS, image_size, read_image
 FOLDS = 5
 NEIGHBOURS = 10
 FENCE = 3.0  # interquartile ranges beyond the upper quartile: Tukey's "far out"
-SIDE = (
-    32  # px, of the grey pictures by which near-duplicates are told; smaller ones stay as they are
-)
+SIDE = 32  # px, of the grey pictures that are compared; smaller ones stay as they are
 MOST_BITS = 16  # of 64 that perceptual hashes may differ in; 8 px images recompressed reach 14
 MIRRORED = (False, True)
 # Pixels of a pair must correlate so much. Of 1.6 million pairs of different 8 px digits five do;
