@@ -13,8 +13,13 @@ from pathlib import Path
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+import yaml
+from PIL import Image
 
+from conftest import ROOT
 from thawline.comparison import compare
+from thawline.finetune_report import FIGURES, finetune_sections
+from thawline.options import CompareOptions, validate_parameters
 from thawline.report import Illustration, Section, comparison_sections, html_report, kedro_command
 from trials import make_trials
 
@@ -30,6 +35,7 @@ NAMES = {
     f"mine_{EVIL}": 0.7,
     "a_long_name_of_a_strategy_with_many_phases": 0.85,
 }
+PHASE = {"trainable": {"last": 1}, "epochs": 1, "lr": 0.1}
 FACTS = {"Data": f"photos {EVIL}", "Backbone": "resnet18", "Date": "2026-11-21"}
 
 
@@ -214,11 +220,37 @@ def test_any_sections_make_a_page(browser: playwright.Browser, tmp_path: Path) -
         Section(
             "A figure", illustrations=[Illustration("A line", go.Figure(go.Scatter(y=[1, 2])))]
         ),
+        Section(
+            "A picture", illustrations=[Illustration("Red", Image.new("RGB", (300, 40), "red"))]
+        ),
     ]
     file = tmp_path / "report.html"
     file.write_text(html_report("Title", {}, "Verdict.", sections), encoding="utf-8")
     tab = browser.new_page()
     tab.goto(file.as_uri())
-    assert tab.locator("h2").all_inner_texts() == ["Only text", "A table", "A figure"]
+    assert tab.locator("h2").all_inner_texts() == ["Only text", "A table", "A figure", "A picture"]
     tab.wait_for_selector(".plot .scatterlayer .trace")
+    assert tab.evaluate("document.querySelector('img').naturalWidth") == 300
     tab.close()
+
+
+def test_the_report_on_a_training_leaves_out_what_is_empty_and_says_how_to_repeat_it() -> None:
+    drawn = go.Figure(go.Scatter(y=[1]), layout={"title": {"text": "Drawn"}})
+    shown: dict[str, go.Figure | Image.Image] = dict.fromkeys(FIGURES, drawn)
+    shown |= {"stage_probes_figure": go.Figure(), "mistakes": Image.new("RGB", (9, 9))}
+    strategies = {name: {"phases": [PHASE]} for name in ("mine", *CompareOptions().strategies)}
+    parameters = validate_parameters({"seed": 3, "strategy": "mine", "strategies": strategies})
+    *sections, repeat = finetune_sections(parameters, shown)
+    captions = [figure.caption for section in sections for figure in section.illustrations]
+    assert captions.count("Drawn.") == len(FIGURES) - 2
+    assert captions.count("Mistakes.") == 1
+    (recipe,) = repeat.recipes
+    assert recipe.commands == "kedro run --pipeline=finetune --params=seed=3,strategy=mine"
+    assert kedro_command({}) == "kedro run --pipeline=finetune"
+
+
+def test_every_figure_of_the_report_is_an_entry_that_kedro_viz_and_mlflow_show() -> None:
+    catalog = yaml.safe_load((ROOT / "conf/base/catalog.yml").read_text(encoding="utf-8"))
+    for name in FIGURES:
+        assert catalog[name]["type"] in {"plotly.JSONDataset", "thawline.datasets.PictureDataset"}
+        assert catalog[name]["metadata"]["mlflow"] == ["artifact"]

@@ -112,8 +112,25 @@ def test_kedro_viz_shows_the_nodes_the_numbers_and_the_figures(
         for figure in ("learning_curves", "confusion_matrix"):
             page.goto(f"{address}/?sn={figure}")
             page.wait_for_selector(".js-plotly-plot")
+        page.goto(f"{address}/?sn=mistakes")
+        page.wait_for_selector("img[src^='data:image']")
         page.goto(f"{address}/?sn=metrics")
         page.wait_for_selector("text=test_macro_f1")
+
+
+def test_the_report_holds_every_figure_and_needs_no_network(
+    finished_project: Path, page: playwright.Page
+) -> None:
+    (file,) = finished_project.glob("data/08_reporting/finetune_report.html/*/*.html")
+    asked, problems = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", problems.append)
+    page.goto(file.as_uri())
+    page.wait_for_selector(".plot .main-svg")
+    assert page.locator(".plot .main-svg").count() >= 8
+    widths = page.evaluate("[...document.images].map(image => image.naturalWidth)")
+    assert len(widths) == 7 and all(widths)
+    assert not problems and not [url for url in asked if not url.startswith(("file:", "data:"))]
 
 
 def test_the_built_site_holds_the_graph_and_its_figures(
