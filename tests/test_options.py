@@ -53,6 +53,7 @@ def test_conf_base_spells_out_every_option_with_its_default(raw: dict) -> None:
         ("predict.batch_size", 0, ["predict.batch_size", "greater than 0", "given 0"]),
         ("registry.nmae", "ants", ["registry.nmae: unknown", "did you mean 'name'"]),
         ("seed", "x", ["seed", "given 'x'"]),
+        ("compare.strategies", ["full", "head_onyl"], ["'head_onyl' is not a strategy; did you"]),
         ("strategies.mine", {"phases": []}, ["strategies.mine.phases", "at least 1"]),
         (
             "strategies.head_only.phases",

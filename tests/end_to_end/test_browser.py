@@ -124,7 +124,7 @@ def test_the_report_holds_every_figure_and_needs_no_network(
     (file,) = finished_project.glob("data/08_reporting/finetune_report.html/*/*.html")
     asked, problems = [], []
     page.on("request", lambda request: asked.append(request.url))
-    page.on("pageerror", problems.append)
+    page.on("pageerror", lambda error: problems.append(str(error)))
     page.goto(file.as_uri())
     page.wait_for_selector(".plot .main-svg")
     assert page.locator(".plot .main-svg").count() >= 8

@@ -91,11 +91,5 @@ def test_finetune_repeats_a_training_of_the_comparison_exactly(compared: Compare
     assert again == json.loads(before)
 
 
-def test_an_unknown_strategy_is_named_before_anything_runs(project: Path) -> None:
-    done = kedro(project, "run", "--pipeline=compare", "--params=compare.strategies=full head_onyl")
-    assert done.returncode == 1
-    assert "compare.strategies: 'head_onyl' is not a strategy; did you mean" in done.stderr
-
-
 def test_the_notebook_asks_further_questions(compared: Compared) -> None:
     run_notebook("02_compare_strategies", compared.project)
