@@ -33,7 +33,10 @@ def confusion_matrix(confusion: pd.DataFrame) -> go.Figure:
             colorscale="Blues",
             zmin=0,
             zmax=1,
-            colorbar={"title": {"text": "share of<br>true class<br> "}, "tickformat": ".0%"},
+            colorbar={
+                "title": {"text": "share of the true class", "side": "right"},
+                "tickformat": ".0%",
+            },
         )
     )
     short = {name: shorten(str(name), MOST_TICK_LETTERS) for name in confusion.columns}

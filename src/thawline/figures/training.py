@@ -43,7 +43,7 @@ def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
         )
     if best_epoch:
         figure.add_vline(x=best_epoch, line={"dash": "dot", "color": "grey"})
-    figure.update_xaxes(title_text="Epoch", dtick=max(1, len(history) // 10))
+    figure.update_xaxes(title_text="Epoch", tick0=1, dtick=max(1, -(-len(history) // 6)))
     figure.update_yaxes(rangemode="tozero", row=1, col=1)
     phases = history.drop_duplicates("phase")
     figure.add_annotation(
