@@ -19,7 +19,7 @@ from thawline.label_problems import (
     out_of_sample_probabilities,
 )
 from thawline.options import DatasetOptions, ModelOptions, TrainingOptions, TransformOptions
-from thawline.probing import features_below_head
+from thawline.probing import stage_features
 from thawline.splitting import class_names, split_dataset
 from thawline.transforms import build_transforms
 
@@ -37,15 +37,20 @@ FRACTIONS = DatasetOptions().fractions
 
 
 @pytest.fixture(scope="session")
-def features(digits: pd.DataFrame) -> np.ndarray:
-    """Return what the pretrained network's head sees of them."""
+def by_stage(digits: pd.DataFrame) -> list[np.ndarray]:
+    """Return what each stage of the pretrained network makes of them."""
     model = ModelOptions()
     network, _ = build_network(model, 10, SIZE, seed=0)
     transforms = build_transforms(TransformOptions(size=SIZE), pretrained_preprocessing(model))
     hashes = hash_files(digits["path"].tolist())
     images = [View(*pair) for pair in zip(digits["path"], hashes, strict=True)]
     options = TrainingOptions(workers=0, precision="fp32")
-    return features_below_head(network, images, transforms, options)
+    return stage_features(network, images, transforms, options)
+
+
+@pytest.fixture(scope="session")
+def features(by_stage: list[np.ndarray]) -> np.ndarray:
+    return np.hstack(by_stage)
 
 
 def flip(splits: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, set[str]]:
@@ -59,7 +64,7 @@ def flip(splits: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, s
     return flipped, set(splits["path"].iloc[wrong])
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", range(4))
 def test_most_flipped_labels_are_found_and_few_others(
     digits: pd.DataFrame, features: np.ndarray, seed: int
 ) -> None:
@@ -76,10 +81,10 @@ def test_most_flipped_labels_are_found_and_few_others(
 
 
 def test_few_of_the_digits_as_they_are_are_suspected(
-    digits: pd.DataFrame, features: np.ndarray
+    digits: pd.DataFrame, by_stage: list[np.ndarray]
 ) -> None:
-    assert len(find_label_errors(digits, features, 0)) < 0.02 * len(digits)
-    assert len(find_outliers(digits, features)) < 0.02 * len(digits)
+    assert len(find_label_errors(digits, np.hstack(by_stage), 0)) < 0.02 * len(digits)
+    assert len(find_outliers(digits, by_stage[-1])) < 0.02 * len(digits)
     assert len(find_near_duplicates(digits, hash_files(digits["path"].tolist()))) < 5
 
 
@@ -95,9 +100,11 @@ def test_no_image_is_predicted_from_its_own_group() -> None:
     assert accuracy[0] > 0.75 and accuracy[1] <= 0.6
 
 
-def test_an_image_of_another_kind_is_an_outlier(digits: pd.DataFrame, features: np.ndarray) -> None:
-    odd = features.copy()
-    odd[7] = np.roll(features[7], 100)
+def test_an_image_of_another_kind_is_an_outlier(
+    digits: pd.DataFrame, by_stage: list[np.ndarray]
+) -> None:
+    odd = by_stage[-1].copy()
+    odd[7] = np.roll(odd[7], 100)
     table = find_outliers(digits, odd)
     assert table["path"].iloc[0] == digits["path"].iloc[7]
     assert table["distance"].is_monotonic_decreasing

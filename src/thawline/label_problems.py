@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 from thawline.images import SPLITS, image_size, read_image
 
 FOLDS = 5
+REPEATS = 3  # of the cross-validation: their mean suspects half as many right labels as one
 NEIGHBOURS = 10
 FENCE = 3.0  # interquartile ranges beyond the upper quartile: Tukey's "far out"
 SIDE = 32  # px, of the grey pictures that are compared; smaller ones stay as they are
@@ -64,7 +65,7 @@ def find_label_errors(splits: pd.DataFrame, features: np.ndarray, seed: int) -> 
     found = find_label_issues(
         labels,
         probabilities,
-        filter_by="both",
+        filter_by="prune_by_class",
         return_indices_ranked_by="self_confidence",
         n_jobs=1,
     )
@@ -79,7 +80,7 @@ def find_label_errors(splits: pd.DataFrame, features: np.ndarray, seed: int) -> 
 def out_of_sample_probabilities(
     features: np.ndarray, labels: np.ndarray, groups: pd.Series | None, seed: int
 ) -> np.ndarray:
-    """Return each image's class probabilities (N, C), from a model fitted to other images.
+    """Return each image's class probabilities (N, C), from models fitted to other images.
 
     Args:
         features: (N, features).
@@ -88,21 +89,27 @@ def out_of_sample_probabilities(
         seed: of the folds.
     """
     together = np.arange(len(labels)) if groups is None else groups.to_numpy()
-    folds = StratifiedGroupKFold(
-        max(2, min(FOLDS, int(np.bincount(labels).min()))), shuffle=True, random_state=seed
-    )
-    probabilities = np.zeros((len(labels), labels.max() + 1))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of classes with fewer groups than folds
-        parts = list(folds.split(features, labels, together))
+        parts = [
+            part
+            for repeat in range(REPEATS)
+            for part in _folds(labels, repeat, seed).split(features, labels, together)
+        ]
+    probabilities = np.zeros((len(labels), labels.max() + 1))
     for rest, fold in track(parts, "Cross-validating labels", len(parts), transient=True):
         # So weak that a wrong label among the rest is not learnt by heart; a finer tolerance takes
         # twice as long and finds the same.
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, tol=0.01, max_iter=1000))
         with threadpool_limits(1):  # threads of a busy machine wait for each other: 0.8 s, not 9
             model.fit(features[rest], labels[rest])
-        probabilities[np.ix_(fold, model.classes_)] = model.predict_proba(features[fold])
-    return probabilities
+        probabilities[np.ix_(fold, model.classes_)] += model.predict_proba(features[fold])
+    return probabilities / REPEATS
+
+
+def _folds(labels: np.ndarray, repeat: int, seed: int) -> StratifiedGroupKFold:
+    count = max(2, min(FOLDS, int(np.bincount(labels).min())))
+    return StratifiedGroupKFold(count, shuffle=True, random_state=seed + repeat)
 
 
 def find_outliers(splits: pd.DataFrame, features: np.ndarray) -> pd.DataFrame:

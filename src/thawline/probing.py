@@ -19,18 +19,17 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from thawline.activations import ActivationLoader, ActivationStore, Image, Tensors
-from thawline.freezing import find_stages, freeze_layers
+from thawline.freezing import find_stages
 from thawline.loading import ViewLoader
-from thawline.options import AutoOptions, LastStages, Phase, Strategy, TrainingOptions
-from thawline.thaw_line import ThawLine, split_at_thaw_line
+from thawline.options import AutoOptions, LastStages, Strategy, TrainingOptions
+from thawline.thaw_line import ThawLine
 from thawline.training import compute_dtype, image_set, make_accelerator
-from thawline.transforms import Transforms
+from thawline.transforms import Transforms, evaluation_view
 
 logger = logging.getLogger(__name__)
 
 MOST_IMAGES = 5000  # that a probe is fitted to; more would not change the choice
 FOLDS = 5
-HEAD_ALONE = Phase(trainable=LastStages(last=1), epochs=1, lr=1.0)
 COLUMNS = ["stage", "features", "accuracy", "standard_error"]
 
 
@@ -127,27 +126,24 @@ def probe_stages(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def features_below_head(
+def stage_features(
     network: nn.Module,
     images: Sequence[Image],
     transforms: Transforms,
     options: TrainingOptions,
     store: ActivationStore | None = None,
-) -> np.ndarray:
-    """Return what the head sees of each image's evaluation view: (N, features) float32.
+) -> list[np.ndarray]:
+    """Return the pooled output of each stage but the head for each image's evaluation view.
 
-    It is what crosses the thaw line of a training of the head alone, so the store keeps it for
-    both, and a new head, of another seed for instance, changes nothing.
+    Returns:
+        (N, features) float32 for each stage, from the input on; only the mean colours where the
+        head is all there is.
     """
-    network = copy.deepcopy(network)
-    freeze_layers(network, HEAD_ALONE)
-    line = split_at_thaw_line(network, transforms.preprocessing.size)
-    if line.below is None:
-        line = _line_of_stages(network)
-        parts = _compute(line, images, transforms, options, store, "Computing features")[-1:]
-    else:
-        parts = _compute(line, images, transforms, options, store, "Computing features")
-    return np.concatenate([_pooled(torch.from_numpy(part)).numpy() for part in parts], axis=1)
+    line = _line_of_stages(network)
+    if not line.crossing:
+        views = (evaluation_view(image.path, transforms.preprocessing) for image in images)
+        return [np.stack([_pooled(view[None].float())[0].numpy() for view in views])]
+    return _compute(line, images, transforms, options, store, "Computing features")
 
 
 def _line_of_stages(network: nn.Module) -> ThawLine:

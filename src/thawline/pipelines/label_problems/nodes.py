@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+import numpy as np
 import pandas as pd
 from PIL import Image
 from torch import nn
@@ -13,7 +14,7 @@ from thawline import activations, label_problems
 from thawline.figures import data as figures
 from thawline.images import hash_files
 from thawline.options import ActivationOptions, TrainingOptions
-from thawline.probing import features_below_head
+from thawline.probing import stage_features
 from thawline.transforms import Transforms
 
 logger = logging.getLogger(__name__)
@@ -34,10 +35,10 @@ def find_label_problems(
     hashes = hash_files(splits["path"].tolist())
     images = [activations.Image(*pair) for pair in zip(splits["path"], hashes, strict=True)]
     store = activation_store(options.max_gb)
-    features = features_below_head(network, images, transforms, training, store)
-    label_errors = label_problems.find_label_errors(splits, features, seed)
+    features = stage_features(network, images, transforms, training, store)
+    label_errors = label_problems.find_label_errors(splits, np.hstack(features), seed)
     near_duplicates = label_problems.find_near_duplicates(splits, hashes)
-    outliers = label_problems.find_outliers(splits, features)
+    outliers = label_problems.find_outliers(splits, features[-1])
     logger.info(
         "Label problems: %d probable label errors, %d images with a near-duplicate in another"
         " split, %d outliers",
