@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 
-from thawline.activations import ActivationLoader, ActivationStore
+from thawline.activations import ActivationStore
 from thawline.freezing import freeze_layers, freeze_report
-from thawline.loading import ViewLoader
 from thawline.options import Phase, TrainingOptions
-from thawline.probing import StageFeatures
+from thawline.probing import compute_features, line_of_stages
 from thawline.stages import HEAD, Stage, find_stages, stage_table
-from thawline.thaw_line import ThawLine, lies_below
-from thawline.training import image_set, make_accelerator
+from thawline.thaw_line import lies_below
+from thawline.training import image_set
 from thawline.transforms import Transforms
 
 MOST_IMAGES = 256  # of the validation split that representations are compared on
@@ -196,22 +192,16 @@ def _alignments(
     store: ActivationStore | None,
 ) -> dict[str, float]:
     """Return the CKA of each stage that has modules, but the head."""
-    device = make_accelerator(options).device
-    images, _ = image_set(splits, "val", device)
-    some = np.linspace(0, len(images) - 1, min(MOST_IMAGES, len(images))).round().astype(int)
-    size = options.batch_size
-    batches = [[images[idx] for idx in some[i : i + size]] for i in range(0, len(some), size)]
-    views = ViewLoader(transforms, options.workers)
+    images, _ = image_set(splits, "val", torch.device("cpu"))
+    places = np.linspace(0, len(images) - 1, min(MOST_IMAGES, len(images))).round().astype(int)
+    some = [images[idx] for idx in places]
     found = []
     for network in (before, after):
-        stages = StageFeatures(copy.deepcopy(network))
-        loader = ActivationLoader(
-            ThawLine(stages, network, network, tuple(stages.outputs)),  # type: ignore[arg-type]
-            transforms, views, store or ActivationStore(Path(), max_gb=0), device, torch.float32,
-            entries=len(some),
+        line = line_of_stages(network)
+        features = compute_features(
+            line, some, transforms, options, store, "Comparing stages", torch.float32,
+            # Nobody will ask for the features of a network that was trained just now again.
+            keep=network is before,
         )  # fmt: skip
-        # Nobody will ask for the features of a network that was trained just now again.
-        loaded = loader.load(batches, keep=network is before)
-        columns = zip(*track(loaded, "Comparing stages", len(batches), transient=True), strict=True)
-        found.append([torch.cat(column).cpu() for column in columns])
-    return {name: linear_cka(*pair) for name, *pair in zip(stages.outputs, *found, strict=True)}
+        found.append([torch.from_numpy(table) for table in features])
+    return {name: linear_cka(*pair) for name, *pair in zip(line.crossing, *found, strict=True)}

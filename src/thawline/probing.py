@@ -113,8 +113,8 @@ def probe_stages(
     if len(images) > MOST_IMAGES:
         some = np.random.default_rng(seed).permutation(len(images))[:MOST_IMAGES]
         images, labels = [images[idx] for idx in some], labels[torch.from_numpy(some)]
-    line = _line_of_stages(network)
-    features = _compute(line, images, transforms, options, store, "Computing every stage")
+    line = line_of_stages(network)
+    features = compute_features(line, images, transforms, options, store, "Computing every stage")
     truth = labels.numpy()
     rows = []
     for stage, table in track(
@@ -139,28 +139,41 @@ def stage_features(
         (N, features) float32 for each stage, from the input on; only the mean colours where the
         head is all there is.
     """
-    line = _line_of_stages(network)
+    line = line_of_stages(network)
     if not line.crossing:
         views = (evaluation_view(image.path, transforms.preprocessing) for image in images)
         return [np.stack([_pooled(view[None].float())[0].numpy() for view in views])]
-    return _compute(line, images, transforms, options, store, "Computing features")
+    return compute_features(line, images, transforms, options, store, "Computing features")
 
 
-def _line_of_stages(network: nn.Module) -> ThawLine:
+def line_of_stages(network: nn.Module) -> ThawLine:
     """Return what yields every stage's pooled output in place of a thaw line."""
     stages = StageFeatures(copy.deepcopy(network))
     return ThawLine(stages, network, network, tuple(stages.outputs))  # type: ignore[arg-type]
 
 
-def _compute(
+def compute_features(
     line: ThawLine,
     images: Sequence[Image],
     transforms: Transforms,
     options: TrainingOptions,
     store: ActivationStore | None,
     description: str,
+    dtype: torch.dtype | None = None,
+    keep: bool = True,
 ) -> list[np.ndarray]:
-    """Return each tensor (N, …) float32 that crosses the line, of all evaluation views."""
+    """Return each tensor (N, …) float32 that crosses the line, of all evaluation views.
+
+    Args:
+        line: a thaw line, or of `line_of_stages`.
+        images: files.
+        transforms: how they become views.
+        options: device, batch size, workers.
+        store: where what is computed is kept; None: nowhere.
+        description: of the progress bar.
+        dtype: that is computed in; None: as training does.
+        keep: false where nobody will ask for the same again.
+    """
     accelerator = make_accelerator(options)
     loader = ActivationLoader(
         line,
@@ -168,12 +181,12 @@ def _compute(
         ViewLoader(transforms, options.workers),
         store or ActivationStore(Path(), max_gb=0),
         accelerator.device,
-        compute_dtype(accelerator),
+        dtype or compute_dtype(accelerator),
         entries=len(images),
     )
     size = options.batch_size
     batches = [images[start : start + size] for start in range(0, len(images), size)]
-    loaded = track(loader.load(batches), description, len(batches), transient=True)
+    loaded = track(loader.load(batches, keep=keep), description, len(batches), transient=True)
     columns = zip(*loaded, strict=True)
     return [torch.cat(column).float().cpu().numpy() for column in columns]
 
