@@ -255,7 +255,8 @@ def _files_below(folder: Path) -> list[str]:
     """
     apart: list[str] = []
     found: list[str] = []
-    for parent, folders, names in os.walk(folder, onerror=lambda e: apart.append(e.filename)):
+    walk = os.walk(folder, onerror=lambda error: apart.append(error.filename))
+    for parent, folders, names in walk:
         folders[:] = [name for name in folders if not name.startswith(".")]
         apart += [path for name in folders if Path(path := f"{parent}/{name}").is_symlink()]
         found += [f"{parent}/{name}" for name in names if not name.startswith(".")]

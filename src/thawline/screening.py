@@ -34,9 +34,12 @@ from thawline.options import ScreeningOptions
 logger = logging.getLogger(__name__)
 
 # Nothing else is decoded: Pillow would start another program for PostScript, for instance.
-FORMATS = (
-    "JPEG", "MPO", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "AVIF", "JPEG2000",
-)  # fmt: skip
+Image.init()  # else Pillow knows only some of them yet
+FORMATS = [
+    name
+    for name in ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "AVIF", "JPEG2000")
+    if name in Image.OPEN
+]
 # A JPEG of several pictures, as cameras write it, is its first one: the others are previews.
 STILL = ("JPEG", "MPO")
 # A JPEG is decoded at an eighth of its size: all its data are read all the same.
@@ -261,11 +264,7 @@ def _problem_from_outside(
 ) -> tuple[Problem, str] | None:
     """Return what is wrong with a file that need not be opened to see it."""
     if stat.S_ISDIR(status.st_mode):
-        if Path(path).resolve() in Path(path).absolute().parents:
-            return Problem.SYMLINK_LOOP, "a link to a folder that it lies in"
-        if Path(path).is_symlink():
-            return Problem.LINK_TO_FOLDER, "links to folders are not followed; link each file"
-        return Problem.PERMISSION_DENIED, "the folder cannot be listed"
+        return _problem_of_folder(Path(path))
     if not stat.S_ISREG(status.st_mode):
         return Problem.NOT_A_FILE, "a pipe, a socket or a device"
     if not status.st_size:
@@ -274,6 +273,15 @@ def _problem_from_outside(
         megabytes = f"{status.st_size / 1e6:.4g} MB"
         return Problem.FILE_TOO_LARGE, f"{megabytes}; screening.max_mb is {options.max_mb:g}"
     return None
+
+
+def _problem_of_folder(path: Path) -> tuple[Problem, str]:
+    """Return why a folder stands for the files in it."""
+    if path.resolve() in path.absolute().parents:
+        return Problem.SYMLINK_LOOP, "a link to a folder that it lies in"
+    if path.is_symlink():
+        return Problem.LINK_TO_FOLDER, "links to folders are not followed; link each file"
+    return Problem.PERMISSION_DENIED, "the folder cannot be listed"
 
 
 def _problem_of_size(facts: Facts, options: ScreeningOptions) -> tuple[Problem, str] | None:
@@ -317,9 +325,10 @@ def _decode(facts: Facts, options: ScreeningOptions) -> Facts:
             facts = facts._replace(width=width, height=height, format=image.format or "")
             if width * height > options.max_megapixels * 1e6:
                 return facts
-            if image.format not in STILL and getattr(image, "n_frames", 1) > 1:
-                frames = f"{image.n_frames} frames or pages; which one is meant is not known"
-                return facts._replace(problem=Problem.ANIMATED.value, detail=frames)
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format not in STILL:
+                detail = f"{frames} frames or pages; which one is meant is not known"
+                return facts._replace(problem=Problem.ANIMATED.value, detail=detail)
             picture = to_rgb(image, SCALE)
             if width != height and picture.size == image.size[::-1]:  # the camera lay on its side
                 facts = facts._replace(width=height, height=width)
