@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 # Nothing else is decoded: Pillow would start another program for PostScript, for instance.
 Image.init()  # else Pillow knows only some of them yet
-FORMATS = [
+FORMATS: list[str] = [
     name
     for name in ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "AVIF", "JPEG2000")
     if name in Image.OPEN
