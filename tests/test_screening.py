@@ -90,7 +90,7 @@ def frames(file: Path) -> None:
 
 
 def socket_at(file: Path) -> None:
-    place = os.getcwd()
+    place = Path.cwd()
     os.chdir(file.parent)  # the path of a socket is at most 107 bytes long
     try:
         with socket.socket(socket.AF_UNIX) as one:
@@ -141,10 +141,11 @@ BAD: dict[str, tuple[Problem, str, Callable[[Path], object]]] = {
     "ppm cut in half": (Problem.TRUNCATED, "a.ppm", lambda f: cut(f, 0.5)),
     "tiff cut in half": (Problem.NOT_AN_IMAGE, "a.tif", lambda f: cut(f, 0.5)),
     "webp cut in half": (Problem.UNREADABLE, "a.webp", lambda f: cut(f, 0.5)),
-    "png with a broken chunk": (Problem.UNREADABLE, "a.png",
+    "png with a broken chunk": (Problem.NOT_AN_IMAGE, "a.png",
                                 lambda f: damage(f, b"IDAT", b"I\0AT")),
     "png without pixels": (Problem.TRUNCATED, "a.png", write(png(40, 40))),
-    "webp that is none": (Problem.NOT_AN_IMAGE, "a.webp", write(b"RIFF\x20\0\0\0WEBPVP8 " + b"x" * 99)),
+    "webp that is none": (Problem.UNREADABLE, "a.webp",
+                          write(b"RIFF\x20\0\0\0WEBPVP8 " + b"x" * 99)),
     "png of 4 gigapixels": (Problem.DECOMPRESSION_BOMB, "a.png", write(png(65535, 65535))),
     "png of 10^18 pixels": (Problem.DECOMPRESSION_BOMB, "a.png", write(png(2**30, 2**30))),
     "zip bomb in a comment": (Problem.DECOMPRESSION_BOMB, "a.png", text_bomb),
@@ -195,9 +196,10 @@ GOOD: dict[str, tuple[str | None, str, Callable[[Path], object]]] = {
     "a gif named png": ("wrong_extension", "a.png", lambda f: picture(99).save(f, "GIF")),
     "a copy": ("duplicate", "a.png", lambda f: shutil.copy(f.parent / "0.png", f)),
     "a hard link": ("duplicate", "a.png", lambda f: os.link(f.parent / "0.png", f)),
-    "equal but for case": ("case_clash", "A.png", lambda f: (save(f), save(f.with_name("a.PNG"), 98))),
-    "equal but for the form of unicode": ("case_clash", "\u00e9.png",
-                                          lambda f: (save(f), save(f.with_name("e\u0301.png"), 98))),
+    "equal but for case": ("case_clash", "A.png",
+                           lambda f: (save(f), save(f.with_name("a.PNG"), 98))),
+    "equal but for the form of unicode": ("case_clash", "\u00e9.png", lambda f: (
+        save(f), save(f.with_name("e\u0301.png"), 98))),
     "unicode": (None, "ämeise 蟻 🐜 \u202e.png", save),
     "quotes, commas and line breaks": (None, "a,\"b'\n%s;$(x).png", save),
     "a very long name": (None, "a" * 251 + ".png", save),
@@ -206,7 +208,8 @@ GOOD: dict[str, tuple[str | None, str, Callable[[Path], object]]] = {
     "16 bits": (None, "a.png", lambda f: Image.fromarray(
         np.arange(1600, dtype=np.uint16).reshape(40, 40)).save(f)),
     "CMYK": (None, "a.jpg", lambda f: picture(99).convert("CMYK").save(f)),
-    "a link to a file": (None, "a.png", lambda f: f.symlink_to(save(f.parents[2] / "elsewhere.png"))),
+    "a link to a file": (None, "a.png",
+                         lambda f: f.symlink_to(save(f.parents[2] / "elsewhere.png"))),
     "several pictures of a camera": (None, "a.jpg", lambda f: picture(99).save(
         f, "MPO", save_all=True, append_images=[picture(98)])),
 }  # fmt: skip
@@ -303,8 +306,8 @@ def test_only_what_has_changed_is_opened_again(
     opened: list[str] = []
     decode = screening._decode
     monkeypatch.setattr(
-        screening, "_decode", lambda facts, options: opened.append(facts.path) or decode(facts, options)
-    )  # fmt: skip
+        screening, "_decode", lambda facts, _: opened.append(facts.path) or decode(facts, OPTIONS)
+    )
     first = screen_images(manifest, OPTIONS, cache)
     assert len(opened) == len(manifest)
     second = screen_images(manifest, OPTIONS, cache)
