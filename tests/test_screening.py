@@ -139,7 +139,7 @@ BAD: dict[str, tuple[Problem, str, Callable[[Path], object]]] = {
     "png cut in half": (Problem.TRUNCATED, "a.png", lambda f: cut(f, 0.5)),
     "bmp cut in half": (Problem.TRUNCATED, "a.bmp", lambda f: cut(f, 0.5)),
     "ppm cut in half": (Problem.TRUNCATED, "a.ppm", lambda f: cut(f, 0.5)),
-    "tiff cut in half": (Problem.NOT_AN_IMAGE, "a.tif", lambda f: cut(f, 0.5)),
+    "tiff cut in half": (Problem.TRUNCATED, "a.tif", lambda f: cut(f, 0.5)),
     "webp cut in half": (Problem.UNREADABLE, "a.webp", lambda f: cut(f, 0.5)),
     "png with a broken chunk": (Problem.NOT_AN_IMAGE, "a.png",
                                 lambda f: damage(f, b"IDAT", b"I\0AT")),
