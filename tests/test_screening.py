@@ -169,7 +169,8 @@ BAD: dict[str, tuple[Problem, str, Callable[[Path], object]]] = {
     "a pipe": (Problem.NOT_A_FILE, "a.jpg", os.mkfifo),
     "a device": (Problem.NOT_A_FILE, "a.jpg", lambda f: f.symlink_to("/dev/zero")),
     "a socket": (Problem.NOT_A_FILE, "a.jpg", socket_at),
-    "a name that is no utf-8": (Problem.NAME_NOT_UTF8, "a\udcff.jpg", save),
+    "a name that is no utf-8": (Problem.UNUSABLE_NAME, "a\udcff.jpg", save),
+    "a carriage return in its name": (Problem.UNUSABLE_NAME, "a\r.png", save),
     "in another class too": (Problem.CONTRADICTING_LABELS, "a.png", lambda f: save(f, 10)),
 }  # fmt: skip
 

@@ -269,8 +269,8 @@ def _files_below(folder: Path) -> list[str]:
 
 
 def _as_text(name: str) -> str:
-    r"""Return a name that can be written to a table; bytes that are no UTF-8 become \udcXX."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    r"""Return a name that a CSV keeps: bytes that are no UTF-8 become \udcXX, a CR \udc0d."""
+    return name.replace("\r", r"\udc0d").encode("utf-8", "backslashreplace").decode()
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

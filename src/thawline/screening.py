@@ -46,7 +46,7 @@ STILL = ("JPEG", "MPO")
 SCALE = 1 / 16
 CHUNK = 64  # files that a thread takes at a time
 NAMED = 5  # files or pairs that a message names
-NOT_UTF8 = "\\udc"  # stands in the path for each byte that is no UTF-8, see thawline.images
+UNUSABLE = "\\udc"  # begins what stands for such a byte in a path, see thawline.images
 QUARANTINE = ["path", "label", "problem", "detail", "kept"]
 
 
@@ -67,7 +67,7 @@ class Problem(str, Enum):
     BROKEN_LINK = "broken_link"
     LINK_TO_FOLDER = "link_to_folder"
     NOT_A_FILE = "not_a_file"
-    NAME_NOT_UTF8 = "name_not_utf8"
+    UNUSABLE_NAME = "unusable_name"
     NAME_TOO_LONG = "name_too_long"
     VANISHED = "vanished"
     CONTRADICTING_LABELS = "contradicting_labels"
@@ -297,8 +297,8 @@ def _problem_of_size(facts: Facts, options: ScreeningOptions) -> tuple[Problem, 
 
 def _problem_of_access(path: str, error: OSError) -> tuple[Problem, str]:
     """Return why the operating system does not give a file."""
-    if error.errno == errno.ENOENT and NOT_UTF8 in path:
-        return Problem.NAME_NOT_UTF8, "its name is not UTF-8; rename it"
+    if error.errno == errno.ENOENT and UNUSABLE in path:
+        return Problem.UNUSABLE_NAME, "its name is not UTF-8 or holds a carriage return; rename it"
     if error.errno == errno.ENOENT and Path(path).is_symlink():
         return Problem.BROKEN_LINK, f"a link to {os.readlink(path)}, which does not exist"  # noqa: PTH115
     reasons = {
