@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from thawline.errors import DataError
-from thawline.images import find_images, hash_files, image_size, read_image, screen_images
+from thawline.images import find_images, hash_files, image_size, read_image
 
 
 def find(root: str, base: Path) -> pd.DataFrame:
@@ -131,31 +131,6 @@ def test_what_is_no_data_set_is_refused_with_its_parameter(
     (tmp_path / "twice.csv").write_text("path,label\n0.png,a\n0.png,b\n")
     with pytest.raises(DataError, match=f"dataset.root: .*{said}"):
         find(root, tmp_path)
-
-
-def test_unreadable_files_are_set_aside_with_the_reason(tmp_path: Path) -> None:
-    good = save(tmp_path / "ants" / "good.png")
-    cut = tmp_path / "ants" / "cut.jpg"
-    Image.effect_noise((64, 64), 80).save(cut)
-    cut.write_bytes(cut.read_bytes()[:-200])
-    for name, content in (("empty.png", b""), ("text.jpg", b"not an image")):
-        (tmp_path / "ants" / name).write_bytes(content)
-    clean, quarantine = screen_images(find(".", tmp_path))
-    assert list(clean["path"]) == [good.as_posix()]
-    assert list(clean.columns) == ["path", "label"]
-    problems = dict(
-        zip(quarantine["path"].map(lambda p: Path(p).name), quarantine["problem"], strict=True)
-    )
-    assert problems.keys() == {"cut.jpg", "empty.png", "text.jpg"}
-    assert "truncated" in problems["cut.jpg"]
-
-
-def test_a_class_without_a_readable_image_is_refused(tmp_path: Path) -> None:
-    save(tmp_path / "ants" / "good.png")
-    (tmp_path / "bees").mkdir()
-    (tmp_path / "bees" / "bad.png").write_bytes(b"")
-    with pytest.raises(DataError, match="class 'bees' has no readable image"):
-        screen_images(find(".", tmp_path))
 
 
 RED = np.array([200, 30, 30])

@@ -323,12 +323,13 @@ def _new_file(file: Path) -> Finding:
 
 def _unreadable(manifest: Any) -> list[Finding]:
     """Return a warning where some of the first images of the first classes cannot be decoded."""
-    from thawline.images import problem_with
+    from thawline.options import ScreeningOptions
+    from thawline.screening import examine
 
     labels = manifest["label"].unique()[:CLASSES]
     first = manifest[manifest["label"].isin(labels)].groupby("label").head(OPENED)["path"]
-    found = ((path, problem_with(path)) for path in first)
-    problems = [f"{path}: {problem}" for path, problem in found if problem]
+    found = (examine(path, ScreeningOptions()) for path in first)
+    problems = [f"{facts.path}: {facts.detail}" for facts in found if facts.problem]
     if not problems:
         return [Finding("images", "ok", f"the first {len(first)} that were tried can be read")]
     advice = f"{len(problems)} of {len(first)} that were tried cannot be read and will be left out"

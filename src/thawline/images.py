@@ -1,4 +1,4 @@
-"""Find, screen and decode image files."""
+"""Find and decode image files."""
 
 from __future__ import annotations
 
@@ -120,33 +120,6 @@ def name_files(paths: Sequence[str], base: Path) -> list[str]:
     return [file.as_posix() for file in files]
 
 
-def screen_images(manifest: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the manifest without, and a table (path, label, problem) of, unreadable images.
-
-    Every file is decoded once, several at a time.
-
-    Raises:
-        DataError: when a class has no readable image left.
-    """
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        checks = pool.map(problem_with, manifest["path"])
-        problems = pd.Series(
-            list(track(checks, "Opening images", total=len(manifest), transient=True)),
-            index=manifest.index,
-            dtype=object,
-        )
-    good = manifest[problems.isna()].reset_index(drop=True)
-    quarantine = manifest[["path", "label"]].assign(problem=problems)[problems.notna()]
-    emptied = sorted(set(manifest["label"]) - set(good["label"]))
-    if emptied:
-        first = quarantine[quarantine["label"] == emptied[0]].iloc[0]
-        raise DataError(
-            f"dataset.root: class '{emptied[0]}' has no readable image;"
-            f" {first['path']}: {first['problem']}"
-        )
-    return good, quarantine.reset_index(drop=True)
-
-
 def read_image(source: Source, scale: float = 1.0) -> Image.Image:
     """Return an image file, or the bytes of one, as an upright 8-bit RGB image.
 
@@ -162,17 +135,26 @@ def read_image(source: Source, scale: float = 1.0) -> Image.Image:
         OSError: when the file cannot be read or is not an image.
     """
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-        if scale * REDUCING_GAP < 1:
-            width, height = (math.ceil(side * scale * REDUCING_GAP) for side in file.size)
-            file.draft(None, (width, height))
-        image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I") or image.mode == "F":
-            image = _to_8_bit(image)
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            return Image.alpha_composite(white, image).convert("RGB")
-        return image.convert("RGB")
+        return to_rgb(file, scale)
+
+
+def to_rgb(file: Image.Image, scale: float = 1.0) -> Image.Image:
+    """Return an opened image as `read_image` does.
+
+    Raises:
+        OSError: when its pixels cannot be read.
+    """
+    if scale * REDUCING_GAP < 1:
+        width, height = (math.ceil(side * scale * REDUCING_GAP) for side in file.size)
+        file.draft(None, (width, height))
+    image = ImageOps.exif_transpose(file)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_8_bit(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
 
 
 def image_size(source: Source) -> tuple[int, int]:
@@ -185,15 +167,6 @@ def image_size(source: Source) -> tuple[int, int]:
         width, height = file.size
         on_its_side = file.getexif().get(ExifTags.Base.Orientation, 1) in LYING
     return (height, width) if on_its_side else (width, height)
-
-
-def problem_with(path: str) -> str | None:
-    """Return why a file cannot be decoded, or None where it can."""
-    try:
-        read_image(path)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"{type(error).__name__}: {error}"
-    return None
 
 
 def describe_problem(error: Exception, source: Source) -> str:
@@ -247,27 +220,57 @@ def _scan_folder(root: Path) -> pd.DataFrame:
 
 
 def _rows(folder: Path) -> Iterator[dict[str, str]]:
-    """Yield path and label of every image below the class folders of `folder`."""
-    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    """Yield path and label of every image below the class folders of `folder`.
+
+    What cannot be looked into is among them: `thawline.screening` says why it is left out.
+    """
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise DataError(
+            f"dataset.root: {folder} cannot be listed ({error.strerror}). Give yourself the right"
+            " to read it."
+        ) from error
+    classes = [path for path in entries if path.is_dir() and not path.name.startswith(".")]
     if not classes:
         raise DataError(
             f"dataset.root: {folder} holds no folder. Put the images of each class into a folder"
             " named after the class."
         )
     for class_folder in classes:
-        found = sorted(p for p in class_folder.rglob("[!.]*") if p.is_file())
-        files = [p for p in found if p.suffix.lower() in IMG_EXTENSIONS]
-        if 0 < len(files) < len(found):
-            other = next(p for p in found if p.suffix.lower() not in IMG_EXTENSIONS)
-            count = len(found) - len(files)
-            logger.warning("%d file(s) are no images and are left out, first %s", count, other)
+        files = _files_below(class_folder)
         if not files:
             raise DataError(
                 f"dataset.root: the class folder {class_folder} holds no image"
                 f" ({', '.join(IMG_EXTENSIONS)}). Add some or remove the folder."
             )
         for file in files:
-            yield {"path": file.as_posix(), "label": class_folder.name}
+            yield {"path": _as_text(file), "label": _as_text(class_folder.name)}
+
+
+def _files_below(folder: Path) -> list[str]:
+    """Return files named as images, in order, and folders that are closed or reached by a link.
+
+    Hidden ones (named `.something`) are left out.
+    """
+    apart: list[str] = []
+    found: list[str] = []
+    walk = os.walk(folder, onerror=lambda error: apart.append(error.filename))
+    for parent, folders, names in walk:
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        apart += [path for name in folders if Path(path := f"{parent}/{name}").is_symlink()]
+        found += [f"{parent}/{name}" for name in names if not name.startswith(".")]
+    files = [path for path in found if path.lower().endswith(IMG_EXTENSIONS)]
+    if 0 < len(files) < len(found):
+        other = next(path for path in sorted(found) if path not in set(files))
+        count = len(found) - len(files)
+        logger.warning("%d file(s) are no images and are left out, first %s", count, other)
+    return sorted(Path(path).as_posix() for path in files + apart)
+
+
+def _as_text(name: str) -> str:
+    r"""Return a name that a CSV keeps: bytes that are no UTF-8 become \udcXX, a CR \udc0d."""
+    return name.replace("\r", r"\udc0d").encode("utf-8", "backslashreplace").decode()
 
 
 def _read_csv(path: Path) -> pd.DataFrame:

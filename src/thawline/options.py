@@ -78,6 +78,28 @@ class DatasetOptions(Options):
     )
 
 
+class ScreeningOptions(Options):
+    """What becomes of files that cannot or should not be trained on."""
+
+    on_problem: Literal["quarantine", "error"] = Field(
+        "quarantine", description="set such files aside in a table, or stop the run"
+    )
+    contradictions: Literal["drop", "keep"] = Field(
+        "drop", description="all copies of an image that stands in several classes"
+    )
+    on_leak: Literal["error", "warn"] = Field(
+        "error", description="where an image of the test split is in another split too"
+    )
+    max_mb: PositiveFloat = Field(100, description="MB (10^6 bytes), of a file")
+    max_megapixels: float = Field(
+        89, gt=0, le=178, description="million pixels of an image; Pillow refuses more than 178"
+    )
+    min_side: PositiveInt = Field(4, description="px, of an image's shorter side")
+    min_images: PositiveInt = Field(
+        3, description="of a class; one with fewer is left out as a whole"
+    )
+
+
 class TransformOptions(Options):
     """Preprocessing and augmentation; null takes what the weights were trained with."""
 
@@ -429,6 +451,7 @@ class Parameters(Options):
     strategy: str = "head_only"
     strategies: dict[str, Strategy]
     dataset: DatasetOptions = DatasetOptions()
+    screening: ScreeningOptions = ScreeningOptions()
     transforms: TransformOptions = TransformOptions()
     augmentation: AugmentationOptions = AugmentationOptions()
     model: ModelOptions = ModelOptions()

@@ -387,6 +387,8 @@ def test_an_unreadable_file_is_set_aside_and_named(
     assert done.returncode == 0, done.stdout + done.stderr
     quarantine = pd.read_csv(project / "data" / "08_reporting" / "quarantine.csv")
     assert [Path(p).name for p in quarantine["path"]] == ["broken.jpg"]
+    assert quarantine["problem"].tolist() == ["not_an_image"] and not quarantine["kept"].any()
+    assert "1 not_an_image" in " ".join(done.stdout.split())
     splits = pd.read_csv(latest(project, "05_model_input/splits.csv"))
     assert len(splits) == 40
 

@@ -10,6 +10,7 @@ from thawline.datasets.onnx_dataset import OnnxDataset
 from thawline.datasets.picture_dataset import PictureDataset
 from thawline.datasets.raw_images_dataset import RawImagesDataset
 from thawline.datasets.registry_dataset import RegistryDataset
+from thawline.datasets.screening_cache_dataset import ScreeningCacheDataset
 from thawline.datasets.served_model_dataset import ServedModelDataset
 from thawline.datasets.sweep_storage_dataset import SweepStorageDataset
 from thawline.datasets.training_state_dataset import TrainingStateDataset
@@ -25,6 +26,7 @@ __all__ = [
     "PictureDataset",
     "RawImagesDataset",
     "RegistryDataset",
+    "ScreeningCacheDataset",
     "ServedModelDataset",
     "SweepStorageDataset",
     "TrainingStateDataset",

@@ -9,9 +9,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from PIL import Image
 
-from thawline import images, splitting
+from thawline import images, label_problems, screening, splitting
 from thawline.figures import data as figures
-from thawline.options import DatasetOptions
+from thawline.options import DatasetOptions, ScreeningOptions
 
 logger = logging.getLogger(__name__)
 
@@ -23,27 +23,38 @@ def scan_images(raw_images: Callable[[str], pd.DataFrame], dataset: DatasetOptio
     return manifest
 
 
-def screen_images(manifest: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the manifest of the readable images, and a table of the others with the reason."""
-    clean_manifest, quarantine = images.screen_images(manifest)
-    if len(quarantine):
-        logger.warning(
-            "%d file(s) cannot be read and are left out, first %s (%s); all are in the table"
-            " 'quarantine'",
-            len(quarantine),
-            quarantine["path"].iloc[0],
-            quarantine["problem"].iloc[0],
-        )
+def screen_images(
+    manifest: pd.DataFrame, options: ScreeningOptions, cache: screening.ScreeningCache
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the manifest of the usable images, and a table of what is odd with the reason."""
+    clean_manifest, quarantine = screening.screen_images(manifest, options, cache)
+    for kept, fate in ((False, "left out"), (True, "kept all the same")):
+        rows = quarantine[quarantine["kept"] == kept]
+        if len(rows):
+            counts = rows["problem"].value_counts()
+            logger.warning(
+                "%d file(s) are %s (%s), first %s: %s; all are in the table 'quarantine'",
+                rows["path"].nunique(),
+                fate,
+                ", ".join(f"{count} {problem}" for problem, count in counts.items()),
+                rows["path"].iloc[0],
+                rows["detail"].iloc[0],
+            )
     return clean_manifest, quarantine
 
 
-def split_dataset(clean_manifest: pd.DataFrame, dataset: DatasetOptions, seed: int) -> pd.DataFrame:
-    """Return the table of splits."""
+def split_dataset(
+    clean_manifest: pd.DataFrame, dataset: DatasetOptions, options: ScreeningOptions, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the table of splits, and the images that are in two of them."""
     seed = seed if dataset.seed is None else dataset.seed
     splits = splitting.split_dataset(clean_manifest, dataset.fractions, seed)
     counts = splits["split"].value_counts()
     logger.info("Images: %s", ", ".join(f"{name} {counts[name]}" for name in images.SPLITS))
-    return splits
+    hashes = clean_manifest.set_index("path")["sha256"].loc[splits["path"]]
+    near_duplicates = label_problems.find_near_duplicates(splits, hashes.tolist())
+    screening.check_leakage(near_duplicates, options)
+    return splits, near_duplicates
 
 
 def draw_data(splits: pd.DataFrame, seed: int) -> tuple[go.Figure, go.Figure, Image.Image]:

@@ -15,11 +15,16 @@ def create_pipeline() -> Pipeline:
     return Pipeline(
         [
             Node(scan_images, ["raw_images", "params:dataset"], "manifest", name="scan_images"),
-            Node(screen_images, "manifest", ["clean_manifest", "quarantine"], name="screen_images"),
+            Node(
+                screen_images,
+                ["manifest", "params:screening", "screening_cache"],
+                ["clean_manifest", "quarantine"],
+                name="screen_images",
+            ),
             Node(
                 split_dataset,
-                ["clean_manifest", "params:dataset", "params:seed"],
-                "splits",
+                ["clean_manifest", "params:dataset", "params:screening", "params:seed"],
+                ["splits", "near_duplicates"],
                 name="split_dataset",
             ),
             Node(

@@ -23,21 +23,19 @@ logger = logging.getLogger(__name__)
 def find_label_problems(
     network: nn.Module,
     splits: pd.DataFrame,
+    near_duplicates: pd.DataFrame,
     transforms: Transforms,
     training: TrainingOptions,
     options: ActivationOptions,
     seed: int,
     activation_store: Callable[[float], activations.ActivationStore],
-) -> tuple[
-    pd.DataFrame, pd.DataFrame, pd.DataFrame, Image.Image, Image.Image, Image.Image, dict[str, int]
-]:
-    """Return label errors, near-duplicates and outliers, a picture of each, and their numbers."""
+) -> tuple[pd.DataFrame, pd.DataFrame, Image.Image, Image.Image, Image.Image, dict[str, int]]:
+    """Return label errors and outliers, pictures of these and of near-duplicates, and numbers."""
     hashes = hash_files(splits["path"].tolist())
     images = [activations.Image(*pair) for pair in zip(splits["path"], hashes, strict=True)]
     store = activation_store(options.max_gb)
     features = stage_features(network, images, transforms, training, store)
     label_errors = label_problems.find_label_errors(splits, np.hstack(features), seed)
-    near_duplicates = label_problems.find_near_duplicates(splits, hashes)
     outliers = label_problems.find_outliers(splits, features[-1])
     logger.info(
         "Label problems: %d probable label errors, %d images with a near-duplicate in another"
@@ -48,7 +46,6 @@ def find_label_problems(
     )
     return (
         label_errors,
-        near_duplicates,
         outliers,
         figures.label_errors_grid(label_errors),
         figures.near_duplicates_grid(near_duplicates),

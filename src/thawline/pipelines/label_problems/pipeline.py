@@ -14,6 +14,7 @@ def create_pipeline() -> Pipeline:
                 [
                     "network",
                     "splits",
+                    "near_duplicates",
                     "transforms",
                     "params:training",
                     "params:activations",
@@ -22,7 +23,6 @@ def create_pipeline() -> Pipeline:
                 ],
                 [
                     "label_errors",
-                    "near_duplicates",
                     "outliers",
                     "label_errors_grid",
                     "near_duplicates_grid",
