@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import platform
@@ -26,11 +27,13 @@ from kedro.pipeline.node import Node
 from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
 from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Param
+from mlflow.tracking.context.registry import _run_context_provider_registry
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
 from thawline.configuration import register_project_path
 from thawline.datasets import LiveMetricsDataset, TrainingStateDataset
+from thawline.dead_runs import ProcessContext, mark_dead_runs, process_tags
 from thawline.errors import DataError
 from thawline.options import flatten, validate_parameters
 from thawline.pipelines import compare
@@ -43,6 +46,9 @@ PARAMS_A_BATCH = 100  # MLflow refuses more in one call
 
 # The files of a model are few; a bar for each copy of them only breaks the log.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+# A run has its tags from its first moment so: set afterwards, they come too late for a SIGKILL.
+_run_context_provider_registry.register(ProcessContext)
 
 
 class ProjectHook:
@@ -68,7 +74,7 @@ class ProjectHook:
             for name, value in parameters.items():
                 catalog[name] = value
 
-    @hook_impl
+    @hook_impl(tryfirst=True)  # before an MLflow run begins
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
@@ -118,6 +124,9 @@ class TrackingHook(MlflowHook):
 
     Where a pipeline holds several trainings, each in a namespace of its own, each has a run of its
     own under that of the pipeline, which begins and ends with the node that trains.
+
+    Runs that are interrupted (Ctrl+C, SIGTERM) are marked as KILLED when Python ends, those whose
+    process could not do so when the next run begins.
     """
 
     @hook_impl
@@ -132,12 +141,17 @@ class TrackingHook(MlflowHook):
     ) -> None:
         """Start the MLflow run with every parameter and with what else the run depends on."""
         given = _without_password(str(run_params["runtime_params"] or ""))
+        self._children: dict[str, str] = {}
+        if not self._already_active_mlflow:
+            experiment = self.mlflow_config.tracking.experiment._experiment
+            mark_dead_runs(mlflow.MlflowClient(), experiment.experiment_id)
+        atexit.register(self._end_as_killed)  # before MLflow's own, by which they are FINISHED
         super().before_pipeline_run({**run_params, "runtime_params": given}, pipeline, catalog)
         self._catalog = catalog
-        self._children: dict[str, str] = {}
         self._tags: dict[str, dict[str, str]] = defaultdict(dict)
         self._unsaved = Counter(node.namespace for node in pipeline.nodes for _ in node.outputs)
         if not self._is_mlflow_enabled:
+            atexit.unregister(self._end_as_killed)
             return
         self._log_parameters(self.run_id, self._parameters.model_dump(mode="json"))
         mlflow.set_tags(  # in place of kedro-mlflow's: a command without --params, an address
@@ -197,15 +211,39 @@ class TrackingHook(MlflowHook):
         self, error: Exception, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
         """Mark the run as failed, and those of the trainings that have not come to their end."""
+        self._end_children("FAILED")
+        super().on_pipeline_error(error, run_params, pipeline, catalog)
+        atexit.unregister(self._end_as_killed)
+
+    @hook_impl
+    def after_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
+        """End the run."""
+        super().after_pipeline_run(run_params, pipeline, catalog)
+        atexit.unregister(self._end_as_killed)
+
+    def _end_as_killed(self) -> None:
+        """Mark what is running while Python ends, of which Kedro does not tell its hooks."""
+        while mlflow.active_run():
+            mlflow.end_run("KILLED")
+        self._end_children("KILLED")
+        logger.warning(
+            "This run was interrupted, and is marked as KILLED. To go on where a training was last"
+            " saved, repeat the command with training.resume=true."
+        )
+
+    def _end_children(self, status: str) -> None:
+        """Give a status to the runs of trainings that have not come to their end."""
         for namespace, child in self._children.items():
             if self._unsaved[namespace]:
-                mlflow.MlflowClient().set_terminated(child, "FAILED")
-        super().on_pipeline_error(error, run_params, pipeline, catalog)
+                mlflow.MlflowClient().set_terminated(child, status)
 
     def _start_child(self, namespace: str, catalog: DataCatalog) -> str:
         """Return the id of a new run, under that of the pipeline, for one training."""
         own = {name: catalog.load(f"params:{namespace}.{name}") for name in ("strategy", "seed")}
         tags = {MLFLOW_PARENT_RUN_ID: self.run_id, "backbone": self._parameters.model.backbone}
+        tags |= process_tags()
         child = mlflow.MlflowClient().create_run(
             mlflow.get_run(self.run_id).info.experiment_id,
             tags=tags | {"seed": str(own["seed"])} | self._tags[namespace],
