@@ -17,7 +17,7 @@ HOST, PID, BEGAN = "process_host", "process_id", "process_began"
 TOLERANCE = 2  # seconds by which a process's start is told differently when a clock is set
 
 
-class ProcessContext(RunContextProvider):  # type: ignore[misc]
+class ProcessContext(RunContextProvider):
     """Tags a run with the process that it belongs to, in the moment in which it is created."""
 
     def in_context(self) -> bool:
