@@ -70,6 +70,23 @@ def build_network(
     return network, report
 
 
+def outline(options: ModelOptions) -> nn.Module | None:
+    """Return the network of a library on the meta device: its structure, in no time and memory.
+
+    None stands for a network of your own, whose constructor may do anything.
+
+    Raises:
+        ParameterError: when the backbone does not exist or cannot have this head.
+    """
+    if ":" in options.backbone:
+        return None
+    without = options.model_copy(update={"weights": "none"})
+    with torch.device("meta"):
+        network = _build(without, classes=2)
+        _replace_head(network, without, classes=2)
+    return network
+
+
 def pretrained_preprocessing(options: ModelOptions) -> Preprocessing:
     """Return what the weights were trained with: from torchvision's or timm's own metadata.
 

@@ -31,12 +31,15 @@ from mlflow.tracking.context.registry import _run_context_provider_registry
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
+from thawline.backbones import outline
 from thawline.configuration import register_project_path
 from thawline.datasets import LiveMetricsDataset, TrainingStateDataset
 from thawline.dead_runs import ProcessContext, mark_dead_runs, process_tags
-from thawline.errors import DataError
+from thawline.errors import DataError, ParameterError
+from thawline.freezing import find_unknown_names
 from thawline.options import flatten, validate_parameters
 from thawline.pipelines import compare
+from thawline.sweeping import possible_strategies
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +65,8 @@ class ProjectHook:
         at plain values such as `strategy` and `seed`.
         """
         register_project_path(context.project_path)
-        parameters = validate_parameters(context.config_loader["parameters"])
-        trainings = compare.list_trainings(parameters.compare, parameters.seed)
+        options = self._parameters = validate_parameters(context.config_loader["parameters"])
+        trainings = compare.list_trainings(options.compare, options.seed)
         pipelines["compare"] = compare.create_pipeline(trainings)
         self._own_parameters = [training.parameters() for training in trainings]
 
@@ -78,15 +81,19 @@ class ProjectHook:
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
-        """Let a run read the versions that it wrote, and a classifier's own splits and predictions.
+        """Check that the backbone has the stages that the run's strategies name; fix versions.
+
+        A run reads the versions that it wrote, and a classifier's own splits and predictions.
 
         Kedro takes the latest version of what a run has just saved: another run in the same folder
         may have saved a later one since. And where classifier and splits are both read from disk,
         the latest splits need not be those that the classifier was trained with.
 
         Raises:
-            DataError: when there are none of the classifier's version.
+            ParameterError: when there is no such stage.
+            DataError: when there are no splits or predictions of the classifier's version.
         """
+        self._check_stages(pipeline, catalog)
         for name in pipeline.all_outputs():
             dataset = catalog.get(name)
             if isinstance(dataset, AbstractVersionedDataset) and dataset._version:
@@ -105,6 +112,23 @@ class ProjectHook:
                     f" come to its end. Name another one by --load-versions=classifier:VERSION, or"
                     f" other {name} by --load-versions={name}:VERSION."
                 )
+
+    def _check_stages(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+        """Look at the structure of the network before the first image is read."""
+        chosen = {
+            str(catalog.load(name))
+            for name in pipeline.inputs()
+            if name == "params:strategy" or name.endswith(".strategy")
+        }
+        if any(node.name == "run_sweep" for node in pipeline.nodes):
+            chosen.update(possible_strategies(self._parameters))
+        strategies = {n: s for n, s in self._parameters.strategies.items() if n in chosen}
+        network = outline(self._parameters.model) if strategies else None
+        if network and (problems := find_unknown_names(network, strategies)):
+            lines = "\n".join(f"  {line}" for line in problems)
+            raise ParameterError(
+                f"These parameters do not fit {self._parameters.model.backbone}:\n{lines}"
+            )
 
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
