@@ -54,7 +54,7 @@ def test_conf_base_spells_out_every_option_with_its_default(raw: dict) -> None:
         ("registry.nmae", "ants", ["registry.nmae: unknown", "did you mean 'name'"]),
         ("seed", "x", ["seed", "given 'x'"]),
         ("compare.strategies", ["full", "head_onyl"], ["'head_onyl' is not a strategy; did you"]),
-        ("compare.seeds", 2**32, ["compare.seeds: 4294967296 from seed 0 on", "4294967295"]),
+        ("compare.seeds", 2**32 + 1, ["compare.seeds: 4294967297 from seed 0 on", "4294967295"]),
         ("model.head", "own", ["model.head: own needs a network of your own"]),
         ("training.schedule", "cosin", ["given 'cosin'; did you mean 'cosine'?"]),
         (
