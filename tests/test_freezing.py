@@ -7,17 +7,18 @@ from hypothesis import strategies as st
 from torch import nn
 
 from networks import SmallNet
-from thawline.backbones import build_network
+from thawline.backbones import build_network, outline
 from thawline.errors import ParameterError, TrainingError
 from thawline.freezing import (
     check_frozen,
+    find_unknown_names,
     freeze_layers,
     freeze_report,
     frozen_tensors,
     hash_tensors,
     parameter_groups,
 )
-from thawline.options import ModelOptions, Phase
+from thawline.options import ModelOptions, Phase, Strategy
 
 
 def build(backbone: str, size: int = 64) -> nn.Module:
@@ -155,3 +156,18 @@ def test_the_report_has_a_row_for_each_phase_and_stage() -> None:
 def test_a_name_that_matches_nothing_is_refused(wrong: Phase, said: str) -> None:
     with pytest.raises(ParameterError, match=said):
         freeze_report(RESNET, [wrong])
+
+
+def test_names_that_a_backbone_lacks_are_found_in_its_outline_with_the_nearest() -> None:
+    phases = (
+        Phase(trainable=["head", "layer4.*.conv?", "layer3.0"], epochs=1, lr=1),
+        Phase(trainable=["layer44"], epochs=1, lr=1, stage_lr={"laye4": 1, "head": 1}),
+    )
+    strategies = {"mine": Strategy(phases=phases), "all": Strategy(phases=phases[:1])}
+    network = outline(ModelOptions(backbone="resnet18"))
+    assert network is not None and next(network.parameters()).is_meta
+    trainable, stage_lr = find_unknown_names(network, strategies)
+    assert trainable.startswith("strategies.mine.phases.1.trainable: 'layer44' matches no stage")
+    assert "did you mean 'layer4'? (stages: stem, layer1," in trainable
+    assert stage_lr.startswith("strategies.mine.phases.1.stage_lr: 'laye4' is no stage")
+    assert outline(ModelOptions(backbone="networks:SmallNet")) is None

@@ -15,6 +15,7 @@ from conftest import child_process
 from thawline import interruptions
 from thawline.activations import ActivationStore
 from thawline.backbones import IMAGENET, build_network
+from thawline.errors import DataError, TrainingError
 from thawline.interruptions import TrainingStates
 from thawline.options import (
     AugmentationOptions,
@@ -167,6 +168,38 @@ def test_a_damaged_state_is_said_and_left_out(
     file.write_bytes(file.read_bytes()[:500])
     assert_same(run(splits, states, resume=True), run(splits))
     assert "is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_vanished_image_is_named_and_training_goes_on_when_it_is_back(
+    splits: pd.DataFrame, states: TrainingStates, tmp_path: Path, workers: int
+) -> None:
+    undisturbed = run(splits)
+    image = Path(splits.loc[splits["split"] == "train", "path"].iloc[0])
+    away = tmp_path / "away"
+
+    def vanish(_: dict, epoch: int) -> None:
+        if epoch == 3:
+            image.rename(away)
+
+    try:
+        with pytest.raises(DataError, match=rf"{image}: .*FileNotFoundError.*training\.resume"):
+            run(splits, states, on_epoch=vanish, workers=workers)
+        with pytest.raises(DataError, match=rf"{image}: "):
+            run(splits, states, resume=True)
+    finally:
+        away.rename(image)
+    assert_same(run(splits, states, resume=True), undisturbed)
+
+
+def test_after_a_loss_that_is_not_finite_the_state_before_is_there(
+    splits: pd.DataFrame, states: TrainingStates
+) -> None:
+    explodes = Phase(trainable="all", epochs=1, lr=1e30, optimizer="sgd")
+    with pytest.raises(TrainingError, match=r"of epoch 3 \(phase 2\)"):
+        run(splits, states, phases=(GRADUAL[0], explodes), warmup=0)
+    (file,) = states.folder.iterdir()
+    assert len(torch.load(file, weights_only=True)["course"]["history"]) == 2
 
 
 def test_saving_takes_little_of_the_time(

@@ -54,6 +54,14 @@ def test_conf_base_spells_out_every_option_with_its_default(raw: dict) -> None:
         ("registry.nmae", "ants", ["registry.nmae: unknown", "did you mean 'name'"]),
         ("seed", "x", ["seed", "given 'x'"]),
         ("compare.strategies", ["full", "head_onyl"], ["'head_onyl' is not a strategy; did you"]),
+        ("compare.seeds", 2**32 + 1, ["compare.seeds: 4294967297 from seed 0 on", "4294967295"]),
+        ("model.head", "own", ["model.head: own needs a network of your own"]),
+        ("training.schedule", "cosin", ["given 'cosin'; did you mean 'cosine'?"]),
+        (
+            "strategies.mine.phases",
+            [{"trainable": [], "epochs": 1, "lr": 0.1}],
+            ["strategies.mine.phases.0.trainable", "at least 1"],
+        ),
         ("strategies.mine", {"phases": []}, ["strategies.mine.phases", "at least 1"]),
         (
             "strategies.head_only.phases",
@@ -74,6 +82,17 @@ def test_a_wrong_parameter_is_named_with_what_is_possible(
 def test_all_wrong_parameters_are_named_at_once(raw: dict) -> None:
     put(put(raw, "training.lr", 0), "evaluation.top_k", "many")
     with pytest.raises(ParameterError, match=r"(?s)training\.lr.*evaluation\.top_k"):
+        validate_parameters(raw)
+
+
+def test_contradictions_are_named_together_and_beside_impossible_values(raw: dict) -> None:
+    put(put(raw, "model.log_probabilities", True), "augmentation.mixup", 0.2)
+    put(put(raw, "training.label_smoothing", 0.1), "compare.strategies", ["fulll"])
+    contradictions = r"'fulll'.*training\.label_smoothing.*augmentation\.mixup"
+    with pytest.raises(ParameterError, match=rf"(?s){contradictions}"):
+        validate_parameters(raw)
+    put(raw, "training.lr", -1)
+    with pytest.raises(ParameterError, match=rf"(?s)training\.lr: .*{contradictions}"):
         validate_parameters(raw)
 
 

@@ -116,10 +116,64 @@ def test_patience_stops_a_phase(splits: pd.DataFrame) -> None:
     assert len(history) < 50
 
 
-def test_a_loss_that_explodes_is_named_with_its_rate(splits: pd.DataFrame) -> None:
+def test_a_loss_that_explodes_is_named_with_its_batch_and_its_rate(splits: pd.DataFrame) -> None:
     phase = Phase(trainable="all", epochs=3, lr=1e30)
-    with pytest.raises(TrainingError, match=r"loss is (nan|inf) in epoch \d .*Lower training\.lr"):
+    said = (
+        r"loss is (nan|inf) in batch 2 of 4 \(.*\.jpg and 5 more\) of epoch 1 .*Lower training\.lr"
+    )
+    with pytest.raises(TrainingError, match=said):
         run(splits, phase, optimizer="sgd", warmup=0)
+
+
+class Memory:
+    """Stands for a device that has memory for so many images in training."""
+
+    def __init__(self, images: int) -> None:
+        self.images, self.asked = images, []
+
+    def __call__(self, _: nn.Module, inputs: tuple) -> None:
+        if torch.is_grad_enabled():
+            self.asked.append(len(inputs[0]))
+            if len(inputs[0]) > self.images:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"accumulate": 2}, {"class_weights": "balanced", "label_smoothing": 0.1}],
+    ids=str,
+)
+def test_where_memory_is_short_parts_of_a_batch_give_the_same_weights(
+    splits: pd.DataFrame, changes: dict, caplog: pytest.LogCaptureFixture
+) -> None:
+    frozen_norm = EVERYTHING.model_copy(update={"batch_norm": "eval"})
+    uneven = splits.groupby(["split", "label"]).head(8).iloc[1:]
+    results = []
+    for memory in (Memory(100), Memory(3)):
+        network = _without_dropout(network_of())
+        network.layer2[0].register_forward_pre_hook(memory)
+        setup = prepare(network, uneven, transforms(), options(optimizer="sgd", **changes), 0)
+        results.append(train(setup, [frozen_norm]))
+    assert memory.asked[:4] == [8, 4, 2, 2] and max(memory.asked[3:]) <= 3
+    assert "no memory for 8 images" in caplog.text and "it computes 2 at a time" in caplog.text
+    whole, parts = results
+    for name, tensor in whole.last.items():
+        torch.testing.assert_close(parts.last[name], tensor, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        whole.history["train_loss"].tolist(),
+        parts.history["train_loss"].tolist(),
+        rtol=1e-4,
+        atol=0,
+    )
+
+
+def test_a_device_without_memory_for_two_images_is_said_to_be_too_small(
+    splits: pd.DataFrame,
+) -> None:
+    network = network_of()
+    network.layer2[0].register_forward_pre_hook(Memory(1))
+    with pytest.raises(TrainingError, match=r"out of memory in epoch 1.*transforms\.size"):
+        train(prepare(network, splits, transforms(), options(), 0), [EVERYTHING])
 
 
 def test_accumulated_batches_equal_one_large_batch(splits: pd.DataFrame) -> None:

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -327,6 +329,7 @@ class ActivationLoader:
         self._below = line.below
         if self._below is not None:
             self._below.to(device, dtype).to(memory_format=torch.channels_last)
+        self._chunk = CHUNK if device.type == "cpu" else sys.maxsize  # less where memory is short
         self._bytes = 0  # an image's activations
         self._shelves = self._open_shelves(line) if store.max_bytes else {}
         self._keeping = None if store.max_bytes else NOTHING
@@ -341,7 +344,7 @@ class ActivationLoader:
             keep: whether to write what is new; not for views that are never seen again.
 
         Raises:
-            OSError: when an image file cannot be read.
+            DataError: when an image file cannot be read, or is no longer there.
         """
         for shelf in self._shelves.values():
             shelf.refresh()
@@ -417,11 +420,28 @@ class ActivationLoader:
     @torch.no_grad()  # inference mode's tensors could not be saved for the gradients above the line
     def _run(self, views: Tensor) -> Tensors:
         """Return what crosses the line (N, …) for views (N, 3, size, size) uint8."""
-        preprocessing = self._transforms.preprocessing
         if self._below is None:
+            preprocessing = self._transforms.preprocessing
             return (normalise(views.to(self._device, non_blocking=True), preprocessing),)
-        chunk = CHUNK if self._device.type == "cpu" else len(views)
-        parts = []
+        while True:
+            chunk = min(self._chunk, len(views)) if self._device.type != "cpu" else self._chunk
+            try:
+                return self._run_in_chunks(views, chunk)
+            except RuntimeError as error:
+                if chunk == 1 or not should_reduce_batch_size(error):
+                    raise
+            self._chunk = chunk // 2
+            clear_device_cache(garbage_collection=True)  # what did not fit is held until here
+            logger.warning(
+                "The device has no memory for %d images at once: what is frozen runs on %d",
+                chunk,
+                self._chunk,
+            )
+
+    def _run_in_chunks(self, views: Tensor, chunk: int) -> Tensors:
+        """Return what crosses the line for views, of which so many are computed at once."""
+        assert self._below is not None
+        preprocessing, parts = self._transforms.preprocessing, []
         with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
             for some in views.split(chunk):
                 full = torch.cat([some, some[:1].expand(chunk - len(some), -1, -1, -1)])

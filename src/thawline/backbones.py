@@ -70,6 +70,28 @@ def build_network(
     return network, report
 
 
+def outline(options: ModelOptions) -> nn.Module | None:
+    """Return the network of a library on the meta device: its structure, in no time and memory.
+
+    None stands for a network of your own, whose constructor may do anything, and for one whose
+    constructor computes with values, which are not there.
+
+    Raises:
+        ParameterError: when the backbone does not exist or cannot have this head.
+    """
+    if ":" in options.backbone:
+        return None
+    without = options.model_copy(update={"weights": "none"})
+    try:
+        with torch.device("meta"):
+            network = _build(without, classes=2)
+            _replace_head(network, without, classes=2)
+    except RuntimeError as error:
+        logger.debug("%s cannot be built without values (%s)", options.backbone, error)
+        return None
+    return network
+
+
 def pretrained_preprocessing(options: ModelOptions) -> Preprocessing:
     """Return what the weights were trained with: from torchvision's or timm's own metadata.
 

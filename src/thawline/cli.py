@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import signal
 from typing import Any
 
 import click
@@ -22,6 +23,7 @@ def cli() -> None:
 @functools.wraps(kedro_run.callback)  # type: ignore[arg-type]
 def _run(*args: Any, **kwargs: Any) -> Any:
     """Run as Kedro does, but say in one message, instead of a page, what a user got wrong."""
+    signal.signal(signal.SIGTERM, _exit)
     # Kedro logs a node's error before it raises it; a message to the user is printed once.
     logging.getLogger("kedro.pipeline.node").addFilter(_is_no_error)
     try:
@@ -32,6 +34,11 @@ def _run(*args: Any, **kwargs: Any) -> Any:
         if not str(error).startswith("Failed to find the pipeline"):
             raise
         raise click.ClickException(str(error)) from error
+
+
+def _exit(number: int, _: Any) -> None:
+    """End as a killed process does, but with everything closed that has to be."""
+    raise SystemExit(128 + number)
 
 
 def _is_no_error(record: logging.LogRecord) -> bool:

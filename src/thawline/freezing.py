@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from thawline.errors import ParameterError, TrainingError, did_you_mean
-from thawline.options import LastStages, Phase
+from thawline.options import LastStages, Phase, Strategy
 from thawline.stages import Stage, find_stages
 
 
@@ -41,6 +41,34 @@ def freeze_layers(network: nn.Module, phase: Phase) -> None:
         frozen = bool(parameters) and not any(p.requires_grad for p in parameters)
         if frozen or (phase.batch_norm == "eval" and isinstance(module, _BatchNorm)):
             module.eval()
+
+
+def find_unknown_names(network: nn.Module, strategies: Mapping[str, Strategy]) -> list[str]:
+    """Return a line for each name in strategies that no stage and no parameter of a network has.
+
+    Args:
+        network: only its structure counts; its tensors may be on the meta device.
+        strategies: by name.
+    """
+    stages = find_stages(network)
+    known, problems = f"(stages: {', '.join(stages)})", []
+    for strategy, options in strategies.items():
+        for number, phase in enumerate(options.phases):
+            place = f"strategies.{strategy}.phases.{number}"
+            patterns = phase.trainable if isinstance(phase.trainable, tuple) else ()
+            problems += [
+                f"{place}.trainable: '{pattern}' matches no stage and no parameter of this network"
+                f"{did_you_mean(pattern, stages)} {known}"
+                for pattern in patterns
+                if not _matches(network, stages, pattern)
+            ]
+            problems += [
+                f"{place}.stage_lr: '{name}' is no stage of this network"
+                f"{did_you_mean(name, stages)} {known}"
+                for name in phase.stage_lr
+                if name not in stages
+            ]
+    return problems
 
 
 def parameter_groups(network: nn.Module, phase: Phase) -> list[dict[str, Any]]:
@@ -145,12 +173,7 @@ def _trainable_names(network: nn.Module, stages: dict[str, Stage], phase: Phase)
         return {name for stage in chosen for name in stage.parameters}
     names: set[str] = set()
     for pattern in phase.trainable:
-        matches = (
-            stages[pattern].parameters
-            if pattern in stages
-            else [name for name in everything if fnmatchcase(name, pattern)]
-            or [name for name in everything if fnmatchcase(name, f"{pattern}.*")]
-        )
+        matches = _matches(network, stages, pattern)
         if not matches:
             raise ParameterError(
                 f"strategies: trainable names '{pattern}', which matches no stage and no parameter"
@@ -158,6 +181,16 @@ def _trainable_names(network: nn.Module, stages: dict[str, Stage], phase: Phase)
             )
         names.update(matches)
     return names
+
+
+def _matches(network: nn.Module, stages: dict[str, Stage], pattern: str) -> list[str]:
+    """Return the parameters of a stage, or those that a glob matches by themselves or above."""
+    if pattern in stages:
+        return stages[pattern].parameters
+    everything = [name for name, _ in network.named_parameters()]
+    return [name for name in everything if fnmatchcase(name, pattern)] or [
+        name for name in everything if fnmatchcase(name, f"{pattern}.*")
+    ]
 
 
 def _batch_norm_mode(network: nn.Module, stage: Stage) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import platform
@@ -26,14 +27,19 @@ from kedro.pipeline.node import Node
 from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
 from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Param
+from mlflow.tracking.context.registry import _run_context_provider_registry
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
+from thawline.backbones import outline
 from thawline.configuration import register_project_path
 from thawline.datasets import LiveMetricsDataset, TrainingStateDataset
-from thawline.errors import DataError
+from thawline.dead_runs import ProcessContext, mark_dead_runs, process_tags
+from thawline.errors import DataError, ParameterError
+from thawline.freezing import find_unknown_names
 from thawline.options import flatten, validate_parameters
 from thawline.pipelines import compare
+from thawline.sweeping import possible_strategies
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +49,9 @@ PARAMS_A_BATCH = 100  # MLflow refuses more in one call
 
 # The files of a model are few; a bar for each copy of them only breaks the log.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+# A run has its tags from its first moment so: set afterwards, they come too late for a SIGKILL.
+_run_context_provider_registry.register(ProcessContext)
 
 
 class ProjectHook:
@@ -56,8 +65,8 @@ class ProjectHook:
         at plain values such as `strategy` and `seed`.
         """
         register_project_path(context.project_path)
-        parameters = validate_parameters(context.config_loader["parameters"])
-        trainings = compare.list_trainings(parameters.compare, parameters.seed)
+        options = self._parameters = validate_parameters(context.config_loader["parameters"])
+        trainings = compare.list_trainings(options.compare, options.seed)
         pipelines["compare"] = compare.create_pipeline(trainings)
         self._own_parameters = [training.parameters() for training in trainings]
 
@@ -68,19 +77,23 @@ class ProjectHook:
             for name, value in parameters.items():
                 catalog[name] = value
 
-    @hook_impl
+    @hook_impl(tryfirst=True)  # before an MLflow run begins
     def before_pipeline_run(
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
-        """Let a run read the versions that it wrote, and a classifier's own splits and predictions.
+        """Check that the backbone has the stages that the run's strategies name; fix versions.
+
+        A run reads the versions that it wrote, and a classifier's own splits and predictions.
 
         Kedro takes the latest version of what a run has just saved: another run in the same folder
         may have saved a later one since. And where classifier and splits are both read from disk,
         the latest splits need not be those that the classifier was trained with.
 
         Raises:
-            DataError: when there are none of the classifier's version.
+            ParameterError: when there is no such stage.
+            DataError: when there are no splits or predictions of the classifier's version.
         """
+        self._check_stages(pipeline, catalog)
         for name in pipeline.all_outputs():
             dataset = catalog.get(name)
             if isinstance(dataset, AbstractVersionedDataset) and dataset._version:
@@ -100,6 +113,23 @@ class ProjectHook:
                     f" other {name} by --load-versions={name}:VERSION."
                 )
 
+    def _check_stages(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+        """Look at the structure of the network before the first image is read."""
+        chosen = {
+            str(catalog.load(name))
+            for name in pipeline.inputs()
+            if name == "params:strategy" or name.endswith(".strategy")
+        }
+        if any(node.name == "run_sweep" for node in pipeline.nodes):
+            chosen.update(possible_strategies(self._parameters))
+        strategies = {n: s for n, s in self._parameters.strategies.items() if n in chosen}
+        network = outline(self._parameters.model) if strategies else None
+        if network and (problems := find_unknown_names(network, strategies)):
+            lines = "\n".join(f"  {line}" for line in problems)
+            raise ParameterError(
+                f"These parameters do not fit {self._parameters.model.backbone}:\n{lines}"
+            )
+
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
         """Forget the states of trainings whose results are all in the catalog now."""
@@ -118,6 +148,9 @@ class TrackingHook(MlflowHook):
 
     Where a pipeline holds several trainings, each in a namespace of its own, each has a run of its
     own under that of the pipeline, which begins and ends with the node that trains.
+
+    Runs that are interrupted (Ctrl+C, SIGTERM) are marked as KILLED when Python ends, those whose
+    process could not do so when the next run begins.
     """
 
     @hook_impl
@@ -132,12 +165,17 @@ class TrackingHook(MlflowHook):
     ) -> None:
         """Start the MLflow run with every parameter and with what else the run depends on."""
         given = _without_password(str(run_params["runtime_params"] or ""))
+        self._children: dict[str, str] = {}
+        if not self._already_active_mlflow:
+            experiment = self.mlflow_config.tracking.experiment._experiment
+            mark_dead_runs(mlflow.MlflowClient(), experiment.experiment_id)
+        atexit.register(self._end_as_killed)  # before MLflow's own, by which they are FINISHED
         super().before_pipeline_run({**run_params, "runtime_params": given}, pipeline, catalog)
         self._catalog = catalog
-        self._children: dict[str, str] = {}
         self._tags: dict[str, dict[str, str]] = defaultdict(dict)
         self._unsaved = Counter(node.namespace for node in pipeline.nodes for _ in node.outputs)
         if not self._is_mlflow_enabled:
+            atexit.unregister(self._end_as_killed)
             return
         self._log_parameters(self.run_id, self._parameters.model_dump(mode="json"))
         mlflow.set_tags(  # in place of kedro-mlflow's: a command without --params, an address
@@ -197,15 +235,39 @@ class TrackingHook(MlflowHook):
         self, error: Exception, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
         """Mark the run as failed, and those of the trainings that have not come to their end."""
+        self._end_children("FAILED")
+        super().on_pipeline_error(error, run_params, pipeline, catalog)
+        atexit.unregister(self._end_as_killed)
+
+    @hook_impl
+    def after_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
+        """End the run."""
+        super().after_pipeline_run(run_params, pipeline, catalog)
+        atexit.unregister(self._end_as_killed)
+
+    def _end_as_killed(self) -> None:
+        """Mark what is running while Python ends, of which Kedro does not tell its hooks."""
+        while mlflow.active_run():
+            mlflow.end_run("KILLED")
+        self._end_children("KILLED")
+        logger.warning(
+            "This run was interrupted, and is marked as KILLED. To go on where a training was last"
+            " saved, repeat the command with training.resume=true."
+        )
+
+    def _end_children(self, status: str) -> None:
+        """Give a status to the runs of trainings that have not come to their end."""
         for namespace, child in self._children.items():
             if self._unsaved[namespace]:
-                mlflow.MlflowClient().set_terminated(child, "FAILED")
-        super().on_pipeline_error(error, run_params, pipeline, catalog)
+                mlflow.MlflowClient().set_terminated(child, status)
 
     def _start_child(self, namespace: str, catalog: DataCatalog) -> str:
         """Return the id of a new run, under that of the pipeline, for one training."""
         own = {name: catalog.load(f"params:{namespace}.{name}") for name in ("strategy", "seed")}
         tags = {MLFLOW_PARENT_RUN_ID: self.run_id, "backbone": self._parameters.model.backbone}
+        tags |= process_tags()
         child = mlflow.MlflowClient().create_run(
             mlflow.get_run(self.run_id).info.experiment_id,
             tags=tags | {"seed": str(own["seed"])} | self._tags[namespace],

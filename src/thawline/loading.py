@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from thawline.errors import DataError
+from thawline.images import describe_problem, read_image
 from thawline.transforms import Transforms, evaluation_view, training_view
 
 MOST_WORKERS = 8
@@ -58,10 +60,40 @@ class ViewLoader:
         """Yield each batch as (N, 3, size, size) uint8, in order.
 
         Raises:
-            OSError: when a file cannot be read.
+            DataError: when a file cannot be read, or is no longer there.
         """
         self._asked[:] = batches
-        return iter(self._loader) if batches else iter(())
+        return _explained(iter(self._loader), batches) if batches else iter(())
+
+
+def unreadable(path: str, problem: object) -> DataError:
+    """Return the error of an image file that was there when the run began."""
+    return DataError(
+        f"{path}: this image was there when the run began, and can no longer be read ({problem})."
+        " Put it back and repeat the command with training.resume=true to go on, or start without"
+        " it from the beginning."
+    )
+
+
+def _explained(views: Iterator[Tensor], batches: Sequence[list[View]]) -> Iterator[Tensor]:
+    """Yield what there is for each batch; name the file where one cannot be read.
+
+    An error of another process comes as a text with its traceback, so the file is tried again.
+    """
+    for batch in batches:
+        try:
+            yield next(views)
+        except Exception:  # a damaged file can make a decoder raise anything
+            for view in batch:
+                _check_readable(view.path)
+            raise
+
+
+def _check_readable(path: str) -> None:
+    try:
+        read_image(path)
+    except Exception as error:
+        raise unreadable(path, describe_problem(error, path)) from error
 
 
 def _give_way(_: int) -> None:

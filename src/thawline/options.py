@@ -6,6 +6,8 @@ object through the type hint of the node; `validate_parameters` checks the whole
 
 from __future__ import annotations
 
+import copy
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, get_args
 
@@ -28,7 +30,9 @@ from thawline.errors import ParameterError, did_you_mean
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
+LARGEST_SEED = 2**32 - 1
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
 Channels = tuple[float, float, float]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 Optimizer = Literal["adamw", "sgd"]
@@ -188,7 +192,7 @@ class LastStages(Options):
 class Phase(Options):
     """What is trainable, for how long and how fast."""
 
-    trainable: Literal["all"] | LastStages | tuple[str, ...] = Field(
+    trainable: Literal["all"] | LastStages | Names = Field(
         description="all, {last: N}, or stage names and globs over parameter names"
     )
     epochs: NonNegativeInt = Field(description="passes over the training split")
@@ -469,31 +473,47 @@ class Parameters(Options):
 
     @model_validator(mode="after")
     def _fit_together(self) -> Parameters:
+        if problems := self._contradictions():
+            raise ValueError("\n  ".join(problems))
+        return self
+
+    def _contradictions(self) -> list[str]:
+        """Return a line for each parameter that does not fit another one."""
+        problems = []
         possible = [*self.strategies, AUTO]
         named = [("strategy", self.strategy)]
         named += [("compare.strategies", name) for name in self.compare.strategies]
         for parameter, name in named:
             if name not in possible:
-                raise ValueError(
-                    f"{parameter}: '{name}' is not a strategy" + _one_of(name, possible)
-                )
+                problems.append(f"{parameter}: '{name}' is not a strategy{_one_of(name, possible)}")
         if AUTO in self.strategies:
-            raise ValueError(
+            problems.append(
                 f"strategies.{AUTO}: this name stands for the choice by data; take another one"
             )
+        if self.seed + self.compare.seeds > LARGEST_SEED + 1:
+            problems.append(
+                f"compare.seeds: {self.compare.seeds} from seed {self.seed} on go beyond the"
+                f" largest possible, {LARGEST_SEED}; lower seed"
+            )
+        if self.model.head == "own" and ":" not in self.model.backbone:
+            problems.append(
+                f"model.head: own needs a network of your own, and {self.model.backbone} comes from"
+                " a library; give model.backbone=package.module:Factory, or model.head=linear or"
+                " mlp"
+            )
         if self.model.log_probabilities and self.training.label_smoothing:
-            raise ValueError(
+            problems.append(
                 f"training.label_smoothing: {self.training.label_smoothing:g} needs logits, but "
                 "model.log_probabilities is true; set one of the two to its default"
             )
-        mixing = {name: getattr(self.augmentation, name) for name in ("mixup", "cutmix")}
-        for name, alpha in mixing.items():
+        for name in ("mixup", "cutmix"):
+            alpha = getattr(self.augmentation, name)
             if self.model.log_probabilities and alpha:
-                raise ValueError(
+                problems.append(
                     f"augmentation.{name}: {alpha:g} mixes labels, which negative log likelihood "
                     "cannot take; set model.log_probabilities to false"
                 )
-        return self
+        return problems
 
     def changed(self) -> dict[str, Any]:
         """Return what is not at its default, strategies aside, of what tested trainings depend on.
@@ -539,9 +559,31 @@ def validate_parameters(raw: Mapping[str, Any]) -> Parameters:
         return Parameters.model_validate(plain)
     except ValidationError as error:
         problems = [_describe(problem) for problem in error.errors()]
+        problems += _contradictions_beside(plain, error)
         raise ParameterError(
             "These parameters cannot be used:\n" + "\n".join(f"  {line}" for line in problems)
         ) from error
+
+
+def _contradictions_beside(plain: Any, error: ValidationError) -> list[str]:
+    """Return the contradictions among values that are each possible: pydantic stops before them.
+
+    What is impossible is left out for that, and has its default.
+    """
+    rest = copy.deepcopy(plain)
+    for *groups, name in (problem["loc"] for problem in error.errors() if problem["loc"]):
+        group: Any = rest
+        for inner in groups:
+            group = group.get(inner) if isinstance(group, dict) else None
+        if not isinstance(group, dict) or "strategies" in (*groups[:1], name):
+            return []  # what depends on it would be found wrong as well
+        group.pop(name, None)
+    try:
+        Parameters.model_validate(rest)
+    except ValidationError as second:
+        known = {problem["loc"] for problem in error.errors()}
+        return [_describe(problem) for problem in second.errors() if problem["loc"] not in known]
+    return []
 
 
 def _describe(problem: Any) -> str:
@@ -555,7 +597,11 @@ def _describe(problem: Any) -> str:
         return message
     if problem["type"] == "value_error":
         return f"{name}: {message}"
-    return f"{name}: {message}, given {problem['input']!r}"
+    near = ""
+    if problem["type"] == "literal_error":
+        allowed = re.findall("'(.*?)'", problem["ctx"]["expected"])
+        near = did_you_mean(str(problem["input"]), allowed)
+    return f"{name}: {message}, given {problem['input']!r}{near}"
 
 
 def _one_of(given: str, allowed: list[str]) -> str:

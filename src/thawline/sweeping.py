@@ -59,6 +59,8 @@ def check_space(parameters: Parameters) -> None:
         ParameterError: naming, for every problem at once, the parameter and the reason.
     """
     problems = []
+    if parameters.training.epochs == 0:
+        problems.append("training.epochs: 0 leaves nothing to compare; give at least 1, or null")
     for name, dimension in _dimensions(parameters).items():
         if reason := _refusal(name):
             problems.append(f"{name}: {reason}")

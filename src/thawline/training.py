@@ -7,8 +7,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,12 +19,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from rich import get_console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 
-from thawline.activations import ActivationLoader, ActivationStore, Image
+from thawline.activations import ActivationLoader, ActivationStore, Image, Tensors
 from thawline.averaging import WeightAverage
 from thawline.errors import ParameterError, TrainingError
 from thawline.freezing import (
@@ -36,7 +38,7 @@ from thawline.freezing import (
 )
 from thawline.images import hash_files
 from thawline.interruptions import TrainingStates
-from thawline.loading import ViewLoader
+from thawline.loading import ViewLoader, unreadable
 from thawline.options import Phase, TrainingOptions
 from thawline.thaw_line import ThawLine, split_at_thaw_line
 from thawline.transforms import Mix, Transforms
@@ -48,6 +50,8 @@ COLUMNS = [
     "epoch", "phase", "train_loss", "train_accuracy", "images_per_second", "val_loss",
     "val_accuracy", "seconds", "thaw_line", "trainable_parameters", "lr",
 ]  # fmt: skip
+
+NAMED = 3  # images of a batch that a message names
 
 OnEpoch = Callable[[dict[str, Any], int], None]
 State = dict[str, Tensor]
@@ -87,6 +91,7 @@ class Course:
         best_epoch: its number, 0 before the first.
         best_score: see `score`.
         since_best: epochs of this phase since the best one.
+        micro_batch: images of a batch that the device has memory for at once; None: all.
     """
 
     phase: int = 0
@@ -98,6 +103,7 @@ class Course:
     best_epoch: int = 0
     best_score: tuple[float, float] = (-math.inf, -math.inf)
     since_best: int = 0
+    micro_batch: int | None = None
 
     def begin(self, phase: int, network: nn.Module) -> None:
         """Note the beginning of a phase, for which the network is frozen already."""
@@ -200,7 +206,9 @@ def train(
 
     Raises:
         ParameterError: when a phase names no stage of the network.
-        TrainingError: when the loss is no longer finite, or a frozen tensor changed.
+        TrainingError: when the loss is no longer finite, the device has no memory for the smallest
+            part of a batch, or a frozen tensor changed.
+        DataError: when an image file cannot be read, or is no longer there.
     """
     network, options = setup.network, setup.options
     initial = {name: _copy(tensor) for name, tensor in network.state_dict().items()}
@@ -231,9 +239,9 @@ def train(
                 saved = None
             while not course.has_ended(phase, options):
                 bar.update(task, epoch=f"{len(course.history) + 1}/{epochs}")
-                _run_epoch(setup, current, course, partial(bar.update, task))
+                with _memory_explained(course):
+                    _run_epoch(setup, current, course, partial(bar.update, task))
                 row = course.history[-1]
-                _check_finite(row)
                 logger.info(_epoch_line(row))
                 if on_epoch:
                     on_epoch(row, row["epoch"])
@@ -279,7 +287,7 @@ def prepare(
 
     Raises:
         ParameterError: when the device is not there.
-        OSError: when an image file cannot be read.
+        DataError: when an image file cannot be read.
     """
     set_seed(seed)
     accelerator = make_accelerator(options)
@@ -338,11 +346,15 @@ def image_set(splits: pd.DataFrame, split: str, device: torch.device) -> ImageSe
     """Return the images of a split with the hashes that their files have now.
 
     Raises:
-        OSError: when a file cannot be read.
+        DataError: when a file cannot be read.
     """
     rows = splits[splits["split"] == split]
     paths = rows["path"].tolist()
-    images = [Image(path, sha256) for path, sha256 in zip(paths, hash_files(paths), strict=True)]
+    try:
+        hashes = hash_files(paths)
+    except OSError as error:
+        raise unreadable(error.filename, error) from error
+    images = [Image(path, sha256) for path, sha256 in zip(paths, hashes, strict=True)]
     return ImageSet(images, torch.tensor(rows["class_index"].tolist(), device=device))
 
 
@@ -463,9 +475,10 @@ def _run_epoch(
     start = time.perf_counter()
     rates = {group["name"]: group["lr"] for group in current.optimizer.param_groups}
     row: dict[str, Any] = {"epoch": len(course.history) + 1, "phase": course.phase}
-    row |= _train_epoch(setup, current, len(course.history), update_bar)
+    row |= _train_epoch(setup, current, course, update_bar)
     with current.average.in_place() if current.average else nullcontext():
-        row |= _validate(setup, current)
+        row |= _validate(setup, current, course)
+        _check_finite(row["val_loss"], f"val_loss is {row['val_loss']} after", course, current)
         reached = score(row, setup.options.monitor)
         course.since_best += 1
         if reached > course.best_score:
@@ -484,15 +497,16 @@ def _run_epoch(
 
 
 def _train_epoch(
-    setup: Setup, current: PhaseSetup, epoch: int, update_bar: Callable[..., None]
+    setup: Setup, current: PhaseSetup, course: Course, update_bar: Callable[..., None]
 ) -> dict[str, float]:
     """Return the mean loss, the accuracy and the speed of one pass over the training images."""
     options, device = setup.options, setup.accelerator.device
     trained = [p for group in current.optimizer.param_groups for p in group["params"]]
     order = setup.next_order()
     batches = current.activations.load(
-        setup.random_views(order, epoch), keep=setup.views is not None
+        setup.random_views(order, len(course.history)), keep=setup.views is not None
     )
+    losses: list[Tensor] = []
     loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
     seen, start = 0, time.perf_counter()
     for step, (positions, crossing) in enumerate(zip(order, batches, strict=True), start=1):
@@ -501,10 +515,7 @@ def _train_epoch(
         if setup.mix:  # images cross the line, and the targets are the classes' shares (N, C)
             images, targets = setup.mix(crossing[0], truth)
             inputs = (images,)
-        with setup.accelerator.autocast():
-            outputs = current.line.above_in_training(*inputs).float()
-            loss = setup.loss_function(outputs, targets)
-        (loss / options.accumulate).backward()
+        loss, outputs = _add_gradients(setup, current, course, inputs, targets)
         if step % options.accumulate == 0 or step == len(order):
             if options.clip_norm:
                 nn.utils.clip_grad_norm_(trained, options.clip_norm)
@@ -513,15 +524,18 @@ def _train_epoch(
             current.optimizer.zero_grad()
             if current.average:
                 current.average.update()
-        loss_sum += loss.detach() * len(truth)
+        losses.append(loss)
+        loss_sum += loss * len(truth)
         correct += (outputs.argmax(dim=1) == truth).sum()
         seen += len(truth)
         update_bar(advance=1)
         if device.type == "cpu" or step % 10 == 0:  # elsewhere reading means waiting
             speed = seen / (time.perf_counter() - start)
             loss_mean, accuracy = loss_sum.item() / seen, correct.item() / seen
+            _check_losses(loss_mean, losses, order, setup, current, course)
             figures = f"loss {loss_mean:.3f} accuracy {accuracy:.3f} {speed:.0f} images/s"
             update_bar(figures=figures)
+    _check_losses(loss_sum.item(), losses, order, setup, current, course)
     return {
         "train_loss": loss_sum.item() / seen,
         "train_accuracy": correct.item() / seen,
@@ -529,8 +543,93 @@ def _train_epoch(
     }
 
 
+def _add_gradients(
+    setup: Setup, current: PhaseSetup, course: Course, inputs: Tensors, targets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Add the gradients of a batch to those there are; return its mean loss and its outputs (N, C).
+
+    Where the device has no memory for all images at once, the gradients of parts are added up: the
+    same for the optimizer, but batch norm in training takes the statistics of each part, and those
+    it keeps have seen the batch that failed as well.
+    """
+    trained = [p for group in current.optimizer.param_groups for p in group["params"]]
+    adding = setup.options.accumulate > 1
+    before = [p.grad.clone() if adding and p.grad is not None else None for p in trained]
+    while True:
+        parts = _count_parts(setup.network, course, len(targets))
+        try:
+            return _add_in_parts(setup, current, inputs, targets, parts)
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            course.micro_batch = math.ceil(len(targets) / parts) // 2
+            if _count_parts(setup.network, course, len(targets)) == parts:
+                raise
+        # Not above: there the error still holds what did not fit.
+        for parameter, gradient in zip(trained, before, strict=True):
+            parameter.grad = gradient.clone() if gradient is not None else None
+        clear_device_cache(garbage_collection=True)
+        logger.warning(
+            "The device has no memory for %d images at once: from here on it computes %d at a time"
+            " and adds up their gradients. To the optimizer a batch is the same as before; batch"
+            " norm in training sees %d images",
+            math.ceil(len(targets) / parts),
+            course.micro_batch,
+            course.micro_batch,
+        )
+
+
+def _add_in_parts(
+    setup: Setup, current: PhaseSetup, inputs: Tensors, targets: Tensor, parts: int
+) -> tuple[Tensor, Tensor]:
+    """Add the gradients of so many parts of a batch; return its mean loss and its outputs."""
+    loss_sum, outputs = torch.zeros((), device=targets.device), []
+    whole = _loss_weight(setup.loss_function, targets)
+    columns = [tensor.tensor_split(parts) for tensor in (*inputs, targets)]
+    for *some, wanted in zip(*columns, strict=True):
+        with setup.accelerator.autocast():
+            answers = current.line.above_in_training(*some).float()
+            loss = setup.loss_function(answers, wanted)
+        loss = loss * (_loss_weight(setup.loss_function, wanted) / whole)
+        (loss / setup.options.accumulate).backward()
+        loss_sum += loss.detach()
+        outputs.append(answers.detach())
+    return loss_sum, torch.cat(outputs)
+
+
+def _loss_weight(loss_function: nn.Module, targets: Tensor) -> Any:
+    """Return what the mean over a batch divides by: images, or the weights of their classes."""
+    weights = loss_function.weight
+    if weights is None or targets.ndim > 1:
+        return len(targets)
+    return weights[targets].sum()  # type: ignore[index]
+
+
+def _count_parts(network: nn.Module, course: Course, images: int) -> int:
+    """Return in how many parts a batch is computed; batch norm cannot train on a single image."""
+    trains_norm = any(isinstance(m, _BatchNorm) and m.training for m in network.modules())
+    wanted = math.ceil(images / max(1, course.micro_batch or images))
+    return max(1, min(wanted, images // 2 if trains_norm else images))
+
+
+@contextmanager
+def _memory_explained(course: Course) -> Iterator[None]:
+    """Say what to do where the device has no memory even for the smallest part of a batch."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        raise TrainingError(
+            f"The device ran out of memory in epoch {len(course.history) + 1}, however small a part"
+            " of a batch it computed at once. End what else uses it, or lower transforms.size, or"
+            " take a smaller model.backbone or a strategy that freezes more."
+            f" ({str(error).splitlines()[0]})"
+        ) from error
+
+
 @torch.no_grad()
-def _validate(setup: Setup, current: PhaseSetup) -> dict[str, float]:
+def _validate(setup: Setup, current: PhaseSetup, course: Course) -> dict[str, float]:
     """Return cross-entropy and accuracy on the validation images, in evaluation mode."""
     modes = {module: module.training for module in setup.network.modules()}
     setup.network.eval()
@@ -539,8 +638,15 @@ def _validate(setup: Setup, current: PhaseSetup) -> dict[str, float]:
     loss, correct = 0.0, 0
     for positions, crossing in zip(in_order, batches, strict=True):
         truth = setup.val_set.labels[positions]
+        parts = _count_parts(setup.network, course, len(truth))
+        columns = [tensor.tensor_split(parts) for tensor in crossing]
         with setup.accelerator.autocast():
-            outputs = current.line.above_in_evaluation(*crossing).float()
+            outputs = torch.cat(
+                [
+                    current.line.above_in_evaluation(*some).float()
+                    for some in zip(*columns, strict=True)
+                ]
+            )
         # log_softmax leaves logarithms of probabilities as they are, so this serves for both.
         loss += nn.functional.cross_entropy(outputs, truth, reduction="sum").item()
         correct += int((outputs.argmax(dim=1) == truth).sum())
@@ -550,13 +656,37 @@ def _validate(setup: Setup, current: PhaseSetup) -> dict[str, float]:
     return {"val_loss": loss / seen, "val_accuracy": correct / seen}
 
 
-def _check_finite(row: dict[str, Any]) -> None:
-    for name in ("train_loss", "val_loss"):
-        if not math.isfinite(row[name]):
-            raise TrainingError(
-                f"{name} is {row[name]} in epoch {row['epoch']} at a learning rate of"
-                f" {row['lr']:g}. Lower training.lr or set training.clip_norm, for instance 1."
-            )
+def _check_losses(
+    total: float,
+    losses: Sequence[Tensor],
+    order: Sequence[Sequence[int]],
+    setup: Setup,
+    current: PhaseSetup,
+    course: Course,
+) -> None:
+    """Raise a TrainingError that names the first batch whose loss is not finite, if there is one.
+
+    The losses are those of the batches so far, of which `total` is a sum: that one is at hand,
+    where they may still be on a device.
+    """
+    if math.isfinite(total):
+        return
+    step = int(torch.stack(list(losses)).isfinite().int().argmin())
+    paths = [setup.train_set.images[idx].path for idx in order[step]]
+    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+    batch = f"{step + 1} of {len(order)} ({', '.join(paths[:NAMED])}{more})"
+    value = losses[step].item()
+    _check_finite(value, f"The loss is {value} in batch {batch} of", course, current)
+
+
+def _check_finite(loss: float, what: str, course: Course, current: PhaseSetup) -> None:
+    if not math.isfinite(loss):
+        rate = current.optimizer.param_groups[0]["lr"]
+        raise TrainingError(
+            f"{what} epoch {len(course.history) + 1} (phase {course.phase}), at a learning rate of"
+            f" {rate:g}. Lower training.lr or set training.clip_norm, for instance 1; where it is"
+            " always the same batch, look at its images. What was saved of earlier epochs is kept."
+        )
 
 
 def score(metrics: dict[str, float], monitor: str) -> tuple[float, float]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import time
 from pathlib import Path
 
 import mlflow
 import pandas as pd
 import pytest
 
-from conftest import QUICK, copy_project, kedro, run_notebook
+from conftest import QUICK, copy_project, kedro, run_notebook, start_kedro
 
 pytestmark = pytest.mark.xdist_group("compared project")
 TRAININGS = {("head_only", "0"), ("head_only", "1"), ("lp_ft", "0"), ("lp_ft", "1")}
@@ -93,3 +95,22 @@ def test_finetune_repeats_a_training_of_the_comparison_exactly(compared: Compare
 
 def test_the_notebook_asks_further_questions(compared: Compared) -> None:
     run_notebook("02_compare_strategies", compared.project)
+
+
+def test_a_terminated_comparison_is_marked_as_killed_with_its_trainings(
+    project: Path, photos: Path
+) -> None:
+    options = f"dataset.root={photos},{QUICK},training.epochs=500,compare.strategies=head_only"
+    process = start_kedro(project, "run", "--pipeline=compare", f"--params={options}")
+    states = project / "data" / "06_models" / "training_states"
+    while not list(states.glob("*.pt")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said = "".join(process.communicate(timeout=60))
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "training.resume=true" in said and "Traceback" not in said
+    client = mlflow.MlflowClient(f"sqlite:///{project}/mlflow.db")
+    runs = client.search_runs([client.get_experiment_by_name("thawline").experiment_id])
+    assert [run.info.status for run in runs] == ["KILLED", "KILLED"]
+    assert list(states.glob("*.pt"))

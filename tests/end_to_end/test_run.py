@@ -350,6 +350,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
     for name, tensor in weights(gradual).items():
         assert torch.equal(weights(project)[name], tensor), name
     assert not list(states.iterdir())  # the run has ended, and with it its state
+    with sqlite3.connect(project / "mlflow.db") as database:
+        statuses = database.execute("select status from runs order by start_time").fetchall()
+    assert statuses == [("KILLED",), ("FINISHED",)]
 
 
 def test_auto_chooses_by_probes_and_says_why(project: Path, photos: Path) -> None:

@@ -17,8 +17,9 @@ OpenRun = Callable[[str, dict[str, Any], dict[str, Any]], AbstractContextManager
 class ChildRunsDataset(ToolDataset[OpenRun]):
     """Loads a function (name, parameters, tags) that opens a child of the active MLflow run.
 
-    What is tracked inside its `with` block goes to the child, which fails where the block does. It
-    yields a function for tags that are known only later. Without an active run nothing is written.
+    What is tracked inside its `with` block goes to the child, which fails where the block does, and
+    is marked as killed where the block is interrupted. It yields a function for tags that are known
+    only later. Without an active run nothing is written.
     """
 
     def __init__(self, metadata: dict[str, Any] | None = None) -> None:
@@ -40,4 +41,8 @@ def _open_run(name: str, parameters: dict[str, Any], tags: dict[str, Any]) -> It
         return
     with mlflow.start_run(run_name=name, nested=True, tags=tags):
         mlflow.log_params(parameters)
-        yield mlflow.set_tags
+        try:
+            yield mlflow.set_tags
+        except (KeyboardInterrupt, SystemExit):
+            mlflow.end_run("KILLED")
+            raise
