@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image, ImageOps
 
 from thawline.activations import Image as View
 from thawline.backbones import build_network, pretrained_preprocessing
 from thawline.images import find_images, hash_files
 from thawline.label_problems import (
     find_label_errors,
-    find_near_duplicates,
     find_outliers,
     out_of_sample_probabilities,
 )
@@ -85,7 +81,6 @@ def test_few_of_the_digits_as_they_are_are_suspected(
 ) -> None:
     assert len(find_label_errors(digits, np.hstack(by_stage), 0)) < 0.02 * len(digits)
     assert len(find_outliers(digits, by_stage[-1])) < 0.02 * len(digits)
-    assert len(find_near_duplicates(digits, hash_files(digits["path"].tolist()))) < 5
 
 
 def test_no_image_is_predicted_from_its_own_group() -> None:
@@ -108,62 +103,3 @@ def test_an_image_of_another_kind_is_an_outlier(
     table = find_outliers(digits, odd)
     assert table["path"].iloc[0] == digits["path"].iloc[7]
     assert table["distance"].is_monotonic_decreasing
-
-
-COPIES = {
-    "larger": lambda image: image.resize((2 * image.width, 2 * image.height)),
-    "larger, blurred": lambda image: image.resize((12, 12) if image.width == 8 else (300, 250), 2),
-    "larger, in blocks": lambda image: image.resize((4 * image.width, 4 * image.height), 0),
-    "recompressed": lambda image: image,
-    "mirrored": ImageOps.mirror,
-    "mirrored and larger": lambda image: ImageOps.mirror(image.resize((64, 64))),
-}
-
-
-def plant(
-    splits: pd.DataFrame, folder: Path, **options: int
-) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Return splits with altered copies of training images in val and test, and their originals."""
-    rows, originals = [], {}
-    train = splits[splits["split"] == "train"].iloc[::3]
-    for number, row in enumerate(train.head(60).to_dict("records")):
-        kind = list(COPIES)[number % len(COPIES)]
-        ending = "jpg" if kind == "recompressed" else "png"
-        path = (folder / f"{number}.{ending}").as_posix()
-        COPIES[kind](Image.open(row["path"]).convert("RGB")).save(path, **options)
-        originals[path] = row["path"]
-        rows.append({**row, "path": path, "split": ("val", "test")[number % 2]})
-    return pd.concat([splits, pd.DataFrame(rows)], ignore_index=True), originals
-
-
-def test_altered_copies_of_tiny_images_are_all_found(digits: pd.DataFrame, tmp_path: Path) -> None:
-    planted, originals = plant(digits, tmp_path, quality=75)
-    table = find_near_duplicates(planted, hash_files(planted["path"].tolist()))
-    found = dict(zip(table["path"], table["other_path"], strict=True))
-    assert {path: found.get(path) for path in originals} == originals
-    assert len(found) < len(originals) + 5
-
-
-def test_altered_copies_of_photographs_are_all_found_and_nothing_else(
-    hymenoptera: Path, tmp_path: Path
-) -> None:
-    splits = split_dataset(find_images(str(hymenoptera), tmp_path, tmp_path), FRACTIONS, seed=0)
-    (tmp_path / "copies").mkdir()
-    planted, originals = plant(splits, tmp_path / "copies", quality=30)
-    table = find_near_duplicates(planted, hash_files(planted["path"].tolist()))
-    assert dict(zip(table["path"], table["other_path"], strict=True)) == originals
-    assert set(table["kind"]) == {"near"}
-
-
-def test_the_same_file_twice_is_exact_and_images_of_one_split_are_no_matter(
-    splits: pd.DataFrame,
-) -> None:
-    hashes = hash_files(splits["path"].tolist())
-    train, val = (splits.index[splits["split"] == name] for name in ("train", "val"))
-    hashes[train[1]] = hashes[train[0]]
-    hashes[val[0]] = hashes[train[2]]
-    table = find_near_duplicates(splits, hashes)
-    exact = table[table["kind"] == "exact"]
-    assert exact["path"].tolist() == [splits["path"][val[0]]]
-    assert exact["other_path"].tolist() == [splits["path"][train[2]]]
-    assert exact["distance"].tolist() == [0]

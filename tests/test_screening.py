@@ -21,7 +21,7 @@ from PIL import Image, PngImagePlugin
 from thawline import screening
 from thawline.errors import DataError
 from thawline.images import find_images
-from thawline.label_problems import find_near_duplicates
+from thawline.near_duplicates import find_in_two_splits, find_pairs
 from thawline.options import DatasetOptions, ScreeningOptions
 from thawline.screening import Problem, ScreeningCache, check_leakage, examine, screen_images
 from thawline.splitting import split_dataset
@@ -275,21 +275,6 @@ def test_copies_in_two_classes_are_all_kept_when_asked_for(corpus: Path) -> None
     shutil.copy(corpus / "ants" / "0.png", corpus / "bees" / "copy.png")
     clean, quarantine = screen_images(find(corpus), ScreeningOptions(contradictions="keep"))
     assert len(clean) == 2 * ANTS + 1 and quarantine["kept"].all()
-    assert clean.groupby("sha256")["group"].nunique().max() == 1
-
-
-def test_copies_stay_on_one_side_with_their_groups(corpus: Path) -> None:
-    for idx in range(3):
-        shutil.copy(corpus / "ants" / "0.png", corpus / "ants" / f"copy{idx}.png")
-    clean, _ = screen_images(find(corpus), OPTIONS)
-    for seed in range(10):
-        splits = split_dataset(clean, DatasetOptions().fractions, seed)
-        copies = splits[splits["path"].str.contains("copy|ants/0")]
-        assert len(copies) == 4 and copies["split"].nunique() == 1
-    manifest = find(corpus).assign(group=lambda t: t["path"].str.slice(-5, -4) + t["label"])
-    grouped, _ = screen_images(manifest, OPTIONS)
-    together = grouped[manifest["group"].isin({"0ants", "1ants", "2ants"})]
-    assert together["group"].nunique() == 1  # a copy each of them has
 
 
 def test_without_copies_splits_are_as_without_screening(corpus: Path) -> None:
@@ -369,8 +354,7 @@ def test_a_test_image_that_is_in_training_too_stops_the_run(
         Image.open(photos / "flower" / "03.jpg").save(leak, quality=60)
     clean, _ = screen_images(find(root), OPTIONS)
     splits = split_dataset(clean, DatasetOptions().fractions, 0)
-    hashes = clean.set_index("path")["sha256"].loc[splits["path"]].tolist()
-    found = find_near_duplicates(splits, hashes)
+    found = find_in_two_splits(splits.merge(clean[["path", "sha256"]]), find_pairs(clean))
     with pytest.raises(DataError, match=rf"leak.jpg \(flower\)(?s:.*){kind}(?s:.*)on_leak=warn"):
         check_leakage(found, OPTIONS)
     check_leakage(found, ScreeningOptions(on_leak="warn"))

@@ -17,18 +17,14 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 from rich.progress import track
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from thawline.errors import DataError
 from thawline.files import write_whole
-from thawline.images import image_size, to_rgb
-from thawline.label_problems import SIDE
+from thawline.images import to_rgb
 from thawline.options import ScreeningOptions
 
 logger = logging.getLogger(__name__)
@@ -145,10 +141,9 @@ def screen_images(
         cache: what earlier screenings found, brought up to date.
 
     Returns:
-        The manifest with a column `sha256` of each file's content. Copies of an image have the same
-        `group`, a column that is added where there are copies, so that no split separates them.
-        And the quarantine: path, label, problem (a value of `Problem`), detail (a sentence) and
-        kept (whether the image is used all the same), a row for each thing that was noticed.
+        The manifest with a column `sha256` of each file's content. And the quarantine: path, label,
+        problem (a value of `Problem`), detail (a sentence) and kept (whether the image is used all
+        the same), a row for each thing that was noticed.
 
     Raises:
         DataError: when a class has no readable image left; or for any problem where `on_problem` is
@@ -171,7 +166,7 @@ def screen_images(
             f"dataset.root: class '{emptied[0]}' has no readable image; {first['path']}:"
             f" {first['detail']}. Mend its images or remove the class."
         )
-    return _group_copies(good[[*manifest.columns, "sha256"]].reset_index(drop=True)), quarantine
+    return good[[*manifest.columns, "sha256"]].reset_index(drop=True), quarantine
 
 
 def examine_all(
@@ -216,25 +211,17 @@ def examine(path: str, options: ScreeningOptions, known: Facts | None = None) ->
 def check_leakage(near_duplicates: pd.DataFrame, options: ScreeningOptions) -> None:
     """Warn, or refuse to go on, where an image of the test split is in another split too.
 
-    Pairs with the same bytes count, and pairs that look alike where both images have at least 32 px
-    a side: of smaller ones different things look alike too. Two pairs of scikit-learn's 8 px digits
-    do in its default splits, and none of 397 photographs that are different.
+    Pairs that are `uncertain` do not count.
 
     Args:
-        near_duplicates: as `label_problems.find_near_duplicates` returns it.
+        near_duplicates: as `near_duplicates.find_in_two_splits` returns it.
         options: whether it is an error.
 
     Raises:
         DataError: naming the pairs, where `on_leak` is `error`.
     """
-    in_test = near_duplicates[near_duplicates["split"] == "test"]
-    counts = [
-        kind == "exact" or min(*image_size(path), *image_size(other)) >= SIDE
-        for path, other, kind in zip(
-            in_test["path"], in_test["other_path"], in_test["kind"], strict=True
-        )
-    ]
-    leaks = in_test[np.array(counts, dtype=bool)]
+    certain = near_duplicates["kind"] != "uncertain"
+    leaks = near_duplicates[certain & (near_duplicates["split"] == "test")]
     if leaks.empty:
         return
     pairs = [
@@ -413,23 +400,6 @@ def _others(rows: pd.DataFrame, key: pd.Series) -> pd.Series:
     """Return for each row the first other path that has the same key."""
     paths = rows["path"].groupby(key)
     return paths.transform("first").where(paths.cumcount() > 0, paths.shift(-1))
-
-
-def _group_copies(good: pd.DataFrame) -> pd.DataFrame:
-    """Return the manifest with one group for all copies of an image.
-
-    Copies in different splits that the data brings are left to the leakage gate.
-    """
-    keys = ["sha256", *(["split"] if "split" in good else [])]
-    if not good.duplicated(keys).any():
-        return good
-    group = good["group"] if "group" in good else good["path"]
-    copy = good.groupby(keys).ngroup().to_numpy()
-    own = pd.factorize(group)[0] + copy.max() + 1
-    nodes = own.max() + 1
-    links = coo_array((np.ones(len(good)), (copy, own)), shape=(nodes, nodes))
-    _, together = connected_components(links, directed=False)
-    return good.assign(group=group.groupby(together[own]).transform("first"))
 
 
 def _stopped(quarantine: pd.DataFrame) -> str:

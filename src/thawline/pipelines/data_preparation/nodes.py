@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from PIL import Image
 
-from thawline import images, label_problems, screening, splitting
+from thawline import images, near_duplicates, screening, splitting
 from thawline.figures import data as figures
 from thawline.options import DatasetOptions, ScreeningOptions
 
@@ -47,14 +47,18 @@ def split_dataset(
     clean_manifest: pd.DataFrame, dataset: DatasetOptions, options: ScreeningOptions, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the table of splits, and the images that are in two of them."""
+    pairs = near_duplicates.find_pairs(clean_manifest)
+    grouped = near_duplicates.group_alike(clean_manifest, pairs)
+    if near := (pairs["kind"] == "near").sum():
+        logger.info("%d pairs of images look the same; none is divided between splits", near)
     seed = seed if dataset.seed is None else dataset.seed
-    splits = splitting.split_dataset(clean_manifest, dataset.fractions, seed)
+    splits = splitting.split_dataset(grouped, dataset.fractions, seed)
     counts = splits["split"].value_counts()
     logger.info("Images: %s", ", ".join(f"{name} {counts[name]}" for name in images.SPLITS))
-    hashes = clean_manifest.set_index("path")["sha256"].loc[splits["path"]]
-    near_duplicates = label_problems.find_near_duplicates(splits, hashes.tolist())
-    screening.check_leakage(near_duplicates, options)
-    return splits, near_duplicates
+    hashed = splits.merge(clean_manifest[["path", "sha256"]], on="path")
+    in_two_splits = near_duplicates.find_in_two_splits(hashed, pairs)
+    screening.check_leakage(in_two_splits, options)
+    return splits, in_two_splits
 
 
 def draw_data(splits: pd.DataFrame, seed: int) -> tuple[go.Figure, go.Figure, Image.Image]:
