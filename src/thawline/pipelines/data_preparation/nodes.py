@@ -50,7 +50,7 @@ def split_dataset(
     pairs = near_duplicates.find_pairs(clean_manifest)
     grouped = near_duplicates.group_alike(clean_manifest, pairs)
     if near := (pairs["kind"] == "near").sum():
-        logger.info("%d pairs of images look the same; none is divided between splits", near)
+        logger.info("%d pairs of images look the same", near)
     seed = seed if dataset.seed is None else dataset.seed
     splits = splitting.split_dataset(grouped, dataset.fractions, seed)
     counts = splits["split"].value_counts()
