@@ -122,8 +122,10 @@ class ProjectHook:
         }
         if any(node.name == "run_sweep" for node in pipeline.nodes):
             chosen.update(possible_strategies(self._parameters))
+        if not chosen:
+            return
         strategies = {n: s for n, s in self._parameters.strategies.items() if n in chosen}
-        network = outline(self._parameters.model) if strategies else None
+        network = outline(self._parameters.model)
         if network and (problems := find_unknown_names(network, strategies)):
             lines = "\n".join(f"  {line}" for line in problems)
             raise ParameterError(
