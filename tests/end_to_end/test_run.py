@@ -245,6 +245,30 @@ def test_a_resnet50_file_and_an_unfrozen_stage_from_the_command_line(
     assert contract[0]["sha256_before"] == contract[0]["sha256_after"]
 
 
+def test_a_leak_stops_the_run_before_training_and_a_damaged_file_does_not(
+    project: Path, photos: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "leaky"
+    for split, numbers in (("train", range(12)), ("test", range(8, 14))):
+        for label in ("flower", "temple"):
+            (root / split / label).mkdir(parents=True)
+            for idx in numbers:
+                shutil.copy(photos / label / f"{idx:02d}.jpg", root / split / label)
+    damaged = root / "train" / "temple" / "00.jpg"
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    done = kedro(project, "run", "--pipeline=finetune", f"--params=dataset.root={root},{QUICK}")
+    assert done.returncode == 1
+    said = " ".join((done.stdout + done.stderr).split())
+    assert "8 image(s) of the test split are in another split too" in said
+    assert f"{root}/test/flower/08.jpg (flower) is in train as {root}/train/flower/08.jpg" in said
+    assert "screening.on_leak=warn" in said and "Traceback" not in said
+    quarantine = pd.read_csv(project / "data/08_reporting/quarantine.csv")
+    assert quarantine[~quarantine["kept"]][["path", "problem"]].to_numpy().tolist() == [
+        [str(damaged), "truncated"]
+    ]
+    assert not (project / "data/06_models").exists()
+
+
 def test_scratch_starts_from_random_weights_and_without_a_store_nothing_is_written(
     project: Path, photos: Path
 ) -> None:
