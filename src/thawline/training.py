@@ -7,8 +7,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,14 +19,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from rich import get_console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import LambdaLR
 
-from thawline.activations import ActivationLoader, ActivationStore, Image, Tensors
+from thawline.activations import ActivationLoader, ActivationStore, Image
 from thawline.averaging import WeightAverage
 from thawline.errors import ParameterError, TrainingError
 from thawline.freezing import (
@@ -39,6 +37,7 @@ from thawline.freezing import (
 from thawline.images import hash_files
 from thawline.interruptions import TrainingStates
 from thawline.loading import ViewLoader, unreadable
+from thawline.micro_batches import Loss, add_gradients, count_parts, explain_memory
 from thawline.options import Phase, TrainingOptions
 from thawline.thaw_line import ThawLine, split_at_thaw_line
 from thawline.transforms import Mix, Transforms
@@ -156,7 +155,7 @@ class Setup(NamedTuple):
     accelerator: Accelerator
     train_set: ImageSet
     val_set: ImageSet
-    loss_function: nn.Module
+    loss_function: Loss
     loader: ViewLoader
     store: ActivationStore
     transforms: Transforms
@@ -239,7 +238,7 @@ def train(
                 saved = None
             while not course.has_ended(phase, options):
                 bar.update(task, epoch=f"{len(course.history) + 1}/{epochs}")
-                with _memory_explained(course):
+                with explain_memory(len(course.history) + 1):
                     _run_epoch(setup, current, course, partial(bar.update, task))
                 row = course.history[-1]
                 logger.info(_epoch_line(row))
@@ -398,7 +397,7 @@ def compute_dtype(accelerator: Accelerator) -> torch.dtype:
 
 def make_loss(
     splits: pd.DataFrame, options: TrainingOptions, log_probabilities: bool
-) -> nn.CrossEntropyLoss | nn.NLLLoss:
+) -> Loss:
     """Return the loss that fits what the network yields; neither ever meets a softmax before it."""
     weights = None
     if options.class_weights == "balanced":
@@ -515,7 +514,10 @@ def _train_epoch(
         if setup.mix:  # images cross the line, and the targets are the classes' shares (N, C)
             images, targets = setup.mix(crossing[0], truth)
             inputs = (images,)
-        loss, outputs = _add_gradients(setup, current, course, inputs, targets)
+        loss, outputs, course.micro_batch = add_gradients(
+            setup.network, partial(_answer, setup, current.line.above_in_training),
+            setup.loss_function, inputs, targets, course.micro_batch, options.accumulate,
+        )  # fmt: skip
         if step % options.accumulate == 0 or step == len(order):
             if options.clip_norm:
                 nn.utils.clip_grad_norm_(trained, options.clip_norm)
@@ -543,89 +545,10 @@ def _train_epoch(
     }
 
 
-def _add_gradients(
-    setup: Setup, current: PhaseSetup, course: Course, inputs: Tensors, targets: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Add the gradients of a batch to those there are; return its mean loss and its outputs (N, C).
-
-    Where the device has no memory for all images at once, the gradients of parts are added up: the
-    same for the optimizer, but batch norm in training takes the statistics of each part, and those
-    it keeps have seen the batch that failed as well.
-    """
-    trained = [p for group in current.optimizer.param_groups for p in group["params"]]
-    adding = setup.options.accumulate > 1
-    before = [p.grad.clone() if adding and p.grad is not None else None for p in trained]
-    while True:
-        parts = _count_parts(setup.network, course, len(targets))
-        try:
-            return _add_in_parts(setup, current, inputs, targets, parts)
-        except RuntimeError as error:
-            if not should_reduce_batch_size(error):
-                raise
-            course.micro_batch = math.ceil(len(targets) / parts) // 2
-            if _count_parts(setup.network, course, len(targets)) == parts:
-                raise
-        # Not above: there the error still holds what did not fit.
-        for parameter, gradient in zip(trained, before, strict=True):
-            parameter.grad = gradient.clone() if gradient is not None else None
-        clear_device_cache(garbage_collection=True)
-        logger.warning(
-            "The device has no memory for %d images at once: from here on it computes %d at a time"
-            " and adds up their gradients. To the optimizer a batch is the same as before; batch"
-            " norm in training sees %d images",
-            math.ceil(len(targets) / parts),
-            course.micro_batch,
-            course.micro_batch,
-        )
-
-
-def _add_in_parts(
-    setup: Setup, current: PhaseSetup, inputs: Tensors, targets: Tensor, parts: int
-) -> tuple[Tensor, Tensor]:
-    """Add the gradients of so many parts of a batch; return its mean loss and its outputs."""
-    loss_sum, outputs = torch.zeros((), device=targets.device), []
-    whole = _loss_weight(setup.loss_function, targets)
-    columns = [tensor.tensor_split(parts) for tensor in (*inputs, targets)]
-    for *some, wanted in zip(*columns, strict=True):
-        with setup.accelerator.autocast():
-            answers = current.line.above_in_training(*some).float()
-            loss = setup.loss_function(answers, wanted)
-        loss = loss * (_loss_weight(setup.loss_function, wanted) / whole)
-        (loss / setup.options.accumulate).backward()
-        loss_sum += loss.detach()
-        outputs.append(answers.detach())
-    return loss_sum, torch.cat(outputs)
-
-
-def _loss_weight(loss_function: nn.Module, targets: Tensor) -> Any:
-    """Return what the mean over a batch divides by: images, or the weights of their classes."""
-    weights = loss_function.weight
-    if weights is None or targets.ndim > 1:
-        return len(targets)
-    return weights[targets].sum()  # type: ignore[index]
-
-
-def _count_parts(network: nn.Module, course: Course, images: int) -> int:
-    """Return in how many parts a batch is computed; batch norm cannot train on a single image."""
-    trains_norm = any(isinstance(m, _BatchNorm) and m.training for m in network.modules())
-    wanted = math.ceil(images / max(1, course.micro_batch or images))
-    return max(1, min(wanted, images // 2 if trains_norm else images))
-
-
-@contextmanager
-def _memory_explained(course: Course) -> Iterator[None]:
-    """Say what to do where the device has no memory even for the smallest part of a batch."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not should_reduce_batch_size(error):
-            raise
-        raise TrainingError(
-            f"The device ran out of memory in epoch {len(course.history) + 1}, however small a part"
-            " of a batch it computed at once. End what else uses it, or lower transforms.size, or"
-            " take a smaller model.backbone or a strategy that freezes more."
-            f" ({str(error).splitlines()[0]})"
-        ) from error
+def _answer(setup: Setup, above: Callable[..., Tensor], *crossing: Tensor) -> Tensor:
+    """Return the outputs (N, C) float32 for what crosses the line."""
+    with setup.accelerator.autocast():
+        return above(*crossing).float()
 
 
 @torch.no_grad()
@@ -638,15 +561,10 @@ def _validate(setup: Setup, current: PhaseSetup, course: Course) -> dict[str, fl
     loss, correct = 0.0, 0
     for positions, crossing in zip(in_order, batches, strict=True):
         truth = setup.val_set.labels[positions]
-        parts = _count_parts(setup.network, course, len(truth))
+        parts = count_parts(setup.network, len(truth), course.micro_batch)
         columns = [tensor.tensor_split(parts) for tensor in crossing]
-        with setup.accelerator.autocast():
-            outputs = torch.cat(
-                [
-                    current.line.above_in_evaluation(*some).float()
-                    for some in zip(*columns, strict=True)
-                ]
-            )
+        answer = partial(_answer, setup, current.line.above_in_evaluation)
+        outputs = torch.cat([answer(*some) for some in zip(*columns, strict=True)])
         # log_softmax leaves logarithms of probabilities as they are, so this serves for both.
         loss += nn.functional.cross_entropy(outputs, truth, reduction="sum").item()
         correct += int((outputs.argmax(dim=1) == truth).sum())
