@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from importlib.metadata import version
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import mlflow
@@ -37,6 +37,7 @@ from thawline.configuration import register_project_path
 from thawline.datasets import LiveMetricsDataset, TrainingStateDataset
 from thawline.dead_runs import ProcessContext, mark_dead_runs, process_tags
 from thawline.errors import DataError, ParameterError, TrackingError
+from thawline.files import sync
 from thawline.freezing import find_unknown_names
 from thawline.options import flatten, validate_parameters
 from thawline.pipelines import compare
@@ -98,6 +99,8 @@ class ProjectHook:
             ParameterError: when there is no such stage.
             DataError: when there are no splits or predictions of the classifier's version.
         """
+        self._catalog = catalog
+        self._unfinished: dict[str, tuple[Any, Path, Path]] = {}
         self._check_stages(pipeline, catalog)
         for name in pipeline.all_outputs():
             dataset = catalog.get(name)
@@ -134,6 +137,40 @@ class ProjectHook:
             raise ParameterError(
                 f"These parameters do not fit {self._parameters.model.backbone}:\n{lines}"
             )
+
+    @hook_impl
+    def before_dataset_saved(self, dataset_name: str) -> None:
+        """Let an entry of one local file be written beside its place.
+
+        Kedro's datasets write straight to it: half a file, where the disk is full or the process
+        killed, would be the latest version.
+        """
+        dataset: Any = self._catalog.get(dataset_name)
+        if getattr(dataset, "_protocol", None) == "file":
+            target = Path(dataset._get_save_path())
+            beside = target.with_name(f"unfinished.{target.name}")
+            self._unfinished[dataset_name] = (dataset, beside, target)
+            dataset._get_save_path = lambda: PurePosixPath(beside.as_posix())
+
+    @hook_impl(tryfirst=True)  # before it is logged
+    def after_dataset_saved(self, dataset_name: str) -> None:
+        """Move what was written as a whole to its place."""
+        if dataset_name in self._unfinished:
+            _, beside, target = self._unfinished[dataset_name]
+            sync(beside)
+            beside.replace(target)
+            self._forget_unfinished(dataset_name)
+
+    @hook_impl
+    def on_pipeline_error(self) -> None:
+        """Remove what was not written as a whole."""
+        for name in [*self._unfinished]:
+            self._forget_unfinished(name)
+
+    def _forget_unfinished(self, dataset_name: str) -> None:
+        dataset, beside, _ = self._unfinished.pop(dataset_name)
+        del dataset._get_save_path  # of this one object
+        beside.unlink(missing_ok=True)
 
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
