@@ -19,7 +19,7 @@ from werkzeug.serving import BaseWSGIServer, make_server
 from conftest import empty_tracking_store
 from thawline import tracking
 from thawline.errors import TrackingError
-from thawline.tracking import Outbox, Servers, connect
+from thawline.tracking import Outbox, Servers, connect, wait_for_locks
 
 
 class RealServer:
@@ -171,6 +171,7 @@ def test_a_locked_sqlite_file_is_waited_for(
 ) -> None:
     """MLflow's own patience of 20 s is set at the beginning of each of its sessions."""
     file = shutil.copy(empty_tracking_store(), tmp_path / "mlflow.db")
+    wait_for_locks()
     client = MlflowClient(f"sqlite:///{file}")
     run_id = client.create_run("0").info.run_id
     other = sqlite3.connect(file, isolation_level=None, check_same_thread=False)

@@ -343,8 +343,8 @@ class Artifacts(MlflowArtifactsRepository):
         """Return what there is, for which the server must be there."""
         return self._server.ask(lambda: super(Artifacts, self).list_artifacts(path))
 
-    def _download_file(self, *args: Any) -> None:
-        self._server.ask(lambda: super(Artifacts, self)._download_file(*args))
+    def _download_file(self, *args: Any, **kwargs: Any) -> None:
+        self._server.ask(lambda: super(Artifacts, self)._download_file(*args, **kwargs))
 
 
 class Servers(dict[str, Server]):
