@@ -99,8 +99,6 @@ class ProjectHook:
             ParameterError: when there is no such stage.
             DataError: when there are no splits or predictions of the classifier's version.
         """
-        self._catalog = catalog
-        self._unfinished: dict[str, tuple[Any, Path, Path]] = {}
         self._check_stages(pipeline, catalog)
         for name in pipeline.all_outputs():
             dataset = catalog.get(name)
@@ -139,12 +137,30 @@ class ProjectHook:
             )
 
     @hook_impl
-    def before_dataset_saved(self, dataset_name: str) -> None:
-        """Let an entry of one local file be written beside its place.
+    def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+        """Forget the states of trainings whose results are all in the catalog now."""
+        for name in pipeline.inputs():
+            dataset = catalog.get(name)
+            if isinstance(dataset, TrainingStateDataset):
+                dataset.forget()
 
-        Kedro's datasets write straight to it: half a file, where the disk is full or the process
-        killed, would be the latest version.
-        """
+
+class WholeFilesHook:
+    """Moves what the catalog saves to its place when it is whole.
+
+    Kedro's datasets write straight to it: half a file, where the disk is full or the process was
+    killed, would be the latest version.
+    """
+
+    @hook_impl
+    def before_pipeline_run(self, catalog: DataCatalog) -> None:
+        """Keep the catalog, of which Kedro tells less later."""
+        self._catalog = catalog
+        self._unfinished: dict[str, tuple[Any, Path, Path]] = {}
+
+    @hook_impl
+    def before_dataset_saved(self, dataset_name: str) -> None:
+        """Let an entry of one local file be written beside its place."""
         dataset: Any = self._catalog.get(dataset_name)
         if getattr(dataset, "_protocol", None) == "file":
             target = Path(dataset._get_save_path())
@@ -171,14 +187,6 @@ class ProjectHook:
         dataset, beside, _ = self._unfinished.pop(dataset_name)
         del dataset._get_save_path  # of this one object
         beside.unlink(missing_ok=True)
-
-    @hook_impl
-    def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
-        """Forget the states of trainings whose results are all in the catalog now."""
-        for name in pipeline.inputs():
-            dataset = catalog.get(name)
-            if isinstance(dataset, TrainingStateDataset):
-                dataset.forget()
 
 
 class TrackingHook(MlflowHook):
