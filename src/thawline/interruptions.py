@@ -37,7 +37,7 @@ class TrainingStates:
                 return torch.load(path, map_location="cpu", weights_only=True)
             except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
                 logger.warning("%s is damaged (%s); the state before it is taken", path, error)
-        others = len([path for path in self.folder.glob("*.pt") if not path.stem.startswith(key)])
+        others = len({path.name.partition(".")[0] for path in self.folder.glob("*.pt")} - {key})
         logger.warning(
             "training.resume: no training with these data, weights and parameters was"
             " interrupted%s; it starts from the beginning",
