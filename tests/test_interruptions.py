@@ -200,6 +200,15 @@ def test_a_full_disk_keeps_the_state_that_is_there(
     assert_same(run(splits, states, resume=True), run(splits))
 
 
+def test_a_store_that_cannot_be_written_costs_only_time(
+    splits: pd.DataFrame, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "store").write_text("in the way of the folder")
+    store = ActivationStore(tmp_path / "store", 1)
+    assert_same(run(splits, store=store), run(splits))
+    assert "The store cannot be written" in caplog.text
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_vanished_image_is_named_and_training_goes_on_when_it_is_back(
     splits: pd.DataFrame, states: TrainingStates, tmp_path: Path, workers: int
