@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from conftest import empty_tracking_store
 from thawline import doctor
+from thawline.dead_runs import BEGAN, process_tags
 from thawline.options import DatasetOptions, ModelOptions, TrainingOptions
 
 
@@ -142,3 +144,18 @@ def test_a_store_that_cannot_be_opened_is_a_problem_and_its_password_no_output(
     finding = doctor.check_tracking(uri, tmp_path)[0]
     assert finding.state == "problem"
     assert "secret" not in finding.message
+
+
+def test_runs_whose_process_is_gone_are_told(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert doctor.check_runs(uri, "thawline") == [] and not list(tmp_path.iterdir())
+    shutil.copy(empty_tracking_store(), tmp_path / "mlflow.db")
+    client = MlflowClient(uri)
+    assert doctor.check_runs(uri, "thawline") == []
+    experiment = client.create_experiment("thawline")
+    client.create_run(experiment, tags=process_tags())
+    assert doctor.check_runs(uri, "thawline") == []
+    earlier = process_tags() | {BEGAN: "0"}  # of another process with the same number
+    run = client.create_run(experiment, tags=earlier, run_name="finetune")
+    finding = only(doctor.check_runs(uri, "thawline"))
+    assert finding.state == "warning" and f"finetune ({run.info.run_id})" in finding.message

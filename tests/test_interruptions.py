@@ -159,15 +159,54 @@ def test_a_training_that_has_ended_is_not_repeated_until_it_is_forgotten(
     assert list(states.folder.iterdir()) == []
 
 
-def test_a_damaged_state_is_said_and_left_out(
-    splits: pd.DataFrame, states: TrainingStates, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("damaged", "goes_on"), [(1, "after epoch 2"), (2, None)])
+def test_a_damaged_state_is_said_and_the_one_before_it_is_taken(
+    splits: pd.DataFrame,
+    states: TrainingStates,
+    caplog: pytest.LogCaptureFixture,
+    damaged: int,
+    goes_on: str | None,
 ) -> None:
     with pytest.raises(Interrupted):
         run(splits, states, on_epoch=interrupt(3))
-    (file,) = states.folder.iterdir()
-    file.write_bytes(file.read_bytes()[:500])
+    previous, newest = sorted(states.folder.iterdir())
+    assert previous.name == f"{newest.stem}.previous.pt"
+    for file in (newest, previous)[:damaged]:
+        file.write_bytes(file.read_bytes()[:500])
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert_same(run(splits, states, resume=True), run(splits))
+    assert caplog.text.count("is damaged") == damaged
+    assert (f"Training goes on {goes_on}" in caplog.text) == (goes_on is not None)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_full_disk_keeps_the_state_that_is_there(
+    splits: pd.DataFrame, states: TrainingStates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file to be written is a link to a device on which there is no room."""
+    save = torch.save
+
+    def save_without_room(state: dict, path: Path) -> None:
+        if len(state["course"]["history"]) > 3:
+            path.symlink_to("/dev/full")
+        save(state, path)
+
+    monkeypatch.setattr(interruptions.torch, "save", save_without_room)
+    with pytest.raises(Interrupted):
+        run(splits, states, on_epoch=interrupt(5))
+    assert len(list(states.folder.iterdir())) == 2  # and nothing unfinished
+    monkeypatch.undo()
     assert_same(run(splits, states, resume=True), run(splits))
-    assert "is damaged" in caplog.text
+
+
+def test_a_store_that_cannot_be_written_costs_only_time(
+    splits: pd.DataFrame, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "store").write_text("in the way of the folder")
+    store = ActivationStore(tmp_path / "store", 1)
+    assert_same(run(splits, store=store), run(splits))
+    assert "The store cannot be written" in caplog.text
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -198,7 +237,7 @@ def test_after_a_loss_that_is_not_finite_the_state_before_is_there(
     explodes = Phase(trainable="all", epochs=1, lr=1e30, optimizer="sgd")
     with pytest.raises(TrainingError, match=r"of epoch 3 \(phase 2\)"):
         run(splits, states, phases=(GRADUAL[0], explodes), warmup=0)
-    (file,) = states.folder.iterdir()
+    _, file = sorted(states.folder.iterdir())
     assert len(torch.load(file, weights_only=True)["course"]["history"]) == 2
 
 

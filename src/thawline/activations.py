@@ -464,7 +464,11 @@ class ActivationLoader:
         decoding, views = _timed(lambda: torch.stack([dataset[self._view(i)] for i in some]))
         self._run(views)  # a first pass is slower than any later one
         below, _ = _timed(lambda: self._run(views))
-        rate = self._store.bytes_per_second()
+        try:
+            rate = self._store.bytes_per_second()
+        except OSError as error:  # no reason for training to end
+            logger.warning("The store cannot be written (%s): nothing is kept", error)
+            return NOTHING
         costs = {
             VIEWS: Cost(views[0].nbytes, views[0].nbytes / rate + below / len(some)),
             NOTHING: Cost(0, (decoding + below) / len(some)),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
+import shutil
 import signal
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,7 +14,9 @@ from kedro.framework.cli.project import run as kedro_run
 from kedro.io import DatasetError
 
 from thawline.commands import activations
+from thawline.configuration import find_project
 from thawline.errors import ThawlineError
+from thawline.files import is_disk_full
 
 
 @click.group(name="thawline")
@@ -28,12 +32,40 @@ def _run(*args: Any, **kwargs: Any) -> Any:
     logging.getLogger("kedro.pipeline.node").addFilter(_is_no_error)
     try:
         return kedro_run.callback(*args, **kwargs)  # type: ignore[misc]
-    except (ThawlineError, DatasetError) as error:
-        raise click.ClickException(str(error)) from error
-    except ValueError as error:
-        if not str(error).startswith("Failed to find the pipeline"):
+    except Exception as error:
+        message = _message(error)
+        if message is None:
             raise
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(message) from error
+
+
+def _message(error: Exception) -> str | None:
+    """Return what to tell a user who can do something about an error; None of a mistake of ours."""
+    from mlflow.exceptions import MlflowException
+
+    if is_disk_full(error):
+        return (
+            f"The disk is full. {_free_space()} Free some (thawline activations --empty removes"
+            " what only saves time), then repeat the command with"
+            f" training.resume=true: what was trained is kept. What was being written: {error}"
+        )
+    if isinstance(error, (ThawlineError, DatasetError)):
+        return str(error)
+    if isinstance(error, MlflowException):
+        return (
+            f"MLflow cannot be written to or read from: {error}\nRepeat the command with"
+            " training.resume=true when it can: what was trained is kept."
+        )
+    return str(error) if str(error).startswith("Failed to find the pipeline") else None
+
+
+def _free_space() -> str:
+    """Return how much is free in the folders that a run writes to."""
+    project = find_project()
+    free: dict[int, tuple[Path, int]] = {}  # by device
+    for folder in filter(Path.is_dir, (project, project / "data", *project.glob("data/*"))):
+        free.setdefault(folder.stat().st_dev, (folder, shutil.disk_usage(folder).free))
+    return " ".join(f"In {folder} {size / 1e6:.1f} MB are free." for folder, size in free.values())
 
 
 def _exit(number: int, _: Any) -> None:

@@ -102,7 +102,12 @@ def _examine_project(project: Path, env: str | None, params: str) -> Iterator[Fi
     yield from check_data(parameters.dataset, seed, project, project / images)
     yield from check_activations(project / store, parameters.activations.max_gb)
     uri = (mlflow.get("server") or {}).get("mlflow_tracking_uri")
-    yield from check_tracking(uri or os.environ.get("MLFLOW_TRACKING_URI", "mlruns"), project)
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "mlruns")
+    tracking = check_tracking(uri, project)
+    yield from tracking
+    if tracking[0].state == "ok":
+        experiment = (mlflow.get("tracking") or {}).get("experiment") or {}
+        yield from check_runs(uri, experiment.get("name", "thawline"))
 
 
 def check_versions(package: str) -> list[Finding]:
@@ -252,6 +257,31 @@ def check_tracking(uri: str, project: Path) -> list[Finding]:
     if free < LITTLE_DISK:
         room = room._replace(state="warning", message=f"{room.message}; each run logs its model")
     return [_tracking_store(uri), room]
+
+
+def check_runs(uri: str, experiment: str) -> list[Finding]:
+    """Return whether there are runs of an experiment that are said to run, but have no process.
+
+    Args:
+        uri: of MLflow's store, which can be opened.
+        experiment: its name; there need not be one.
+    """
+    from mlflow import MlflowClient
+
+    from thawline.dead_runs import find_dead_runs
+
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        return []  # asking would make it
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    dead = find_dead_runs(client, found.experiment_id) if found else []
+    if not dead:
+        return []
+    names = ", ".join(f"{run.info.run_name} ({run.info.run_id})" for run in dead)
+    advice = (
+        f"{names}: said to be running, but the process is gone; the next run marks it as KILLED"
+    )
+    return [Finding("runs", "warning", advice)]
 
 
 def _tracking_store(uri: str) -> Finding:

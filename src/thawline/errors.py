@@ -28,6 +28,10 @@ class TrainingError(ThawlineError, RuntimeError):
     """Training cannot go on, or broke a promise such as the freeze contract."""
 
 
+class TrackingError(ThawlineError):
+    """What a run logs cannot be written to MLflow."""
+
+
 class ExportError(ThawlineError, RuntimeError):
     """A network cannot be exported, or its export computes something else."""
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections import Counter, defaultdict
 from importlib.metadata import version
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 import mlflow
@@ -27,6 +27,7 @@ from kedro.pipeline.node import Node
 from kedro_mlflow.framework.hooks.mlflow_hook import MlflowHook
 from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Param
+from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import _run_context_provider_registry
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
@@ -35,16 +36,20 @@ from thawline.backbones import outline
 from thawline.configuration import register_project_path
 from thawline.datasets import LiveMetricsDataset, TrainingStateDataset
 from thawline.dead_runs import ProcessContext, mark_dead_runs, process_tags
-from thawline.errors import DataError, ParameterError
+from thawline.errors import DataError, ParameterError, TrackingError
+from thawline.files import sync
 from thawline.freezing import find_unknown_names
 from thawline.options import flatten, validate_parameters
 from thawline.pipelines import compare
 from thawline.sweeping import possible_strategies
+from thawline.tracking import connect, wait_for_locks
 
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("thawline", "torch", "torchvision", "timm", "kedro", "mlflow")
 OF_A_CLASSIFIER = {"splits", "predictions"}  # saved by the run that saved a classifier
+OUTBOX = Path("data", "mlflow_outbox")  # of a project
+UNMARKED = "The end of this run cannot be told to MLflow: the next run marks it as KILLED"
 PARAMS_A_BATCH = 100  # MLflow refuses more in one call
 
 # The files of a model are few; a bar for each copy of them only breaks the log.
@@ -52,6 +57,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 # A run has its tags from its first moment so: set afterwards, they come too late for a SIGKILL.
 _run_context_provider_registry.register(ProcessContext)
+wait_for_locks()
 
 
 class ProjectHook:
@@ -141,6 +147,50 @@ class ProjectHook:
                 dataset.forget()
 
 
+class WholeFilesHook:
+    """Moves what the catalog saves to its place when it is whole.
+
+    Kedro's datasets write straight to it: half a file, where the disk is full or the process was
+    killed, would be the latest version.
+    """
+
+    @hook_impl
+    def before_pipeline_run(self, catalog: DataCatalog) -> None:
+        """Keep the catalog, of which Kedro tells less later."""
+        self._catalog = catalog
+        self._unfinished: dict[str, tuple[Any, Path, Path]] = {}
+
+    @hook_impl
+    def before_dataset_saved(self, dataset_name: str) -> None:
+        """Let an entry of one local file be written beside its place."""
+        dataset: Any = self._catalog.get(dataset_name)
+        if getattr(dataset, "_protocol", None) == "file":
+            target = Path(dataset._get_save_path())
+            beside = target.with_name(f"unfinished.{target.name}")
+            self._unfinished[dataset_name] = (dataset, beside, target)
+            dataset._get_save_path = lambda: PurePosixPath(beside.as_posix())
+
+    @hook_impl(tryfirst=True)  # before it is logged
+    def after_dataset_saved(self, dataset_name: str) -> None:
+        """Move what was written as a whole to its place."""
+        if dataset_name in self._unfinished:
+            _, beside, target = self._unfinished[dataset_name]
+            sync(beside)
+            beside.replace(target)
+            self._forget_unfinished(dataset_name)
+
+    @hook_impl
+    def on_pipeline_error(self) -> None:
+        """Remove what was not written as a whole."""
+        for name in [*self._unfinished]:
+            self._forget_unfinished(name)
+
+    def _forget_unfinished(self, dataset_name: str) -> None:
+        dataset, beside, _ = self._unfinished.pop(dataset_name)
+        del dataset._get_save_path  # of this one object
+        beside.unlink(missing_ok=True)
+
+
 class TrackingHook(MlflowHook):
     """kedro-mlflow's hook, which further logs all parameters first, tags, and catalog entries.
 
@@ -158,8 +208,10 @@ class TrackingHook(MlflowHook):
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
         """Set MLflow up and keep the parameters of the run."""
-        super().after_context_created(context)
         self._parameters = validate_parameters(context.config_loader["parameters"])
+        outbox = Path(context.project_path, OUTBOX)
+        self._servers = connect(outbox, self._parameters.tracking.on_failure)
+        super().after_context_created(context)
 
     @hook_impl
     def before_pipeline_run(
@@ -237,9 +289,13 @@ class TrackingHook(MlflowHook):
         self, error: Exception, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
         """Mark the run as failed, and those of the trainings that have not come to their end."""
-        self._end_children("FAILED")
-        super().on_pipeline_error(error, run_params, pipeline, catalog)
         atexit.unregister(self._end_as_killed)
+        try:
+            self._end_children("FAILED")
+            super().on_pipeline_error(error, run_params, pipeline, catalog)
+        except (MlflowException, TrackingError) as second:  # the first is what matters
+            logger.warning("%s (%s)", UNMARKED, second)
+        self._servers.finish()
 
     @hook_impl
     def after_pipeline_run(
@@ -248,12 +304,17 @@ class TrackingHook(MlflowHook):
         """End the run."""
         super().after_pipeline_run(run_params, pipeline, catalog)
         atexit.unregister(self._end_as_killed)
+        self._servers.finish()
 
     def _end_as_killed(self) -> None:
         """Mark what is running while Python ends, of which Kedro does not tell its hooks."""
-        while mlflow.active_run():
-            mlflow.end_run("KILLED")
-        self._end_children("KILLED")
+        try:
+            while mlflow.active_run():
+                mlflow.end_run("KILLED")
+            self._end_children("KILLED")
+        except (MlflowException, TrackingError) as error:
+            logger.warning("%s (%s)", UNMARKED, error)
+        self._servers.finish()
         logger.warning(
             "This run was interrupted, and is marked as KILLED. To go on where a training was last"
             " saved, repeat the command with training.resume=true."

@@ -19,7 +19,7 @@ LARGEST_SHARE = 0.02  # of the time of training that may go into saving
 
 
 class TrainingStates:
-    """A folder with one file for each training that has begun, by a key of what it depends on."""
+    """A folder with the two last states of each training, by a key of what it depends on."""
 
     def __init__(self, folder: Path) -> None:
         """Take the folder, which need not exist."""
@@ -28,22 +28,22 @@ class TrainingStates:
         self._not_before = 0.0
 
     def load(self, key: str) -> dict[str, Any] | None:
-        """Return the state that was last saved under a key, or None where there is none."""
-        path = self._path(key)
+        """Return the last state under a key that can be read, or None where there is none."""
         self._keys.add(key)
-        if not path.is_file():
-            others = len(list(self.folder.glob("*.pt")))
-            logger.warning(
-                "training.resume: no training with these data, weights and parameters was"
-                " interrupted%s; it starts from the beginning",
-                f" ({others} with others were, see {self.folder})" if others else "",
-            )
-            return None
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            logger.warning("%s is damaged (%s); training starts from the beginning", path, error)
-            return None
+        for path in self._paths(key):
+            if not path.is_file():
+                continue
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True)
+            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+                logger.warning("%s is damaged (%s); the state before it is taken", path, error)
+        others = len({path.name.partition(".")[0] for path in self.folder.glob("*.pt")} - {key})
+        logger.warning(
+            "training.resume: no training with these data, weights and parameters was"
+            " interrupted%s; it starts from the beginning",
+            f" ({others} with others were, see {self.folder})" if others else "",
+        )
+        return None
 
     def save(self, key: str, state: Callable[[], dict[str, Any]]) -> None:
         """Save plain values and tensors under a key, unless they were saved a moment ago.
@@ -57,7 +57,8 @@ class TrainingStates:
         self._keys.add(key)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self._path(key), lambda path: torch.save(state(), path))
+            newest, previous = self._paths(key)
+            write_whole(newest, lambda path: torch.save(state(), path), previous)
         except (OSError, RuntimeError) as error:  # no reason for training to end
             logger.warning("The state of training cannot be saved (%s)", error)
         end = time.perf_counter()
@@ -66,8 +67,10 @@ class TrainingStates:
     def forget(self) -> None:
         """Remove the states that were asked for or saved through this object."""
         for key in self._keys:
-            self._path(key).unlink(missing_ok=True)
+            for path in self._paths(key):
+                path.unlink(missing_ok=True)
         self._keys.clear()
 
-    def _path(self, key: str) -> Path:
-        return self.folder / f"{key}.pt"
+    def _paths(self, key: str) -> tuple[Path, Path]:
+        """Return the file of the newest state, and that of the one before."""
+        return self.folder / f"{key}.pt", self.folder / f"{key}.previous.pt"

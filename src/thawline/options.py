@@ -400,6 +400,15 @@ class RegistryOptions(Options):
     )
 
 
+class TrackingOptions(Options):
+    """What happens when MLflow cannot be reached."""
+
+    on_failure: Literal["buffer", "fail"] = Field(
+        "buffer",
+        description="a server that goes away: keep what is logged and send it later | end the run",
+    )
+
+
 class PredictOptions(Options):
     """A model over a folder of images."""
 
@@ -467,6 +476,7 @@ class Parameters(Options):
     evaluation: EvaluationOptions = EvaluationOptions()
     explain: ExplainOptions = ExplainOptions()
     registry: RegistryOptions = RegistryOptions()
+    tracking: TrackingOptions = TrackingOptions()
     predict: PredictOptions = PredictOptions()
     export: ExportOptions = ExportOptions()
     sweep: SweepOptions = SweepOptions()

@@ -1,11 +1,11 @@
 """Project settings of Kedro."""
 
 from thawline.configuration import CONFIG_LOADER_ARGS
-from thawline.hooks import ProjectHook, TrackingHook
+from thawline.hooks import ProjectHook, TrackingHook, WholeFilesHook
 
 __all__ = ["CONFIG_LOADER_ARGS", "DISABLE_HOOKS_FOR_PLUGINS", "HOOKS"]
 
-HOOKS = (ProjectHook(), TrackingHook())
+HOOKS = (ProjectHook(), WholeFilesHook(), TrackingHook())
 
 # TrackingHook is kedro-mlflow's own hook with a few changes; both at once would log twice.
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro_mlflow",)

@@ -395,9 +395,7 @@ def compute_dtype(accelerator: Accelerator) -> torch.dtype:
     return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
 
 
-def make_loss(
-    splits: pd.DataFrame, options: TrainingOptions, log_probabilities: bool
-) -> Loss:
+def make_loss(splits: pd.DataFrame, options: TrainingOptions, log_probabilities: bool) -> Loss:
     """Return the loss that fits what the network yields; neither ever meets a softmax before it."""
     weights = None
     if options.class_weights == "balanced":

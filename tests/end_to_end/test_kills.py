@@ -123,7 +123,8 @@ def same(one: Any, other: Any) -> bool:
 
 
 def check_readable(folder: Path) -> None:
-    """Open every file as what its name says it is."""
+    """Open every file that is said to be finished as what its name says it is."""
     for file in folder.rglob("*"):
-        if file.is_file() and file.suffix in READERS:
+        finished = file.is_file() and not file.name.startswith("unfinished.")
+        if finished and file.suffix in READERS:
             READERS[file.suffix](file)

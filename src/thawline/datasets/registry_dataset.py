@@ -18,7 +18,7 @@ from thawline.checkpoints import DESCRIPTION_FILE
 from thawline.classifier import Classifier, load_classifier
 from thawline.datasets.served_model_dataset import CLASSIFIER, SEEN_FILE
 from thawline.datasets.tool_dataset import ToolDataset
-from thawline.errors import ParameterError, ThawlineError
+from thawline.errors import ParameterError, ThawlineError, TrackingError
 from thawline.registration import Champion, Verdict
 
 ALIAS = "champion"
@@ -71,8 +71,8 @@ class Registry:
     ) -> dict[str, Any]:
         """Return what became of a logged model: its version, the champion's, and why.
 
-        Every model becomes a version; the alias moves to it if `judge` says that it wins. A
-        registry that cannot be reached ends no run that has trained for hours.
+        Every model becomes a version; the alias moves to it if `judge` says that it wins. What a
+        registry refuses ends no run that has trained for hours.
 
         Args:
             uri: `models:/m-…`, or None where the model was not logged.
@@ -223,6 +223,8 @@ def _load_champion(name: str, version: str) -> Champion:
 
     try:
         return _download(f"models:/{name}/{version}", read)
+    except TrackingError:  # nothing is wrong with the champion
+        raise
     except (MlflowException, OSError, ValueError, ThawlineError) as error:
         return Champion(version, problem=str(error))
 

@@ -1,0 +1,165 @@
+"""Whole runs go through a full disk, a restarted server and a locked database, and lose nothing.
+
+The slow ones take minutes: pytest -m slow -n 0 tests/end_to_end/test_outages.py
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import requests
+from safetensors.torch import load_file
+
+from conftest import QUICK, copy_project, kedro, start_kedro
+
+LONG = QUICK.replace("training.epochs=2", "training.epochs=40")
+USES_A_SERVER = """
+server:
+  mlflow_tracking_uri: http://127.0.0.1:{port}
+tracking:
+  experiment:
+    create_experiment_kwargs:
+      artifact_location: null
+"""
+
+
+class Server:
+    """`mlflow server`, with all that it keeps in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+
+    def start(self) -> None:
+        command = [str(Path(sys.executable).with_name("mlflow")), "server", "--workers=1"]
+        command += [f"--port={self.port}", f"--backend-store-uri=sqlite:///{self.folder}/server.db"]
+        command += [f"--artifacts-destination={self.folder}/artifacts"]
+        self.folder.mkdir(exist_ok=True)
+        with (self.folder / "log").open("w") as log:
+            self._process = subprocess.Popen(
+                command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
+            )
+        wait_until(self.answers)
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+        wait_until(lambda: not self.answers())
+
+    def answers(self) -> bool:
+        try:
+            return requests.get(f"http://127.0.0.1:{self.port}/health", timeout=1).ok
+        except requests.RequestException:
+            return False
+
+    def query(self, text: str) -> list[tuple]:
+        with sqlite3.connect(self.folder / "server.db") as database:
+            return database.execute(text).fetchall()
+
+
+def wait_until(holds: Callable[[], object]) -> None:
+    end = time.monotonic() + 240
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    server = Server(tmp_path / "server")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.mark.slow
+def test_a_server_that_is_restarted_during_a_run_has_all_of_it(
+    project: Path, photos: Path, server: Server
+) -> None:
+    outbox = project / "data" / "mlflow_outbox"
+    (project / "conf/local/mlflow.yml").write_text(USES_A_SERVER.format(port=server.port))
+    process = start_kedro(project, "run", f"--params=dataset.root={photos},{LONG}")
+    wait_until(lambda: server.folder.joinpath("server.db").exists())
+    wait_until(lambda: server.query("select * from metrics where key = 'val_loss' and step > 4"))
+    server.stop()
+    wait_until(lambda: len(list(outbox.glob("*.json"))) > 20)
+    server.start()
+    said, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, said + errors
+    ((run, status),) = server.query("select run_uuid, status from runs")
+    assert status == "FINISHED"
+    assert "does not answer" in said and "answers again" in said
+    history = pd.read_csv(next(project.glob("data/08_reporting/history.csv/*/history.csv")))
+    for name in ("train_loss", "val_loss", "val_accuracy"):
+        where = f"where run_uuid = '{run}' and key = '{name}'"
+        found = server.query(f"select value from metrics {where} order by step")
+        assert [value for (value,) in found] == pytest.approx(history[name].tolist())
+    files = {path.name for path in server.folder.glob(f"artifacts/*/{run}/artifacts/*")}
+    assert {"history.csv", "metrics.json", "learning_curves.html", "finetune_report.html"} <= files
+    assert server.query("select version from model_versions") == [(1,)]
+    assert not list(outbox.glob("*.json"))
+
+
+@pytest.mark.slow
+def test_a_database_that_is_locked_for_30_seconds_has_all_of_a_run(
+    project: Path, photos: Path
+) -> None:
+    process = start_kedro(project, "run", f"--params=dataset.root={photos},{LONG}")
+    database = sqlite3.connect(project / "mlflow.db", isolation_level=None, timeout=60)
+    wait_until(lambda: database.execute("select * from metrics where step > 4").fetchall())
+    database.execute("BEGIN IMMEDIATE")
+    time.sleep(30)
+    assert process.poll() is None
+    database.execute("ROLLBACK")
+    said, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, said + errors
+    assert database.execute("select status from runs").fetchall() == [("FINISHED",)]
+    losses = database.execute("select count(*) from metrics where key = 'val_loss'").fetchall()
+    assert losses == [(40,)]
+    database.close()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may mount")
+@pytest.mark.parametrize("megabytes", [1, 3, 16, 20])
+def test_a_full_disk_damages_nothing_and_the_run_goes_on_when_there_is_room(
+    project: Path, photos: Path, tmp_path: Path, megabytes: int
+) -> None:
+    """The disk is full before training, in it, and while the classifiers are saved."""
+    options = f"--params=dataset.root={photos},{QUICK}"
+    other = copy_project(tmp_path / "undisturbed")
+    assert kedro(other, "run", options).returncode == 0
+    data = project / "data"
+    data.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}M", "tmpfs", str(data)]
+    subprocess.run(mount, check=True)
+    try:
+        done = kedro(project, "run", options)
+        assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
+        assert f"The disk is full. In {project}" in " ".join(done.stderr.split())
+        assert not [*data.rglob("unfinished.*"), *data.rglob("*.unfinished")]
+        subprocess.run(["mount", "-o", "remount,size=200M", str(data)], check=True)
+        done = kedro(project, "run", f"{options},training.resume=true")
+        assert done.returncode == 0, done.stdout + done.stderr
+        weights = "data/06_models/classifier/*/classifier/model.safetensors"
+        (expected,) = (path.read_bytes() for path in other.glob(weights))
+        assert {path.read_bytes() for path in project.glob(weights)} == {expected}
+        assert load_file(next(project.glob(weights)))
+    finally:
+        subprocess.run(["umount", str(data)], check=True)
+    with sqlite3.connect(project / "mlflow.db") as database:
+        statuses = database.execute("select status from runs order by start_time").fetchall()
+    assert statuses == [("FAILED",), ("FINISHED",)]
+    shutil.rmtree(other)
