@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import signal
+import traceback
 from typing import Any
 
 import click
@@ -13,6 +14,7 @@ from kedro.io import DatasetError
 
 from thawline.commands import activations
 from thawline.errors import ThawlineError
+from thawline.masking import describe_error, mask
 
 
 @click.group(name="thawline")
@@ -29,11 +31,13 @@ def _run(*args: Any, **kwargs: Any) -> Any:
     try:
         return kedro_run.callback(*args, **kwargs)  # type: ignore[misc]
     except (ThawlineError, DatasetError) as error:
-        raise click.ClickException(str(error)) from error
-    except ValueError as error:
-        if not str(error).startswith("Failed to find the pipeline"):
-            raise
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(mask(str(error))) from error
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith("Failed to find the pipeline"):
+            raise click.ClickException(str(error)) from error
+        if (masked := describe_error(error)) != "".join(traceback.format_exception(error)):
+            raise click.ClickException(masked) from None
+        raise
 
 
 def _exit(number: int, _: Any) -> None:
