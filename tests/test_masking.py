@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import shutil
@@ -11,12 +12,15 @@ from typing import Any
 
 import mlflow
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from kedro.logging import RichHandler
 from mlflow.entities import RunTag
 from mlflow.utils.credentials import read_mlflow_creds
+from rich.console import Console
 
-from conftest import empty_tracking_store
+from conftest import ROOT, empty_tracking_store
 from thawline.datasets import ChildRunsDataset
 from thawline.masking import PASSWORD, USERNAME, describe_error, mask, mask_logs, take_password_out
 
@@ -119,3 +123,13 @@ def test_the_tags_of_a_child_run_are_texts_as_a_server_wants_them(
         monkeypatch.setattr(mlflow, "start_run", start_on_server)
         with ChildRunsDataset().load()("trial 1", {}, {"trial": 1}):
             pass
+
+
+def test_a_log_takes_no_name_of_a_file_for_markup() -> None:
+    settings = yaml.safe_load((ROOT / "conf" / "logging.yml").read_text())["handlers"]["rich"]
+    del settings["class"], settings["rich_tracebacks"]
+    page = io.StringIO()
+    handler = RichHandler(**settings, console=Console(file=page, width=200))
+    record = logging.makeLogRecord({"msg": "%s is cut", "args": ("photos/[/b]/[red]1.jpg",)})
+    handler.emit(record)
+    assert "photos/[/b]/[red]1.jpg is cut" in page.getvalue()
