@@ -41,6 +41,12 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let `pytest tests/fuzz` say for how long."""
+    minutes = "minutes for all of tests/fuzz together, one after the other"
+    parser.addoption("--fuzz-minutes", type=float, default=1, help=minutes)
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder per class: pieces of the two photographs that scikit-learn brings."""

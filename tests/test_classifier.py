@@ -11,8 +11,15 @@ import torch
 from safetensors.torch import load_file
 
 from thawline.backbones import IMAGENET, build_network
-from thawline.classifier import Classifier, classify, load_classifier, save_classifier
-from thawline.errors import CheckpointError
+from thawline.classifier import (
+    Classifier,
+    RequestLimits,
+    check_request,
+    classify,
+    load_classifier,
+    save_classifier,
+)
+from thawline.errors import CheckpointError, DataError
 from thawline.options import ModelOptions
 from thawline.transforms import evaluation_view, normalise
 
@@ -141,3 +148,16 @@ def test_paths_and_bytes_are_classified_alike_in_any_batch(splits: pd.DataFrame)
     top, idx = logits.softmax(dim=1).max(dim=1)
     assert by_path["label"].tolist() == [classifier.class_names[i] for i in idx]
     assert by_path["probability"].tolist() == pytest.approx(top.tolist(), abs=1e-6)
+
+
+def test_a_request_is_bounded_before_an_image_is_decoded() -> None:
+    header = b"P5 4000 3000 255\n"  # of an image without a single pixel
+    with pytest.raises(DataError, match="Image 2 has 4000 x 3000 px; max_megapixels is 10"):
+        check_request([b"P5 1 1 255\n0", header], RequestLimits(max_megapixels=10))
+    with pytest.raises(DataError, match=r"3 images are too many .*max_images is 2"):
+        check_request([header] * 3, RequestLimits(max_images=2))
+    with pytest.raises(DataError, match=r"2.0 MB are too many .*max_mb is 1.5"):
+        check_request([bytes(10**6)] * 2, RequestLimits(max_mb=1.5))
+    with pytest.raises(DataError, match="Image 1 cannot be read: not an image"):
+        check_request([b"no image"], RequestLimits())
+    check_request(["no bytes"] * 1000, RequestLimits(max_images=1))

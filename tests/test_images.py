@@ -111,6 +111,17 @@ def test_a_torchvision_data_set_becomes_image_files(tmp_path: Path) -> None:
         ("odd_split.csv", "names the split 'valid'"),
         ("blank.csv", "line 2: 'label' is empty"),
         ("twice.csv", "more than once"),
+        ("same_file.csv", "more than once"),
+        ("above.csv", r"above.csv, line 3: '../0.png' is outside of .*dataset.allow_outside"),
+        ("absolute.csv", r"line 2: '/etc/passwd' is outside of"),
+        ("linked.csv", r"line 2: 'leads_out.png' is outside of"),
+        ("circle.csv", "do not exist, first 'circle.png'|line 2: 'circle.png' is no path"),
+        ("nul.csv", "line 2: 'a.x00.png' is no path of a file|do not exist"),
+        ("long.csv", "do not exist"),
+        ("latin.csv", "cannot be read as a CSV in UTF-8"),
+        ("no_bytes.csv", "cannot be read as a CSV in UTF-8"),
+        ("commas.csv", "more values than there are columns"),
+        ("short.csv", "line 2: 'label' is empty"),
         ("torchvision:CIFAR11", "torchvision has no data set 'CIFAR11'"),
         ("sklearn:iris", "'sklearn:iris' is unknown"),
     ],
@@ -129,8 +140,29 @@ def test_what_is_no_data_set_is_refused_with_its_parameter(
     (tmp_path / "odd_split.csv").write_text("path,label,split\n0.png,a,valid\n")
     (tmp_path / "blank.csv").write_text("path,label\n0.png,\n")
     (tmp_path / "twice.csv").write_text("path,label\n0.png,a\n0.png,b\n")
-    with pytest.raises(DataError, match=f"dataset.root: .*{said}"):
+    (tmp_path / "same_file.csv").write_text("path,label\n0.png,a\n./0.png,b\n")
+    (tmp_path / "above.csv").write_text("path,label\n0.png,a\n../0.png,b\n")
+    (tmp_path / "absolute.csv").write_text("path,label\n/etc/passwd,a\n")
+    (tmp_path / "leads_out.png").symlink_to("/etc/passwd")
+    (tmp_path / "linked.csv").write_text("path,label\nleads_out.png,a\n")
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    (tmp_path / "circle.csv").write_text("path,label\ncircle.png,a\n")
+    (tmp_path / "nul.csv").write_bytes(b"path,label\na\0.png,a\n")
+    (tmp_path / "long.csv").write_text(f"path,label\n{'a' * 5000}.png,a\n")
+    (tmp_path / "latin.csv").write_bytes("path,label\nbär.png,a\n".encode("latin-1"))
+    (tmp_path / "no_bytes.csv").write_bytes(b"")
+    (tmp_path / "commas.csv").write_text("path,label\n0.png,a,b\n")
+    (tmp_path / "short.csv").write_text("path,label\n0.png\n")
+    with pytest.raises(DataError, match=f"dataset.root: .*({said})"):
         find(root, tmp_path)
+
+
+def test_a_csv_names_files_elsewhere_where_that_is_allowed(tmp_path: Path) -> None:
+    save(tmp_path / "0.png")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "list.csv").write_text("path,label\n../0.png,a\n")
+    manifest = find_images("lists/list.csv", tmp_path, tmp_path, allow_outside=True)
+    assert manifest["path"].tolist() == [(tmp_path / "0.png").as_posix()]
 
 
 RED = np.array([200, 30, 30])

@@ -17,7 +17,9 @@ import yaml
 from PIL import Image
 
 from conftest import ROOT
-from thawline.comparison import compare
+from thawline.comparison import compare, pool_confusion
+from thawline.figures.data import class_balance
+from thawline.figures.evaluation import confusion_matrix
 from thawline.finetune_report import FIGURES, finetune_sections
 from thawline.options import CompareOptions, validate_parameters
 from thawline.report import Illustration, Section, comparison_sections, html_report, kedro_command
@@ -27,7 +29,9 @@ playwright = pytest.importorskip("playwright.sync_api", reason="playwright is no
 
 CHROMIUM = shutil.which("chromium")
 EVIL = "<script>window.broken = 1</script>"
-CLASSES = ("ants", "</script><script>window.broken = 1</script>", "bees" * 10)
+IMAGE = "<img src=x onerror='window.broken = 1'>"
+LINK = '"><a href="javascript:window.broken=1">bees</a><b>bold'
+CLASSES = ("ants", "</script><script>window.broken = 1</script>", "bees" * 10, IMAGE, LINK)
 NAMES = {
     "head_only": 0.9,
     "freeze_to_layer3": 0.89,
@@ -36,7 +40,12 @@ NAMES = {
     "a_long_name_of_a_strategy_with_many_phases": 0.85,
 }
 PHASE = {"trainable": {"last": 1}, "epochs": 1, "lr": 0.1}
-FACTS = {"Data": f"photos {EVIL}", "Backbone": "resnet18", "Date": "2026-11-21"}
+FACTS = {
+    "Data": f"photos/{IMAGE}/{LINK}.csv {EVIL}",
+    "Classes": ", ".join(CLASSES),
+    "Backbone": "resnet18",
+    "Date": "2026-11-21",
+}
 
 
 class Outline(HTMLParser):
@@ -92,7 +101,8 @@ def test_the_page_is_one_file_with_plotly_in_it_once(page: str) -> None:
 
 def test_names_are_text_wherever_they_stand(page: str) -> None:
     own = page.replace(max(Outline(page).scripts, key=len), "")  # plotly.js
-    assert EVIL not in own
+    assert not [name for name in (EVIL, IMAGE, LINK, CLASSES[1]) if name in own]
+    assert not {name for name, _ in Outline(own).tags} & {"img", "a", "b"}
     assert "&lt;script&gt;window.broken" in own
     for script in Outline(page).scripts[:-2]:
         assert json.loads(script)["data"]
@@ -211,6 +221,43 @@ def test_the_button_copies_the_command(
     assert copied == details.locator("code").inner_text()
     assert copied.count("kedro run --pipeline=finetune") == 3
     tab.close()
+
+
+def test_names_are_text_in_what_is_drawn_and_in_what_a_pointer_shows(
+    browser: playwright.Browser, tmp_path: Path
+) -> None:
+    rows = [(f"{name}/{LINK}.jpg", name, "train") for name in CLASSES]
+    balance = class_balance(pd.DataFrame(rows, columns=["path", "label", "split"]))
+    counts = pool_confusion(make_trials({"full": 0.9}, seeds=1, images=200, classes=CLASSES))
+    figures = [balance, confusion_matrix(counts)]
+    sections = [Section(IMAGE, LINK, illustrations=[Illustration(IMAGE, one) for one in figures])]
+    for name, text in (
+        ("report.html", html_report(LINK, {}, IMAGE, sections)),
+        ("balance.html", balance.to_html(include_plotlyjs=True)),  # as MLflow keeps it
+        ("confusion.html", figures[1].to_html(include_plotlyjs=True)),
+    ):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        tab = browser.new_page(viewport={"width": 1000, "height": 1600})
+        asked: list[str] = []
+        tab.on("request", lambda request, asked=asked: asked.append(request.url))
+        tab.goto((tmp_path / name).as_uri())
+        tab.wait_for_selector(".main-svg .ytick text, .main-svg .xtick text")
+        for plot in tab.locator(".nsewdrag").all():
+            box = plot.bounding_box()
+            assert box
+            seen = set()
+            for idx in range(len(CLASSES)):  # along the diagonal
+                share = (idx + 0.5) / len(CLASSES)
+                across, down = box["width"] * share, box["height"] * share
+                tab.mouse.move(box["x"] + across, box["y"] + down)
+                tab.wait_for_timeout(120)
+                seen |= set(tab.locator(".hovertext").all_text_contents())
+            assert any("<img" in text for text in seen), seen
+            assert any('"><a' in text for text in seen), seen
+            assert tab.locator(".main-svg a, .main-svg img, .hoverlayer a").count() == 0
+        assert tab.evaluate("window.broken") is None
+        assert asked == [(tmp_path / name).as_uri()]
+        tab.close()
 
 
 def test_any_sections_make_a_page(browser: playwright.Browser, tmp_path: Path) -> None:

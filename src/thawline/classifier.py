@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from pydantic import ValidationError
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from thawline.backbones import build_network
 from thawline.checkpoints import DESCRIPTION_FILE, WEIGHTS_FILE
 from thawline.errors import CheckpointError, DataError
-from thawline.images import Source, describe_problem
-from thawline.options import ModelOptions
+from thawline.images import Source, describe_problem, image_size
+from thawline.options import ModelOptions, Options
 from thawline.transforms import Preprocessing, evaluation_view, normalise
 
 FORMAT = 2
@@ -130,6 +130,45 @@ def _model_options(description: dict[str, Any]) -> ModelOptions:
     return ModelOptions(**options)
 
 
+class RequestLimits(Options):
+    """What is taken at once by a classifier that is served, of images that are given as bytes."""
+
+    max_images: PositiveInt = Field(256, description="images in one request")
+    max_mb: PositiveFloat = Field(100, description="MB (10^6 bytes), of all images of a request")
+    max_megapixels: PositiveFloat = Field(89, description="million pixels, of each image")
+
+
+def check_request(images: Sequence[Any], limits: RequestLimits) -> None:
+    """Look at the number, the bytes and the headers of images before one of them is decoded.
+
+    Args:
+        images: whatever is no bytes, such as a path, does not count.
+        limits: that are not to be exceeded.
+
+    Raises:
+        DataError: naming the limit; an image is named by its position, the first being 1.
+    """
+    contents = {number: i for number, i in enumerate(images, 1) if isinstance(i, bytes)}
+    if len(contents) > limits.max_images:
+        raise DataError(
+            f"{len(contents)} images are too many for one request; max_images is"
+            f" {limits.max_images}. Ask several times."
+        )
+    megabytes = sum(len(content) for content in contents.values()) / 1e6
+    if megabytes > limits.max_mb:
+        raise DataError(
+            f"{megabytes:.1f} MB are too many for one request; max_mb is {limits.max_mb:g}. Send"
+            " fewer or smaller images."
+        )
+    for number, content in contents.items():
+        width, height = _size(content, number)
+        if width * height > limits.max_megapixels * 1e6:
+            raise DataError(
+                f"Image {number} has {width} x {height} px; max_megapixels is"
+                f" {limits.max_megapixels:g}. Send a smaller one."
+            )
+
+
 @torch.inference_mode()
 def classify(
     classifier: Classifier, images: Sequence[Source], batch_size: int = 32, top_k: int = 1
@@ -166,12 +205,22 @@ def rank(table: Tensor, class_names: Sequence[str], top_k: int) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+def _size(image: Source, number: int) -> tuple[int, int]:
+    try:
+        return image_size(image)
+    except Exception as error:  # as below
+        raise _unreadable(image, number, error) from error
+
+
 def _view(image: Source, number: int, preprocessing: Preprocessing) -> Tensor:
     try:
         return evaluation_view(image, preprocessing)
     except Exception as error:  # a damaged file can make a decoder raise anything
-        problem = describe_problem(error, image)
-        raise DataError(f"Image {number} cannot be read: {problem}.") from error
+        raise _unreadable(image, number, error) from error
+
+
+def _unreadable(image: Source, number: int, error: Exception) -> DataError:
+    return DataError(f"Image {number} cannot be read: {describe_problem(error, image)}.")
 
 
 def probabilities(logits: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import functools
 import logging
 import shutil
 import signal
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from thawline.commands import activations
 from thawline.configuration import find_project
 from thawline.errors import ThawlineError
 from thawline.files import is_disk_full
+from thawline.masking import describe_error, mask
 
 
 @click.group(name="thawline")
@@ -34,9 +36,11 @@ def _run(*args: Any, **kwargs: Any) -> Any:
         return kedro_run.callback(*args, **kwargs)  # type: ignore[misc]
     except Exception as error:
         message = _message(error)
-        if message is None:
-            raise
-        raise click.ClickException(message) from error
+        if message is not None:
+            raise click.ClickException(mask(message)) from error
+        if (masked := describe_error(error)) != "".join(traceback.format_exception(error)):
+            raise click.ClickException(masked) from None
+        raise
 
 
 def _message(error: Exception) -> str | None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from thawline.errors import ThawlineError
+from thawline.masking import mask
 
 CLASSES = 1000  # of ImageNet, so that sizes are those that papers and model cards give
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
@@ -170,7 +171,7 @@ def doctor(env: str | None, params: str) -> None:
     for finding in examine(project, env, params):
         states.append(finding.state)
         state = click.style(f"{finding.state:8}", fg=COLOURS[finding.state])
-        indented = textwrap.indent(_printable(finding.message), " " * 24).lstrip()
+        indented = textwrap.indent(_printable(mask(finding.message)), " " * 24).lstrip()
         click.echo(f"{state} {finding.name:14} {indented}")
     if "problem" in states:
         raise SystemExit(1)

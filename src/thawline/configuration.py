@@ -66,6 +66,4 @@ def read_configuration(
 def register_project_path(project: Path) -> None:
     """Make ``${project_path:}`` in configuration files stand for the root of the project."""
     root = project.as_posix()
-    # OmegaConf 2.4 renames the function and warns of the old name.
-    register = getattr(OmegaConf, "register_resolver", OmegaConf.register_new_resolver)
-    register("project_path", lambda: root, replace=True)
+    OmegaConf.register_resolver("project_path", lambda: root, replace=True)

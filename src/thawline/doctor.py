@@ -217,7 +217,7 @@ def check_data(
         if name == "digits":
             return [Finding("data", "ok", f"{options.root} comes with scikit-learn")]
     try:
-        manifest = find_images(options.root, base, packaged_folder)
+        manifest = find_images(options.root, base, packaged_folder, options.allow_outside)
         splits = split_dataset(manifest, options.fractions, seed)
     except (DataError, OSError) as error:
         return [Finding("data", "problem", str(error))]

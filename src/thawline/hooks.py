@@ -6,7 +6,6 @@ import atexit
 import logging
 import os
 import platform
-import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -18,6 +17,7 @@ import mlflow
 import pandas as pd
 import plotly.graph_objects as go
 import torch
+from kedro.config import MissingConfigException
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.framework.project import pipelines
@@ -33,12 +33,13 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
 from thawline.backbones import outline
-from thawline.configuration import register_project_path
+from thawline.configuration import MLFLOW_PATTERNS, register_project_path
 from thawline.datasets import LiveMetricsDataset, TrainingStateDataset
 from thawline.dead_runs import ProcessContext, mark_dead_runs, process_tags
 from thawline.errors import DataError, ParameterError, TrackingError
 from thawline.files import sync
 from thawline.freezing import find_unknown_names
+from thawline.masking import mask, mask_logs, take_password_out
 from thawline.options import flatten, validate_parameters
 from thawline.pipelines import compare
 from thawline.sweeping import possible_strategies
@@ -58,6 +59,8 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 # A run has its tags from its first moment so: set afterwards, they come too late for a SIGKILL.
 _run_context_provider_registry.register(ProcessContext)
 wait_for_locks()
+
+mask_logs()
 
 
 class ProjectHook:
@@ -208,6 +211,7 @@ class TrackingHook(MlflowHook):
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
         """Set MLflow up and keep the parameters of the run."""
+        _take_password_out(context)
         self._parameters = validate_parameters(context.config_loader["parameters"])
         outbox = Path(context.project_path, OUTBOX)
         self._servers = connect(outbox, self._parameters.tracking.on_failure)
@@ -218,7 +222,7 @@ class TrackingHook(MlflowHook):
         self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
         """Start the MLflow run with every parameter and with what else the run depends on."""
-        given = _without_password(str(run_params["runtime_params"] or ""))
+        given = mask(str(run_params["runtime_params"] or ""))
         self._children: dict[str, str] = {}
         if not self._already_active_mlflow:
             experiment = self.mlflow_config.tracking.experiment._experiment
@@ -234,7 +238,7 @@ class TrackingHook(MlflowHook):
         self._log_parameters(self.run_id, self._parameters.model_dump(mode="json"))
         mlflow.set_tags(  # in place of kedro-mlflow's: a command without --params, an address
             {
-                "kedro_command": _without_password(" ".join(["kedro", *sys.argv[1:]])),
+                "kedro_command": mask(" ".join(["kedro", *sys.argv[1:]])),
                 "runner": run_params["runner"].split()[0].rpartition(".")[2],
                 "device": _device(self._parameters.training.device),
                 "python": platform.python_version(),
@@ -342,7 +346,8 @@ class TrackingHook(MlflowHook):
 
     def _log_parameters(self, run_id: str, tree: dict[str, Any]) -> None:
         parameters = [
-            Param(self.sanitize_param_name(name), str(value)) for name, value in flatten(tree)
+            Param(self.sanitize_param_name(name), mask(f"{name}={value}").removeprefix(f"{name}="))
+            for name, value in flatten(tree)
         ]
         parameters.sort(key=lambda p: p.key.startswith("strategies."))  # the long list comes last
         for start in range(0, len(parameters), PARAMS_A_BATCH):
@@ -350,9 +355,20 @@ class TrackingHook(MlflowHook):
             mlflow.MlflowClient().log_batch(run_id, params=batch)
 
 
-def _without_password(command: str) -> str:
-    """Return a command without what stands between user and host of URLs in it."""
-    return re.sub(r"(://[^/\s:@]*):[^/\s@]*@", r"\1:***@", command)
+def _take_password_out(context: KedroContext) -> None:
+    """Hide the password of a tracking server from all that repeats its address."""
+    loader: Any = context.config_loader
+    loader.config_patterns.setdefault("mlflow", MLFLOW_PATTERNS)
+    try:
+        configuration = context.config_loader["mlflow"]
+    except MissingConfigException:  # kedro-mlflow then takes its defaults
+        configuration = {}
+    server = configuration.get("server") or {}
+    for place, name in ((server, "mlflow_tracking_uri"), (os.environ, "MLFLOW_TRACKING_URI")):
+        if place.get(name):
+            place[name] = take_password_out(place[name])
+    if server:
+        context.config_loader["mlflow"] = configuration
 
 
 def _log_artifact(name: str, data: Any, dataset: Any, run_id: str) -> None:

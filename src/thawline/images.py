@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import logging
@@ -29,10 +30,20 @@ LYING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 # decoded (on average within 1/255 of the full decoding on photographs; without a gap, 2.6/255).
 REDUCING_GAP = 2.0
 
+# Nothing else is decoded: Pillow would start another program for PostScript, for instance.
+Image.init()  # else Pillow knows only some of them yet
+FORMATS: list[str] = [
+    name
+    for name in ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "AVIF", "JPEG2000")
+    if name in Image.OPEN
+]
+
 Source = str | os.PathLike[str] | bytes
 
 
-def find_images(root: str, base: Path, packaged_folder: Path) -> pd.DataFrame:
+def find_images(
+    root: str, base: Path, packaged_folder: Path, allow_outside: bool = False
+) -> pd.DataFrame:
     """Return the manifest of a data set: path, label and, if the data brings them, split and group.
 
     Args:
@@ -40,6 +51,7 @@ def find_images(root: str, base: Path, packaged_folder: Path) -> pd.DataFrame:
             columns path, label and perhaps split and group; `torchvision:NAME`; `sklearn:digits`.
         base: folder that a relative `root` is relative to.
         packaged_folder: where data sets of a package are downloaded to and written as image files.
+        allow_outside: whether a CSV may name files outside of the folder that it lies in.
 
     Returns:
         One row an image, sorted by path; paths are absolute.
@@ -59,7 +71,7 @@ def find_images(root: str, base: Path, packaged_folder: Path) -> pd.DataFrame:
     if path.is_dir():
         return _scan_folder(path)
     if path.is_file() and path.suffix.lower() == ".csv":
-        return _read_csv(path)
+        return _read_csv(path, allow_outside)
     found = "is neither a folder nor a CSV" if path.exists() else "does not exist"
     raise DataError(
         f"dataset.root: '{root}' {found} ({path}). Give a folder with one folder of images per"
@@ -134,7 +146,7 @@ def read_image(source: Source, scale: float = 1.0) -> Image.Image:
     Raises:
         OSError: when the file cannot be read or is not an image.
     """
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+    with _open(source) as file:
         return to_rgb(file, scale)
 
 
@@ -163,10 +175,15 @@ def image_size(source: Source) -> tuple[int, int]:
     Raises:
         OSError: when the file cannot be read or is not an image.
     """
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+    with _open(source) as file:
         width, height = file.size
         on_its_side = file.getexif().get(ExifTags.Base.Orientation, 1) in LYING
     return (height, width) if on_its_side else (width, height)
+
+
+def _open(source: Source) -> Image.Image:
+    """Return an image of which the header alone is read."""
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
 
 
 def describe_problem(error: Exception, source: Source) -> str:
@@ -273,9 +290,9 @@ def _as_text(name: str) -> str:
     return name.replace("\r", r"\udc0d").encode("utf-8", "backslashreplace").decode()
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def _read_csv(path: Path, allow_outside: bool) -> pd.DataFrame:
     """Return the manifest in a CSV; its paths are relative to the folder that it lies in."""
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = _read_texts(path)
     missing = [name for name in ("path", "label") if name not in table]
     if missing or table.empty:
         raise DataError(
@@ -292,18 +309,65 @@ def _read_csv(path: Path) -> pd.DataFrame:
             raise DataError(
                 f"dataset.root: {path} names the split '{odd[0]}'; possible are train, val, test."
             )
-    twice = table["path"][table["path"].duplicated()]
-    if len(twice):
-        raise DataError(f"dataset.root: {path} names the file '{twice.iloc[0]}' more than once.")
-    absent = [name for name in table["path"] if not (path.parent / name).is_file()]
+    files = [_file_in_csv(path, row + 2, name) for row, name in enumerate(table["path"])]
+    if not allow_outside:
+        _check_inside(path, table["path"].tolist(), files)
+    absent = [name for name, file in zip(table["path"], files, strict=True) if not _is_file(file)]
     if absent:
         raise DataError(
             f"dataset.root: {len(absent)} file(s) that {path} names do not exist, first"
             f" '{absent[0]}'. Paths are relative to {path.parent}."
         )
-    table["path"] = [(path.parent / name).resolve().as_posix() for name in table["path"]]
+    table["path"] = [file.as_posix() for file in files]
+    twice = table["path"][table["path"].duplicated()]
+    if len(twice):
+        raise DataError(f"dataset.root: {path} names the file '{twice.iloc[0]}' more than once.")
     columns = [c for c in ("path", "label", "split", "group") if c in table]
     return table[columns].sort_values("path", ignore_index=True)
+
+
+def _read_texts(path: Path) -> pd.DataFrame:
+    """Return a CSV with all of it as text."""
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (ValueError, OSError, csv.Error) as error:  # pandas' own are ValueErrors
+        raise DataError(
+            f"dataset.root: {path} cannot be read as a CSV in UTF-8 ({error}). Save it again as one"
+            " with the columns path and label."
+        ) from error
+    if not isinstance(table.index, pd.RangeIndex):  # pandas takes the surplus for names of rows
+        raise DataError(
+            f"dataset.root: the rows of {path} have more values than there are columns. Put quotes"
+            " around names with a comma."
+        )
+    return table.fillna("")  # a row that ends early
+
+
+def _file_in_csv(path: Path, line: int, name: str) -> Path:
+    """Return the absolute path of a file that a CSV names, all links followed."""
+    try:
+        return (path.parent / name).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, a NUL
+        raise DataError(
+            f"dataset.root: {path}, line {line}: {name!r} is no path of a file ({error})."
+        ) from error
+
+
+def _check_inside(path: Path, names: Sequence[str], files: Sequence[Path]) -> None:
+    """Refuse a CSV that names files which lie, links followed, outside of its folder."""
+    for line, (name, file) in enumerate(zip(names, files, strict=True), start=2):
+        if not file.is_relative_to(path.parent):
+            raise DataError(
+                f"dataset.root: {path}, line {line}: '{name}' is outside of {path.parent} ({file})."
+                " Move the file or the CSV, or allow it with dataset.allow_outside=true."
+            )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long, a folder that is closed
+        return False
 
 
 def _write_once(target: Path, images: Iterable[tuple[str, Any]]) -> Path:

@@ -76,6 +76,9 @@ class DatasetOptions(Options):
         description="a folder per class, a folder with train/ val/ test/, a CSV, torchvision:NAME "
         "or sklearn:digits",
     )
+    allow_outside: bool = Field(
+        False, description="a CSV may name files outside of the folder that it lies in"
+    )
     fractions: SplitFractions = SplitFractions()
     seed: Seed | None = Field(
         None, description="of the splits and the random views; null: the parameter seed"

@@ -24,18 +24,11 @@ from rich.progress import track
 
 from thawline.errors import DataError
 from thawline.files import write_whole
-from thawline.images import to_rgb
+from thawline.images import FORMATS, to_rgb
 from thawline.options import ScreeningOptions
 
 logger = logging.getLogger(__name__)
 
-# Nothing else is decoded: Pillow would start another program for PostScript, for instance.
-Image.init()  # else Pillow knows only some of them yet
-FORMATS: list[str] = [
-    name
-    for name in ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "AVIF", "JPEG2000")
-    if name in Image.OPEN
-]
 # A JPEG of several pictures, as cameras write it, is its first one: the others are previews.
 STILL = ("JPEG", "MPO")
 # A JPEG is decoded at an eighth of its size: all its data are read all the same.

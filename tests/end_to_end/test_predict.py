@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import re
@@ -87,6 +88,9 @@ def test_a_mistake_ends_in_one_clear_message(finished_project: Path) -> None:
     assert "predict.root: 'nowhere' does not exist" in done.stderr
 
 
+LIMITS = {"max_images": 10, "max_mb": 0.5, "max_megapixels": 0.3}
+
+
 @contextmanager
 def serving(project: Path) -> Iterator[str]:
     """Serve the champion of a project as the documentation says; yield the address."""
@@ -103,6 +107,7 @@ def serving(project: Path) -> Iterator[str]:
             **os.environ,
             "MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlflow.db",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "MLFLOW_PYFUNC_INFERENCE_CONFIG": json.dumps(LIMITS),
         },
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -151,6 +156,18 @@ def test_http_gives_the_labels_of_predict_and_names_what_it_cannot_read(
         for data in ({"dataframe_split": {"columns": [0], "data": [[path]]}}, {"inputs": [path]}):
             answer = requests.post(f"{address}/invocations", json=data, timeout=60)
             assert answer.status_code == 400, answer.text
+        kind = {"Content-Type": "text/csv"}
+        answer = requests.post(f"{address}/invocations", f"0\n{path}\n", headers=kind, timeout=60)
+        assert answer.status_code == 400 and "is not the bytes of a file" in answer.text
+        large = io.BytesIO()
+        Image.new("L", (1000, 301)).save(large, format="png")
+        for too_much, limit in (
+            ([large.getvalue()], "Image 1 has 1000 x 301 px; max_megapixels is 0.3."),
+            ([bytes(600_000)], "0.6 MB are too many for one request; max_mb is 0.5."),
+            (contents[:1] * 11, "11 images are too many for one request; max_images is 10."),
+        ):
+            refused = ask(address, too_much)
+            assert refused.status_code == 400 and limit in refused.json()["message"]
 
 
 def test_the_documented_example_gives_the_same_labels_without_thawline(

@@ -39,7 +39,8 @@ def _open_run(name: str, parameters: dict[str, Any], tags: dict[str, Any]) -> It
     if not mlflow.active_run():
         yield lambda _: None
         return
-    with mlflow.start_run(run_name=name, nested=True, tags=tags):
+    texts = {tag: str(value) for tag, value in tags.items()}  # a server takes nothing else
+    with mlflow.start_run(run_name=name, nested=True, tags=texts):
         mlflow.log_params(parameters)
         try:
             yield mlflow.set_tags

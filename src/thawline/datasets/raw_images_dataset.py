@@ -13,7 +13,7 @@ from thawline.datasets.tool_dataset import ToolDataset
 from thawline.images import find_images
 
 
-class RawImagesDataset(ToolDataset[Callable[[str], pd.DataFrame]]):
+class RawImagesDataset(ToolDataset[Callable[..., pd.DataFrame]]):
     """Loads a function from `dataset.root` to the manifest of the images there.
 
     Like a PartitionedDataset it loads something to call, so that the node decides by its parameters
@@ -27,7 +27,7 @@ class RawImagesDataset(ToolDataset[Callable[[str], pd.DataFrame]]):
         """
         self._filepath, self._path, self.metadata = Path(filepath), Path(path), metadata
 
-    def load(self) -> Callable[[str], pd.DataFrame]:
+    def load(self) -> Callable[..., pd.DataFrame]:
         """Return `find_images` with its folders filled in."""
         return partial(find_images, base=self._path, packaged_folder=self._filepath)
 

@@ -15,7 +15,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 import thawline
-from thawline.classifier import Classifier, save_classifier
+from thawline.classifier import Classifier, RequestLimits, save_classifier
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,7 @@ class ServedModelDataset(AbstractDataset[ServedModel, str | None]):
                 python_model=str(PACKAGE / "serving.py"),
                 artifacts={CLASSIFIER: str(folder), "seen_images": str(seen)},
                 code_paths=[str(PACKAGE)],
+                model_config=RequestLimits().model_dump(),  # so that a server may change them
                 signature=SIGNATURE,
                 input_example=pd.DataFrame({0: data.examples}),
                 pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -14,7 +13,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from thawline.comparison import Finished, format_seconds, group_by_strategy
-from thawline.figures.style import COLOURS, LINE, shorten
+from thawline.figures.style import COLOURS, LINE, as_text, shorten
 
 FAINT = "88"  # appended to a colour: half opaque
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
@@ -127,7 +126,7 @@ def _styles(table: pd.DataFrame) -> dict[str, Style]:
 
 def _named(strategy: str) -> dict[str, str]:
     """Return a trace's name, which fits a legend, and the whole name for its hover text."""
-    return {"name": shorten(strategy, MOST_LETTERS), "meta": html.escape(strategy)}
+    return {"name": shorten(strategy, MOST_LETTERS), "meta": as_text(strategy)}
 
 
 def _draw_accuracies(

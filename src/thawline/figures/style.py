@@ -16,6 +16,10 @@ MOST_TICK_LETTERS = 14  # of a class's name beside an axis
 def shorten(name: str, letters: int) -> str:
     """Return a name's beginning and end, with nothing in it that Plotly takes for markup."""
     end = (letters - 1) // 2
-    return html.escape(
-        name if len(name) <= letters else f"{name[: letters - 1 - end]}…{name[-end:]}"
-    )
+    short = name if len(name) <= letters else f"{name[: letters - 1 - end]}…{name[-end:]}"
+    return as_text(short)
+
+
+def as_text(name: str) -> str:
+    """Return a name with nothing in it that Plotly takes for markup; it does not know &quot;."""
+    return html.escape(name, quote=False)

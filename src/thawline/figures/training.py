@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from thawline.figures.style import LINE, TRAIN, VALIDATION
+from thawline.figures.style import LINE, TRAIN, VALIDATION, as_text
 
 
 def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
@@ -49,7 +49,7 @@ def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
     figure.add_annotation(
         text="<br>".join(
             f"{row.phase}: {row.trainable_parameters:,} parameters trained,<br>"
-            f"above {row.thaw_line}"
+            f"above {as_text(str(row.thaw_line))}"
             for row in phases.itertuples()
         ),
         align="left",

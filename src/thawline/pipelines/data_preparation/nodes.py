@@ -16,9 +16,9 @@ from thawline.options import DatasetOptions, ScreeningOptions
 logger = logging.getLogger(__name__)
 
 
-def scan_images(raw_images: Callable[[str], pd.DataFrame], dataset: DatasetOptions) -> pd.DataFrame:
+def scan_images(raw_images: Callable[..., pd.DataFrame], dataset: DatasetOptions) -> pd.DataFrame:
     """Return the manifest of the images at `dataset.root`."""
-    manifest = raw_images(dataset.root)
+    manifest = raw_images(dataset.root, allow_outside=dataset.allow_outside)
     logger.info("%d images of %d classes", len(manifest), manifest["label"].nunique())
     return manifest
 

@@ -1,0 +1,82 @@
+"""Keep passwords and tokens out of logs, messages, tags and parameters."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import traceback
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+MASK = "***"
+USERNAME, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
+
+# What stands between a user and the last @ before the host; a short number alone is a port.
+_IN_URL = re.compile(r"(://[^/\s:@]*):(?!\d{2,5}(?:[/,?#\s'\"]|$))[^\s@]*@(?:[^\s@/,:]*@)*")
+_USER_ALONE = re.compile(r"(https?://)[^/\s:@]+@")  # a token, as GitHub takes it
+_NAMED = re.compile(
+    r"(?i)((?:(?<![A-Za-z0-9_])|(?<=[A-Za-z0-9]_))"
+    r"(?:password|passwd|pwd|secret|api_?key|access_?key|(?:(?:auth|access|hf)_)?(?<!class_)token)"
+    r"['\"]?\s?[=:]\s?['\"]?)(?!None|null)[^\s,;&'\"})\]]+"
+)
+
+
+def mask(text: str) -> str:
+    """Return a text with `***` for passwords.
+
+    These are what stands between user and host in URLs, a user alone in a URL of HTTP, and what
+    follows `password=`, `token:` and the like, in a query, a command line or a mapping.
+    """
+    text = _IN_URL.sub(rf"\1:{MASK}@", text)
+    text = _USER_ALONE.sub(rf"\1{MASK}@", text)
+    return _NAMED.sub(rf"\1{MASK}", text)
+
+
+def mask_logs() -> None:
+    """Mask every record that is logged in this process from now on, with its traceback."""
+    make_record = logging.getLogRecordFactory()
+    if getattr(make_record, "masks", False):
+        return
+
+    def make_masked_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        return _mask_record(make_record(*args, **kwargs))
+
+    make_masked_record.masks = True  # type: ignore[attr-defined]
+    logging.setLogRecordFactory(make_masked_record)
+
+
+def describe_error(error: BaseException) -> str:
+    """Return an error as Python prints it, with its causes, masked."""
+    return mask("".join(traceback.format_exception(error)))
+
+
+def take_password_out(uri: str) -> str:
+    """Return the URI of a tracking server without user and password, which the environment keeps.
+
+    MLflow prints and reports the address of its server, and takes both from there as well:
+    https://mlflow.org/docs/latest/self-hosting/security/basic-http-auth/. Other URIs are returned
+    as they are.
+    """
+    try:
+        parts = urlsplit(uri)
+    except ValueError:  # MLflow says what is wrong with it
+        return uri
+    if parts.scheme not in ("http", "https") or parts.password is None:
+        return uri
+    os.environ[USERNAME] = unquote(parts.username or "")
+    os.environ[PASSWORD] = unquote(parts.password)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
+def _mask_record(record: logging.LogRecord) -> logging.LogRecord:
+    try:
+        message = record.getMessage()
+    except (TypeError, ValueError):  # logging itself reports a format that does not fit
+        return record
+    if (masked := mask(message)) != message:
+        record.msg, record.args = masked, None
+    error = record.exc_info[1] if record.exc_info else None
+    if error and (masked := describe_error(error)) != "".join(traceback.format_exception(error)):
+        record.exc_info, record.exc_text = None, masked
+    return record
