@@ -66,7 +66,8 @@ def split_at_thaw_line(network: nn.Module, size: int) -> ThawLine:
         return whole
     modes = {module: module.training for module in network.modules()}
     try:
-        return _split(network, size) or whole
+        with torch.no_grad():
+            return _split(network, size) or whole
     except _CannotSplitError as reason:
         logger.warning("The whole network, frozen part too, runs in every epoch: %s", reason)
         return whole
@@ -75,7 +76,6 @@ def split_at_thaw_line(network: nn.Module, size: int) -> ThawLine:
             module.training = training
 
 
-@torch.no_grad()
 def _split(network: nn.Module, size: int) -> ThawLine | None:
     """Return the split network, or None where nothing that is frozen comes first."""
     in_training = _trace(network)
