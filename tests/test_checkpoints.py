@@ -29,7 +29,13 @@ from torchvision import models
 from conftest import ROOT
 from networks import ChannelwiseResNet, CifarResNet20, SmallNet, TiedNet
 from thawline.backbones import IMAGENET, build_network
-from thawline.checkpoints import describe_checkpoint, read_checkpoint
+from thawline.checkpoints import (
+    describe_checkpoint,
+    first_of,
+    read_checkpoint,
+    unsafe_globals,
+    without_prefixes,
+)
 from thawline.classifier import Classifier, classify, save_classifier
 from thawline.errors import CheckpointError
 from thawline.options import ModelOptions
@@ -189,38 +195,71 @@ def write_malformed(folder: Path) -> None:
         _use_new_zipfile_serialization=False,
     )
     (folder / "raw_evil.pth").write_bytes(pickle.dumps(Creates(folder / "created")))
+    (folder / "first_evil.pth").write_bytes(
+        f"(S'touch {folder}/created'\niposix\nsystem\n.".encode()
+    )
+
+
+SAVE = "Save one with torch.save(network.state_dict(), path)."
+NO_STATE_DICT = "{path} cannot be read as a state dict (REASON). " + SAVE
+NO_TENSORS = "{path} holds no state dict (a {kind} without tensors by name instead). " + SAVE
+COMPRESSED = (
+    "{path} is compressed, or declares more than it holds, which torch.save never does. It was not"
+    " opened; get the file from its author."
+)
+RUNS_CODE = (
+    "{path} holds more than tensors: loading it would run code (1 (posix.system)). Nothing was run."
+    " The safer way: where you trust the file, save its weights alone,"
+    " torch.save(network.state_dict(), 'weights.pth'). Or set model.trust_pickle=true to let this"
+    " file do whatever its author wants."
+)
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("absent.pth", "there is no file"),
-        ("folder.pth", "is a folder; give the file in it"),
-        ("empty.pth", "is empty"),
-        ("text.pth", "cannot be read as a state dict"),
-        ("text.safetensors", "no whole safetensors file"),
-        ("list.pth", "holds no state dict .a list"),
-        ("no_tensors.pth", "holds no state dict"),
-        ("cut.pth", "is cut off or damaged"),
-        ("bomb.pth", "declares more than it holds"),
-        ("claims.pth", "declares more than it holds"),
-        ("cut.safetensors", "no whole safetensors file"),
-        ("header.safetensors", "no whole safetensors file"),
-        ("script.pt", r"TorchScript archive.*state_dict"),
-        ("photos.pth", "cannot be read as a state dict"),
-        ("itself.pth", "holds no state dict"),
-        ("evil.pth", r"posix.system.*model\.trust_pickle"),
-        ("old_evil.pth", r"posix.system.*model\.trust_pickle"),
-        ("raw_evil.pth", r"posix.system.*model\.trust_pickle"),
+        ("absent.pth", "there is no file {path}."),
+        ("folder.pth", "{path} is a folder; give the file in it."),
+        ("empty.pth", "{path} is empty; get it again."),
+        ("text.pth", NO_STATE_DICT),
+        ("text.safetensors", "{path} is no whole safetensors file (REASON); get it again."),
+        (
+            "list.pth",
+            NO_TENSORS.format(kind="list", path="{path}"),
+        ),
+        (
+            "no_tensors.pth",
+            NO_TENSORS.format(kind="dict", path="{path}"),
+        ),
+        ("cut.pth", "{path} is cut off or damaged (REASON); get it again."),
+        ("bomb.pth", COMPRESSED),
+        ("claims.pth", COMPRESSED),
+        ("cut.safetensors", "{path} is no whole safetensors file (REASON); get it again."),
+        ("header.safetensors", "{path} is no whole safetensors file (REASON); get it again."),
+        (
+            "script.pt",
+            "{path} is a TorchScript archive, which is a program. Save its weights where you trust"
+            " it: torch.save(torch.jit.load(path).state_dict(), 'weights.pth').",
+        ),
+        ("photos.pth", NO_STATE_DICT),
+        (
+            "itself.pth",
+            NO_TENSORS.format(kind="dict", path="{path}"),
+        ),
+        ("evil.pth", RUNS_CODE),
+        ("old_evil.pth", RUNS_CODE),
+        ("raw_evil.pth", RUNS_CODE),
+        ("first_evil.pth", RUNS_CODE),
     ],
 )
 def test_what_is_no_state_dict_is_refused_before_anything_in_it_runs(
     tmp_path: Path, name: str, said: str
 ) -> None:
     write_malformed(tmp_path)
-    with pytest.raises(CheckpointError, match=said) as caught:
+    with pytest.raises(CheckpointError) as caught:
         read_checkpoint(tmp_path / name)
-    assert str(caught.value).startswith("model.weights: ") and name in str(caught.value)
+    expected = re.escape("model.weights: " + said.format(path=f"'{tmp_path / name}'"))
+    assert re.fullmatch(expected.replace("REASON", "[^\n]+"), str(caught.value))
     assert not (tmp_path / "created").exists()
 
 
@@ -499,10 +538,58 @@ def test_what_a_checkpoint_holds_is_told(animals: Path) -> None:
     assert told["parameters"] == sum(p.numel() for p in SmallNet().parameters())
 
 
+def test_all_that_a_file_holds_is_told(tmp_path: Path) -> None:
+    tensors = {"module.a.weight": torch.zeros(5, 4, dtype=torch.float16)}
+    tensors |= {"module.b.weight": torch.zeros(3, 2), "module.b.bias": torch.zeros(3)}
+    tensors |= {"module.c.running_mean": torch.zeros(7, 7), "model.module.d": torch.zeros(2, 2)}
+    beside = {"epoch": 3, "best": None, "name": "mine", "optimizer": {"state": {}}, 5: 0.5}
+    torch.save({"net": {"state_dict": tensors, "inner": [1]}, **beside}, tmp_path / "all.pth")
+    assert describe_checkpoint(tmp_path / "all.pth") == {
+        "path": str(tmp_path / "all.pth"),
+        "bytes": (tmp_path / "all.pth").stat().st_size,
+        "kind": "a state dict under net.state_dict",
+        "tensors": 5,
+        "parameters": 20 + 6 + 3 + 4,
+        "dtypes": ["float16", "float32"],
+        "prefixes": ["module.", "model.module."],
+        "head": {"name": "module.b.weight", "classes": 3, "width": 2},
+        "class_names": [],
+        "other": {
+            "epoch": 3, "best": None, "name": "mine", "optimizer": "dict", "5": 0.5,
+            "inner": "list",
+        },
+        "classifier": None,
+    }  # fmt: skip
+    assert unsafe_globals(tmp_path / "all.pth") == []
+    torch.save({"bias": nn.Parameter(torch.zeros(3))}, tmp_path / "plain.pth")
+    told = describe_checkpoint(tmp_path / "plain.pth")
+    assert (told["kind"], told["head"], told["prefixes"]) == ("a plain state dict", None, [])
+    assert not read_checkpoint(tmp_path / "plain.pth").tensors["bias"].requires_grad
+
+
+def test_prefixes_fall_off_one_by_one() -> None:
+    assert without_prefixes("module.model.fc.weight") == [
+        "module.model.fc.weight",
+        "model.fc.weight",
+        "fc.weight",
+    ]
+    assert without_prefixes("fc.model.weight") == ["fc.model.weight"]
+
+
+def test_of_many_names_the_first_are_shown() -> None:
+    assert first_of(["a", "b", "c", "d"]) == "4 (a, b, c, …)"
+    assert first_of(["a", "b", "c"]) == "3 (a, b, c)"
+
+
 def test_what_a_pickle_would_import_is_told_without_running_it(tmp_path: Path) -> None:
     write_malformed(tmp_path)
     told = describe_checkpoint(tmp_path / "evil.pth")
-    assert told["kind"] == "a pickle that runs code" and told["imports"] == ["posix.system"]
+    assert told == {
+        "path": str(tmp_path / "evil.pth"),
+        "bytes": (tmp_path / "evil.pth").stat().st_size,
+        "kind": "a pickle that runs code",
+        "imports": ["posix.system"],
+    }
     torch.save(SmallNet(), tmp_path / "whole.pt")
     told = describe_checkpoint(tmp_path / "whole.pt")
     assert told["kind"] == "a whole pickled network" and "networks.SmallNet" in told["imports"]
@@ -518,6 +605,28 @@ def test_a_classifier_of_ours_is_known_by_folder_and_file(tmp_path: Path) -> Non
     assert told["kind"] == "a classifier of Thawline"
     assert told["class_names"] == ["flower", "temple"]
     assert told["classifier"]["model"]["backbone"] == "networks:SmallNet"
+    said = f"model.weights: '{tmp_path}/ours' is a folder; give {tmp_path}/ours/model.safetensors."
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        read_checkpoint(tmp_path / "ours")
+
+
+def test_a_description_beside_weights_counts_only_for_ours_and_must_be_one(tmp_path: Path) -> None:
+    weights, other = tmp_path / "model.safetensors", tmp_path / "other.safetensors"
+    for file in (weights, other):
+        save_file({"w": torch.zeros(1)}, file)
+    assert describe_checkpoint(weights)["kind"] == "safetensors"
+    description = tmp_path / "classifier.json"
+    description.write_text('{"class_names": ["fl\u00f6te"]}', encoding="utf-8")
+    assert read_checkpoint(weights).class_names == ("fl\u00f6te",)
+    assert describe_checkpoint(other)["kind"] == "safetensors"
+    assert read_checkpoint(other).class_names == ()
+    for text in ("[1, 2]", "{"):
+        description.write_text(text)
+        with pytest.raises(CheckpointError) as caught:
+            read_checkpoint(weights)
+        said = str(caught.value)
+        assert said.startswith(f"model.weights: '{description}' beside the weights is no JSON obje")
+        assert said.endswith("). Move the weights elsewhere to load them without it.")
 
 
 def test_the_network_in_the_documentation_works(
