@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
 import signal
 import time
 from collections.abc import Callable
+from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from conftest import child_process
@@ -32,6 +36,8 @@ from thawline.activations import (
     Image,
     Shelf,
     cheapest,
+    merge,
+    view_seed,
 )
 from thawline.backbones import IMAGENET, build_network
 from thawline.freezing import freeze_layers
@@ -180,7 +186,87 @@ def test_a_disk_that_cannot_be_written_to_costs_time_but_not_the_run(
     assert "cannot be written" in caplog.text and len(shelf) == 0
 
 
+def test_contents_say_how_much_there_is_and_when_it_was_last_used(store: ActivationStore) -> None:
+    for holds, shards in (("zeros", 1), ("ones", 2)):
+        shelf = store.shelf({"holds": holds})
+        for number in range(shards):
+            before = {*store.folder.glob("*/*")}
+            shelf.add(entries_of([number]), [torch.zeros(1, 250_000)])  # 1 MB
+            shelf.flush()
+            (new,) = {*store.folder.glob("*/*")} - before
+            os.utime(new, (0, 1000.5 + number))
+    (store.folder / "a file").touch()
+    (store.folder / "an empty shelf").mkdir()
+    rows = store.contents().set_index("holds")[["entries", "MB", "last used"]]
+    assert rows.loc["zeros"].tolist() == [1, 1.0, datetime.fromtimestamp(1000)]
+    assert rows.loc["ones"].tolist() == [2, 2.0, datetime.fromtimestamp(1001)]
+    assert sorted(store.contents()["shelf"]) == sorted(
+        {path.parent.name[:8] for path in store.folder.glob("*/*")}
+    )
+
+
+@pytest.mark.parametrize("limit", [300, 10**6])
+def test_entries_wait_until_there_are_enough_of_them(
+    store: ActivationStore, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(activations, "SHARD_BYTES", limit)
+    shelf = store.shelf({"holds": "numbers"})
+    shelf.add(entries_of([1]), tensors_of([1]))  # 74 bytes an entry
+    shelf.add(entries_of([2, 3]), tensors_of([2, 3]))
+    assert len(shelf) == 0
+    shelf.add(entries_of([4, 5]), tensors_of([4, 5]))
+    assert len(shelf) == (5 if limit == 300 else 0)
+    shelf.flush()
+    shelf.flush()
+    assert len([*store.folder.glob("*/*")]) == 1
+    assert_read(store.shelf({"holds": "numbers"}), [5, 1, 4, 2, 3])
+
+
+def test_the_time_that_entries_once_took_is_known_to_later_processes(
+    store: ActivationStore,
+) -> None:
+    shelf = store.shelf({"holds": "numbers"})
+    shelf.add(entries_of([1, 2]), tensors_of([1, 2]), seconds=3)
+    shelf.add(entries_of([3]), tensors_of([3]), seconds=0.5)
+    shelf.flush()
+    shelf.add(entries_of([4]), tensors_of([4]))
+    shelf.flush()
+    again = store.shelf({"holds": "numbers"})
+    for one in (shelf, again):
+        assert one.seconds(entries_of([1, 2, 3])) == pytest.approx(3.5)
+        assert one.seconds(entries_of([1, 4])) == pytest.approx(3.5 / 3)
+    shelf.add(entries_of([5]), tensors_of([5]))
+    shelf.flush()
+    assert entries_of([5])[0] not in again
+    again.refresh()
+    assert_read(again, [5, 1])
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=20), st.randoms(use_true_random=False))
+def test_parts_come_together_in_their_places(owners: list[int], chance: random.Random) -> None:
+    count = len(owners)
+    whole = tensors_of([*range(count)])
+    parts = []
+    for owner in chance.sample(range(4), 4):
+        rows = [row for row in range(count) if owners[row] == owner]
+        chance.shuffle(rows)
+        if rows:
+            parts.append((rows, [tensor[rows] for tensor in whole]))
+    merged = merge(count, parts)
+    assert all(torch.equal(a, b) for a, b in zip(merged, whole, strict=True))
+
+
+def test_the_disk_is_measured_and_nothing_is_left_on_it(store: ActivationStore) -> None:
+    rate = store.bytes_per_second()
+    assert 1e5 < rate < 1e12
+    assert not [*store.folder.iterdir()]
+
+
 # What to keep
+
+
+def test_a_cost_is_told_in_units_that_fit() -> None:
+    assert str(Cost(12_345, 0.00678)) == "12 kB and 6.78 ms an image"
 
 
 @given(
@@ -232,13 +318,16 @@ class Setting:
         self.store, self.paths, self.network = store, paths, network_of()
         self.phase, self.seed, self.dtype, self.pretrained = HEAD, 0, torch.float32, IMAGENET
         self.options = TransformOptions(size=32)
+        self.before_each_run: Callable[[nn.Module, tuple], None] = lambda *_: None
 
     def load(self, view: int | None = None) -> tuple[list[Tensor], int]:
         """Return what crosses the line in two batches, and how many images were computed."""
         freeze_layers(self.network, self.phase)
         transforms = build_transforms(self.options, self.pretrained, self.seed)
         line = split_at_thaw_line(self.network, transforms.preprocessing.size)
-        loader = ActivationLoader(
+        if line.below is not None:
+            line.below.register_forward_pre_hook(self.before_each_run)
+        self.loader = loader = ActivationLoader(
             line, transforms, ViewLoader(transforms, workers=0), self.store,
             torch.device("cpu"), self.dtype, entries=100,
         )  # fmt: skip
@@ -402,6 +491,69 @@ def test_the_choice_never_shows_in_what_is_yielded(
         }[kept]  # fmt: skip
     for result in results:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+def test_a_summary_counts_what_was_read_and_computed(setting: Setting) -> None:
+    for phase, kept in ((HEAD, "activations"), (ALL, "views")):
+        setting.phase = phase
+        setting.load()
+        assert setting.loader.summary() == f"0 {kept} were read, 5 computed"
+        assert setting.loader.seconds_saved == 0
+        setting.load()
+        saved = setting.loader.seconds_saved
+        expected = f"5 {kept} were read, 0 computed; reading saved about {saved:.1f} s"
+        assert saved > 0 and setting.loader.summary() == expected
+
+
+def test_what_is_stored_says_how_it_came_about(setting: Setting) -> None:
+    setting.seed = 3
+    setting.load()
+    setting.load(view=0)
+    told = {}
+    for path in setting.store.folder.glob("*/*.safetensors"):
+        with safe_open(path, framework="pt") as shard:
+            description = json.loads(shard.metadata()["description"])
+        told[description["holds"]] = description
+    evaluation = told["SmallNet up to flatten, evaluation views"]
+    transforms = build_transforms(setting.options, setting.pretrained, 3)
+    assert evaluation["preprocessing"] == transforms.preprocessing.model_dump(mode="json")
+    assert evaluation["packages"] == {n: version(n) for n in ("torch", "torchvision", "pillow")}
+    assert evaluation["below"].keys() == {"weights", "structure", "precision", "answer"}
+    assert evaluation["below"]["precision"] == "torch.float32"
+    assert told["SmallNet up to flatten, random views"] == {
+        **evaluation,
+        "holds": "SmallNet up to flatten, random views",
+        "augmentation": transforms.options.model_dump(mode="json"),
+        "seed": 3,
+    }
+
+
+def test_the_seed_of_a_view_is_the_same_in_every_version() -> None:
+    transforms = build_transforms(TransformOptions(size=32), IMAGENET, seed=5)
+    assert view_seed(Image("any.jpg", "0" * 64, 2), transforms) == 32957317658254044
+
+
+def test_where_memory_is_short_fewer_images_run_at_once(
+    setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, _ = setting.load()
+    setting.store.empty()
+
+    def refuse(_: nn.Module, arguments: tuple) -> None:
+        if len(arguments[0]) > most:
+            raise RuntimeError("CUDA out of memory." if most else "broken")
+
+    most, setting.before_each_run = 2, refuse
+    found, _ = setting.load()
+    torch.testing.assert_close(found, expected)
+    said = [m for m in caplog.messages if m.startswith("The device has no memory")]
+    assert said == [
+        f"The device has no memory for {a} images at once: what is frozen runs on {b}"
+        for a, b in ((8, 4), (4, 2))
+    ]
+    most = 0
+    with pytest.raises(RuntimeError, match="broken"):
+        setting.load()
 
 
 # Training
