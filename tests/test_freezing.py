@@ -133,6 +133,14 @@ def test_a_changed_frozen_weight_breaks_the_contract() -> None:
         check_frozen(network, before, 2)
 
 
+def test_buffers_are_frozen_where_their_own_module_is_in_evaluation_mode() -> None:
+    network = SmallNet().eval()
+    network.layer1[1].train()
+    buffers = {name for name, _ in network.named_buffers()}
+    moving = {name for name in buffers if name.startswith("layer1.1.")}
+    assert moving and set(frozen_tensors(network)) == buffers - moving
+
+
 def test_a_hash_tells_names_shapes_types_and_bytes_but_not_order_and_layout() -> None:
     tensor = torch.arange(6, dtype=torch.float32).reshape(2, 3)
     same = {"b": torch.ones(1), "a": tensor}
