@@ -64,7 +64,8 @@ def test_a_group_is_never_torn_apart(
 def test_the_seed_decides_and_the_order_of_the_rows_does_not() -> None:
     manifest = manifest_of({"ant": 40, "bee": 30})
     first = split_dataset(manifest, FRACTIONS, seed=1)
-    pd.testing.assert_frame_equal(first, split_dataset(manifest[::-1], FRACTIONS, seed=1))
+    turned = manifest[::-1].reset_index(drop=True)
+    pd.testing.assert_frame_equal(first, split_dataset(turned, FRACTIONS, seed=1))
     assert not first["split"].equals(split_dataset(manifest, FRACTIONS, seed=2)["split"])
 
 
@@ -169,3 +170,10 @@ def test_an_image_or_group_in_two_splits_is_refused(unit: str) -> None:
     said = f"The {unit} '{splits[unit].iloc[0]}' is in more than one split."
     with pytest.raises(DataError, match=re.escape(said)):
         check_splits(pd.concat([splits, again]))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_table_without_a_split_is_refused(split: str) -> None:
+    splits = split_dataset(manifest_of({"ant": 9, "bee": 9}), FRACTIONS, seed=0)
+    with pytest.raises(DataError, match=f"The {split} split has no image of class 'ant'"):
+        check_splits(splits[splits["split"] != split])
