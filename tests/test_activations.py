@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -104,6 +105,13 @@ def test_entries_come_back_in_any_order_and_in_another_process_too(
         shelf.read([Entry("f" * 64, None)])
 
 
+def test_more_than_ten_tensors_keep_their_order(store: ActivationStore) -> None:
+    shelf = store.shelf({"holds": "many"})
+    shelf.add(entries_of([1]), [torch.full((1,), idx) for idx in range(12)])
+    shelf.flush()
+    assert [tensor.item() for tensor in shelf.read(entries_of([1]))] == [*range(12)]
+
+
 def test_another_description_is_another_shelf(store: ActivationStore) -> None:
     shelf = store.shelf({"holds": "numbers", "seed": 0})
     shelf.add(entries_of([1]), tensors_of([1]))
@@ -112,7 +120,10 @@ def test_another_description_is_another_shelf(store: ActivationStore) -> None:
     assert len(store.shelf({"seed": 1, "holds": "numbers"})) == 0
 
 
-def test_the_least_recently_used_goes_first_and_the_bound_holds(tmp_path: Path) -> None:
+def test_the_least_recently_used_goes_first_and_the_bound_holds(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     one = torch.zeros(1, 250_000)  # 1 MB
     store = ActivationStore(tmp_path, max_gb=0.0035)
     shelf = store.shelf({"holds": "zeros"})
@@ -125,6 +136,8 @@ def test_the_least_recently_used_goes_first_and_the_bound_holds(tmp_path: Path) 
     shelf.add(entries_of([3]), [one])
     shelf.flush()
     left = store.shelf({"holds": "zeros"})
+    (said,) = [m for m in caplog.messages if "is removed" in m]
+    assert re.fullmatch(rf"0\.0035 GB are full: {tmp_path}/.+\.safetensors is removed", said)
     assert [entry in left for entry in entries_of([0, 1, 2, 3])] == [True, False, True, True]
     assert sum(path.stat().st_size for path in tmp_path.glob("*/*")) <= store.max_bytes
     with pytest.raises(KeyError):
@@ -183,7 +196,9 @@ def test_a_disk_that_cannot_be_written_to_costs_time_but_not_the_run(
     shelf.add(entries_of([1]), tensors_of([1]))
     with caplog.at_level(logging.WARNING):
         shelf.flush()
-    assert "cannot be written" in caplog.text and len(shelf) == 0
+    (said,) = caplog.messages
+    wanted = r"\w+\.safetensors cannot be written \(.+\); it will be computed again"
+    assert re.fullmatch(wanted, said) and len(shelf) == 0
 
 
 def test_contents_say_how_much_there_is_and_when_it_was_last_used(store: ActivationStore) -> None:
@@ -191,21 +206,21 @@ def test_contents_say_how_much_there_is_and_when_it_was_last_used(store: Activat
         shelf = store.shelf({"holds": holds})
         for number in range(shards):
             before = {*store.folder.glob("*/*")}
-            shelf.add(entries_of([number]), [torch.zeros(1, 250_000)])  # 1 MB
+            shelf.add(entries_of([number]), [torch.zeros(1, 85_000)])  # 0.34 MB
             shelf.flush()
             (new,) = {*store.folder.glob("*/*")} - before
             os.utime(new, (0, 1000.5 + number))
     (store.folder / "a file").touch()
     (store.folder / "an empty shelf").mkdir()
     rows = store.contents().set_index("holds")[["entries", "MB", "last used"]]
-    assert rows.loc["zeros"].tolist() == [1, 1.0, datetime.fromtimestamp(1000)]
-    assert rows.loc["ones"].tolist() == [2, 2.0, datetime.fromtimestamp(1001)]
+    assert rows.loc["zeros"].tolist() == [1, 0.3, datetime.fromtimestamp(1000)]
+    assert rows.loc["ones"].tolist() == [2, 0.7, datetime.fromtimestamp(1001)]
     assert sorted(store.contents()["shelf"]) == sorted(
         {path.parent.name[:8] for path in store.folder.glob("*/*")}
     )
 
 
-@pytest.mark.parametrize("limit", [300, 10**6])
+@pytest.mark.parametrize("limit", [5 * 74, 10**6])
 def test_entries_wait_until_there_are_enough_of_them(
     store: ActivationStore, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
@@ -215,7 +230,7 @@ def test_entries_wait_until_there_are_enough_of_them(
     shelf.add(entries_of([2, 3]), tensors_of([2, 3]))
     assert len(shelf) == 0
     shelf.add(entries_of([4, 5]), tensors_of([4, 5]))
-    assert len(shelf) == (5 if limit == 300 else 0)
+    assert len(shelf) == (5 if limit == 5 * 74 else 0)
     shelf.flush()
     shelf.flush()
     assert len([*store.folder.glob("*/*")]) == 1
@@ -291,10 +306,13 @@ def test_what_fits_and_costs_least_is_kept(
 
 
 def test_activations_no_larger_than_views_are_kept_without_weighing(
-    setting: Setting, monkeypatch: pytest.MonkeyPatch
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(activations, "cheapest", None)
-    setting.load()
+    with caplog.at_level(logging.INFO):
+        setting.load()
+    said = "The store keeps activations (0 kB an image, no more than the view itself)"
+    assert caplog.messages.count(said) == 1
     (row,) = setting.store.contents().to_dict("records")
     assert row["holds"] == "SmallNet up to flatten, evaluation views"
     setting.network = network_of(backbone="resnet18")
@@ -482,7 +500,12 @@ def test_the_choice_never_shows_in_what_is_yielded(
         monkeypatch.setattr(activations, "cheapest", lambda *_, kept=kept: kept)
         with caplog.at_level(logging.INFO):
             results += [setting.load(view=1)[0], setting.load(view=1)[0]]
-        assert f"The store keeps {kept} (" in caplog.text
+        cost = r"\d+ kB and \d+\.\d\d ms an image"
+        one, other = (n for n in (VIEWS, NOTHING, ACTIVATIONS) if n != kept)
+        wanted = rf"The store keeps {kept} \({cost}; {one} {cost}, {other} {cost}\)"
+        said = [m for m in caplog.messages if m.startswith("The store keeps")]
+        assert re.fullmatch(wanted, said[0]) and len(said) == (1 if kept == ACTIVATIONS else 2)
+        caplog.clear()
         holds = " ".join(setting.store.contents()["holds"])
         assert holds == {
             ACTIVATIONS: "ResNet up to layer1_1_relu_1, random views",
@@ -491,6 +514,15 @@ def test_the_choice_never_shows_in_what_is_yielded(
         }[kept]  # fmt: skip
     for result in results:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+def test_without_room_nothing_is_written_or_measured(
+    setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    setting.store.max_bytes = 0
+    with caplog.at_level(logging.INFO):
+        assert setting.load()[1] == setting.load()[1] == 5
+    assert not setting.store.folder.exists() and "The store keeps" not in caplog.text
 
 
 def test_a_summary_counts_what_was_read_and_computed(setting: Setting) -> None:
