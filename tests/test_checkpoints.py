@@ -147,14 +147,14 @@ class Creates:
         return os.system, (f"touch {self.path}",)
 
 
-def compress(path: Path) -> None:
-    """Write the records of an archive anew, a large one among them, compressed."""
+def compress(path: Path, size: int) -> None:
+    """Write the records of an archive anew, one of so many bytes among them, compressed."""
     with zipfile.ZipFile(path) as archive:
         records = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in records.items():
             archive.writestr(name, data)
-        archive.writestr("archive/data/9", bytes(50_000_000))
+        archive.writestr("archive/data/9", bytes(size))
 
 
 def declare_more(path: Path) -> None:
@@ -173,10 +173,11 @@ def write_malformed(folder: Path) -> None:
     (folder / "text.safetensors").write_text("weights")
     torch.save([1, 2], folder / "list.pth")
     torch.save({"epoch": 3, "model": {"width": 4}}, folder / "no_tensors.pth")
-    for name in ("cut.pth", "bomb.pth", "claims.pth"):
+    for name in ("cut.pth", "bomb.pth", "small.pth", "claims.pth"):
         torch.save({"w": torch.zeros(100)}, folder / name)
     (folder / "cut.pth").write_bytes((folder / "cut.pth").read_bytes()[:300])
-    compress(folder / "bomb.pth")
+    compress(folder / "bomb.pth", 50_000_000)
+    compress(folder / "small.pth", 10)
     declare_more(folder / "claims.pth")
     save_file({"w": torch.zeros(100)}, folder / "cut.safetensors")
     whole = (folder / "cut.safetensors").read_bytes()
@@ -221,7 +222,7 @@ RUNS_CODE = (
         ("absent.pth", "there is no file {path}."),
         ("folder.pth", "{path} is a folder; give the file in it."),
         ("empty.pth", "{path} is empty; get it again."),
-        ("text.pth", NO_STATE_DICT),
+        ("text.pth", NO_STATE_DICT.replace("REASON", "Weights only load failed")),
         ("text.safetensors", "{path} is no whole safetensors file (REASON); get it again."),
         (
             "list.pth",
@@ -233,6 +234,7 @@ RUNS_CODE = (
         ),
         ("cut.pth", "{path} is cut off or damaged (REASON); get it again."),
         ("bomb.pth", COMPRESSED),
+        ("small.pth", COMPRESSED),
         ("claims.pth", COMPRESSED),
         ("cut.safetensors", "{path} is no whole safetensors file (REASON); get it again."),
         ("header.safetensors", "{path} is no whole safetensors file (REASON); get it again."),
