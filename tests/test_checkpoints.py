@@ -261,7 +261,7 @@ def test_what_is_no_state_dict_is_refused_before_anything_in_it_runs(
     with pytest.raises(CheckpointError) as caught:
         read_checkpoint(tmp_path / name)
     expected = re.escape("model.weights: " + said.format(path=f"'{tmp_path / name}'"))
-    assert re.fullmatch(expected.replace("REASON", "[^\n]+"), str(caught.value))
+    assert re.fullmatch(expected.replace("REASON", "(?!None)[^\n]+"), str(caught.value))
     assert not (tmp_path / "created").exists()
 
 
@@ -456,15 +456,15 @@ def test_as_many_but_other_classes_keep_nothing(animals: Path) -> None:
 @pytest.mark.parametrize(
     "beside",
     [
-        {"class_names": ["ant", "bee"]},
-        {"classes": ("ant", "bee")},
-        {"class_to_idx": {"bee": 1, "ant": 0}},
-        {"class_names": [1, 2], "class_to_idx": {"bee": 1, "ant": 0}},
+        {"class_names": ["bee", "ant"]},
+        {"classes": ("bee", "ant")},
+        {"class_to_idx": {"ant": 1, "bee": 0}},
+        {"class_names": [1, 2], "class_to_idx": {"ant": 1, "bee": 0}},
     ],
 )
 def test_class_names_are_found_beside_the_weights(tmp_path: Path, beside: dict) -> None:
     torch.save({"model": {"w": torch.zeros(2, 2)}, **beside}, tmp_path / "names.pth")
-    assert read_checkpoint(tmp_path / "names.pth").class_names == ("ant", "bee")
+    assert read_checkpoint(tmp_path / "names.pth").class_names == ("bee", "ant")
 
 
 def test_class_indices_with_gaps_name_nothing(tmp_path: Path) -> None:
