@@ -166,7 +166,10 @@ def declare_more(path: Path) -> None:
     path.write_bytes(content)
 
 
-def write_malformed(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def malformed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of files that are no state dict, some of which would run code."""
+    folder = tmp_path_factory.mktemp("malformed")
     (folder / "folder.pth").mkdir()
     (folder / "empty.pth").touch()
     (folder / "text.pth").write_text("weights")
@@ -199,6 +202,7 @@ def write_malformed(folder: Path) -> None:
     (folder / "first_evil.pth").write_bytes(
         f"(S'touch {folder}/created'\niposix\nsystem\n.".encode()
     )
+    return folder
 
 
 SAVE = "Save one with torch.save(network.state_dict(), path)."
@@ -255,14 +259,13 @@ RUNS_CODE = (
     ],
 )
 def test_what_is_no_state_dict_is_refused_before_anything_in_it_runs(
-    tmp_path: Path, name: str, said: str
+    malformed: Path, name: str, said: str
 ) -> None:
-    write_malformed(tmp_path)
     with pytest.raises(CheckpointError) as caught:
-        read_checkpoint(tmp_path / name)
-    expected = re.escape("model.weights: " + said.format(path=f"'{tmp_path / name}'"))
+        read_checkpoint(malformed / name)
+    expected = re.escape("model.weights: " + said.format(path=f"'{malformed / name}'"))
     assert re.fullmatch(expected.replace("REASON", "(?!None)[^\n]+"), str(caught.value))
-    assert not (tmp_path / "created").exists()
+    assert not (malformed / "created").exists()
 
 
 @pytest.mark.parametrize("layout", ["zip", "legacy", "safetensors"])
@@ -583,19 +586,20 @@ def test_of_many_names_the_first_are_shown() -> None:
     assert first_of(["a", "b", "c"]) == "3 (a, b, c)"
 
 
-def test_what_a_pickle_would_import_is_told_without_running_it(tmp_path: Path) -> None:
-    write_malformed(tmp_path)
-    told = describe_checkpoint(tmp_path / "evil.pth")
+def test_what_a_pickle_would_import_is_told_without_running_it(
+    tmp_path: Path, malformed: Path
+) -> None:
+    told = describe_checkpoint(malformed / "evil.pth")
     assert told == {
-        "path": str(tmp_path / "evil.pth"),
-        "bytes": (tmp_path / "evil.pth").stat().st_size,
+        "path": str(malformed / "evil.pth"),
+        "bytes": (malformed / "evil.pth").stat().st_size,
         "kind": "a pickle that runs code",
         "imports": ["posix.system"],
     }
     torch.save(SmallNet(), tmp_path / "whole.pt")
     told = describe_checkpoint(tmp_path / "whole.pt")
     assert told["kind"] == "a whole pickled network" and "networks.SmallNet" in told["imports"]
-    assert not (tmp_path / "created").exists()
+    assert not (malformed / "created").exists()
 
 
 def test_a_classifier_of_ours_is_known_by_folder_and_file(tmp_path: Path) -> None:
