@@ -30,6 +30,14 @@ from thawline.splitting import split_dataset
 # A busy machine is no failure of a property.
 hypothesis.settings.register_profile("thawline", deadline=None)
 hypothesis.settings.load_profile("thawline")
+# For mutants: a failure ends the test, nobody reads the smallest example.
+hypothesis.settings.register_profile(
+    "mutants",
+    deadline=None,
+    database=None,
+    max_examples=20,
+    phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
+)
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = ROOT / "notebooks"

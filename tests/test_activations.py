@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
+import re
 import signal
 import time
 from collections.abc import Callable
+from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from conftest import child_process
@@ -32,6 +37,8 @@ from thawline.activations import (
     Image,
     Shelf,
     cheapest,
+    merge,
+    view_seed,
 )
 from thawline.backbones import IMAGENET, build_network
 from thawline.freezing import freeze_layers
@@ -98,6 +105,13 @@ def test_entries_come_back_in_any_order_and_in_another_process_too(
         shelf.read([Entry("f" * 64, None)])
 
 
+def test_more_than_ten_tensors_keep_their_order(store: ActivationStore) -> None:
+    shelf = store.shelf({"holds": "many"})
+    shelf.add(entries_of([1]), [torch.full((1,), idx) for idx in range(12)])
+    shelf.flush()
+    assert [tensor.item() for tensor in shelf.read(entries_of([1]))] == [*range(12)]
+
+
 def test_another_description_is_another_shelf(store: ActivationStore) -> None:
     shelf = store.shelf({"holds": "numbers", "seed": 0})
     shelf.add(entries_of([1]), tensors_of([1]))
@@ -106,7 +120,10 @@ def test_another_description_is_another_shelf(store: ActivationStore) -> None:
     assert len(store.shelf({"seed": 1, "holds": "numbers"})) == 0
 
 
-def test_the_least_recently_used_goes_first_and_the_bound_holds(tmp_path: Path) -> None:
+def test_the_least_recently_used_goes_first_and_the_bound_holds(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     one = torch.zeros(1, 250_000)  # 1 MB
     store = ActivationStore(tmp_path, max_gb=0.0035)
     shelf = store.shelf({"holds": "zeros"})
@@ -119,6 +136,8 @@ def test_the_least_recently_used_goes_first_and_the_bound_holds(tmp_path: Path) 
     shelf.add(entries_of([3]), [one])
     shelf.flush()
     left = store.shelf({"holds": "zeros"})
+    (said,) = [m for m in caplog.messages if "is removed" in m]
+    assert re.fullmatch(rf"0\.0035 GB are full: {tmp_path}/.+\.safetensors is removed", said)
     assert [entry in left for entry in entries_of([0, 1, 2, 3])] == [True, False, True, True]
     assert sum(path.stat().st_size for path in tmp_path.glob("*/*")) <= store.max_bytes
     with pytest.raises(KeyError):
@@ -177,10 +196,92 @@ def test_a_disk_that_cannot_be_written_to_costs_time_but_not_the_run(
     shelf.add(entries_of([1]), tensors_of([1]))
     with caplog.at_level(logging.WARNING):
         shelf.flush()
-    assert "cannot be written" in caplog.text and len(shelf) == 0
+    (said,) = caplog.messages
+    wanted = r"\w+\.safetensors cannot be written \(.+\); it will be computed again"
+    assert re.fullmatch(wanted, said) and len(shelf) == 0
+
+
+def test_contents_say_how_much_there_is_and_when_it_was_last_used(store: ActivationStore) -> None:
+    for holds, shards in (("zeros", 1), ("ones", 2)):
+        shelf = store.shelf({"holds": holds})
+        for number in range(shards):
+            before = {*store.folder.glob("*/*")}
+            shelf.add(entries_of([number]), [torch.zeros(1, 85_000)])  # 0.34 MB
+            shelf.flush()
+            (new,) = {*store.folder.glob("*/*")} - before
+            os.utime(new, (0, 1000.5 + number))
+    (store.folder / "a file").touch()
+    (store.folder / "an empty shelf").mkdir()
+    rows = store.contents().set_index("holds")[["entries", "MB", "last used"]]
+    assert rows.loc["zeros"].tolist() == [1, 0.3, datetime.fromtimestamp(1000)]
+    assert rows.loc["ones"].tolist() == [2, 0.7, datetime.fromtimestamp(1001)]
+    assert sorted(store.contents()["shelf"]) == sorted(
+        {path.parent.name[:8] for path in store.folder.glob("*/*")}
+    )
+
+
+@pytest.mark.parametrize("limit", [5 * 74, 10**6])
+def test_entries_wait_until_there_are_enough_of_them(
+    store: ActivationStore, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(activations, "SHARD_BYTES", limit)
+    shelf = store.shelf({"holds": "numbers"})
+    shelf.add(entries_of([1]), tensors_of([1]))  # 74 bytes an entry
+    shelf.add(entries_of([2, 3]), tensors_of([2, 3]))
+    assert len(shelf) == 0
+    shelf.add(entries_of([4, 5]), tensors_of([4, 5]))
+    assert len(shelf) == (5 if limit == 5 * 74 else 0)
+    shelf.flush()
+    shelf.flush()
+    assert len([*store.folder.glob("*/*")]) == 1
+    assert_read(store.shelf({"holds": "numbers"}), [5, 1, 4, 2, 3])
+
+
+def test_the_time_that_entries_once_took_is_known_to_later_processes(
+    store: ActivationStore,
+) -> None:
+    shelf = store.shelf({"holds": "numbers"})
+    shelf.add(entries_of([1, 2]), tensors_of([1, 2]), seconds=3)
+    shelf.add(entries_of([3]), tensors_of([3]), seconds=0.5)
+    shelf.flush()
+    shelf.add(entries_of([4]), tensors_of([4]))
+    shelf.flush()
+    again = store.shelf({"holds": "numbers"})
+    for one in (shelf, again):
+        assert one.seconds(entries_of([1, 2, 3])) == pytest.approx(3.5)
+        assert one.seconds(entries_of([1, 4])) == pytest.approx(3.5 / 3)
+    shelf.add(entries_of([5]), tensors_of([5]))
+    shelf.flush()
+    assert entries_of([5])[0] not in again
+    again.refresh()
+    assert_read(again, [5, 1])
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=20), st.randoms(use_true_random=False))
+def test_parts_come_together_in_their_places(owners: list[int], chance: random.Random) -> None:
+    count = len(owners)
+    whole = tensors_of([*range(count)])
+    parts = []
+    for owner in chance.sample(range(4), 4):
+        rows = [row for row in range(count) if owners[row] == owner]
+        chance.shuffle(rows)
+        if rows:
+            parts.append((rows, [tensor[rows] for tensor in whole]))
+    merged = merge(count, parts)
+    assert all(torch.equal(a, b) for a, b in zip(merged, whole, strict=True))
+
+
+def test_the_disk_is_measured_and_nothing_is_left_on_it(store: ActivationStore) -> None:
+    rate = store.bytes_per_second()
+    assert 1e5 < rate < 1e12
+    assert not [*store.folder.iterdir()]
 
 
 # What to keep
+
+
+def test_a_cost_is_told_in_units_that_fit() -> None:
+    assert str(Cost(12_345, 0.00678)) == "12 kB and 6.78 ms an image"
 
 
 @given(
@@ -205,10 +306,13 @@ def test_what_fits_and_costs_least_is_kept(
 
 
 def test_activations_no_larger_than_views_are_kept_without_weighing(
-    setting: Setting, monkeypatch: pytest.MonkeyPatch
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(activations, "cheapest", None)
-    setting.load()
+    with caplog.at_level(logging.INFO):
+        setting.load()
+    said = "The store keeps activations (0 kB an image, no more than the view itself)"
+    assert caplog.messages.count(said) == 1
     (row,) = setting.store.contents().to_dict("records")
     assert row["holds"] == "SmallNet up to flatten, evaluation views"
     setting.network = network_of(backbone="resnet18")
@@ -232,13 +336,16 @@ class Setting:
         self.store, self.paths, self.network = store, paths, network_of()
         self.phase, self.seed, self.dtype, self.pretrained = HEAD, 0, torch.float32, IMAGENET
         self.options = TransformOptions(size=32)
+        self.before_each_run: Callable[[nn.Module, tuple], None] = lambda *_: None
 
     def load(self, view: int | None = None) -> tuple[list[Tensor], int]:
         """Return what crosses the line in two batches, and how many images were computed."""
         freeze_layers(self.network, self.phase)
         transforms = build_transforms(self.options, self.pretrained, self.seed)
         line = split_at_thaw_line(self.network, transforms.preprocessing.size)
-        loader = ActivationLoader(
+        if line.below is not None:
+            line.below.register_forward_pre_hook(self.before_each_run)
+        self.loader = loader = ActivationLoader(
             line, transforms, ViewLoader(transforms, workers=0), self.store,
             torch.device("cpu"), self.dtype, entries=100,
         )  # fmt: skip
@@ -393,7 +500,12 @@ def test_the_choice_never_shows_in_what_is_yielded(
         monkeypatch.setattr(activations, "cheapest", lambda *_, kept=kept: kept)
         with caplog.at_level(logging.INFO):
             results += [setting.load(view=1)[0], setting.load(view=1)[0]]
-        assert f"The store keeps {kept} (" in caplog.text
+        cost = r"\d+ kB and \d+\.\d\d ms an image"
+        one, other = (n for n in (VIEWS, NOTHING, ACTIVATIONS) if n != kept)
+        wanted = rf"The store keeps {kept} \({cost}; {one} {cost}, {other} {cost}\)"
+        said = [m for m in caplog.messages if m.startswith("The store keeps")]
+        assert re.fullmatch(wanted, said[0]) and len(said) == (1 if kept == ACTIVATIONS else 2)
+        caplog.clear()
         holds = " ".join(setting.store.contents()["holds"])
         assert holds == {
             ACTIVATIONS: "ResNet up to layer1_1_relu_1, random views",
@@ -402,6 +514,78 @@ def test_the_choice_never_shows_in_what_is_yielded(
         }[kept]  # fmt: skip
     for result in results:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+def test_without_room_nothing_is_written_or_measured(
+    setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    setting.store.max_bytes = 0
+    with caplog.at_level(logging.INFO):
+        assert setting.load()[1] == setting.load()[1] == 5
+    assert not setting.store.folder.exists() and "The store keeps" not in caplog.text
+
+
+def test_a_summary_counts_what_was_read_and_computed(setting: Setting) -> None:
+    for phase, kept in ((HEAD, "activations"), (ALL, "views")):
+        setting.phase = phase
+        setting.load()
+        assert setting.loader.summary() == f"0 {kept} were read, 5 computed"
+        assert setting.loader.seconds_saved == 0
+        setting.load()
+        saved = setting.loader.seconds_saved
+        expected = f"5 {kept} were read, 0 computed; reading saved about {saved:.1f} s"
+        assert saved > 0 and setting.loader.summary() == expected
+
+
+def test_what_is_stored_says_how_it_came_about(setting: Setting) -> None:
+    setting.seed = 3
+    setting.load()
+    setting.load(view=0)
+    told = {}
+    for path in setting.store.folder.glob("*/*.safetensors"):
+        with safe_open(path, framework="pt") as shard:
+            description = json.loads(shard.metadata()["description"])
+        told[description["holds"]] = description
+    evaluation = told["SmallNet up to flatten, evaluation views"]
+    transforms = build_transforms(setting.options, setting.pretrained, 3)
+    assert evaluation["preprocessing"] == transforms.preprocessing.model_dump(mode="json")
+    assert evaluation["packages"] == {n: version(n) for n in ("torch", "torchvision", "pillow")}
+    assert evaluation["below"].keys() == {"weights", "structure", "precision", "answer"}
+    assert evaluation["below"]["precision"] == "torch.float32"
+    assert told["SmallNet up to flatten, random views"] == {
+        **evaluation,
+        "holds": "SmallNet up to flatten, random views",
+        "augmentation": transforms.options.model_dump(mode="json"),
+        "seed": 3,
+    }
+
+
+def test_the_seed_of_a_view_is_the_same_in_every_version() -> None:
+    transforms = build_transforms(TransformOptions(size=32), IMAGENET, seed=5)
+    assert view_seed(Image("any.jpg", "0" * 64, 2), transforms) == 32957317658254044
+
+
+def test_where_memory_is_short_fewer_images_run_at_once(
+    setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, _ = setting.load()
+    setting.store.empty()
+
+    def refuse(_: nn.Module, arguments: tuple) -> None:
+        if len(arguments[0]) > most:
+            raise RuntimeError("CUDA out of memory." if most else "broken")
+
+    most, setting.before_each_run = 2, refuse
+    found, _ = setting.load()
+    torch.testing.assert_close(found, expected)
+    said = [m for m in caplog.messages if m.startswith("The device has no memory")]
+    assert said == [
+        f"The device has no memory for {a} images at once: what is frozen runs on {b}"
+        for a, b in ((8, 4), (4, 2))
+    ]
+    most = 0
+    with pytest.raises(RuntimeError, match="broken"):
+        setting.load()
 
 
 # Training

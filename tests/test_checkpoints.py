@@ -29,7 +29,13 @@ from torchvision import models
 from conftest import ROOT
 from networks import ChannelwiseResNet, CifarResNet20, SmallNet, TiedNet
 from thawline.backbones import IMAGENET, build_network
-from thawline.checkpoints import describe_checkpoint, read_checkpoint
+from thawline.checkpoints import (
+    describe_checkpoint,
+    first_of,
+    read_checkpoint,
+    unsafe_globals,
+    without_prefixes,
+)
 from thawline.classifier import Classifier, classify, save_classifier
 from thawline.errors import CheckpointError
 from thawline.options import ModelOptions
@@ -141,14 +147,14 @@ class Creates:
         return os.system, (f"touch {self.path}",)
 
 
-def compress(path: Path) -> None:
-    """Write the records of an archive anew, a large one among them, compressed."""
+def compress(path: Path, size: int) -> None:
+    """Write the records of an archive anew, one of so many bytes among them, compressed."""
     with zipfile.ZipFile(path) as archive:
         records = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in records.items():
             archive.writestr(name, data)
-        archive.writestr("archive/data/9", bytes(50_000_000))
+        archive.writestr("archive/data/9", bytes(size))
 
 
 def declare_more(path: Path) -> None:
@@ -160,17 +166,21 @@ def declare_more(path: Path) -> None:
     path.write_bytes(content)
 
 
-def write_malformed(folder: Path) -> None:
+@pytest.fixture(scope="module")
+def malformed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of files that are no state dict, some of which would run code."""
+    folder = tmp_path_factory.mktemp("malformed")
     (folder / "folder.pth").mkdir()
     (folder / "empty.pth").touch()
     (folder / "text.pth").write_text("weights")
     (folder / "text.safetensors").write_text("weights")
     torch.save([1, 2], folder / "list.pth")
     torch.save({"epoch": 3, "model": {"width": 4}}, folder / "no_tensors.pth")
-    for name in ("cut.pth", "bomb.pth", "claims.pth"):
+    for name in ("cut.pth", "bomb.pth", "small.pth", "claims.pth"):
         torch.save({"w": torch.zeros(100)}, folder / name)
     (folder / "cut.pth").write_bytes((folder / "cut.pth").read_bytes()[:300])
-    compress(folder / "bomb.pth")
+    compress(folder / "bomb.pth", 50_000_000)
+    compress(folder / "small.pth", 10)
     declare_more(folder / "claims.pth")
     save_file({"w": torch.zeros(100)}, folder / "cut.safetensors")
     whole = (folder / "cut.safetensors").read_bytes()
@@ -189,39 +199,73 @@ def write_malformed(folder: Path) -> None:
         _use_new_zipfile_serialization=False,
     )
     (folder / "raw_evil.pth").write_bytes(pickle.dumps(Creates(folder / "created")))
+    (folder / "first_evil.pth").write_bytes(
+        f"(S'touch {folder}/created'\niposix\nsystem\n.".encode()
+    )
+    return folder
+
+
+SAVE = "Save one with torch.save(network.state_dict(), path)."
+NO_STATE_DICT = "{path} cannot be read as a state dict (REASON). " + SAVE
+NO_TENSORS = "{path} holds no state dict (a {kind} without tensors by name instead). " + SAVE
+COMPRESSED = (
+    "{path} is compressed, or declares more than it holds, which torch.save never does. It was not"
+    " opened; get the file from its author."
+)
+RUNS_CODE = (
+    "{path} holds more than tensors: loading it would run code (1 (posix.system)). Nothing was run."
+    " The safer way: where you trust the file, save its weights alone,"
+    " torch.save(network.state_dict(), 'weights.pth'). Or set model.trust_pickle=true to let this"
+    " file do whatever its author wants."
+)
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("absent.pth", "there is no file"),
-        ("folder.pth", "is a folder; give the file in it"),
-        ("empty.pth", "is empty"),
-        ("text.pth", "cannot be read as a state dict"),
-        ("text.safetensors", "no whole safetensors file"),
-        ("list.pth", "holds no state dict .a list"),
-        ("no_tensors.pth", "holds no state dict"),
-        ("cut.pth", "is cut off or damaged"),
-        ("bomb.pth", "declares more than it holds"),
-        ("claims.pth", "declares more than it holds"),
-        ("cut.safetensors", "no whole safetensors file"),
-        ("header.safetensors", "no whole safetensors file"),
-        ("script.pt", r"TorchScript archive.*state_dict"),
-        ("photos.pth", "cannot be read as a state dict"),
-        ("itself.pth", "holds no state dict"),
-        ("evil.pth", r"posix.system.*model\.trust_pickle"),
-        ("old_evil.pth", r"posix.system.*model\.trust_pickle"),
-        ("raw_evil.pth", r"posix.system.*model\.trust_pickle"),
+        ("absent.pth", "there is no file {path}."),
+        ("folder.pth", "{path} is a folder; give the file in it."),
+        ("empty.pth", "{path} is empty; get it again."),
+        ("text.pth", NO_STATE_DICT.replace("REASON", "Weights only load failed")),
+        ("text.safetensors", "{path} is no whole safetensors file (REASON); get it again."),
+        (
+            "list.pth",
+            NO_TENSORS.format(kind="list", path="{path}"),
+        ),
+        (
+            "no_tensors.pth",
+            NO_TENSORS.format(kind="dict", path="{path}"),
+        ),
+        ("cut.pth", "{path} is cut off or damaged (REASON); get it again."),
+        ("bomb.pth", COMPRESSED),
+        ("small.pth", COMPRESSED),
+        ("claims.pth", COMPRESSED),
+        ("cut.safetensors", "{path} is no whole safetensors file (REASON); get it again."),
+        ("header.safetensors", "{path} is no whole safetensors file (REASON); get it again."),
+        (
+            "script.pt",
+            "{path} is a TorchScript archive, which is a program. Save its weights where you trust"
+            " it: torch.save(torch.jit.load(path).state_dict(), 'weights.pth').",
+        ),
+        ("photos.pth", NO_STATE_DICT),
+        (
+            "itself.pth",
+            NO_TENSORS.format(kind="dict", path="{path}"),
+        ),
+        ("evil.pth", RUNS_CODE),
+        ("old_evil.pth", RUNS_CODE),
+        ("raw_evil.pth", RUNS_CODE),
+        ("first_evil.pth", RUNS_CODE),
     ],
 )
 def test_what_is_no_state_dict_is_refused_before_anything_in_it_runs(
-    tmp_path: Path, name: str, said: str
+    malformed: Path, name: str, said: str
 ) -> None:
-    write_malformed(tmp_path)
-    with pytest.raises(CheckpointError, match=said) as caught:
-        read_checkpoint(tmp_path / name)
-    assert str(caught.value).startswith("model.weights: ") and name in str(caught.value)
-    assert not (tmp_path / "created").exists()
+    with pytest.raises(CheckpointError) as caught:
+        read_checkpoint(malformed / name)
+    expected = re.escape("model.weights: " + said.format(path=f"'{malformed / name}'"))
+    assert re.fullmatch(expected.replace("REASON", "(?!None)[^\n]+"), str(caught.value))
+    assert not (malformed / "created").exists()
 
 
 @pytest.mark.parametrize("layout", ["zip", "legacy", "safetensors"])
@@ -415,15 +459,15 @@ def test_as_many_but_other_classes_keep_nothing(animals: Path) -> None:
 @pytest.mark.parametrize(
     "beside",
     [
-        {"class_names": ["ant", "bee"]},
-        {"classes": ("ant", "bee")},
-        {"class_to_idx": {"bee": 1, "ant": 0}},
-        {"class_names": [1, 2], "class_to_idx": {"bee": 1, "ant": 0}},
+        {"class_names": ["bee", "ant"]},
+        {"classes": ("bee", "ant")},
+        {"class_to_idx": {"ant": 1, "bee": 0}},
+        {"class_names": [1, 2], "class_to_idx": {"ant": 1, "bee": 0}},
     ],
 )
 def test_class_names_are_found_beside_the_weights(tmp_path: Path, beside: dict) -> None:
     torch.save({"model": {"w": torch.zeros(2, 2)}, **beside}, tmp_path / "names.pth")
-    assert read_checkpoint(tmp_path / "names.pth").class_names == ("ant", "bee")
+    assert read_checkpoint(tmp_path / "names.pth").class_names == ("bee", "ant")
 
 
 def test_class_indices_with_gaps_name_nothing(tmp_path: Path) -> None:
@@ -499,14 +543,63 @@ def test_what_a_checkpoint_holds_is_told(animals: Path) -> None:
     assert told["parameters"] == sum(p.numel() for p in SmallNet().parameters())
 
 
-def test_what_a_pickle_would_import_is_told_without_running_it(tmp_path: Path) -> None:
-    write_malformed(tmp_path)
-    told = describe_checkpoint(tmp_path / "evil.pth")
-    assert told["kind"] == "a pickle that runs code" and told["imports"] == ["posix.system"]
+def test_all_that_a_file_holds_is_told(tmp_path: Path) -> None:
+    tensors = {"module.a.weight": torch.zeros(5, 4, dtype=torch.float16)}
+    tensors |= {"module.b.weight": torch.zeros(3, 2), "module.b.bias": torch.zeros(3)}
+    tensors |= {"module.c.running_mean": torch.zeros(7, 7), "model.module.d": torch.zeros(2, 2)}
+    beside = {"epoch": 3, "best": None, "name": "mine", "optimizer": {"state": {}}, 5: 0.5}
+    torch.save({"net": {"state_dict": tensors, "inner": [1]}, **beside}, tmp_path / "all.pth")
+    assert describe_checkpoint(tmp_path / "all.pth") == {
+        "path": str(tmp_path / "all.pth"),
+        "bytes": (tmp_path / "all.pth").stat().st_size,
+        "kind": "a state dict under net.state_dict",
+        "tensors": 5,
+        "parameters": 20 + 6 + 3 + 4,
+        "dtypes": ["float16", "float32"],
+        "prefixes": ["module.", "model.module."],
+        "head": {"name": "module.b.weight", "classes": 3, "width": 2},
+        "class_names": [],
+        "other": {
+            "epoch": 3, "best": None, "name": "mine", "optimizer": "dict", "5": 0.5,
+            "inner": "list",
+        },
+        "classifier": None,
+    }  # fmt: skip
+    assert unsafe_globals(tmp_path / "all.pth") == []
+    torch.save({"bias": nn.Parameter(torch.zeros(3))}, tmp_path / "plain.pth")
+    told = describe_checkpoint(tmp_path / "plain.pth")
+    assert (told["kind"], told["head"], told["prefixes"]) == ("a plain state dict", None, [])
+    assert not read_checkpoint(tmp_path / "plain.pth").tensors["bias"].requires_grad
+
+
+def test_prefixes_fall_off_one_by_one() -> None:
+    assert without_prefixes("module.model.fc.weight") == [
+        "module.model.fc.weight",
+        "model.fc.weight",
+        "fc.weight",
+    ]
+    assert without_prefixes("fc.model.weight") == ["fc.model.weight"]
+
+
+def test_of_many_names_the_first_are_shown() -> None:
+    assert first_of(["a", "b", "c", "d"]) == "4 (a, b, c, …)"
+    assert first_of(["a", "b", "c"]) == "3 (a, b, c)"
+
+
+def test_what_a_pickle_would_import_is_told_without_running_it(
+    tmp_path: Path, malformed: Path
+) -> None:
+    told = describe_checkpoint(malformed / "evil.pth")
+    assert told == {
+        "path": str(malformed / "evil.pth"),
+        "bytes": (malformed / "evil.pth").stat().st_size,
+        "kind": "a pickle that runs code",
+        "imports": ["posix.system"],
+    }
     torch.save(SmallNet(), tmp_path / "whole.pt")
     told = describe_checkpoint(tmp_path / "whole.pt")
     assert told["kind"] == "a whole pickled network" and "networks.SmallNet" in told["imports"]
-    assert not (tmp_path / "created").exists()
+    assert not (malformed / "created").exists()
 
 
 def test_a_classifier_of_ours_is_known_by_folder_and_file(tmp_path: Path) -> None:
@@ -518,6 +611,28 @@ def test_a_classifier_of_ours_is_known_by_folder_and_file(tmp_path: Path) -> Non
     assert told["kind"] == "a classifier of Thawline"
     assert told["class_names"] == ["flower", "temple"]
     assert told["classifier"]["model"]["backbone"] == "networks:SmallNet"
+    said = f"model.weights: '{tmp_path}/ours' is a folder; give {tmp_path}/ours/model.safetensors."
+    with pytest.raises(CheckpointError, match=re.escape(said)):
+        read_checkpoint(tmp_path / "ours")
+
+
+def test_a_description_beside_weights_counts_only_for_ours_and_must_be_one(tmp_path: Path) -> None:
+    weights, other = tmp_path / "model.safetensors", tmp_path / "other.safetensors"
+    for file in (weights, other):
+        save_file({"w": torch.zeros(1)}, file)
+    assert describe_checkpoint(weights)["kind"] == "safetensors"
+    description = tmp_path / "classifier.json"
+    description.write_text('{"class_names": ["fl\u00f6te"]}', encoding="utf-8")
+    assert read_checkpoint(weights).class_names == ("fl\u00f6te",)
+    assert describe_checkpoint(other)["kind"] == "safetensors"
+    assert read_checkpoint(other).class_names == ()
+    for text in ("[1, 2]", "{"):
+        description.write_text(text)
+        with pytest.raises(CheckpointError) as caught:
+            read_checkpoint(weights)
+        said = str(caught.value)
+        assert said.startswith(f"model.weights: '{description}' beside the weights is no JSON obje")
+        assert said.endswith("). Move the weights elsewhere to load them without it.")
 
 
 def test_the_network_in_the_documentation_works(

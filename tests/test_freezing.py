@@ -1,5 +1,7 @@
 """What is frozen stays as it is to the bit; what is trainable is all in the optimizer."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -91,7 +93,12 @@ def test_train_mode_passes_leave_everything_frozen_as_it_was(trainable: object) 
         optimizer.step()
     for name, tensor in frozen_tensors(network).items():
         assert torch.equal(tensor, frozen[name]), name
-    assert check_frozen(network, before, 1)["sha256_after"] == before
+    assert check_frozen(network, before, 1) == {
+        "phase": 1,
+        "frozen_tensors": len(frozen),
+        "sha256_before": before,
+        "sha256_after": before,
+    }
 
 
 def test_the_statistics_of_trained_batch_norm_move_unless_told_not_to() -> None:
@@ -116,8 +123,37 @@ def test_a_changed_frozen_weight_breaks_the_contract() -> None:
     before = hash_tensors(frozen_tensors(network))
     with torch.no_grad():
         network.conv1.bias[0] += 1e-6
-    with pytest.raises(TrainingError, match="Freeze contract broken in phase 2"):
+    after = hash_tensors(frozen_tensors(network))
+    said = (
+        "Freeze contract broken in phase 2: a frozen parameter or buffer changed (SHA-256"
+        f" {before} before, {after} after). Something in the network writes to its own weights or"
+        " statistics while it is frozen."
+    )
+    with pytest.raises(TrainingError, match=re.escape(said)):
         check_frozen(network, before, 2)
+
+
+def test_buffers_are_frozen_where_their_own_module_is_in_evaluation_mode() -> None:
+    network = SmallNet().eval()
+    network.layer1[1].train()
+    buffers = {name for name, _ in network.named_buffers()}
+    moving = {name for name in buffers if name.startswith("layer1.1.")}
+    assert moving and set(frozen_tensors(network)) == buffers - moving
+
+
+def test_a_hash_tells_names_shapes_types_and_bytes_but_not_order_and_layout() -> None:
+    tensor = torch.arange(6, dtype=torch.float32).reshape(2, 3)
+    same = {"b": torch.ones(1), "a": tensor}
+    hashed = hash_tensors({"a": tensor, "b": torch.ones(1)})
+    assert hash_tensors(same) == hashed and re.fullmatch("[0-9a-f]{64}", hashed)
+    assert hash_tensors({**same, "a": tensor.t().contiguous().t()}) == hashed
+    others = [
+        {"c": tensor, "b": torch.ones(1)},
+        {**same, "a": tensor.reshape(3, 2)},
+        {**same, "a": tensor.view(torch.int32)},
+        {**same, "a": tensor.nextafter(torch.tensor(9.0))},
+    ]
+    assert len({hashed, *map(hash_tensors, others)}) == 5
 
 
 def test_learning_rates_fall_from_stage_to_stage_unless_given() -> None:
@@ -138,23 +174,39 @@ def test_learning_rates_fall_from_stage_to_stage_unless_given() -> None:
 
 def test_the_report_has_a_row_for_each_phase_and_stage() -> None:
     network = SmallNet()
-    report = freeze_report(network, [phase({"last": 1}), phase("all", batch_norm="eval")])
+    first, second = phase({"last": 1}), phase("all", batch_norm="eval", lr_decay=0.5)
+    report = freeze_report(network, [first, second])
+    assert report["phase"].tolist() == [1] * 4 + [2] * 4
     assert list(report["stage"]) == ["stem", "layer1", "layer2", "head"] * 2
     assert report["parameters"].sum() == 2 * sum(p.numel() for p in network.parameters())
-    assert report.loc[report["phase"] == 1, "trainable"].tolist() == [0, 0, 0, 170]
+    assert report["trainable"].tolist() == [0, 0, 0, 170, *report["parameters"].tolist()[4:]]
+    assert report["lr"].tolist() == [0, 0, 0, 0.1, 0.0125, 0.025, 0.05, 0.1]
     assert report["batch_norm"].tolist() == ["", "eval", "eval", ""] * 2
     assert [p.requires_grad for p in network.parameters()].count(True) == 2  # as phase 1 needs it
+
+
+def test_the_report_names_the_mode_of_each_stages_batch_norm() -> None:
+    report = freeze_report(RESNET, [phase(["layer3", "layer4.1.bn2.*", "head"])])
+    assert report["batch_norm"].tolist() == ["eval", "eval", "eval", "train", "mixed", ""]
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (phase(["layer9"]), "trainable names 'layer9'.*did you mean 'layer"),
-        (phase("all", stage_lr={"heda": 1}), "stage_lr names 'heda'.*did you mean 'head'"),
+        (
+            phase(["layer44"]),
+            "strategies: trainable names 'layer44', which matches no stage and no parameter of this"
+            " network; did you mean 'layer4'? (stages: stem, layer1, layer2, layer3, layer4, head)",
+        ),
+        (
+            phase("all", stage_lr={"heda": 1}),
+            "strategies: stage_lr names 'heda', which is no stage of this network; did you mean"
+            " 'head'? (stages: stem, layer1, layer2, layer3, layer4, head).",
+        ),
     ],
 )
 def test_a_name_that_matches_nothing_is_refused(wrong: Phase, said: str) -> None:
-    with pytest.raises(ParameterError, match=said):
+    with pytest.raises(ParameterError, match=re.escape(said)):
         freeze_report(RESNET, [wrong])
 
 
@@ -163,11 +215,13 @@ def test_names_that_a_backbone_lacks_are_found_in_its_outline_with_the_nearest()
         Phase(trainable=["head", "layer4.*.conv?", "layer3.0"], epochs=1, lr=1),
         Phase(trainable=["layer44"], epochs=1, lr=1, stage_lr={"laye4": 1, "head": 1}),
     )
-    strategies = {"mine": Strategy(phases=phases), "all": Strategy(phases=phases[:1])}
+    whole = Phase(trainable="all", epochs=1, lr=1)
+    strategies = {"mine": Strategy(phases=phases), "all": Strategy(phases=(whole, phases[0]))}
     network = outline(ModelOptions(backbone="resnet18"))
     assert network is not None and next(network.parameters()).is_meta
-    trainable, stage_lr = find_unknown_names(network, strategies)
-    assert trainable.startswith("strategies.mine.phases.1.trainable: 'layer44' matches no stage")
-    assert "did you mean 'layer4'? (stages: stem, layer1," in trainable
-    assert stage_lr.startswith("strategies.mine.phases.1.stage_lr: 'laye4' is no stage")
+    meant = "of this network; did you mean 'layer4'? (stages: " + ", ".join(RESNET_STAGES) + ")"
+    assert find_unknown_names(network, strategies) == [
+        "strategies.mine.phases.1.trainable: 'layer44' matches no stage and no parameter " + meant,
+        "strategies.mine.phases.1.stage_lr: 'laye4' is no stage " + meant,
+    ]
     assert outline(ModelOptions(backbone="networks:SmallNet")) is None

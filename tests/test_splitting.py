@@ -1,5 +1,7 @@
 """Laws that every split obeys."""
 
+import re
+
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from thawline.errors import DataError
 from thawline.images import SPLITS
 from thawline.options import SplitFractions
-from thawline.splitting import check_splits, split_dataset
+from thawline.splitting import check_splits, class_names, split_dataset
 
 FRACTIONS = SplitFractions()
 
@@ -62,7 +64,8 @@ def test_a_group_is_never_torn_apart(
 def test_the_seed_decides_and_the_order_of_the_rows_does_not() -> None:
     manifest = manifest_of({"ant": 40, "bee": 30})
     first = split_dataset(manifest, FRACTIONS, seed=1)
-    pd.testing.assert_frame_equal(first, split_dataset(manifest[::-1], FRACTIONS, seed=1))
+    turned = manifest[::-1].reset_index(drop=True)
+    pd.testing.assert_frame_equal(first, split_dataset(turned, FRACTIONS, seed=1))
     assert not first["split"].equals(split_dataset(manifest, FRACTIONS, seed=2)["split"])
 
 
@@ -70,6 +73,39 @@ def test_class_order_is_alphabetical() -> None:
     splits = split_dataset(manifest_of({"wasp": 9, "ant": 9, "bee": 9}), FRACTIONS, seed=0)
     pairs = set(zip(splits["class_index"], splits["label"], strict=True))
     assert pairs == {(0, "ant"), (1, "bee"), (2, "wasp")}
+    assert class_names(splits.sample(frac=1, random_state=0)) == ("ant", "bee", "wasp")
+
+
+@pytest.mark.parametrize(
+    ("shares", "size", "expected"),
+    [
+        ((0.7, 0.15, 0.15), 3, (1, 1, 1)),
+        ((0.7, 0.15, 0.15), 20, (14, 3, 3)),
+        ((0.5, 0.3, 0.2), 10, (5, 3, 2)),
+        ((0.9, 0.05, 0.05), 4, (2, 1, 1)),
+        ((0.02, 0.95, 0.03), 5, (1, 3, 1)),
+        ((0.02, 0.03, 0.95), 5, (1, 1, 3)),
+    ],
+)
+def test_shares_are_kept_as_far_as_every_split_has_an_image(
+    shares: tuple, size: int, expected: tuple
+) -> None:
+    fractions = SplitFractions(**dict(zip(SPLITS, shares, strict=True)))
+    splits = split_dataset(manifest_of({"ant": size, "bee": size}), fractions, seed=0)
+    for _, of_class in splits.groupby("label"):
+        assert tuple(of_class["split"].value_counts()[list(SPLITS)]) == expected
+
+
+def test_a_group_of_several_classes_counts_to_the_most_frequent() -> None:
+    labels = ["ant", "bee", "bee"] * 4 + ["ant"] * 4
+    groups = [f"{idx // 3}" for idx in range(12)] + [f"ant {idx}" for idx in range(4)]
+    manifest = manifest_of({"ant": 16}, group=groups).assign(label=labels)
+    splits = split_dataset(manifest, FRACTIONS, seed=0)
+    assert list(splits.columns) == ["path", "label", "class_index", "split", "group"]
+    mixed = splits[splits["label"] == "bee"].groupby("group")["split"].first()
+    alone = splits[splits["group"].str.startswith("ant")]["split"]
+    for held in (mixed, alone):
+        assert sorted(held) == ["test", "train", "train", "val"]
 
 
 def test_given_splits_are_kept() -> None:
@@ -91,23 +127,53 @@ def test_a_given_val_without_test_becomes_the_test_split() -> None:
 @pytest.mark.parametrize(
     ("manifest", "said"),
     [
-        (manifest_of({"ant": 9}), "at least two classes, found 1"),
-        (manifest_of({"ant": 9, "bee": 2}), "class 'bee' has 2"),
-        (manifest_of({"ant": 2, "bee": 2}, split=["val", "test"] * 2), "found test, val"),
+        (
+            manifest_of({"ant": 9}),
+            "dataset.root: a classifier needs at least two classes, found 1 (ant). Put the images"
+            " of each class into a folder of its own.",
+        ),
+        (
+            manifest_of({"ant": 9, "bee": 2}),
+            "dataset.root: class 'bee' has 2 image(s) or group(s) to split into train, val, test;"
+            " at least 3 are needed.",
+        ),
+        (
+            manifest_of({"ant": 3, "bee": 2}, split=["train", "train", "test", "train", "test"]),
+            "class 'bee' has 1 image(s) or group(s) to split into train, val; at least 2 are",
+        ),
+        (
+            manifest_of({"ant": 2, "bee": 2}, split=["val", "test"] * 2),
+            "dataset.root: a data set that brings its own splits needs train and one of val and"
+            " test, found test, val.",
+        ),
+        (manifest_of({"ant": 2, "bee": 2}, split=["train"] * 4), "test, found train."),
         (
             manifest_of({"ant": 2, "bee": 2}, split=["train", "val", "test", "train"]),
-            "no image of class",
+            "The val split has no image of class 'bee'. Add images of this class or change"
+            " dataset.fractions.",
         ),
     ],
 )
 def test_what_cannot_be_split_is_refused(manifest: pd.DataFrame, said: str) -> None:
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=re.escape(said)):
         split_dataset(manifest, FRACTIONS, seed=0)
 
 
-def test_an_image_in_two_splits_is_refused() -> None:
-    splits = split_dataset(manifest_of({"ant": 9, "bee": 9}), FRACTIONS, seed=0)
+@pytest.mark.parametrize("unit", ["path", "group"])
+def test_an_image_or_group_in_two_splits_is_refused(unit: str) -> None:
+    manifest = manifest_of({"ant": 9, "bee": 9}, group=[f"group {idx}" for idx in range(18)])
+    splits = split_dataset(manifest, FRACTIONS, seed=0)
+    assert check_splits(splits) is splits
     other = {"train": "test", "val": "train", "test": "train"}
     again = splits.head(1).assign(split=other[splits["split"].iloc[0]])
-    with pytest.raises(DataError, match="more than one split"):
+    again = again.assign(**dict.fromkeys({"path", "group"} - {unit}, "another"))
+    said = f"The {unit} '{splits[unit].iloc[0]}' is in more than one split."
+    with pytest.raises(DataError, match=re.escape(said)):
         check_splits(pd.concat([splits, again]))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_table_without_a_split_is_refused(split: str) -> None:
+    splits = split_dataset(manifest_of({"ant": 9, "bee": 9}), FRACTIONS, seed=0)
+    with pytest.raises(DataError, match=f"The {split} split has no image of class 'ant'"):
+        check_splits(splits[splits["split"] != split])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+import re
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from thawline.backbones import build_network
 from thawline.freezing import freeze_layers
 from thawline.options import ModelOptions, Phase
-from thawline.thaw_line import ThawLine, split_at_thaw_line
+from thawline.thaw_line import ThawLine, lies_below, split_at_thaw_line
 
 SIZE = 64
 NETWORKS = {  # with the number of freeze patterns to try
@@ -165,12 +166,140 @@ def test_noise_lies_above_even_where_all_around_it_is_frozen() -> None:
     assert split_at_thaw_line(network, SIZE).crossing == ("layer1_3",)
 
 
-@pytest.mark.parametrize("backbone", ["networks:BranchingNet", "networks:RestlessNet"])
+class SizesNet(nn.Module):
+    """What is trained takes sizes, a shape and a type from what is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, stride=4)
+        self.scale = nn.Parameter(torch.tensor(0.5))
+        self.mix = nn.Conv2d(4, 4, 1)
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images) * self.scale
+        count, width, height, _ = x.shape
+        rows = self.mix(x).reshape(2 * count * height, -1, width)
+        return self.linear((rows.to(x.dtype).reshape(x.shape) + x).mean(dim=(2, 3)))
+
+
+class SharedNet(nn.Module):
+    """Batch norm that no convolution may take up: either is used twice, or what is between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.twice, self.beside, self.last = (nn.Conv2d(w, 4, 1) for w in (3, 4, 4, 4))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(4))
+        for norm in self.norms:
+            nn.init.uniform_(norm.running_mean, 1, 2)
+        self.linear = nn.Linear(4, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.norms[0](self.stem(images)).relu()
+        x = self.norms[0](self.last(x)).relu()
+        x = self.norms[1](self.twice(x)).relu()
+        x = self.norms[2](self.twice(x)).relu()
+        y = self.beside(x)
+        x = self.norms[3](y) + y
+        return self.linear(x.mean(dim=(2, 3)))
+
+
+class WritingNet(SizesNet):
+    """Writes to what a frozen layer yields and drops what comes of it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)
+        x.mul_(2)
+        return self.linear(self.mix(x).mean(dim=(2, 3)))
+
+
+class FlatNet(SizesNet):
+    """Takes images of 8 px and no others."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(self.stem(images).expand(-1, -1, 2, 2).mean(dim=(2, 3)))
+
+
+def with_frozen(network: nn.Module, *trainable: str) -> nn.Module:
+    """Return a network in evaluation mode of which only what begins with some names is trained."""
+    for name, parameter in network.double().eval().named_parameters():
+        parameter.requires_grad_(name.startswith(trainable))
+    return network
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("kind", "trainable", "crossing"),
+    [
+        (SizesNet, ("mix", "linear"), ("mul",)),
+        (SizesNet, ("scale", "mix", "linear"), ("stem",)),
+        (SizesNet, (), ("linear",)),
+        (SharedNet, ("linear",), ("mean",)),
+    ],
+)
+def test_the_parts_answer_for_any_number_of_images(
+    kind: type[nn.Module], trainable: tuple[str, ...], crossing: tuple[str, ...]
+) -> None:
+    network = with_frozen(kind(), *trainable)
+    state = torch.get_rng_state()
+    line = split_at_thaw_line(network, SIZE)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert line.crossing == crossing
+    for count in (1, 4, 7):
+        for training in (True, False):
+            torch.testing.assert_close(
+                together(line, images(count), training), network(images(count))
+            )
+
+
+def test_what_lies_below_is_told_in_the_order_of_the_forward() -> None:
+    network = frozen("networks:SmallNet", "head")
+    stages = [f"{stage}.{idx}" for stage in ("layer1", "layer2") for idx in range(4)]
+    below = ["input_norm", "conv1", *stages, "pool"]
+    told = lies_below(network, split_at_thaw_line(network, SIZE).crossing)
+    assert list(told.items()) == [*((name, True) for name in below), ("linear", False)]
+    assert lies_below(frozen("networks:BranchingNet", "head"), ("images",)) == {}
+
+
+def test_what_is_frozen_above_what_is_trained_stays_above(caplog: pytest.LogCaptureFixture) -> None:
+    network = with_frozen(SizesNet(), "stem")
+    line = split_at_thaw_line(network, SIZE)
+    assert line == ThawLine(None, network, network, ("images",)) and not warnings_in(caplog)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "said"),
+    [
+        (WritingNet, 8, "its two parts differ from it by "),
+        (FlatNet, 16, "it fails for 16 px ("),
+    ],
+)
+def test_parts_that_are_not_the_network_are_not_used_and_the_log_says_why(
+    kind: type[nn.Module], size: int, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    line = split_at_thaw_line(with_frozen(kind(), "linear"), size)
+    assert line.below is None
+    (message,) = warnings_in(caplog)
+    assert message.startswith(f"The whole network, frozen part too, runs in every epoch: {said}")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("backbone", "reason"),
+    [
+        ("networks:BranchingNet", r"symbolically traced variables cannot be used[^\n]*"),
+        ("networks:RestlessNet", r"[^\n]+"),
+    ],
+)
 def test_what_cannot_be_traced_stays_whole_and_the_log_says_why(
-    backbone: str, caplog: pytest.LogCaptureFixture
+    backbone: str, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     network = frozen(backbone, "head")
     with caplog.at_level(logging.WARNING):
         line = split_at_thaw_line(network, SIZE)
     assert line.below is None
-    assert f"{backbone.removeprefix('networks:')} cannot be traced (" in caplog.text
+    name = backbone.removeprefix("networks:")
+    assert re.search(rf"every epoch: {name} cannot be traced \({reason}\)$", *warnings_in(caplog))

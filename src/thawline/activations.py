@@ -417,7 +417,6 @@ class ActivationLoader:
                 shelf.add([entries[idx] for idx in absent], parts[-1][1], seconds)
         return merge(len(images), parts)
 
-    @torch.no_grad()  # inference mode's tensors could not be saved for the gradients above the line
     def _run(self, views: Tensor) -> Tensors:
         """Return what crosses the line (N, …) for views (N, 3, size, size) uint8."""
         if self._below is None:
@@ -442,7 +441,9 @@ class ActivationLoader:
         """Return what crosses the line for views, of which so many are computed at once."""
         assert self._below is not None
         preprocessing, parts = self._transforms.preprocessing, []
-        with torch.autocast(self._device.type, self._dtype, enabled=self._dtype != torch.float32):
+        reduced = self._dtype != torch.float32
+        # Inference mode's tensors could not be saved for the gradients above the line.
+        with torch.no_grad(), torch.autocast(self._device.type, self._dtype, enabled=reduced):
             for some in views.split(chunk):
                 full = torch.cat([some, some[:1].expand(chunk - len(some), -1, -1, -1)])
                 images = normalise(full.to(self._device, non_blocking=True), preprocessing)

@@ -66,7 +66,8 @@ def split_at_thaw_line(network: nn.Module, size: int) -> ThawLine:
         return whole
     modes = {module: module.training for module in network.modules()}
     try:
-        return _split(network, size) or whole
+        with torch.no_grad():
+            return _split(network, size) or whole
     except _CannotSplitError as reason:
         logger.warning("The whole network, frozen part too, runs in every epoch: %s", reason)
         return whole
@@ -75,7 +76,6 @@ def split_at_thaw_line(network: nn.Module, size: int) -> ThawLine:
             module.training = training
 
 
-@torch.no_grad()
 def _split(network: nn.Module, size: int) -> ThawLine | None:
     """Return the split network, or None where nothing that is frozen comes first."""
     in_training = _trace(network)
@@ -229,7 +229,7 @@ def _repeats_itself(few: Any, many: Any) -> bool:
     """Return whether a value holds no noise; whatever depends on the batch's size may pass."""
     if not isinstance(few, Tensor) or (len(few), len(many)) != (FEW, MANY):
         return True
-    return torch.allclose(few.float(), many[:FEW].float(), rtol=1e-3, atol=1e-4, equal_nan=True)
+    return torch.allclose(few.float(), many[:FEW].float(), rtol=1e-3, atol=1e-4)
 
 
 def _stand_in(few: Any, many: Any, batch_size: Any) -> Any:
