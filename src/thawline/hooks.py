@@ -169,7 +169,8 @@ class WholeFilesHook:
         dataset: Any = self._catalog.get(dataset_name)
         if getattr(dataset, "_protocol", None) == "file":
             target = Path(dataset._get_save_path())
-            beside = target.with_name(f"unfinished.{target.name}")
+            # A run beside this one may be saving the same entry.
+            beside = target.with_name(f"unfinished.{os.getpid()}.{target.name}")
             self._unfinished[dataset_name] = (dataset, beside, target)
             dataset._get_save_path = lambda: PurePosixPath(beside.as_posix())
 
