@@ -708,7 +708,7 @@ def test_processes_killed_while_writing_leave_a_store_to_rely_on(
     splits: pd.DataFrame, tmp_path: Path
 ) -> None:
     store = ActivationStore(tmp_path / "shared", FULL)
-    for seed in range(5):
+    for seed in range(3):
         first, second = (child_process(_train_in_child, store, splits, seed) for _ in range(2))
         first.start()
         second.start()
@@ -717,6 +717,6 @@ def test_processes_killed_while_writing_leave_a_store_to_rely_on(
         assert second.exitcode == 0
     assert list(store.folder.glob("*/*.unfinished"))  # at least one died in the middle
     alone = ActivationStore(tmp_path / "alone", FULL)
-    for seed in range(5):
+    for seed in range(3):
         expected = run(splits, alone, HEAD, TWO_STAGES, views=2, seed=seed)
         assert_same(expected, run(splits, store, HEAD, TWO_STAGES, views=2, seed=seed))

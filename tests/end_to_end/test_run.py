@@ -280,29 +280,16 @@ def test_scratch_starts_from_random_weights_and_without_a_store_nothing_is_writt
     assert not (project / "data/04_feature").exists()
 
 
-# One each for parameters and network; the others are tested where they are raised.
-MESSAGES = {
-    "trian.lr=3,training.epochs=-1": [
-        "trian: unknown",
-        "did you mean 'training'",
-        "training.epochs",
-        "given -1",
-    ],
-    "model.weights=./best.pth": ["model.weights", "best.pth"],
-}
-
-
-@pytest.mark.parametrize("parameters", MESSAGES)
-def test_a_mistake_ends_in_one_clear_message(project: Path, parameters: str) -> None:
+def test_a_mistake_ends_in_one_clear_message(project: Path) -> None:
+    parameters = "trian.lr=3,training.epochs=-1"
     done = kedro(project, "run", "--pipeline=finetune", f"--params={parameters}")
     said = done.stdout + done.stderr
     assert done.returncode == 1
-    for words in MESSAGES[parameters]:
+    for words in ("trian: unknown", "did you mean 'training'", "training.epochs", "given -1"):
         assert words in said
     assert "Traceback" not in said
     assert done.stderr.count("Error: ") == 1
-    for folder in ("06_models", "07_model_output", "08_reporting/metrics.json"):
-        assert not list((project / "data").glob(f"{folder}/**/*.*"))
+    assert not list((project / "data").rglob("*.*"))
 
 
 def test_an_unknown_pipeline_is_named_with_the_nearest(project: Path) -> None:
