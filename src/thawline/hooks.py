@@ -313,6 +313,8 @@ class TrackingHook(MlflowHook):
 
     def _end_as_killed(self) -> None:
         """Mark what is running while Python ends, of which Kedro does not tell its hooks."""
+        if not mlflow.active_run():
+            return
         try:
             while mlflow.active_run():
                 mlflow.end_run("KILLED")

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from thawline.backbones import head_name
@@ -97,12 +98,13 @@ def stage_table(network: nn.Module, size: int) -> pd.DataFrame:
         # What was computed between two modules, in the network's own forward, counts for the later.
         operations[stage] += counter.get_total_flops() - sum(operations.values())
 
-    # With gradients, as without them attention takes a way that is not counted.
+    # Other ways to compute attention are not counted: the fused ones of a CPU not in PyTorch 2.11,
+    # and the one without gradients in no version.
     probe = copy.deepcopy(network).eval().requires_grad_()
     for name, stage in stages.items():
         for module in (m for unit in stage.modules for m in probe.get_submodule(unit).modules()):
             module.register_forward_hook(functools.partial(note, name))
-    with counter, torch.enable_grad():
+    with counter, torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         probe(torch.zeros(1, 3, size, size))
     total = counter.get_total_flops()
     operations[HEAD] += total - sum(operations.values())
