@@ -22,7 +22,7 @@ from rich.console import Console
 
 from conftest import ROOT, empty_tracking_store
 from thawline.datasets import ChildRunsDataset
-from thawline.masking import PASSWORD, USERNAME, describe_error, mask, mask_logs, take_password_out
+from thawline.masking import PASSWORD, USERNAME, mask, mask_logs, mask_traceback, take_password_out
 
 SECRET = "pa55word"
 
@@ -89,7 +89,8 @@ def test_logs_and_their_tracebacks_are_masked(
         raise ValueError("no http://user:pa55word@host")
     except ValueError as error:
         logger.exception("failed")
-        assert SECRET not in describe_error(error)
+        assert SECRET not in str(mask_traceback(error))
+    assert mask_traceback(ValueError("nothing secret")) is None
     logger.warning("plain %s", "text")
     assert SECRET not in caplog.text
     assert "http://user:***@host of 3" in caplog.text and "ValueError" in caplog.text

@@ -6,7 +6,6 @@ import functools
 import logging
 import shutil
 import signal
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from thawline.commands import activations
 from thawline.configuration import find_project
 from thawline.errors import ThawlineError
 from thawline.files import is_disk_full
-from thawline.masking import describe_error, mask
+from thawline.masking import mask, mask_traceback
 
 
 @click.group(name="thawline")
@@ -38,7 +37,7 @@ def _run(*args: Any, **kwargs: Any) -> Any:
         message = _message(error)
         if message is not None:
             raise click.ClickException(mask(message)) from error
-        if (masked := describe_error(error)) != "".join(traceback.format_exception(error)):
+        if masked := mask_traceback(error):
             raise click.ClickException(masked) from None
         raise
 

@@ -46,9 +46,11 @@ def mask_logs() -> None:
     logging.setLogRecordFactory(make_masked_record)
 
 
-def describe_error(error: BaseException) -> str:
-    """Return an error as Python prints it, with its causes, masked."""
-    return mask("".join(traceback.format_exception(error)))
+def mask_traceback(error: BaseException) -> str | None:
+    """Return an error as Python prints it, masked; None where there is nothing to mask."""
+    plain = "".join(traceback.format_exception(error))
+    masked = mask(plain)
+    return masked if masked != plain else None
 
 
 def take_password_out(uri: str) -> str:
@@ -77,6 +79,6 @@ def _mask_record(record: logging.LogRecord) -> logging.LogRecord:
     if (masked := mask(message)) != message:
         record.msg, record.args = masked, None
     error = record.exc_info[1] if record.exc_info else None
-    if error and (masked := describe_error(error)) != "".join(traceback.format_exception(error)):
-        record.exc_info, record.exc_text = None, masked
+    if error and (text := mask_traceback(error)):
+        record.exc_info, record.exc_text = None, text
     return record
