@@ -113,6 +113,33 @@ def test_a_server_that_is_restarted_during_a_run_has_all_of_it(
 
 
 @pytest.mark.slow
+def test_where_nothing_is_kept_an_outage_ends_a_run_that_can_be_resumed(
+    project: Path, photos: Path, server: Server
+) -> None:
+    (project / "conf/local/mlflow.yml").write_text(USES_A_SERVER.format(port=server.port))
+    params = f"--params=dataset.root={photos},{LONG},tracking.on_failure=fail"
+    process = start_kedro(project, "run", "--to-nodes=train_model", params)
+    wait_until(lambda: server.folder.joinpath("server.db").exists())
+    wait_until(lambda: server.query("select * from metrics where key = 'val_loss' and step > 4"))
+    server.stop()
+    said, errors = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "does not answer" in " ".join(errors.split()) and "Traceback" not in said + errors
+    assert not (project / "data" / "mlflow_outbox").exists()
+    server.start()
+    done = kedro(project, "run", "--to-nodes=train_model", f"{params},training.resume=true")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Training goes on after epoch" in done.stdout
+    statuses = server.query("select status from runs order by start_time")
+    assert statuses == [("KILLED",), ("FINISHED",)]
+    ((epochs,),) = server.query(
+        "select count(*) from metrics join runs using (run_uuid)"
+        " where status = 'FINISHED' and key = 'val_loss'"
+    )
+    assert epochs == 40
+
+
+@pytest.mark.slow
 def test_a_database_that_is_locked_for_30_seconds_has_all_of_a_run(
     project: Path, photos: Path
 ) -> None:
