@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,6 +24,7 @@ Answer = Callable[..., Tensor]
 
 def add_gradients(
     network: nn.Module,
+    trained: Sequence[nn.Parameter],
     answer: Answer,
     loss_function: Loss,
     inputs: Tensors,
@@ -37,7 +38,8 @@ def add_gradients(
     statistics of each part, and those it keeps have seen the part that did not fit as well.
 
     Args:
-        network: whose trainable parameters have the gradients.
+        network: of which some is trained.
+        trained: its parameters that have gradients.
         answer: the outputs (N, C) float32 for `inputs`.
         loss_function: a mean over the images.
         inputs: of `answer`, (N, …) each.
@@ -51,7 +53,6 @@ def add_gradients(
     Raises:
         RuntimeError: when there is no memory for the smallest part.
     """
-    trained = [p for p in network.parameters() if p.requires_grad]
     before = [p.grad.clone() if p.grad is not None else None for p in trained]
     while True:
         parts = count_parts(network, len(targets), size)
@@ -81,8 +82,10 @@ def add_gradients(
 
 def count_parts(network: nn.Module, images: int, size: int | None) -> int:
     """Return in how many parts a batch is computed; batch norm cannot train on a single image."""
+    if size is None:  # as nearly always; looking through a network would double a short step
+        return 1
     trains_norm = any(isinstance(m, _BatchNorm) and m.training for m in network.modules())
-    wanted = math.ceil(images / max(1, size or images))
+    wanted = math.ceil(images / max(1, size))
     return max(1, min(wanted, images // 2 if trains_norm else images))
 
 

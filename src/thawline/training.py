@@ -513,7 +513,7 @@ def _train_epoch(
             images, targets = setup.mix(crossing[0], truth)
             inputs = (images,)
         loss, outputs, course.micro_batch = add_gradients(
-            setup.network, partial(_answer, setup, current.line.above_in_training),
+            setup.network, trained, partial(_answer, setup, current.line.above_in_training),
             setup.loss_function, inputs, targets, course.micro_batch, options.accumulate,
         )  # fmt: skip
         if step % options.accumulate == 0 or step == len(order):
