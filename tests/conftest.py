@@ -69,6 +69,16 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def divide_photos(photos: Path, root: Path, **numbers: range) -> Path:
+    """Copy the photographs with some numbers into a folder for each split; return its parent."""
+    for split, chosen in numbers.items():
+        for label in ("flower", "temple"):
+            (root / split / label).mkdir(parents=True)
+            for idx in chosen:
+                shutil.copy(photos / label / f"{idx:02d}.jpg", root / split / label)
+    return root
+
+
 @pytest.fixture(scope="session")
 def splits(photos: Path) -> pd.DataFrame:
     """Return the table of splits of the photographs."""

@@ -98,6 +98,26 @@ def test_a_torchvision_data_set_becomes_image_files(tmp_path: Path) -> None:
     assert all(np.unique(np.asarray(Image.open(p))).tolist() == [60] for p in three["path"])
 
 
+CSVS = {
+    "no_label": "path\n0.png\n",
+    "absent": "path,label\n0.png,a\ngone.png,b\n",
+    "odd_split": "path,label,split\n0.png,a,valid\n",
+    "blank": "path,label\n0.png,\n",
+    "twice": "path,label\n0.png,a\n0.png,b\n",
+    "same_file": "path,label\n0.png,a\n./0.png,b\n",
+    "above": "path,label\n0.png,a\n../0.png,b\n",
+    "absolute": "path,label\n/etc/passwd,a\n",
+    "linked": "path,label\nleads_out.png,a\n",
+    "circle": "path,label\ncircle.png,a\n",
+    "nul": b"path,label\na\0.png,a\n",
+    "long": f"path,label\n{'a' * 5000}.png,a\n",
+    "latin": "path,label\nbär.png,a\n".encode("latin-1"),
+    "no_bytes": b"",
+    "commas": "path,label\n0.png,a,b\n",
+    "short": "path,label\n0.png\n",
+}
+
+
 @pytest.mark.parametrize(
     ("root", "said"),
     [
@@ -135,24 +155,11 @@ def test_what_is_no_data_set_is_refused_with_its_parameter(
         save(tmp_path / name / "0.png")
     (tmp_path / "empty_class/bees").mkdir()
     save(tmp_path / "0.png")
-    (tmp_path / "no_label.csv").write_text("path\n0.png\n")
-    (tmp_path / "absent.csv").write_text("path,label\n0.png,a\ngone.png,b\n")
-    (tmp_path / "odd_split.csv").write_text("path,label,split\n0.png,a,valid\n")
-    (tmp_path / "blank.csv").write_text("path,label\n0.png,\n")
-    (tmp_path / "twice.csv").write_text("path,label\n0.png,a\n0.png,b\n")
-    (tmp_path / "same_file.csv").write_text("path,label\n0.png,a\n./0.png,b\n")
-    (tmp_path / "above.csv").write_text("path,label\n0.png,a\n../0.png,b\n")
-    (tmp_path / "absolute.csv").write_text("path,label\n/etc/passwd,a\n")
     (tmp_path / "leads_out.png").symlink_to("/etc/passwd")
-    (tmp_path / "linked.csv").write_text("path,label\nleads_out.png,a\n")
     (tmp_path / "circle.png").symlink_to("circle.png")
-    (tmp_path / "circle.csv").write_text("path,label\ncircle.png,a\n")
-    (tmp_path / "nul.csv").write_bytes(b"path,label\na\0.png,a\n")
-    (tmp_path / "long.csv").write_text(f"path,label\n{'a' * 5000}.png,a\n")
-    (tmp_path / "latin.csv").write_bytes("path,label\nbär.png,a\n".encode("latin-1"))
-    (tmp_path / "no_bytes.csv").write_bytes(b"")
-    (tmp_path / "commas.csv").write_text("path,label\n0.png,a,b\n")
-    (tmp_path / "short.csv").write_text("path,label\n0.png\n")
+    for name, content in CSVS.items():
+        raw = content if isinstance(content, bytes) else content.encode()
+        (tmp_path / f"{name}.csv").write_bytes(raw)
     with pytest.raises(DataError, match=f"dataset.root: .*({said})"):
         find(root, tmp_path)
 

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
+from conftest import divide_photos
 from thawline import screening
 from thawline.errors import DataError
 from thawline.images import find_images
@@ -340,13 +341,7 @@ def test_no_bytes_end_in_an_error(
 def test_a_test_image_that_is_in_training_too_stops_the_run(
     photos: Path, tmp_path: Path, kind: str
 ) -> None:
-    root = tmp_path / "photos"
-    for split, numbers in (("train", range(10)), ("test", range(10, 20))):
-        for label in ("flower", "temple"):
-            for idx in numbers:
-                target = root / split / label / f"{idx:02d}.jpg"
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(photos / label / target.name, target)
+    root = divide_photos(photos, tmp_path / "photos", train=range(10), test=range(10, 20))
     leak = root / "test" / "flower" / "leak.jpg"
     if kind == "exact":
         shutil.copy(photos / "flower" / "03.jpg", leak)

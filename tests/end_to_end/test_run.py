@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torchvision import models
 
-from conftest import QUICK, copy_project, kedro, start_kedro
+from conftest import QUICK, copy_project, divide_photos, kedro, start_kedro
 
 # The tests that need a finished run share one process, so that it is made once.
 shares_a_run = pytest.mark.xdist_group("finished project")
@@ -248,12 +248,7 @@ def test_a_resnet50_file_and_an_unfrozen_stage_from_the_command_line(
 def test_a_leak_stops_the_run_before_training_and_a_damaged_file_does_not(
     project: Path, photos: Path, tmp_path: Path
 ) -> None:
-    root = tmp_path / "leaky"
-    for split, numbers in (("train", range(12)), ("test", range(8, 14))):
-        for label in ("flower", "temple"):
-            (root / split / label).mkdir(parents=True)
-            for idx in numbers:
-                shutil.copy(photos / label / f"{idx:02d}.jpg", root / split / label)
+    root = divide_photos(photos, tmp_path / "leaky", train=range(12), test=range(8, 14))
     damaged = root / "train" / "temple" / "00.jpg"
     damaged.write_bytes(damaged.read_bytes()[:500])
     done = kedro(project, "run", "--pipeline=finetune", f"--params=dataset.root={root},{QUICK}")
