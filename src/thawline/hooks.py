@@ -134,7 +134,7 @@ class ProjectHook:
         if not chosen:
             return
         strategies = {n: s for n, s in self._parameters.strategies.items() if n in chosen}
-        network = outline(self._parameters.model)
+        network = outline(self._parameters.model) if strategies else None
         if network and (problems := find_unknown_names(network, strategies)):
             lines = "\n".join(f"  {line}" for line in problems)
             raise ParameterError(
