@@ -13,7 +13,6 @@ from collections.abc import Callable
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -685,22 +684,16 @@ def test_phases_each_have_their_line(
 # Several processes
 
 
-def _train_in_child(store: ActivationStore, splits: pd.DataFrame, seed: int) -> None:
-    sync = files.sync
-    activations.SHARD_BYTES = 2000  # many short writes, and time to kill in the middle of one
-    files.sync = lambda path: (time.sleep(0.005), sync(path))
+def _train_in_child(store: ActivationStore, splits: pd.DataFrame, seed: int, dies: bool) -> None:
+    def sync(path: Path) -> None:
+        time.sleep(0.5 if dies else 0.005)
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    activations.SHARD_BYTES = 2000  # many short writes
+    files.sync = sync
     logging.disable()
     run(splits, store, HEAD, TWO_STAGES, views=2, seed=seed)
-
-
-def _kill_while_it_writes(child: Any, folder: Path, sightings: int) -> bool:
-    while child.is_alive():
-        sightings -= any(folder.glob("*/*.unfinished"))
-        if sightings <= 0:
-            os.kill(child.pid, signal.SIGKILL)
-            child.join()
-            return child.exitcode == -signal.SIGKILL
-    return False
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="starts its processes by fork")
@@ -709,13 +702,16 @@ def test_processes_killed_while_writing_leave_a_store_to_rely_on(
 ) -> None:
     store = ActivationStore(tmp_path / "shared", FULL)
     for seed in range(3):
-        first, second = (child_process(_train_in_child, store, splits, seed) for _ in range(2))
-        first.start()
-        second.start()
-        assert _kill_while_it_writes(first, store.folder, sightings=1 + 6 * seed)
-        second.join()
-        assert second.exitcode == 0
-    assert list(store.folder.glob("*/*.unfinished"))  # at least one died in the middle
+        killed = child_process(_train_in_child, store, splits, seed, True)
+        other = child_process(_train_in_child, store, splits, seed, False)
+        killed.start()
+        while killed.is_alive() and len(list(store.folder.glob("*/*.unfinished"))) <= seed:
+            time.sleep(0.005)
+        other.start()  # beside the file that will never be whole
+        killed.join()
+        other.join()
+        assert (killed.exitcode, other.exitcode) == (-signal.SIGKILL, 0)
+    assert len(list(store.folder.glob("*/*.unfinished"))) == 3  # each died in the middle of a file
     alone = ActivationStore(tmp_path / "alone", FULL)
     for seed in range(3):
         expected = run(splits, alone, HEAD, TWO_STAGES, views=2, seed=seed)
