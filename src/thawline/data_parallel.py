@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
@@ -81,6 +80,24 @@ class SyncedBatchNorm(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class _Sum(torch.autograd.Function):
+    """The sum of the workers' tensors; what each of them adds has the same gradient, likewise."""
+
+    @staticmethod
+    def forward(_: Any, tensor: Tensor) -> Tensor:
+        return _summed(tensor)
+
+    @staticmethod
+    def backward(_: Any, *gradients: Tensor) -> Tensor:
+        return _summed(gradients[0])
+
+
+def _summed(tensor: Tensor) -> Tensor:
+    whole = tensor.detach().clone()
+    dist.all_reduce(whole)
+    return whole
+
+
 def _batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
@@ -95,10 +112,10 @@ def _batch_norm(
     shape = [1, -1] + [1] * (input.ndim - 2)
     values = input.float()
     count = values.new_tensor([values.numel() // values.shape[1]])
-    sums = all_reduce(torch.cat([values.sum(dims), count]))
+    sums = _Sum.apply(torch.cat([values.sum(dims), count]))
     mean, total = sums[:-1] / sums[-1], sums[-1].detach()
     centred = values - mean.view(shape)
-    squares = all_reduce(centred.square().sum(dims))
+    squares = _Sum.apply(centred.square().sum(dims))
     with torch.no_grad():
         if running_mean is not None and running_var is not None:
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)

@@ -175,7 +175,7 @@ def compute_activations(arguments: dict[str, Any], phase: Phase, share: Share) -
     # In parts from the start: to make them later, Ray Data needs a CPU beside those of the actors.
     parts = [table.slice(at, IMAGES_A_TASK) for at in range(0, len(table), IMAGES_A_TASK)]
     ray.data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     done = ray.data.from_arrow(parts).map_batches(
         FrozenPart,
         fn_constructor_args=(arguments, phase),
@@ -295,8 +295,8 @@ def _work(config: dict[str, Any]) -> None:
 
     mailbox, folder, own = config["mailbox"], config["states"], rank()
     arguments = config["arguments"]
-    logging.getLogger(LOG).setLevel(config["level"] if own == 0 else logging.WARNING)
-    with _log_to(mailbox):
+    logging.getLogger(LOG).setLevel(config["level"])  # where losses are logged, all add them up
+    with _log_to(mailbox, logging.NOTSET if own == 0 else logging.WARNING):
         if ray.get(mailbox.begin.remote(own)):
             resumed = arguments["options"].model_copy(update={"resume": True})
             arguments = {**arguments, "options": resumed}
@@ -317,14 +317,15 @@ def _work(config: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _log_to(mailbox: Any) -> Iterator[None]:
-    """Send what Thawline logs to the process that waits for the workers."""
+def _log_to(mailbox: Any, level: int) -> Iterator[None]:
+    """Send what Thawline logs, from a level on, to the process that waits for the workers."""
 
     class Handler(logging.handlers.QueueHandler):
         def enqueue(self, record: logging.LogRecord) -> None:
             mailbox.put.remote(record)
 
     log, handler = logging.getLogger(LOG), Handler(None)  # type: ignore[arg-type]
+    handler.setLevel(level)
     log.addHandler(handler)
     try:
         yield
