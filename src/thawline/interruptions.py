@@ -64,6 +64,10 @@ class TrainingStates:
         end = time.perf_counter()
         self._not_before = end + (end - start) / LARGEST_SHARE
 
+    def adopt(self, others: TrainingStates) -> None:
+        """Forget also, when the time comes, what was asked for or saved through another object."""
+        self._keys |= others._keys
+
     def forget(self) -> None:
         """Remove the states that were asked for or saved through this object."""
         for key in self._keys:

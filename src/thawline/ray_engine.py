@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,6 +46,13 @@ class Share(NamedTuple):
 
     workers: int
     resources: dict[str, float]
+
+
+class Done(NamedTuple):
+    """What the first worker yields, and the states that it saved."""
+
+    result: TrainingResult
+    states: TrainingStates | None
 
 
 class Mailbox:
@@ -219,62 +227,69 @@ def _fit(
 ) -> TrainingResult:
     """Start the workers, pass on what they tell, and return the first one's result."""
     import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+    from ray.train import TrainingFailedError
 
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
-    folder = (states.folder if states else arguments["store"].folder).resolve()
-    name = f"ray-{uuid.uuid4().hex}"
-    trainer = TorchTrainer(
-        _work,
-        train_loop_config={
-            "arguments": arguments,
-            "phases": phases,
-            "states": folder if states else None,
-            "mailbox": mailbox,
-            "level": logging.getLogger(LOG).getEffectiveLevel(),
-        },
-        scaling_config=ScalingConfig(
-            num_workers=share.workers,
-            use_gpu="GPU" in share.resources,
-            resources_per_worker=share.resources,
-        ),
-        run_config=RunConfig(
-            name=name,
-            storage_path=str(folder),
-            failure_config=FailureConfig(max_failures=RESTARTS),
-        ),
-    )
+    config: dict[str, Any] = {
+        "arguments": arguments,
+        "phases": phases,
+        "states": states and states.folder.resolve(),
+        "mailbox": mailbox,
+        "level": logging.getLogger(LOG).getEffectiveLevel(),
+    }
+    folder = (config["states"] or arguments["store"].folder) / f"ray-{uuid.uuid4().hex}"
+    trainer = _trainer(config, share, folder)
     epochs, seen = sum(phase.epochs for phase in phases), 0
     with ThreadPoolExecutor(1) as pool, progress_bar("Training on Ray, epoch") as bar:
-        task, future = (
-            bar.add_task("", total=epochs, epoch="", figures=""),
-            pool.submit(trainer.fit),
-        )
+        task = bar.add_task("", total=epochs, epoch="", figures="")
+        future = pool.submit(trainer.fit)
         try:
             for item in _items(mailbox, future.done):
                 if isinstance(item, logging.LogRecord):
                     logging.getLogger(item.name).handle(item)
                 elif isinstance(item, ThawlineError):
                     raise item
-                elif isinstance(item, TrainingResult):
-                    result = item
+                elif isinstance(item, Done):
+                    done = item
                 elif item["epoch"] > seen:  # those that replace a worker tell its epochs again
                     seen = item["epoch"]
                     bar.update(task, completed=seen, epoch=f"{seen}/{epochs}")
                     if on_epoch:
                         on_epoch(item, seen)
             future.result()
-            return result
-        except ray.exceptions.RayError as error:
+        except TrainingFailedError as error:
             raise TrainingError(
-                f"The workers on Ray died more than {RESTARTS} times, or could not begin: {error}"
+                f"The workers on Ray failed more than {RESTARTS} times, or could not begin: {error}"
             ) from error
         except BaseException:
             ray.shutdown()  # else the pool waits for the workers
             raise
         finally:
-            shutil.rmtree(folder / name, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
+    if states and done.states:
+        states.adopt(done.states)
+    return done.result
+
+
+def _trainer(config: dict[str, Any], share: Share, folder: Path) -> Any:
+    """Return Ray's trainer, which replaces workers that die and keeps its own notes in a folder."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    return TorchTrainer(
+        _work,
+        train_loop_config=config,
+        scaling_config=ScalingConfig(
+            num_workers=share.workers,
+            use_gpu="GPU" in share.resources,
+            resources_per_worker=share.resources,
+        ),
+        run_config=RunConfig(
+            name=folder.name,
+            storage_path=str(folder.parent),
+            failure_config=FailureConfig(max_failures=RESTARTS),
+        ),
+    )
 
 
 def _items(mailbox: Any, has_ended: Callable[[], bool]) -> Iterator[Any]:
@@ -293,8 +308,8 @@ def _work(config: dict[str, Any]) -> None:
     """Train as one of the workers; tell everyone's errors, and all else of the first one."""
     import ray
 
-    mailbox, folder, own = config["mailbox"], config["states"], rank()
-    arguments = config["arguments"]
+    mailbox, arguments, own = config["mailbox"], config["arguments"], rank()
+    states = TrainingStates(config["states"]) if config["states"] else None
     logging.getLogger(LOG).setLevel(config["level"])  # where losses are logged, all add them up
     with _log_to(mailbox, logging.NOTSET if own == 0 else logging.WARNING):
         if ray.get(mailbox.begin.remote(own)):
@@ -306,14 +321,14 @@ def _work(config: dict[str, Any]) -> None:
             result = training.train(
                 training.prepare(**arguments),
                 config["phases"],
-                TrainingStates(folder) if folder else None,
+                states,
                 (lambda row, _: mailbox.put.remote(row)) if own == 0 else None,
             )
         except ThawlineError as error:
             ray.get(mailbox.put.remote(error))
             raise
     if own == 0:  # Ray refuses to return tensors
-        ray.get(mailbox.put.remote(result))
+        ray.get(mailbox.put.remote(Done(result, states)))
 
 
 @contextmanager

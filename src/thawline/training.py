@@ -546,7 +546,8 @@ def _train_epoch(
             )  # fmt: skip
         if step % options.accumulate == 0 or step == len(order):
             add_up_gradients(trained)
-            average_statistics(setup.network)
+            if not setup.sync_batch_norm:
+                average_statistics(setup.network)
             if options.clip_norm:
                 nn.utils.clip_grad_norm_(trained, options.clip_norm)
             current.optimizer.step()

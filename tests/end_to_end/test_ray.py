@@ -55,7 +55,7 @@ def test_two_workers_train_the_run_that_one_process_does(
     pd.testing.assert_frame_equal(
         found.drop(columns=OF_TIME), expected.drop(columns=OF_TIME), atol=TOLERANCE
     )
-    assert not [*project.glob("data/06_models/training_states/ray-*")]
+    assert not [*project.glob("data/06_models/training_states/*")]
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_the_loss_after_each_step_is_that_of_one_worker(
 ) -> None:
     params = (
         f"--params=dataset.root={hymenoptera},strategy={strategy},training.epochs=2"
-        ",training.precision=fp32"
+        ",training.precision=fp32,training.optimizer=sgd"  # AdamW multiplies rounding
     )
     found = []
     for engine in ("engine=local", "engine.name=ray,engine.workers=2"):

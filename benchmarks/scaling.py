@@ -1,0 +1,330 @@
+"""Predict how long fine-tuning takes on any number of workers, from the rates of its stages.
+
+    python -m benchmarks.scaling                     # measure here, and hold the prediction to runs
+    python -m benchmarks.scaling --plan [--below 3000 --above 1000 --network 10]
+
+Images are decoded on CPU cores; what is frozen runs once, what is above the thaw line in every
+epoch. Stages overlap, so the slowest sets the pace; without a GPU all of them share the cores.
+`--plan` takes the rates of a GPU as given, since it is to be run anywhere: images/s of the whole
+network without gradients (below) and with them (above), and GB/s between machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from torch import nn
+
+from benchmarks import common
+from benchmarks.screening import write_photographs
+from thawline import data_parallel, ray_engine
+from thawline.activations import ActivationStore
+from thawline.loading import View, ViewDataset
+from thawline.options import DatasetOptions, EngineOptions, Phase, TrainingOptions
+from thawline.splitting import split_dataset
+from thawline.thaw_line import split_at_thaw_line
+
+BACKBONE = "timm/tf_efficientnet_lite0"
+BATCH = 32  # images, of all workers together
+SECONDS = 6.0  # that each stage is measured for
+STAGES = ("decode", "below", "full", "full_synced", "full_forward", "read")
+
+
+class Work(NamedTuple):
+    """What one image costs a worker in each stage, in core-seconds or GPU-seconds."""
+
+    decode: float
+    below: float
+    above: float
+    read: float
+
+
+def pipeline_seconds(work: Work, images: float, workers: int, cores: float, gpu: bool) -> float:
+    """Return how long so many images take that pass through stages which overlap.
+
+    Args:
+        work: seconds an image; 0 for a stage that it does not pass through.
+        images: in all.
+        workers: that share them, each one thread, or one GPU.
+        cores: that decode, and that compute as well where there is no GPU.
+        gpu: whether the network runs beside the cores.
+    """
+    network = work.below + work.above
+    on_cores = work.decode + work.read + (0 if gpu else network)
+    return images * max(network / workers, on_cores / cores)
+
+
+def main() -> None:
+    """Print the table that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--plan", action="store_true", help="the costs of large data sets")
+    parser.add_argument("--below", type=float, default=3000, help="images/s of a GPU, no gradients")
+    parser.add_argument(
+        "--above", type=float, default=1000, help="images/s of a GPU, full training"
+    )
+    parser.add_argument("--network", type=float, default=10, help="GB/s between machines")
+    parser.add_argument("--decode", type=float, default=150, help="images/s a core")
+    parser.add_argument("--cores", type=float, default=16, help="cores for each GPU")
+    parser.add_argument("--images", type=int, default=768, help="of the runs that are measured")
+    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.stage:
+        print(json.dumps(measure_stage(arguments.stage, Path(arguments.folder))))
+    elif arguments.plan:
+        print(common.markdown(plan(arguments)))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            print(common.markdown(compare_with_runs(Path(folder), arguments.images)))
+
+
+def compare_with_runs(folder: Path, images: int) -> pd.DataFrame:
+    """Return seconds of real runs with 1 and 2 workers beside those that the rates predict."""
+    splits = photographs(folder, images)
+    counts = splits["split"].value_counts()
+    cores = os.cpu_count() or 1
+    rows = []
+    for workers in (1, 2):
+        rates = {stage: seconds_of(stage, workers, folder) for stage in STAGES}
+        loaded = {stage: seconds_of(stage, cores, folder) for stage in ("decode", "below")}
+        fill = Work(loaded["decode"], loaded["below"], 0, 0)
+        step = rates["full"] if workers == 1 else rates["full_synced"] + reducing(folder)
+        predicted = {
+            "frozen part of each image": pipeline_seconds(fill, images, workers, cores, gpu=False),
+            "an epoch of full": (
+                counts["train"] * step
+                + counts["val"] * rates["full_forward"]
+                + (counts["train"] + counts["val"]) * rates["read"]
+            )
+            / workers,
+        }
+        measured = {
+            "frozen part of each image": fill_seconds(splits, folder / f"fill{workers}", workers),
+            "an epoch of full": epoch_seconds(splits, folder / f"full{workers}", workers),
+        }
+        rows += [
+            {
+                "workers": workers,
+                "what": what,
+                "predicted, s": f"{predicted[what]:.1f}",
+                "measured, s": f"{measured[what]:.1f}",
+                "predicted / measured": f"{predicted[what] / measured[what]:.2f}",
+            }
+            for what in predicted
+        ]
+    return pd.DataFrame(rows)
+
+
+def plan(given: argparse.Namespace) -> pd.DataFrame:
+    """Return what a million and a hundred million images cost, and which stage sets the pace."""
+    decode, kept, parameters = 1 / given.decode, 1280 * 4, 3.4e6
+    strategies = {"head_only": (25, 1, 0.0), "full": (10, 0, 1 / given.above)}
+    rows = []
+    for images in (1e6, 1e8):
+        for name, (epochs, frozen, above) in strategies.items():
+            for gpus in (1, 8, 64):
+                cores = gpus * given.cores
+                once = Work(decode, frozen / given.below, above, 0)
+                # A head on activations is next to nothing; `full` decodes anew in every epoch.
+                first = pipeline_seconds(once, images, gpus, cores, gpu=True)
+                stages = {
+                    "decode": decode * images / cores,
+                    "below": frozen / given.below * images / gpus,
+                    "above": above * images / gpus,
+                }
+                reduced = (
+                    0.0 if gpus == 1 or not above else 2 * 4 * parameters / given.network / 1e9
+                )
+                later = images * kept / 2e9 / max(1, gpus / 8) if frozen else first
+                exchange = reduced * images / (256 * gpus)
+                total = first + (epochs - 1) * later + epochs * exchange
+                rows.append(
+                    {
+                        "images": f"{images:.0e}",
+                        "strategy": f"{name}, {epochs} epochs",
+                        "GPUs": gpus,
+                        "first epoch, h": f"{(first + exchange) / 3600:.2f}",
+                        "later epochs, h": f"{(later + exchange) / 3600:.3f}",
+                        "all, h": f"{total / 3600:.1f}",
+                        "GPU-hours": f"{total * gpus / 3600:.0f}",
+                        "on disk, GB": f"{images * kept / 1e9:.0f}" if frozen else "0",
+                        "bottleneck": max(stages, key=lambda stage: stages[stage]),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def photographs(folder: Path, images: int) -> pd.DataFrame:
+    """Return the splits of so many made-up photographs of 256 px, 128 of them for validation."""
+    manifest = write_photographs(folder / "images", images, 256)
+    splits = split_dataset(manifest, DatasetOptions().fractions, seed=0)
+    splits["class_index"] %= 2  # which does not matter, as long as the head has it
+    splits["split"] = "train"
+    splits.loc[splits.groupby("label").head(13).index, "split"] = "val"
+    return splits
+
+
+def seconds_of(stage: str, processes: int, folder: Path) -> float:
+    """Return the seconds that a stage takes for an image, in each of several processes at once."""
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.scaling",
+        "--stage",
+        stage,
+        "--folder",
+        str(folder),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) for _ in range(processes)
+    ]
+    found = [json.loads(process.communicate()[0].splitlines()[-1]) for process in running]
+    return sum(found) / processes
+
+
+def measure_stage(stage: str, folder: Path) -> float:
+    """Return the seconds that a stage takes for an image in this process."""
+    strategy = "head_only" if stage in ("decode", "below") else "full"
+    network, transforms = common.build(BACKBONE, strategy)
+    paths = sorted(str(path) for path in (folder / "images").rglob("*.jpg"))
+    size, chunk = transforms.preprocessing.size, BATCH // 2 if "synced" in stage else BATCH
+    images = torch.randn(chunk, 3, size, size).to(memory_format=torch.channels_last)
+    if stage == "decode":
+        views = ViewDataset(transforms)
+        numbers = iter(range(1 << 30))
+        return timed(lambda: views[View(paths[next(numbers) % len(paths)], next(numbers))], 1)
+    if stage == "read":
+        return 3 * size**2 / ActivationStore(folder / "probe", 1).bytes_per_second()
+    network.to(memory_format=torch.channels_last)
+    if stage == "below":
+        below = split_at_thaw_line(network, size).below
+        assert below is not None
+        return timed(torch.no_grad()(lambda: below(images)), chunk)
+    if stage == "full_forward":
+        network.eval()
+        return timed(torch.no_grad()(lambda: network(images)), chunk)
+    optimizer = torch.optim.AdamW(network.parameters())
+    labels = torch.zeros(chunk, dtype=torch.long)
+
+    def step() -> None:
+        nn.functional.cross_entropy(network(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    if stage == "full":
+        return timed(step, chunk)
+    alone()
+    with data_parallel.SyncedBatchNorm():
+        return timed(step, chunk)
+
+
+def alone() -> None:
+    """Make this process compute as one of two workers does, without another one to wait for."""
+    meeting = tempfile.mktemp()
+    torch.distributed.init_process_group("gloo", f"file://{meeting}", rank=0, world_size=1)
+    data_parallel.workers = lambda: 2
+
+
+def reducing(folder: Path) -> float:
+    """Return the seconds for an image that two workers take to add up gradients and statistics."""
+    meeting = f"file://{folder}/meeting"
+    context = torch.multiprocessing.get_context("spawn")
+    with context.Pool(2) as pool:
+        seconds = pool.starmap(_reduce, [(meeting, rank) for rank in range(2)], chunksize=1)
+    return 2 * max(seconds) / BATCH
+
+
+def _reduce(meeting: str, rank: int) -> float:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", meeting, rank=rank, world_size=2)
+    network, _ = common.build(BACKBONE, "full")
+    gradients = torch.zeros(sum(p.numel() for p in network.parameters()))
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    statistics = [torch.zeros(2 * m.num_features) for m in norms]
+
+    def reduce() -> None:
+        torch.distributed.all_reduce(gradients)
+        for tensor in statistics:
+            for _ in range(4):  # mean and variance, forwards and backwards
+                torch.distributed.all_reduce(tensor)
+
+    return timed(reduce, 1, rounds=20)
+
+
+def fill_seconds(splits: pd.DataFrame, folder: Path, workers: int) -> float:
+    """Return how long the frozen part takes for all images, without what it takes to begin."""
+    phase = Phase(trainable={"last": 1}, epochs=1, lr=0.01)
+    share = ray_engine.divide(connected(workers))
+    few = splits.groupby("split").head(ray_engine.IMAGES_A_TASK)
+
+    def seconds(some: pd.DataFrame, name: str) -> float:
+        arguments = ray_engine._for_workers(arguments_of(some, folder / name, "head_only"), ENGINE)
+        start = time.perf_counter()
+        ray_engine.compute_activations(arguments, phase, share)
+        return time.perf_counter() - start
+
+    seconds(few, "warm")
+    rest = len(splits) - len(few)
+    return (seconds(splits, "all") - seconds(few, "few")) * len(splits) / rest
+
+
+def epoch_seconds(splits: pd.DataFrame, folder: Path, workers: int) -> float:
+    """Return how long an epoch of full fine-tuning takes whose images are all decoded already."""
+    phase = Phase(trainable="all", epochs=3, lr=0.001)
+    arguments = arguments_of(splits, folder, "full")
+    result = ray_engine.train(arguments, [phase], connected(workers))
+    return float(result.history["seconds"].iloc[1:].mean())
+
+
+ENGINE = EngineOptions(name="ray")
+
+
+def connected(workers: int) -> EngineOptions:
+    """Return the engine with so many workers, to which this process is connected."""
+    engine = ENGINE.model_copy(update={"workers": workers})
+    ray_engine.connect(engine)
+    return engine
+
+
+def arguments_of(splits: pd.DataFrame, folder: Path, strategy: str) -> dict[str, Any]:
+    """Return the arguments of `training.prepare` for one random view of each image."""
+    network, transforms = common.build(BACKBONE, strategy)
+    return {
+        "network": network,
+        "splits": splits,
+        "transforms": transforms,
+        "options": TrainingOptions(precision="fp32", batch_size=BATCH),
+        "seed": 0,
+        "views": 1,
+        "store": ActivationStore(folder, 10),
+        "log_probabilities": False,
+        "mix": None,
+    }
+
+
+def timed(function: Callable[[], Any], images: int, rounds: int | None = None) -> float:
+    """Return the seconds an image that a function takes, after it has run once."""
+    function()
+    count, start = 0, time.perf_counter()
+    while count < rounds if rounds else time.perf_counter() - start < SECONDS:
+        function()
+        count += 1
+    return (time.perf_counter() - start) / count / images
+
+
+if __name__ == "__main__":
+    logging.getLogger("thawline").setLevel(logging.WARNING)
+    main()
