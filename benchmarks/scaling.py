@@ -168,6 +168,7 @@ def plan(given: argparse.Namespace) -> pd.DataFrame:
 
 def photographs(folder: Path, images: int) -> pd.DataFrame:
     """Return the splits of so many made-up photographs of 256 px, 128 of them for validation."""
+    (folder / "images").mkdir()
     manifest = write_photographs(folder / "images", images, 256)
     splits = split_dataset(manifest, DatasetOptions().fractions, seed=0)
     splits["class_index"] %= 2  # which does not matter, as long as the head has it

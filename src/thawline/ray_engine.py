@@ -7,6 +7,7 @@ import logging.handlers
 import os
 import shutil
 import signal
+import tempfile
 import threading
 import time
 import uuid
@@ -24,7 +25,7 @@ import pyarrow as pa
 from thawline import training
 from thawline.activations import GB, ActivationStore, Image
 from thawline.data_parallel import rank
-from thawline.errors import ParameterError, ThawlineError, TrainingError
+from thawline.errors import DataError, ParameterError, ThawlineError, TrainingError
 from thawline.images import hash_files
 from thawline.interruptions import TrainingStates
 from thawline.options import EngineOptions, Phase
@@ -106,8 +107,8 @@ def train(
     connect(engine)
     share = divide(engine)
     arguments = _for_workers(arguments, engine)
-    store = arguments["store"]
-    if store and store.max_bytes and arguments["views"] and not arguments["mix"]:
+    store = arguments.get("store")
+    if store and store.max_bytes and arguments.get("views") and not arguments.get("mix"):
         compute_activations(arguments, phases[0], share)
     batch = arguments["options"].batch_size * arguments["options"].accumulate
     logger.info(
@@ -169,6 +170,9 @@ def compute_activations(arguments: dict[str, Any], phase: Phase, share: Share) -
     """Fill the store with what the frozen part yields in a phase, by actors that each hold it.
 
     Ray Data deals out the images; what is in the store already is not computed again.
+
+    Raises:
+        DataError: when an image file cannot be read, or is no longer there.
     """
     import ray.data
 
@@ -196,6 +200,8 @@ def compute_activations(arguments: dict[str, Any], phase: Phase, share: Share) -
         task = bar.add_task("", total=len(table), epoch="", figures="")
         for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
             bar.update(task, advance=int(batch["images"].sum()))
+            if problems := [problem for problem in batch["problem"] if problem]:
+                raise DataError(problems[0])
 
 
 class FrozenPart:
@@ -207,15 +213,19 @@ class FrozenPart:
         self._activations = training.prepare_phase(setup, phase).activations
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return how many images there were."""
+        """Return how many images there were, or why one of them cannot be read."""
         columns = (rows["path"].tolist(), rows["sha256"].tolist(), rows["view"].tolist())
         images = [Image(*row) for row in zip(*columns, strict=True)]
         random = [image for image in images if image.view != EVALUATION]
         plain = [image._replace(view=None) for image in images if image.view == EVALUATION]
-        for some in (random, plain):
-            for _ in self._activations.load([some] if some else []):
-                pass
-        return {"images": np.array([len(images)])}
+        problem = ""
+        try:
+            for some in (random, plain):
+                for _ in self._activations.load([some] if some else []):
+                    pass
+        except DataError as error:  # Ray would wrap it into a page of its own
+            problem = str(error)
+        return {"images": np.array([len(images)]), "problem": np.array([problem])}
 
 
 def _fit(
@@ -237,7 +247,8 @@ def _fit(
         "mailbox": mailbox,
         "level": logging.getLogger(LOG).getEffectiveLevel(),
     }
-    folder = (config["states"] or arguments["store"].folder) / f"ray-{uuid.uuid4().hex}"
+    shared = config["states"] or Path(tempfile.gettempdir())
+    folder = shared / f"ray-{uuid.uuid4().hex}"
     trainer = _trainer(config, share, folder)
     epochs, seen = sum(phase.epochs for phase in phases), 0
     with ThreadPoolExecutor(1) as pool, progress_bar("Training on Ray, epoch") as bar:
@@ -352,7 +363,7 @@ def _for_workers(arguments: dict[str, Any], engine: EngineOptions) -> dict[str, 
     """Return the arguments with hashes of the images, which all would make, and absolute paths."""
     splits: pd.DataFrame = arguments["splits"]
     used = splits[splits["split"] != "test"]
-    store = arguments["store"]
+    store = arguments.get("store")
     return {
         **arguments,
         "splits": used.assign(sha256=hash_files(used["path"].tolist())),
