@@ -392,14 +392,19 @@ def test_a_second_run_computes_no_activations_and_gives_the_same_weights(
 ) -> None:
     options = f"--params=dataset.root={photos},augmentation.views=1,{QUICK}"
     outputs, states = [], []
-    for _ in range(2):
-        done = kedro(project, "run", "--to-nodes=train_model", options)
+    for start in ((), ("--from-nodes=build_transforms",)):  # the second has the splits from disk
+        done = kedro(project, "run", *start, "--to-nodes=train_model", options)
         assert done.returncode == 0, done.stdout + done.stderr
         outputs.append(done.stdout)
         states.append(weights(project))
     assert "34 activations were read, 34 computed" in outputs[0]
     assert "68 activations were read, 0 computed" in outputs[1]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    splits, classifier = (
+        latest(project, folder).parent.name
+        for folder in ("05_model_input/splits.csv", "06_models/classifier")
+    )
+    assert splits == classifier  # the second has splits of its own too, to be evaluated on
     shown = kedro(project, "activations")
     assert shown.returncode == 0, shown.stderr
     assert "EfficientNet up to global_pool_flatten, random views" in shown.stdout
