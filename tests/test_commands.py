@@ -119,6 +119,15 @@ def test_activations_outside_a_project_says_where_to_go(
     assert done.output.startswith("Error: no Kedro project in ")
 
 
+def test_a_folder_with_a_configuration_serves_where_the_project_is_a_package(
+    below_project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (below_project / "pyproject.toml").unlink()
+    assert thawline("activations").exit_code == 1
+    monkeypatch.chdir(below_project)
+    assert f"in {below_project / 'data'}" in thawline("activations").output
+
+
 def test_doctor_finds_nothing_wrong_where_nothing_is_and_changes_nothing(
     below_project: Path, photos: Path
 ) -> None:

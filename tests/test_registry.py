@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import child_process
 from thawline.backbones import build_network
 from thawline.classifier import Classifier, save_classifier
 from thawline.datasets import RegistryDataset, ServedModelDataset
@@ -249,13 +250,9 @@ def test_two_registrations_at_once_end_with_the_right_champion(
 ) -> None:
     for name in NAMES[1:]:
         register(store, name, uris[BAD], BAD, greys)
-    context = multiprocessing.get_context("spawn")
-    barrier = context.Barrier(2)
+    barrier = multiprocessing.get_context("forkserver").Barrier(2)
     processes = [
-        context.Process(
-            target=register_beside_another,
-            args=(store, uris[threshold], threshold, greys, barrier),
-        )
+        child_process(register_beside_another, store, uris[threshold], threshold, greys, barrier)
         for threshold in (GOOD, MIDDLING)
     ]
     for process in processes:

@@ -23,14 +23,18 @@ NETWORKS = {  # with the number of freeze patterns to try
     "resnet18": 6,
     "timm/resnet50": 3,
     "timm/tf_efficientnet_lite0": 6,
-    "vit_b_16": 2,
+    "torchvision.models:VisionTransformer": 6,
     "networks:ResidualNet": 40,
 }
+ARGUMENTS = {  # as vit_b_16, but small
+    "image_size": SIZE, "patch_size": 16, "num_layers": 3, "num_heads": 2, "hidden_dim": 32,
+    "mlp_dim": 64,
+}  # fmt: skip
 
 
 @functools.cache
 def network_of(backbone: str) -> nn.Module:
-    arguments = {"image_size": SIZE} if backbone == "vit_b_16" else {}
+    arguments = ARGUMENTS if backbone.endswith("Transformer") else {}
     options = ModelOptions(backbone=backbone, weights="none", arguments=arguments)
     network, _ = build_network(options, 3, SIZE, seed=0)
     for module in network.modules():
@@ -125,7 +129,7 @@ def test_a_line_inside_a_residual_block_is_crossed_by_two_tensors() -> None:
         ("resnet18", {"last": 1}, "flatten"),
         ("resnet18", {"last": 2}, "layer3_1_relu_1"),
         ("timm/tf_efficientnet_lite0", {"last": 1}, "global_pool_flatten"),
-        ("vit_b_16", {"last": 1}, "getitem_29"),
+        ("torchvision.models:VisionTransformer", {"last": 1}, "getitem_11"),
     ],
 )
 def test_what_is_frozen_first_lies_below(backbone: str, trainable: dict, crossing: str) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import click
 from kedro.framework.cli.project import run as kedro_run
 from kedro.io import DatasetError
+from kedro.utils import find_kedro_project
 
 from thawline.commands import activations
-from thawline.configuration import find_project
 from thawline.errors import ThawlineError
 from thawline.files import is_disk_full
 from thawline.masking import mask, mask_traceback
@@ -64,7 +64,7 @@ def _message(error: Exception) -> str | None:
 
 def _free_space() -> str:
     """Return how much is free in the folders that a run writes to."""
-    project = find_project()
+    project = Path(find_kedro_project(Path.cwd()) or Path.cwd())  # as Kedro's session has it
     free: dict[int, tuple[Path, int]] = {}  # by device
     for folder in filter(Path.is_dir, (project, project / "data", *project.glob("data/*"))):
         free.setdefault(folder.stat().st_dev, (folder, shutil.disk_usage(folder).free))
@@ -80,13 +80,12 @@ def _is_no_error(record: logging.LogRecord) -> bool:
     return record.levelno < logging.ERROR
 
 
-cli.add_command(
-    click.Command(
-        "run",
-        callback=_run,
-        params=kedro_run.params,
-        help=kedro_run.help,
-        short_help="Run a pipeline.",
-    )
+run = click.Command(  # by this name `python -m thawline` finds it
+    "run",
+    callback=_run,
+    params=kedro_run.params,
+    help=kedro_run.help,
+    short_help="Run a pipeline.",
 )
+cli.add_command(run)
 cli.add_command(activations)

@@ -28,16 +28,20 @@ warnings.filterwarnings("ignore", "register_new_resolver", module="kedro.config"
 def find_project() -> Path:
     """Return the root of the Kedro project that the working directory lies in.
 
+    Where Thawline is installed as a package, it is the working directory, with conf/ in it.
+
     Raises:
-        ProjectError: outside a project.
+        ProjectError: where there is neither.
     """
-    root = find_kedro_project(Path.cwd())
-    if root is None:
+    here = Path.cwd()
+    if root := find_kedro_project(here):
+        return Path(root)
+    if not (here / "conf" / CONFIG_LOADER_ARGS["base_env"]).is_dir():
         raise ProjectError(
-            f"no Kedro project in {Path.cwd()} or a folder above it. Run this in the folder that"
+            f"no Kedro project in {here} or a folder above it. Run this in the folder that"
             " holds Thawline's pyproject.toml and conf/, or below it."
         )
-    return Path(root)
+    return here
 
 
 def read_configuration(

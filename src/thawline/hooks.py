@@ -74,6 +74,7 @@ class ProjectHook:
         at plain values such as `strategy` and `seed`.
         """
         register_project_path(context.project_path)
+        self._hooks = context._hook_manager.hook
         options = self._parameters = validate_parameters(context.config_loader["parameters"])
         trainings = compare.list_trainings(options.compare, options.seed)
         pipelines["compare"] = compare.create_pipeline(trainings)
@@ -103,6 +104,10 @@ class ProjectHook:
             DataError: when there are no splits or predictions of the classifier's version.
         """
         self._check_stages(pipeline, catalog)
+        self._catalog = catalog
+        self._keeps_splits = (
+            "splits" in pipeline.inputs() and "classifier" in pipeline.all_outputs()
+        )
         for name in pipeline.all_outputs():
             dataset = catalog.get(name)
             if isinstance(dataset, AbstractVersionedDataset) and dataset._version:
@@ -121,6 +126,22 @@ class ProjectHook:
                     f" come to its end. Name another one by --load-versions=classifier:VERSION, or"
                     f" other {name} by --load-versions={name}:VERSION."
                 )
+
+    @hook_impl
+    def after_dataset_loaded(self, dataset_name: str, data: Any, node: Node) -> None:
+        """Save splits that a training reads from disk as its own, as if the run had made them.
+
+        So they have the version of its classifier, whatever splits are made later, and are logged.
+        """
+        if dataset_name != "splits" or not self._keeps_splits:
+            return
+        self._keeps_splits = False
+        splits: Any = self._catalog[dataset_name]
+        splits._version = Version(splits._version.save, splits._version.save)
+        saved = {"dataset_name": dataset_name, "data": data, "node": node}
+        self._hooks.before_dataset_saved(**saved)
+        splits.save(data)
+        self._hooks.after_dataset_saved(**saved)
 
     def _check_stages(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
         """Look at the structure of the network before the first image is read."""
@@ -239,7 +260,7 @@ class TrackingHook(MlflowHook):
         self._log_parameters(self.run_id, self._parameters.model_dump(mode="json"))
         mlflow.set_tags(  # in place of kedro-mlflow's: a command without --params, an address
             {
-                "kedro_command": mask(" ".join(["kedro", *sys.argv[1:]])),
+                "kedro_command": mask(_command_line()),
                 "runner": run_params["runner"].split()[0].rpartition(".")[2],
                 "device": _device(self._parameters.training.device),
                 "python": platform.python_version(),
@@ -387,6 +408,12 @@ def _log_artifact(name: str, data: Any, dataset: Any, run_id: str) -> None:
         mlflow.log_text(data, name + PurePath(dataset._filepath).suffix, run_id)
     else:
         mlflow.log_dict(data, f"{name}.json", run_id)
+
+
+def _command_line() -> str:
+    """Return what was typed, by the name of the command instead of where it is installed."""
+    packaged = Path(sys.argv[0]).parts[-2:] == ("thawline", "__main__.py")
+    return " ".join(["python -m thawline" if packaged else "kedro", *sys.argv[1:]])
 
 
 def _device(wanted: str) -> str:

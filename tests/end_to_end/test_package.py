@@ -1,0 +1,123 @@
+"""The wheel that `kedro package` makes runs the pipelines by name, without the project.
+
+What `kedro package` itself needs to build a wheel is fetched from a package index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sysconfig
+import tarfile
+import venv
+from pathlib import Path
+from typing import NamedTuple
+
+import mlflow
+import pytest
+from sklearn.datasets import load_digits
+
+from conftest import QUICK, ROOT, copy_project, kedro
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("package")]
+
+
+class Package(NamedTuple):
+    python: Path
+    site_packages: Path
+    configuration: Path  # the archive
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
+    """Return an environment with the wheel; all other packages are those of the tests."""
+    project = copy_project(tmp_path_factory.mktemp("package") / "project")
+    for name in ("README.md", "LICENSE"):
+        shutil.copy(ROOT / name, project)
+    done = kedro(project, "package")
+    assert done.returncode == 0, done.stdout + done.stderr
+    environment = project.parent / "environment"
+    venv.create(environment, with_pip=True)
+    python = environment / "bin" / "python"
+    (wheel,) = (project / "dist").glob("*.whl")
+    command = [python, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel]
+    subprocess.run(command, check=True)
+    (site_packages,) = environment.glob("lib/*/site-packages")
+    # A folder in a .pth file is searched last, and .pth files in it, of editable installs, are not.
+    (site_packages / "of_the_tests.pth").write_text(sysconfig.get_path("purelib"))
+    configuration = shutil.move(project / "dist" / "conf-thawline.tar.gz", project.parent)
+    shutil.rmtree(project)  # nothing of it may be needed
+    return Package(python, site_packages, Path(configuration))
+
+
+def thawline(package: Package, folder: Path, *options: str) -> str:
+    """Run `python -m thawline` in a folder; return what it printed."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [package.python, "-m", "thawline", *options]
+    done = subprocess.run(
+        command, cwd=folder, env=env, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def digests(folder: Path) -> dict[Path, str]:
+    """Return the content of all files but compiled ones."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def numbers(folder: Path) -> dict[str, float]:
+    """Return what the latest evaluation in a folder found."""
+    version = max((folder / "data" / "08_reporting" / "metrics.json").iterdir())
+    return dict(json.loads((version / "metrics.json").read_text()))
+
+
+def runs(folder: Path) -> list[mlflow.entities.Run]:
+    """Return the runs that are recorded in a folder, the first first."""
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("thawline").experiment_id
+    return list(client.search_runs([experiment], order_by=["attributes.start_time"]))
+
+
+def test_finetune_runs_in_an_empty_directory_with_a_configuration_from_elsewhere(
+    package: Package, tmp_path: Path
+) -> None:
+    with tarfile.open(package.configuration) as archive:
+        archive.extractall(tmp_path / "elsewhere", filter="data")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    before = digests(package.site_packages)
+    assert package.site_packages / "thawline" / "__main__.py" in before
+    conf = f"--conf-source={tmp_path}/elsewhere/conf"
+    thawline(package, empty, "--pipeline=finetune", conf, f"--params={QUICK}")
+
+    (run,) = runs(empty)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["dataset.root"] == "sklearn:digits"
+    assert run.data.tags["kedro_command"].startswith("python -m thawline --pipeline=finetune")
+    assert run.data.metrics["test_accuracy"] == numbers(empty)["test_accuracy"] > 0.3  # of 10
+    assert {path.name for path in empty.iterdir()} == {"data", "mlartifacts", "mlflow.db"}
+    assert len(list((empty / "data/01_raw/digits").glob("*/*"))) == len(load_digits().target)
+    assert digests(package.site_packages) == before
+
+
+def test_two_tasks_of_a_scheduler_leave_what_one_run_leaves(
+    package: Package, photos: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(photos, tmp_path / "photos")
+    options = (f"--conf-source={package.configuration}", f"--params=dataset.root=photos,{QUICK}")
+    thawline(package, tmp_path, "--pipeline=data_preparation", *options)
+    thawline(package, tmp_path, "--from-nodes=build_transforms", *options)
+    prepared, trained = runs(tmp_path)
+    assert [run.info.status for run in (prepared, trained)] == ["FINISHED", "FINISHED"]
+    assert trained.data.metrics["test_accuracy"] == numbers(tmp_path)["test_accuracy"]
+    assert trained.data.tags["registered_version"] == "1"
+    # The splits are those of the first task, and belong to the classifier of the second.
+    assert trained.inputs.dataset_inputs[0].dataset == prepared.inputs.dataset_inputs[0].dataset
+    first = numbers(tmp_path)
+    thawline(package, tmp_path, "--pipeline=evaluate", *options)
+    assert numbers(tmp_path) == first
