@@ -29,8 +29,10 @@ def add_gradients(
     loss_function: Loss,
     inputs: Tensors,
     targets: Tensor,
-    size: int | None,
+    whole: Any,
+    size: int | None = None,
     accumulate: int = 1,
+    may_divide: bool = True,
 ) -> tuple[Tensor, Tensor, int | None]:
     """Add the gradients of a batch's mean loss to those there are, in parts if need be.
 
@@ -44,11 +46,14 @@ def add_gradients(
         loss_function: a mean over the images.
         inputs: of `answer`, (N, …) each.
         targets: (N,) class indices, or (N, C) shares of the classes.
+        whole: what the mean divides by: `loss_weight` of the batch that this is, or is a share of.
         size: images that the device has memory for at once; None: all.
         accumulate: batches whose gradients are added up: their mean counts.
+        may_divide: whether parts can do; not where workers wait for each other in every layer.
 
     Returns:
-        The mean loss, the outputs (N, C) and the size for the next batch.
+        The mean loss, or this share's summand of it, the outputs (N, C), and the size for the next
+        batch.
 
     Raises:
         RuntimeError: when there is no memory for the smallest part.
@@ -57,10 +62,12 @@ def add_gradients(
     while True:
         parts = count_parts(network, len(targets), size)
         try:
-            loss, outputs = _add_in_parts(answer, loss_function, inputs, targets, parts, accumulate)
+            loss, outputs = _add_in_parts(
+                answer, loss_function, inputs, targets, whole, parts, accumulate
+            )
             return loss, outputs, size
         except RuntimeError as error:
-            if not should_reduce_batch_size(error):
+            if not may_divide or not should_reduce_batch_size(error):
                 raise
             at_once = math.ceil(len(targets) / parts)
             size = at_once // 2
@@ -89,6 +96,14 @@ def count_parts(network: nn.Module, images: int, size: int | None) -> int:
     return max(1, min(wanted, images // 2 if trains_norm else images))
 
 
+def loss_weight(loss_function: Loss, targets: Tensor) -> Any:
+    """Return what the mean over a batch divides by: images, or the weights of their classes."""
+    weights = loss_function.weight
+    if weights is None or targets.ndim > 1:
+        return len(targets)
+    return weights[targets].sum()
+
+
 @contextmanager
 def explain_memory(epoch: int) -> Iterator[None]:
     """Say what to do where the device has no memory even for the smallest part of a batch.
@@ -113,25 +128,17 @@ def _add_in_parts(
     loss_function: Loss,
     inputs: Tensors,
     targets: Tensor,
+    whole: Any,
     parts: int,
     accumulate: int,
 ) -> tuple[Tensor, Tensor]:
     """Add the gradients of so many parts of a batch; return its mean loss and its outputs."""
     loss_sum, outputs = torch.zeros((), device=targets.device), []
-    whole = _loss_weight(loss_function, targets)
     columns = [tensor.tensor_split(parts) for tensor in (*inputs, targets)]
     for *some, wanted in zip(*columns, strict=True):
         answers = answer(*some)
-        loss = loss_function(answers, wanted) * (_loss_weight(loss_function, wanted) / whole)
+        loss = loss_function(answers, wanted) * (loss_weight(loss_function, wanted) / whole)
         (loss / accumulate).backward()
         loss_sum += loss.detach()
         outputs.append(answers.detach())
     return loss_sum, torch.cat(outputs)
-
-
-def _loss_weight(loss_function: Loss, targets: Tensor) -> Any:
-    """Return what the mean over a batch divides by: images, or the weights of their classes."""
-    weights = loss_function.weight
-    if weights is None or targets.ndim > 1:
-        return len(targets)
-    return weights[targets].sum()

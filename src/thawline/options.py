@@ -412,6 +412,31 @@ class TrackingOptions(Options):
     )
 
 
+class EngineOptions(Options):
+    """Where networks are trained."""
+
+    name: Literal["local", "ray"] = Field(
+        "local", description="this process, or workers of a Ray cluster; engine=ray is short for it"
+    )
+    address: str | None = Field(
+        None, min_length=1, description="of the cluster; null: one of this run, on this machine"
+    )
+    workers: PositiveInt | None = Field(
+        None, description="that share each batch; null: one a GPU of the cluster, or one a CPU"
+    )
+    gpus_per_worker: NonNegativeFloat | None = Field(
+        None, description="may be a fraction; null: 1 where the cluster has GPUs, else 0"
+    )
+    sync_batch_norm: bool = Field(
+        True, description="batch norm in training sees the whole batch, as in one process"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, options: Any) -> Any:
+        return {"name": options} if isinstance(options, str) else options
+
+
 class PredictOptions(Options):
     """A model over a folder of images."""
 
@@ -480,6 +505,7 @@ class Parameters(Options):
     explain: ExplainOptions = ExplainOptions()
     registry: RegistryOptions = RegistryOptions()
     tracking: TrackingOptions = TrackingOptions()
+    engine: EngineOptions = EngineOptions()
     predict: PredictOptions = PredictOptions()
     export: ExportOptions = ExportOptions()
     sweep: SweepOptions = SweepOptions()

@@ -28,6 +28,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from thawline.activations import ActivationLoader, ActivationStore, Image
 from thawline.averaging import WeightAverage
+from thawline.data_parallel import (
+    SyncedBatchNorm,
+    add_up,
+    add_up_gradients,
+    average_statistics,
+    rank,
+    share,
+    workers,
+)
 from thawline.errors import ParameterError, TrainingError
 from thawline.freezing import (
     check_frozen,
@@ -40,7 +49,13 @@ from thawline.images import digest_files
 from thawline.interruptions import TrainingStates
 from thawline.loading import ViewLoader, unreadable
 from thawline.manifests import SHA256_BYTES, hash_bytes, texts_of
-from thawline.micro_batches import Loss, add_gradients, count_parts, explain_memory
+from thawline.micro_batches import (
+    Loss,
+    add_gradients,
+    count_parts,
+    explain_memory,
+    loss_weight,
+)
 from thawline.options import Phase, TrainingOptions
 from thawline.thaw_line import ThawLine, split_at_thaw_line
 from thawline.transforms import Mix, Transforms
@@ -144,8 +159,9 @@ class ImageSet(NamedTuple):
     ) -> list[np.ndarray]:
         """Return positions in a new order, in batches (B,) int64 of more than one image.
 
-        Batch norm cannot train on a single image; the next epoch leaves out another one. If
-        `balanced`, as many are drawn with replacement, each class with the same probability.
+        Batch norm cannot train on a single image, and no worker can on none; the next epoch leaves
+        out others. If `balanced`, as many are drawn with replacement, each class with the same
+        probability.
         """
         if balanced:
             labels = self.labels.cpu()
@@ -155,7 +171,8 @@ class ImageSet(NamedTuple):
             order = torch.randperm(len(self.labels), generator=orders)
         positions = order.numpy()
         batches = [positions[at : at + batch_size] for at in range(0, len(order), batch_size)]
-        return batches[:-1] if len(batches) > 1 and len(batches[-1]) == 1 else batches
+        too_few = len(batches[-1]) < max(2, workers())
+        return batches[:-1] if len(batches) > 1 and too_few else batches
 
     def take(self, batches: Sequence[Positions], view: int | None = None) -> list[list[Image]]:
         """Return batches of images: their nth random view, or that for evaluation."""
@@ -181,6 +198,7 @@ class Setup(NamedTuple):
     views: int | None
     mix: Mix | None
     orders: torch.Generator
+    sync_batch_norm: bool
 
     def next_order(self) -> list[np.ndarray]:
         """Return the positions of training images of the next epoch, in batches."""
@@ -261,7 +279,7 @@ def train(
                 logger.info(_epoch_line(row))
                 if on_epoch:
                     on_epoch(row, row["epoch"])
-                if states:
+                if states and rank() == 0:
                     states.save(key, partial(_state, setup, current, course))
             if current.average:
                 current.average.swap()
@@ -287,6 +305,7 @@ def prepare(
     store: ActivationStore | None = None,
     log_probabilities: bool = False,
     mix: Mix | None = None,
+    sync_batch_norm: bool = False,
 ) -> Setup:
     """Seed all generators, bring the network to its device and return what will train it there.
 
@@ -300,6 +319,7 @@ def prepare(
         store: keeps what the frozen part yields; None computes it in every epoch.
         log_probabilities: train by negative log likelihood instead of cross-entropy.
         mix: see `make_mix`; with it, nothing that is frozen can run ahead.
+        sync_batch_norm: whether batch norm in training sees the shares of all workers.
 
     Raises:
         ParameterError: when the device is not there.
@@ -325,6 +345,7 @@ def prepare(
         views,
         mix,
         torch.Generator().manual_seed(seed),
+        sync_batch_norm and workers() > 1,
     )
 
 
@@ -359,9 +380,9 @@ def batches_an_epoch(setup: Setup) -> int:
 
 
 def image_set(splits: pd.DataFrame, split: str, device: torch.device) -> ImageSet:
-    """Return the images of a split with the hashes that their files have now.
+    """Return the images of a split with the hashes that their files have now, or the table has.
 
-    A column `sha256` of the splits is believed; then no file is read.
+    A column `sha256` of the table is believed; then no file is read.
 
     Raises:
         DataError: when a file cannot be read.
@@ -497,6 +518,8 @@ def _run_epoch(
     start = time.perf_counter()
     rates = {group["name"]: group["lr"] for group in current.optimizer.param_groups}
     row: dict[str, Any] = {"epoch": len(course.history) + 1, "phase": course.phase}
+    if rank():  # another dropout than the first worker's, whose state alone is saved
+        torch.manual_seed(hash((setup.seed, rank(), row["epoch"])))
     row |= _train_epoch(setup, current, course, update_bar)
     with current.average.in_place() if current.average else nullcontext():
         row |= _validate(setup, current, course)
@@ -524,24 +547,31 @@ def _train_epoch(
     """Return the mean loss, the accuracy and the speed of one pass over the training images."""
     options, device = setup.options, setup.accelerator.device
     trained = [p for group in current.optimizer.param_groups for p in group["params"]]
-    order = setup.next_order()
+    whole_order = setup.next_order()
+    order = [share(batch) for batch in whole_order]
     batches = current.activations.load(
         setup.random_views(order, len(course.history)), keep=setup.views is not None
     )
     losses: list[Tensor] = []
     loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
     seen, start = 0, time.perf_counter()
-    for step, (positions, crossing) in enumerate(zip(order, batches, strict=True), start=1):
-        truth = setup.train_set.labels[positions]
+    for step, (positions, crossing) in enumerate(zip(whole_order, batches, strict=True), start=1):
+        labels = setup.train_set.labels[positions]
+        truth = share(labels)
         inputs, targets = crossing, truth
         if setup.mix:  # images cross the line, and the targets are the classes' shares (N, C)
             images, targets = setup.mix(crossing[0], truth)
             inputs = (images,)
-        loss, outputs, course.micro_batch = add_gradients(
-            setup.network, trained, partial(_answer, setup, current.line.above_in_training),
-            setup.loss_function, inputs, targets, course.micro_batch, options.accumulate,
-        )  # fmt: skip
+        weight = len(labels) if setup.mix else loss_weight(setup.loss_function, labels)
+        with SyncedBatchNorm() if setup.sync_batch_norm else nullcontext():
+            loss, outputs, course.micro_batch = add_gradients(
+                setup.network, trained, partial(_answer, setup, current.line.above_in_training),
+                setup.loss_function, inputs, targets, weight, course.micro_batch,
+                options.accumulate, may_divide=not setup.sync_batch_norm,
+            )  # fmt: skip
         if step % options.accumulate == 0 or step == len(order):
+            add_up_gradients(trained)
+            average_statistics(setup.network)
             if options.clip_norm:
                 nn.utils.clip_grad_norm_(trained, options.clip_norm)
             current.optimizer.step()
@@ -550,10 +580,13 @@ def _train_epoch(
             if current.average:
                 current.average.update()
         losses.append(loss)
-        loss_sum += loss * len(truth)
+        loss_sum += loss * len(labels)
         correct += (outputs.argmax(dim=1) == truth).sum()
-        seen += len(truth)
+        seen += len(labels)
         update_bar(advance=1)
+        if logger.isEnabledFor(logging.DEBUG):
+            (mean,) = add_up(loss.item(), device=device)
+            logger.debug("Epoch %d, step %d: loss %.6f", len(course.history) + 1, step, mean)
         if device.type == "cpu" or step % 10 == 0:  # elsewhere reading means waiting
             speed = seen / (time.perf_counter() - start)
             loss_mean, accuracy = loss_sum.item() / seen, correct.item() / seen
@@ -561,9 +594,10 @@ def _train_epoch(
             figures = f"loss {loss_mean:.3f} accuracy {accuracy:.3f} {speed:.0f} images/s"
             update_bar(figures=figures)
     _check_losses(loss_sum.item(), losses, order, setup, current, course)
+    whole_loss, whole_correct = add_up(loss_sum.item(), correct.item(), device=device)
     return {
-        "train_loss": loss_sum.item() / seen,
-        "train_accuracy": correct.item() / seen,
+        "train_loss": whole_loss / seen,
+        "train_accuracy": whole_correct / seen,
         "images_per_second": seen / (time.perf_counter() - start),
     }
 
@@ -579,7 +613,8 @@ def _validate(setup: Setup, current: PhaseSetup, course: Course) -> dict[str, fl
     """Return cross-entropy and accuracy on the validation images, in evaluation mode."""
     modes = {module: module.training for module in setup.network.modules()}
     setup.network.eval()
-    in_order = _batches(range(len(setup.val_set.labels)), setup.options.batch_size)
+    mine = share(range(len(setup.val_set.labels)))
+    in_order = _batches(mine, setup.options.batch_size)
     batches = current.activations.load(setup.val_set.take(in_order))
     loss, correct = 0.0, 0
     for positions, crossing in zip(in_order, batches, strict=True):
@@ -593,8 +628,9 @@ def _validate(setup: Setup, current: PhaseSetup, course: Course) -> dict[str, fl
         correct += int((outputs.argmax(dim=1) == truth).sum())
     for module, training in modes.items():  # train() would thaw the frozen part's batch norm
         module.training = training
-    seen = len(setup.val_set.labels)
-    return {"val_loss": loss / seen, "val_accuracy": correct / seen}
+    seen, device = len(setup.val_set.labels), setup.accelerator.device
+    whole_loss, whole_correct = add_up(loss, correct, device=device)
+    return {"val_loss": whole_loss / seen, "val_accuracy": whole_correct / seen}
 
 
 def _check_losses(
@@ -665,6 +701,7 @@ def _key(initial: State, phases: Sequence[Phase], setup: Setup) -> str:
         "seed": setup.seed,
         "views": setup.views,
         "mix": repr(setup.mix),
+        "workers": [workers(), setup.sync_batch_norm],
     }
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:32]
 

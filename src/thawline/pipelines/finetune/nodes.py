@@ -21,6 +21,7 @@ from thawline import (
     lr_find,
     model_summary,
     probing,
+    ray_engine,
     registration,
     training,
     transforms,
@@ -40,6 +41,7 @@ from thawline.options import (
     AugmentationOptions,
     AutoOptions,
     DatasetOptions,
+    EngineOptions,
     EvaluationOptions,
     LrFindOptions,
     ModelOptions,
@@ -140,7 +142,7 @@ def freeze_layers(network: nn.Module, chosen_strategy: Strategy) -> tuple[nn.Mod
     return network, report
 
 
-def prepare_training(
+def training_arguments(
     network: nn.Module,
     splits: pd.DataFrame,
     image_transforms: transforms.Transforms,
@@ -149,19 +151,19 @@ def prepare_training(
     augmentation: AugmentationOptions,
     store: ActivationStore,
     seed: int,
-) -> training.Setup:
-    """Return what trains a network as the parameters say; see `training.prepare`."""
-    return training.prepare(
-        network,
-        splits,
-        image_transforms,
-        options,
-        seed,
-        augmentation.views,
-        store,
-        model.log_probabilities,
-        transforms.make_mix(augmentation, splits["class_index"].nunique()),
-    )
+) -> dict[str, Any]:
+    """Return the arguments of `training.prepare` that the parameters say."""
+    return {
+        "network": network,
+        "splits": splits,
+        "transforms": image_transforms,
+        "options": options,
+        "seed": seed,
+        "views": augmentation.views,
+        "store": store,
+        "log_probabilities": model.log_probabilities,
+        "mix": transforms.make_mix(augmentation, splits["class_index"].nunique()),
+    }
 
 
 def train_model(
@@ -174,6 +176,7 @@ def train_model(
     options: TrainingOptions,
     augmentation: AugmentationOptions,
     activation_options: ActivationOptions,
+    engine: EngineOptions,
     seed: int,
     activation_store: Callable[[float], ActivationStore],
     training_states: TrainingStates,
@@ -181,10 +184,15 @@ def train_model(
 ) -> tuple[Classifier, Classifier, pd.DataFrame, list[dict[str, Any]], go.Figure]:
     """Return the best and the last classifier, history, freeze contract and learning curves."""
     store = activation_store(activation_options.max_gb)
-    setup = prepare_training(
+    arguments = training_arguments(
         frozen_network, splits, image_transforms, model, options, augmentation, store, seed
     )
-    result = training.train(setup, chosen_strategy.phases, training_states, live_metrics)
+    phases = chosen_strategy.phases
+    if engine.name == "ray":
+        result = ray_engine.train(arguments, phases, engine, training_states, live_metrics)
+    else:
+        setup = training.prepare(**arguments)
+        result = training.train(setup, phases, training_states, live_metrics)
     if result.best_epoch:
         best_val_accuracy = result.history["val_accuracy"].iloc[result.best_epoch - 1]
         live_metrics({"best_val_accuracy": best_val_accuracy}, result.best_epoch)
@@ -256,10 +264,10 @@ def find_lr(
     phase = chosen_strategy.phases[0]
     store = activation_store(activation_options.max_gb)
     unmixed = augmentation.model_copy(update={"mixup": 0, "cutmix": 0})
-    setup = prepare_training(
+    arguments = training_arguments(
         network, splits, image_transforms, model, options, unmixed, store, seed
     )
-    curve = lr_find.find_lr(setup, phase, sweep)
+    curve = lr_find.find_lr(training.prepare(**arguments), phase, sweep)
     suggested = lr_find.suggest_lr(curve)
     logger.info("Suggested: training.lr=%.2g (the first phase has %g)", suggested, phase.lr)
     return curve, {"suggested_lr": suggested}, lr_curve(curve, suggested, phase.lr)

@@ -120,6 +120,7 @@ def create_training() -> Pipeline:
                     "params:training",
                     "params:augmentation",
                     "params:activations",
+                    "params:engine",
                     "params:seed",
                     "activations",
                     "training_states",

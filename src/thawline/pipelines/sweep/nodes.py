@@ -99,10 +99,10 @@ def train_trial(
         seed,
         lambda _: store,
     )
-    setup = finetune.prepare_training(
+    arguments = finetune.training_arguments(
         network, splits, image_transforms, model, options, parameters.augmentation, store, seed
     )
-    return training.train(setup, strategy.phases, on_epoch=on_epoch)
+    return training.train(training.prepare(**arguments), strategy.phases, on_epoch=on_epoch)
 
 
 def choose_best(study: str, finished_trials: list[FrozenTrial], parameters: Parameters) -> str:

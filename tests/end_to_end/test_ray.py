@@ -1,0 +1,122 @@
+"""`engine=ray`: workers that share each batch, and are replaced when they die."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from conftest import QUICK, copy_project, kedro, start_kedro
+
+pytest.importorskip("ray")
+
+# As with all that several machines compute: the order in which numbers are added up differs.
+TOLERANCE = 1e-4
+OF_TIME = ["seconds", "images_per_second"]  # what no two runs share
+STEP = re.compile(r"Epoch (\d+), step (\d+): loss (\S+)")
+UNTIL_TRAINED = ("run", "--pipeline=finetune", "--to-nodes=train_model")
+
+
+def newest(project: Path, pattern: str) -> Path:
+    return sorted(project.glob(pattern))[-1]
+
+
+def history(project: Path) -> pd.DataFrame:
+    return pd.read_csv(newest(project, "data/08_reporting/history.csv/*/history.csv"))
+
+
+def log_steps(project: Path) -> Path:
+    """Let the log have the loss of each step."""
+    file = project / "conf" / "logging.yml"
+    text = file.read_text()
+    file.write_text(text.replace("thawline: { level: INFO }", "thawline: { level: DEBUG }"))
+    return project
+
+
+def steps(output: str) -> dict[tuple[str, str], float]:
+    return {(epoch, step): float(loss) for epoch, step, loss in STEP.findall(output)}
+
+
+@pytest.mark.xdist_group("finished project")
+def test_two_workers_train_the_run_that_one_process_does(
+    finished_project: Path, photos: Path, project: Path
+) -> None:
+    params = f"--params=dataset.root={photos},{QUICK},engine.name=ray,engine.workers=2"
+    done = kedro(project, *UNTIL_TRAINED, params)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "each of 2 worker(s) computes its share" in done.stdout
+    assert re.search(r"Phase 1: \d+ activations were read, 0 computed", done.stdout)
+    found, expected = history(project), history(finished_project)
+    pd.testing.assert_frame_equal(
+        found.drop(columns=OF_TIME), expected.drop(columns=OF_TIME), atol=TOLERANCE
+    )
+    assert not [*project.glob("data/06_models/training_states/ray-*")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["head_only", "full"])
+def test_the_loss_after_each_step_is_that_of_one_worker(
+    hymenoptera: Path, tmp_path: Path, strategy: str
+) -> None:
+    params = (
+        f"--params=dataset.root={hymenoptera},strategy={strategy},training.epochs=2"
+        ",training.precision=fp32"
+    )
+    found = []
+    for engine in ("engine=local", "engine.name=ray,engine.workers=2"):
+        project = log_steps(copy_project(tmp_path / engine))
+        process = start_kedro(project, *UNTIL_TRAINED, f"{params},{engine}")
+        output, errors = process.communicate(timeout=1500)
+        assert process.returncode == 0, output + errors
+        found.append(steps(output))
+    assert found[0].keys() == found[1].keys()
+    assert len(found[0]) == 14
+    differences = [abs(found[0][step] - found[1][step]) for step in found[0]]
+    print(
+        f"{strategy}: losses of {len(differences)} steps differ by {max(differences):.1e} at most"
+    )
+    assert max(differences) <= TOLERANCE
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_in_mid_epoch_is_replaced(photos: Path, tmp_path: Path) -> None:
+    params = (
+        f"--params=dataset.root={photos},{QUICK},training.epochs=6,strategy=full,training.batch_size=4"
+        ",engine.name=ray,engine.workers=2"
+    )
+    undisturbed = log_steps(copy_project(tmp_path / "undisturbed"))
+    done = kedro(undisturbed, *UNTIL_TRAINED, params)
+    assert done.returncode == 0, done.stdout + done.stderr
+    project = log_steps(copy_project(tmp_path / "killed"))
+    process = start_kedro(project, "run", "--pipeline=finetune", params)
+    output = kill_worker_at(process, "Epoch 3, step 4")
+    rest, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, output + rest + errors
+    assert "A worker has died: new ones go on" in rest
+    assert "Training goes on after epoch" in rest
+    pd.testing.assert_frame_equal(
+        history(project).drop(columns=OF_TIME), history(undisturbed).drop(columns=OF_TIME)
+    )
+    weights = "data/06_models/classifier/*/classifier/*.safetensors"
+    first, second = (load_file(newest(one, weights)) for one in (project, undisturbed))
+    assert all((first[name] == second[name]).all() for name in second)
+
+
+def kill_worker_at(process: subprocess.Popen[str], line: str) -> str:
+    """Kill a worker when the log comes to a line; return the log so far."""
+    output = ""
+    assert process.stdout
+    for text in process.stdout:
+        output += text
+        if line in text:
+            break
+    children = psutil.Process(process.pid).children(recursive=True)
+    workers = [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
+    assert len(workers) == 2, output
+    workers[-1].kill()
+    return output

@@ -1,0 +1,128 @@
+"""Workers that share each batch learn what one process does."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from conftest import child_process
+from thawline import data_parallel
+from thawline.activations import ActivationStore
+from thawline.backbones import IMAGENET, build_network
+from thawline.options import ModelOptions, Phase, TrainingOptions, TransformOptions
+from thawline.training import prepare, train
+from thawline.transforms import build_transforms
+
+WORKERS = 2
+HEAD = Phase(trainable={"last": 1}, epochs=2, lr=0.01)
+ALL = Phase(trainable="all", epochs=2, lr=0.003)
+WEIGHED = {"class_weights": "balanced", "accumulate": 2, "clip_norm": 0.5, "ema": 0.9}
+
+
+def run(splits: pd.DataFrame, folder: Path, backbone: str, sync: bool, changes: dict) -> Any:
+    """Train without dropout, of which every worker draws its own."""
+    model = ModelOptions(backbone=backbone, weights="none")
+    network, _ = build_network(model, 2, 32, 0)
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    options = TrainingOptions(
+        **{"workers": 0, "precision": "fp32", "batch_size": 10, "optimizer": "sgd", **changes}
+    )
+    transforms = build_transforms(TransformOptions(size=32), IMAGENET)
+    store = ActivationStore(folder / "store", 1)
+    setup = prepare(network, splits, transforms, options, 0, 2, store, sync_batch_norm=sync)
+    return train(setup, [HEAD, ALL])
+
+
+def _work(rank: int, folder: Path, splits: pd.DataFrame, *arguments: Any) -> None:
+    logging.disable()
+    torch.set_num_threads(1)
+    meeting = f"file://{folder}/meeting"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=WORKERS)
+    result = run(splits, folder, *arguments)
+    torch.save((result.last, result.best, result.history.to_dict()), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def run_on_workers(splits: pd.DataFrame, folder: Path, *arguments: Any) -> list[Any]:
+    processes = [child_process(_work, rank, folder, splits, *arguments) for rank in range(WORKERS)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * WORKERS
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORKERS)]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "changes"),
+    [("networks:SmallNet", WEIGHED), ("timm/resnet10t", {})],
+)
+def test_two_workers_learn_what_one_does(
+    splits: pd.DataFrame, tmp_path: Path, backbone: str, changes: dict
+) -> None:
+    alone = run(splits, tmp_path / "alone", backbone, True, changes)
+    (last, _, history), other = run_on_workers(splits, tmp_path, backbone, True, changes)
+    for name, tensor in alone.last.items():
+        torch.testing.assert_close(last[name], tensor, atol=1e-4, rtol=1e-4)
+    assert all(torch.equal(tensor, other[0][name]) for name, tensor in last.items())
+    for column in ("train_loss", "val_loss", "train_accuracy", "val_accuracy"):
+        found = pd.Series(history[column])
+        pd.testing.assert_series_equal(found, alone.history[column], check_names=False, atol=1e-5)
+
+
+def test_without_synced_batch_norm_workers_hold_the_same_network_all_the_same(
+    splits: pd.DataFrame, tmp_path: Path
+) -> None:
+    (last, best, _), other = run_on_workers(splits, tmp_path, "networks:SmallNet", False, {})
+    assert all(torch.equal(tensor, other[0][name]) for name, tensor in last.items())
+    assert all(torch.equal(tensor, other[1][name]) for name, tensor in best.items())
+
+
+def _normalise(rank: int, folder: Path, images: Tensor) -> None:
+    meeting = f"file://{folder}/meeting"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=WORKERS)
+    norm = nn.BatchNorm2d(3)
+    mine = data_parallel.share(images).requires_grad_()
+    with data_parallel.SyncedBatchNorm():
+        outputs = norm(mine)
+    (outputs**3).sum().backward()
+    data_parallel.add_up_gradients(norm.parameters())
+    found = [outputs.detach(), mine.grad, norm.weight.grad, norm.running_mean, norm.running_var]
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_synced_batch_norm_is_batch_norm_of_the_whole_batch(tmp_path: Path) -> None:
+    images = torch.randn(7, 3, 4, 5, generator=torch.Generator().manual_seed(0)) * 3 + 5
+    norm, whole = nn.BatchNorm2d(3), images.clone().requires_grad_()
+    outputs = norm(whole)
+    (outputs**3).sum().backward()
+    processes = [child_process(_normalise, rank, tmp_path, images) for rank in range(WORKERS)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    for rank in range(WORKERS):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        mine = slice(rank, None, WORKERS)
+        assert whole.grad is not None
+        expected = [
+            outputs.detach()[mine], whole.grad[mine], norm.weight.grad, norm.running_mean,
+            norm.running_var,
+        ]  # fmt: skip
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_one_process_alone_shares_with_nobody() -> None:
+    assert data_parallel.share([3, 1, 2]) == [3, 1, 2]
+    assert data_parallel.add_up(0.1, 2, device=torch.device("cpu")) == (0.1, 2)
