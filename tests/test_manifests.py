@@ -15,7 +15,7 @@ from thawline.errors import DataError
 from thawline.images import find_images, hash_files
 from thawline.manifests import first_repeated, is_increasing, sort_texts
 from thawline.options import SplitFractions
-from thawline.splitting import split_dataset
+from thawline.splitting import check_splits, split_dataset
 from thawline.training import image_set
 
 
@@ -62,6 +62,10 @@ def test_hashes_that_a_table_brings_are_believed(
         table = table.assign(sha256=[bytes.fromhex(digits) for digits in table["sha256"]])
     table.to_parquet(tmp_path / "list.parquet", index=False)
     splits = split_dataset(read(tmp_path / "list.parquet"), SplitFractions(), 0)
+    splits.to_parquet(tmp_path / "splits.parquet", index=False)  # as a catalog may have it
+    again = pd.read_parquet(tmp_path / "splits.parquet")
+    assert again.dtypes.astype(str).equals(splits.dtypes.astype(str))
+    assert check_splits(again)["sha256"].tolist() == splits["sha256"].tolist()
     for path in table["path"]:
         (tmp_path / path).write_bytes(b"changed, and nobody looks")
     train = image_set(splits, "train", torch.device("cpu"))

@@ -29,7 +29,7 @@ from thawline.shards import find_member
 
 SPLITS = ("train", "val", "test")
 BATCH = 65_536  # rows that are looked at together
-SORTED = 10  # batches that are sorted together
+SORTED = 4  # batches that are sorted together
 SHA256_BYTES = 32
 FILE, ABSENT, LINK = range(3)
 PART = 4096  # files that a thread looks at at a time
@@ -117,6 +117,8 @@ def sort_texts(chunks: list[pa.Array]) -> tuple[pa.ChunkedArray, np.ndarray]:
         order = pc.sort_indices(joined)
         texts.append(joined.take(order))
         positions.append(np.concatenate([numbers for _, numbers in part])[order.to_numpy()])
+        del part, joined, order
+        pa.default_memory_pool().release_unused()  # else it keeps half as much again
     return pa.chunked_array(texts, pa.large_string()), np.concatenate(positions)
 
 
@@ -378,7 +380,7 @@ def _read_hashes(table: Table, order: np.ndarray) -> pd.Series:
     number = 0
     for batch in table.read("sha256"):
         try:
-            digests = hash_bytes(batch)
+            digests = _digests(batch)
         except (ValueError, pa.ArrowException) as error:
             raise DataError(
                 f"dataset.root: {table.file}: of the values of sha256 in {table.row}s"
@@ -387,22 +389,28 @@ def _read_hashes(table: Table, order: np.ndarray) -> pd.Series:
             ) from error
         hashes[place[number : number + len(batch)]] = digests
         number += len(batch)
-    buffers = [None, pa.py_buffer(hashes)]
-    column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(SHA256_BYTES), len(hashes), buffers)
-    return pd.Series(pd.arrays.ArrowExtensionArray(column))
+    return pd.Series(pd.arrays.ArrowExtensionArray(as_binary(hashes)))
 
 
-def hash_bytes(hashes: pa.Array | pa.ChunkedArray) -> np.ndarray:
+def as_binary(digests: np.ndarray) -> pa.Array:
+    """Return hashes (N, 32) uint8 as values of 32 bytes each, without a copy.
+
+    Pandas cannot read columns of a fixed width back from Parquet.
+    """
+    fits = digests.nbytes < 2**31
+    ends = np.arange(0, digests.nbytes + 1, SHA256_BYTES)
+    offsets = ends.astype(np.int32) if fits else ends
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(digests)]
+    kind = pa.binary() if fits else pa.large_binary()
+    return pa.Array.from_buffers(kind, len(digests), buffers)
+
+
+def _digests(hashes: pa.Array) -> np.ndarray:
     """Return SHA-256 hashes, given as 64 hexadecimal digits or 32 bytes, as (N, 32) uint8.
 
     Raises:
         ValueError: when one is missing or something else.
     """
-    if isinstance(hashes, pa.ChunkedArray):
-        if hashes.num_chunks != 1:
-            none = np.empty((0, SHA256_BYTES), np.uint8)
-            return np.concatenate([none, *map(hash_bytes, hashes.chunks)])
-        hashes = hashes.chunk(0)
     if hashes.null_count:
         raise ValueError("a value is missing")
     if pa.types.is_string(hashes.type) or pa.types.is_large_string(hashes.type):

@@ -111,7 +111,9 @@ def _fill_splits(
 ) -> np.ndarray:
     """Return the split of every image by its place in `SPLITS`, keeping what the data brings."""
     train, val, test = range(len(SPLITS))
-    group = _codes(manifest["group"])[0] if "group" in manifest else _numbers(manifest["path"])
+    unit = "group" if "group" in manifest else "path"
+    alone = unit == "path" and _is_sorted(manifest["path"])
+    group = None if alone else _codes(manifest[unit])[0]
     if "split" not in manifest:
         shares = {val: fractions.val, test: fractions.test}
         return _carve(group, label, classes, shares, rng)
@@ -127,17 +129,13 @@ def _fill_splits(
     if val not in given:
         rows = given == train
         shares = {val: fractions.val / (fractions.train + fractions.val)}
-        given[rows] = _carve(group[rows], label[rows], classes, shares, rng)
+        some = None if group is None else group[rows]
+        given[rows] = _carve(some, label[rows], classes, shares, rng)
     return given
 
 
-def _numbers(paths: pd.Series) -> np.ndarray:
-    """Return a number (N,) for each path, the same for the same one."""
-    return np.arange(len(paths)) if _is_sorted(paths) else _codes(paths)[0]
-
-
 def _carve(
-    group: np.ndarray,
+    group: np.ndarray | None,
     label: np.ndarray,
     classes: list[str],
     shares: dict[int, float],
@@ -146,13 +144,13 @@ def _carve(
     """Return the split (N,) int8: train for all images but the given shares of a class's groups.
 
     Args:
-        group: number of the group of every image.
+        group: number of the group of every image; None: each is one of its own.
         label: number of its class.
         classes: their names.
         shares: of a split, by its place in `SPLITS`.
         rng: shuffles.
     """
-    label_of_group, place = _labels_of_groups(group, label)
+    label_of_group, place = (label, None) if group is None else _labels_of_groups(group, label)
     split_of_group = np.zeros(len(label_of_group), np.int8)
     in_order = np.argsort(label_of_group, kind="stable")
     ends = np.bincount(label_of_group, minlength=len(classes)).cumsum()
@@ -175,15 +173,10 @@ def _carve(
     return split_of_group if place is None else split_of_group[place]
 
 
-def _labels_of_groups(group: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the most frequent label of each group, the first of equals, and each image's group.
-
-    The latter is None where each image is a group.
-    """
-    if len(group) == 0 or (np.diff(group) > 0).all():
-        return label, None
+def _labels_of_groups(group: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the most frequent label of each group, the first of equals, and each image's group."""
     _, place = np.unique(group, return_inverse=True)
-    classes = int(label.max()) + 1
+    classes = int(label.max(initial=0)) + 1
     pairs, counts = np.unique(place * classes + label, return_counts=True)
     groups, labels = np.divmod(pairs, classes)
     order = np.lexsort((labels, -counts, groups))

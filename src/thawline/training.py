@@ -48,7 +48,7 @@ from thawline.freezing import (
 from thawline.images import digest_files
 from thawline.interruptions import TrainingStates
 from thawline.loading import ViewLoader, unreadable
-from thawline.manifests import SHA256_BYTES, hash_bytes, texts_of
+from thawline.manifests import SHA256_BYTES, as_binary, texts_of
 from thawline.micro_batches import (
     Loss,
     add_gradients,
@@ -144,13 +144,14 @@ class ImageSet(NamedTuple):
 
     Attributes:
         paths: of the images of all splits.
-        hashes: SHA-256 of their files, (M, 32) uint8; zeros where another split has the image.
-        rows: where in these the images of this split are, (N,) int64.
+        hashes: SHA-256 of their files, as 64 hexadecimal digits or 32 bytes; those of other splits
+            may be zeros.
+        rows: where in these the images of this split are, (N,) int32.
         labels: their class indices, (N,) int64 on the training device.
     """
 
     paths: pa.ChunkedArray
-    hashes: np.ndarray
+    hashes: pa.Array | pa.ChunkedArray
     rows: np.ndarray
     labels: Tensor
 
@@ -178,8 +179,17 @@ class ImageSet(NamedTuple):
         """Return batches of images: their nth random view, or that for evaluation."""
         return [[self._image(self.rows[idx], view) for idx in batch] for batch in batches]
 
+    def digest(self) -> str:
+        """Return what tells these images and labels, in this order, from any others."""
+        digest = hashlib.sha256(self.labels.cpu().numpy().tobytes())
+        for row in self.rows:
+            digest.update(self._image(row, None).sha256.encode())
+        return digest.hexdigest()
+
     def _image(self, row: int, view: int | None) -> Image:
-        return Image(self.paths[row].as_py(), self.hashes[row].tobytes().hex(), view)
+        sha256 = self.hashes[row].as_py()
+        sha256 = sha256 if isinstance(sha256, str) else sha256.hex()
+        return Image(self.paths[row].as_py(), sha256, view)
 
 
 class Setup(NamedTuple):
@@ -387,19 +397,20 @@ def image_set(splits: pd.DataFrame, split: str, device: torch.device) -> ImageSe
     Raises:
         DataError: when a file cannot be read.
     """
-    rows = np.flatnonzero((splits["split"] == split).to_numpy())
+    rows = np.flatnonzero((splits["split"] == split).to_numpy()).astype(np.int32)
     labels = splits["class_index"].to_numpy()[rows].astype(np.int64)
     paths = texts_of(splits["path"])
     if "sha256" in splits:
-        hashes = hash_bytes(pa.array(splits["sha256"]))
+        hashes = pa.array(splits["sha256"])
     else:
-        hashes = np.zeros((len(splits), SHA256_BYTES), np.uint8)
+        digests = np.zeros((len(splits), SHA256_BYTES), np.uint8)
         try:
-            digests = digest_files((paths[row].as_py() for row in rows), len(rows))
-            for row, digest in zip(rows, digests, strict=True):
-                hashes[row] = np.frombuffer(digest, np.uint8)
+            found = digest_files((paths[row].as_py() for row in rows), len(rows))
+            for row, digest in zip(rows, found, strict=True):
+                digests[row] = np.frombuffer(digest, np.uint8)
         except OSError as error:
             raise unreadable(error.filename, error) from error
+        hashes = as_binary(digests)
     return ImageSet(paths, hashes, rows, torch.from_numpy(labels).to(device))
 
 
@@ -688,8 +699,7 @@ def _key(initial: State, phases: Sequence[Phase], setup: Setup) -> str:
         "weights": hash_tensors(initial),
         "structure": repr(setup.network),
         "phases": [phase.model_dump(mode="json") for phase in phases],
-        "images": [_digest(images.hashes[images.rows]) for images in sets],
-        "labels": [_digest(images.labels.cpu().numpy()) for images in sets],
+        "images": [images.digest() for images in sets],
         "preprocessing": setup.transforms.preprocessing.model_dump(mode="json"),
         "augmentation": setup.transforms.options.model_dump(mode="json"),
         "views_seed": setup.transforms.seed,
@@ -704,10 +714,6 @@ def _key(initial: State, phases: Sequence[Phase], setup: Setup) -> str:
         "workers": [workers(), setup.sync_batch_norm],
     }
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:32]
-
-
-def _digest(values: np.ndarray) -> str:
-    return hashlib.sha256(values.tobytes()).hexdigest()
 
 
 def _state(setup: Setup, current: PhaseSetup, course: Course) -> dict[str, Any]:
