@@ -22,11 +22,13 @@ from typing import Any
 import hypothesis
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from thawline.options import DatasetOptions
 from thawline.splitting import split_dataset
+from thawline.training import ImageSet, image_set
 
 # A busy machine is no failure of a property.
 hypothesis.settings.register_profile("thawline", deadline=None)
@@ -86,6 +88,14 @@ def splits(photos: Path) -> pd.DataFrame:
     rows = [(p.as_posix(), p.parent.name) for p in sorted(photos.glob("*/*.jpg"))]
     manifest = pd.DataFrame(rows, columns=["path", "label"])
     return split_dataset(manifest, DatasetOptions().fractions, seed=0)
+
+
+def train_set_of(labels: torch.Tensor) -> ImageSet:
+    """Return images for training that have these labels; there are no files."""
+    splits = pd.DataFrame({"class_index": labels.numpy(), "split": "train"})
+    splits["path"] = [f"{idx}.jpg" for idx in splits.index]
+    splits["sha256"] = [f"{idx:064x}" for idx in splits.index]
+    return image_set(splits, "train", torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import train_set_of
 from thawline.averaging import WeightAverage
 from thawline.backbones import IMAGENET, build_network
 from thawline.freezing import find_stages, freeze_layers
@@ -186,12 +187,8 @@ def test_with_an_average_the_network_ends_at_it(splits: pd.DataFrame) -> None:
 @given(st.integers(0, 2**32))
 @settings(max_examples=30)
 def test_balanced_sampling_shows_every_class_equally_often(seed: int) -> None:
-    from thawline.activations import Image
-    from thawline.training import ImageSet
-
     labels = torch.tensor([0] * 950 + [1] * 50)
-    images = ImageSet([Image(f"{idx}.jpg", f"{idx}") for idx in range(1000)], labels)
-    order = images.shuffle(torch.Generator().manual_seed(seed), 32, balanced=True)
+    order = train_set_of(labels).shuffle(torch.Generator().manual_seed(seed), 32, balanced=True)
     drawn = labels[[idx for batch in order for idx in batch]]
     assert len(drawn) == 1000
     assert 0.4 < drawn.float().mean() < 0.6

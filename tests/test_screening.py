@@ -282,7 +282,8 @@ def test_without_copies_splits_are_as_without_screening(corpus: Path) -> None:
     manifest = find(corpus)
     clean, _ = screen_images(manifest, OPTIONS)
     fractions = DatasetOptions().fractions
-    assert split_dataset(clean, fractions, 3).equals(split_dataset(manifest, fractions, 3))
+    splits = split_dataset(clean, fractions, 3).drop(columns="sha256")
+    assert splits.equals(split_dataset(manifest, fractions, 3))
 
 
 def test_only_what_has_changed_is_opened_again(

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -59,6 +60,68 @@ def test_a_group_is_never_torn_apart(
         return
     splits = split_dataset(manifest, FRACTIONS, seed)
     assert (splits.groupby("group")["split"].nunique() == 1).all()
+
+
+def split_by_names(manifest: pd.DataFrame, seed: int) -> pd.Series:
+    """Return the split of each path as Thawline's first version drew it, name by name."""
+    manifest, rng = manifest.sort_values("path", ignore_index=True), np.random.default_rng(seed)
+    shares = {"val": FRACTIONS.val, "test": FRACTIONS.test}
+
+    def carve(rows: pd.DataFrame, shares: dict[str, float]) -> pd.Series:
+        group = rows["group"] if "group" in rows else rows["path"]
+        labels = rows.groupby(group)["label"].agg(lambda names: names.mode().iloc[0])
+        split_of_group = pd.Series("train", index=labels.index)
+        for _, members in labels.groupby(labels):
+            shuffled, spare = rng.permutation(members.index.to_numpy()), len(members) - 1
+            for later, (split, share) in enumerate(shares.items(), start=1):
+                room = spare - (len(shares) - later)
+                count = min(max(1, round(share * len(members))), room)
+                split_of_group[shuffled[:count]] = split
+                shuffled, spare = shuffled[count:], spare - count
+        return group.map(split_of_group)
+
+    if "split" not in manifest:
+        split = carve(manifest, shares)
+    else:
+        split = manifest["split"].copy()
+        if "test" not in set(split):
+            split = split.replace("val", "test")
+        if "val" not in set(split):
+            train = manifest[split == "train"]
+            share = FRACTIONS.val / (FRACTIONS.train + FRACTIONS.val)
+            split.loc[train.index] = carve(train, {"val": share})
+    return split.set_axis(manifest["path"]).rename("split")
+
+
+@given(counts, st.integers(0, 1000), st.data())
+def test_numbers_in_place_of_names_draw_the_same_splits(
+    counts: dict[str, int], seed: int, data: st.DataObject
+) -> None:
+    manifest = manifest_of(counts)
+    size = len(manifest)
+    columns = data.draw(st.sets(st.sampled_from(["group", "split", "shuffled", "compact"])))
+    if "group" in columns:
+        some = st.integers(0, 40).map(str)
+        manifest["group"] = data.draw(st.lists(some, min_size=size, max_size=size))
+    if "split" in columns:
+        given = st.sampled_from(["train", "val", "test"][: data.draw(st.integers(2, 3))])
+        manifest["split"] = data.draw(st.lists(given, min_size=size, max_size=size))
+    if "shuffled" in columns:
+        manifest = manifest.sample(frac=1, random_state=seed)
+    texts = [name for name in ("label", "group", "split") if name in manifest]
+    compact = (
+        manifest.astype(dict.fromkeys(texts, "category")) if "compact" in columns else manifest
+    )
+    try:
+        splits = split_dataset(compact, FRACTIONS, seed)
+    except DataError:
+        return
+    before = split_by_names(manifest, seed)
+    pd.testing.assert_series_equal(splits.set_index("path")["split"].astype("str"), before)
+    classes = {name: idx for idx, name in enumerate(sorted(counts))}
+    assert splits["label"].map(classes).tolist() == splits["class_index"].tolist()
+    if "compact" not in columns:
+        assert splits.dtypes[["label", "class_index", "split"]].tolist() == ["str", "int64", "str"]
 
 
 def test_the_seed_decides_and_the_order_of_the_rows_does_not() -> None:

@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from torch.nn.functional import batch_norm
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
-Items = TypeVar("Items", Tensor, list[int], range)
+Items = TypeVar("Items", Tensor, np.ndarray, range)
 
 ARGUMENTS = inspect.signature(batch_norm)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import io
 import logging
@@ -11,20 +10,27 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from rich.progress import track
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from thawline import manifests, shards
 from thawline.errors import DataError
 
 logger = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "test")
+SPLITS = manifests.SPLITS
+# As torchvision's ImageFolder takes them.
+IMG_EXTENSIONS = (
+    ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp",
+)  # fmt: skip
+WINDOW = 4096  # files that are asked for at once
 LYING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 # Pillow's own value for `Image.thumbnail`: a resize by at least this much hides how a JPEG was
 # decoded (on average within 1/255 of the full decoding on photographs; without a gap, 2.6/255).
@@ -47,11 +53,11 @@ def find_images(
     """Return the manifest of a data set: path, label and, if the data brings them, split and group.
 
     Args:
-        root: a folder per class; a folder with train/, val/ and perhaps test/ in it; a CSV with the
-            columns path, label and perhaps split and group; `torchvision:NAME`; `sklearn:digits`.
+        root: a folder per class; a folder with train/, val/ and perhaps test/ in it; a CSV or
+            Parquet file for `manifests.read_manifest`; `torchvision:NAME`; `sklearn:digits`.
         base: folder that a relative `root` is relative to.
         packaged_folder: where data sets of a package are downloaded to and written as image files.
-        allow_outside: whether a CSV may name files outside of the folder that it lies in.
+        allow_outside: whether such a file may name images outside of the folder that it lies in.
 
     Returns:
         One row an image, sorted by path; paths are absolute.
@@ -70,13 +76,13 @@ def find_images(
     path = (base / Path(root).expanduser()).resolve()
     if path.is_dir():
         return _scan_folder(path)
-    if path.is_file() and path.suffix.lower() == ".csv":
-        return _read_csv(path, allow_outside)
-    found = "is neither a folder nor a CSV" if path.exists() else "does not exist"
+    if path.is_file() and path.suffix.lower() in (".csv", ".parquet"):
+        return manifests.read_manifest(path, allow_outside)
+    found = "is neither a folder nor a CSV or Parquet file" if path.exists() else "does not exist"
     raise DataError(
         f"dataset.root: '{root}' {found} ({path}). Give a folder with one folder of images per"
-        " class, a folder with train/ and val/ in it, a CSV with the columns path and label,"
-        " torchvision:NAME, or sklearn:digits."
+        " class, a folder with train/ and val/ in it, a CSV or Parquet file with the columns"
+        " path and label, torchvision:NAME, or sklearn:digits."
     )
 
 
@@ -123,13 +129,23 @@ def name_files(paths: Sequence[str], base: Path) -> list[str]:
     """
     files = [(base / Path(path).expanduser()).resolve() for path in paths]
     for path, file in zip(paths, files, strict=True):
-        if not file.is_file():
+        if not manifests.is_file(file):
             found = "is no file" if file.exists() else "does not exist"
             raise DataError(
                 f"explain.images: '{path}' {found} ({file}). Give worst, or paths of image files;"
                 " with --params separated by blanks, and in a YAML file as a list."
             )
     return [file.as_posix() for file in files]
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Return the content of a file, or of a member of a shard.
+
+    Raises:
+        OSError: when it cannot be read.
+    """
+    member = shards.find_member(path)
+    return Path(path).read_bytes() if member is None else shards.read_member(member)
 
 
 def read_image(source: Source, scale: float = 1.0) -> Image.Image:
@@ -183,14 +199,16 @@ def image_size(source: Source) -> tuple[int, int]:
 
 def _open(source: Source) -> Image.Image:
     """Return an image of which the header alone is read."""
+    if not isinstance(source, bytes) and shards.find_member(source):
+        source = read_bytes(source)
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
 
 
 def describe_problem(error: Exception, source: Source) -> str:
     """Return in a few words why a file, or the bytes of one, could not be decoded."""
     if isinstance(error, UnidentifiedImageError):
-        size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
-        return "not an image" if size else "an empty file"
+        content = source if isinstance(source, bytes) else read_bytes(source)
+        return "not an image" if content else "an empty file"
     if isinstance(error, OSError) and error.strerror:  # without the path, which is known
         return f"{type(error).__name__}: {error.strerror}"
     return f"{type(error).__name__}: {error}"
@@ -202,13 +220,24 @@ def hash_files(paths: Sequence[str]) -> list[str]:
     Raises:
         OSError: when a file cannot be read.
     """
+    return [digest.hex() for digest in digest_files(paths, len(paths))]
+
+
+def digest_files(paths: Iterable[str], count: int) -> Iterator[bytes]:
+    """Yield the SHA-256 of each of `count` files, as 32 bytes.
+
+    Raises:
+        OSError: when a file cannot be read.
+    """
+    rest = iter(paths)
+    windows = iter(lambda: list(islice(rest, WINDOW)), [])
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        hashes = pool.map(_hash_file, paths)
-        return list(track(hashes, "Hashing images", total=len(paths), transient=True))
+        digests = (digest for window in windows for digest in pool.map(_digest, window))
+        yield from track(digests, "Hashing images", total=count, transient=True)
 
 
-def _hash_file(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def _digest(path: str) -> bytes:
+    return hashlib.sha256(read_bytes(path)).digest()
 
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
@@ -219,21 +248,52 @@ def _to_8_bit(image: Image.Image) -> Image.Image:
 
 
 def _scan_folder(root: Path) -> pd.DataFrame:
-    """Return the manifest of a folder per class, or of one with such folders in train/, val/…."""
+    """Return the manifest of a folder per class or of shards, or of such in train/, val/…."""
     splits = [name for name in SPLITS if (root / name).is_dir()]
     if "train" not in splits:
-        return pd.DataFrame(_rows(root))
-    tables = [pd.DataFrame(_rows(root / name)).assign(split=name) for name in splits]
+        return _scan_classes(root)
+    tables = [_scan_classes(root / name).assign(split=name) for name in splits]
     manifest = pd.concat(tables, ignore_index=True)
     classes = set(tables[0]["label"])
     for name, table in zip(splits, tables, strict=True):
         odd = sorted(classes ^ set(table["label"]))
         if odd:
             raise DataError(
-                f"dataset.root: the class folder '{odd[0]}' is not in both {root / 'train'} and"
+                f"dataset.root: the class '{odd[0]}' is not in both {root / 'train'} and"
                 f" {root / name}. Every split needs the same classes."
             )
     return manifest
+
+
+def _scan_classes(folder: Path) -> pd.DataFrame:
+    """Return the manifest of a folder per class, or of the shards in a folder without folders."""
+    names = sorted(path.name for path in folder.glob("[!.]*") if path.is_file())
+    if any(path.is_dir() for path in folder.glob("[!.]*")):
+        return pd.DataFrame(_rows(folder))
+    if compressed := [name for name in names if name.endswith(shards.COMPRESSED)]:
+        raise DataError(
+            f"dataset.root: {folder / compressed[0]} is compressed: no image in it can be read"
+            " without all before it. Write it again as .tar; photographs do not get smaller anyway."
+        )
+    found = [folder / name for name in names if name.endswith(shards.SUFFIX)]
+    return _scan_shards(found) if found else pd.DataFrame(_rows(folder))
+
+
+def _scan_shards(files: Sequence[Path]) -> pd.DataFrame:
+    """Return the manifest of shards; its labels are categories."""
+    paths, labels = [], []
+    for file in track(files, "Reading shards", transient=True):
+        rows = list(shards.find_labelled(file.as_posix(), IMG_EXTENSIONS))
+        paths.append(pa.array([_as_text(path) for path, _ in rows], pa.large_string()))
+        labels.append(pa.array([label for _, label in rows], pa.large_string()))
+    if not any(map(len, paths)):
+        raise DataError(
+            f"dataset.root: the shards in {files[0].parent} hold no image"
+            f" ({', '.join(IMG_EXTENSIONS)}) with a label (KEY.cls, or KEY.json)."
+        )
+    texts, order = manifests.sort_texts(paths)
+    label = manifests.categorical(labels).take(order)
+    return pd.DataFrame({"path": pd.Series(texts, dtype="str"), "label": label}, copy=False)
 
 
 def _rows(folder: Path) -> Iterator[dict[str, str]]:
@@ -288,86 +348,6 @@ def _files_below(folder: Path) -> list[str]:
 def _as_text(name: str) -> str:
     r"""Return a name that a CSV keeps: bytes that are no UTF-8 become \udcXX, a CR \udc0d."""
     return name.replace("\r", r"\udc0d").encode("utf-8", "backslashreplace").decode()
-
-
-def _read_csv(path: Path, allow_outside: bool) -> pd.DataFrame:
-    """Return the manifest in a CSV; its paths are relative to the folder that it lies in."""
-    table = _read_texts(path)
-    missing = [name for name in ("path", "label") if name not in table]
-    if missing or table.empty:
-        raise DataError(
-            f"dataset.root: {path} needs the columns path and label and at least one row; it has"
-            f" {len(table)} row(s) with the columns {', '.join(table.columns)}."
-        )
-    for column in ("path", "label", *[c for c in ("split", "group") if c in table]):
-        empty = table.index[table[column].str.strip() == ""]
-        if len(empty):
-            raise DataError(f"dataset.root: {path}, line {empty[0] + 2}: '{column}' is empty.")
-    if "split" in table:
-        odd = sorted(set(table["split"]) - set(SPLITS))
-        if odd:
-            raise DataError(
-                f"dataset.root: {path} names the split '{odd[0]}'; possible are train, val, test."
-            )
-    files = [_file_in_csv(path, row + 2, name) for row, name in enumerate(table["path"])]
-    if not allow_outside:
-        _check_inside(path, table["path"].tolist(), files)
-    absent = [name for name, file in zip(table["path"], files, strict=True) if not _is_file(file)]
-    if absent:
-        raise DataError(
-            f"dataset.root: {len(absent)} file(s) that {path} names do not exist, first"
-            f" '{absent[0]}'. Paths are relative to {path.parent}."
-        )
-    table["path"] = [file.as_posix() for file in files]
-    twice = table["path"][table["path"].duplicated()]
-    if len(twice):
-        raise DataError(f"dataset.root: {path} names the file '{twice.iloc[0]}' more than once.")
-    columns = [c for c in ("path", "label", "split", "group") if c in table]
-    return table[columns].sort_values("path", ignore_index=True)
-
-
-def _read_texts(path: Path) -> pd.DataFrame:
-    """Return a CSV with all of it as text."""
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, OSError, csv.Error) as error:  # pandas' own are ValueErrors
-        raise DataError(
-            f"dataset.root: {path} cannot be read as a CSV in UTF-8 ({error}). Save it again as one"
-            " with the columns path and label."
-        ) from error
-    if not isinstance(table.index, pd.RangeIndex):  # pandas takes the surplus for names of rows
-        raise DataError(
-            f"dataset.root: the rows of {path} have more values than there are columns. Put quotes"
-            " around names with a comma."
-        )
-    return table.fillna("")  # a row that ends early
-
-
-def _file_in_csv(path: Path, line: int, name: str) -> Path:
-    """Return the absolute path of a file that a CSV names, all links followed."""
-    try:
-        return (path.parent / name).resolve()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, links in a circle, a NUL
-        raise DataError(
-            f"dataset.root: {path}, line {line}: {name!r} is no path of a file ({error})."
-        ) from error
-
-
-def _check_inside(path: Path, names: Sequence[str], files: Sequence[Path]) -> None:
-    """Refuse a CSV that names files which lie, links followed, outside of its folder."""
-    for line, (name, file) in enumerate(zip(names, files, strict=True), start=2):
-        if not file.is_relative_to(path.parent):
-            raise DataError(
-                f"dataset.root: {path}, line {line}: '{name}' is outside of {path.parent} ({file})."
-                " Move the file or the CSV, or allow it with dataset.allow_outside=true."
-            )
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that is too long, a folder that is closed
-        return False
 
 
 def _write_once(target: Path, images: Iterable[tuple[str, Any]]) -> Path:

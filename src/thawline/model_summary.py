@@ -192,9 +192,10 @@ def _alignments(
     store: ActivationStore | None,
 ) -> dict[str, float]:
     """Return the CKA of each stage that has modules, but the head."""
-    images, _ = image_set(splits, "val", torch.device("cpu"))
-    places = np.linspace(0, len(images) - 1, min(MOST_IMAGES, len(images))).round().astype(int)
-    some = [images[idx] for idx in places]
+    val_set = image_set(splits, "val", torch.device("cpu"))
+    count = len(val_set.labels)
+    places = np.linspace(0, count - 1, min(MOST_IMAGES, count)).round().astype(int)
+    (some,) = val_set.take([places])
     found = []
     for network in (before, after):
         line = line_of_stages(network)

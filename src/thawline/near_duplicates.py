@@ -83,6 +83,7 @@ def group_alike(images: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     near = pairs[pairs["kind"] == "near"]
     split = images["split"] if "split" in images else pd.Series("", index=images.index)
     group = images["group"] if "group" in images else images["path"]
+    split, group = split.astype("str"), group.astype("str")  # from Parquet they are categories
     ends, other_ends = ["group " + group], [split + " " + images["sha256"]]
     for name in split.unique():
         ends.append(name + " " + near["sha256"])
@@ -108,6 +109,7 @@ def find_in_two_splits(splits: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFram
         files have the same bytes, else that of the pair. A row an image, with the one it is most
         like; the most alike first.
     """
+    splits = splits.astype({"split": "str", "label": "str"})  # from Parquet they are categories
     codes = splits["sha256"].unique()
     same = pd.DataFrame({"sha256": codes, "other_sha256": codes, "distance": 0.0, "kind": "exact"})
     swapped = pairs.rename(columns={"sha256": "other_sha256", "other_sha256": "sha256"})

@@ -73,11 +73,12 @@ class DatasetOptions(Options):
     root: str = Field(
         "sklearn:digits",
         min_length=1,
-        description="a folder per class, a folder with train/ val/ test/, a CSV, torchvision:NAME "
-        "or sklearn:digits",
+        description="a folder per class, a folder with train/ val/ test/, a folder of tar shards, "
+        "a CSV or Parquet file, torchvision:NAME or sklearn:digits",
     )
     allow_outside: bool = Field(
-        False, description="a CSV may name files outside of the folder that it lies in"
+        False,
+        description="a CSV or Parquet file may name images outside of the folder that it lies in",
     )
     fractions: SplitFractions = SplitFractions()
     seed: Seed | None = Field(

@@ -109,10 +109,11 @@ def probe_stages(
         stage, features (their number), accuracy (0 to 1), standard_error; a row a stage, from the
         input on.
     """
-    images, labels = image_set(splits, "train", torch.device("cpu"))
-    if len(images) > MOST_IMAGES:
-        some = np.random.default_rng(seed).permutation(len(images))[:MOST_IMAGES]
-        images, labels = [images[idx] for idx in some], labels[torch.from_numpy(some)]
+    train_set = image_set(splits, "train", torch.device("cpu"))
+    some = np.arange(len(train_set.labels))
+    if len(some) > MOST_IMAGES:
+        some = np.random.default_rng(seed).permutation(len(some))[:MOST_IMAGES]
+    (images,), labels = train_set.take([some]), train_set.labels[torch.from_numpy(some)]
     line = line_of_stages(network)
     features = compute_features(line, images, transforms, options, store, "Computing every stage")
     truth = labels.numpy()

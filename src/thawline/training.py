@@ -14,7 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -43,9 +45,10 @@ from thawline.freezing import (
     hash_tensors,
     parameter_groups,
 )
-from thawline.images import hash_files
+from thawline.images import digest_files
 from thawline.interruptions import TrainingStates
 from thawline.loading import ViewLoader, unreadable
+from thawline.manifests import SHA256_BYTES, as_binary, texts_of
 from thawline.micro_batches import (
     Loss,
     add_gradients,
@@ -69,6 +72,7 @@ NAMED = 3  # images of a batch that a message names
 
 OnEpoch = Callable[[dict[str, Any], int], None]
 State = dict[str, Tensor]
+Positions = Sequence[int] | np.ndarray  # of the images of a batch in their split
 
 
 class TrainingResult(NamedTuple):
@@ -136,15 +140,25 @@ class Course:
 
 
 class ImageSet(NamedTuple):
-    """The images of a split, and their class indices (N,) int64 on the training device."""
+    """The images of a split as columns: millions fit into memory, an `Image` is made when taken.
 
-    images: list[Image]
+    Attributes:
+        paths: of the images of all splits.
+        hashes: SHA-256 of their files, as 64 hexadecimal digits or 32 bytes; those of other splits
+            may be zeros.
+        rows: where in these the images of this split are, (N,) int32.
+        labels: their class indices, (N,) int64 on the training device.
+    """
+
+    paths: pa.ChunkedArray
+    hashes: pa.Array | pa.ChunkedArray
+    rows: np.ndarray
     labels: Tensor
 
     def shuffle(
         self, orders: torch.Generator, batch_size: int, balanced: bool = False
-    ) -> list[list[int]]:
-        """Return positions in a new order, in batches of more than one image.
+    ) -> list[np.ndarray]:
+        """Return positions in a new order, in batches (B,) int64 of more than one image.
 
         Batch norm cannot train on a single image, and no worker can on none; the next epoch leaves
         out others. If `balanced`, as many are drawn with replacement, each class with the same
@@ -155,14 +169,27 @@ class ImageSet(NamedTuple):
             weights = 1 / labels.bincount()[labels].double()
             order = torch.multinomial(weights, len(labels), replacement=True, generator=orders)
         else:
-            order = torch.randperm(len(self.images), generator=orders)
-        batches = _batches(order.tolist(), batch_size)
+            order = torch.randperm(len(self.labels), generator=orders)
+        positions = order.numpy()
+        batches = [positions[at : at + batch_size] for at in range(0, len(order), batch_size)]
         too_few = len(batches[-1]) < max(2, workers())
         return batches[:-1] if len(batches) > 1 and too_few else batches
 
-    def take(self, batches: Sequence[Sequence[int]], view: int | None = None) -> list[list[Image]]:
+    def take(self, batches: Sequence[Positions], view: int | None = None) -> list[list[Image]]:
         """Return batches of images: their nth random view, or that for evaluation."""
-        return [[self.images[idx]._replace(view=view) for idx in batch] for batch in batches]
+        return [[self._image(self.rows[idx], view) for idx in batch] for batch in batches]
+
+    def digest(self) -> str:
+        """Return what tells these images and labels, in this order, from any others."""
+        digest = hashlib.sha256(self.labels.cpu().numpy().tobytes())
+        for row in self.rows:
+            digest.update(self._image(row, None).sha256.encode())
+        return digest.hexdigest()
+
+    def _image(self, row: int, view: int | None) -> Image:
+        sha256 = self.hashes[row].as_py()
+        sha256 = sha256 if isinstance(sha256, str) else sha256.hex()
+        return Image(self.paths[row].as_py(), sha256, view)
 
 
 class Setup(NamedTuple):
@@ -183,12 +210,12 @@ class Setup(NamedTuple):
     orders: torch.Generator
     sync_batch_norm: bool
 
-    def next_order(self) -> list[list[int]]:
+    def next_order(self) -> list[np.ndarray]:
         """Return the positions of training images of the next epoch, in batches."""
         balanced = self.options.sampling == "balanced"
         return self.train_set.shuffle(self.orders, self.options.batch_size, balanced)
 
-    def random_views(self, batches: Sequence[Sequence[int]], epoch: int) -> list[list[Image]]:
+    def random_views(self, batches: Sequence[Positions], epoch: int) -> list[list[Image]]:
         """Return the views of training images that an epoch, counted from 0, sees."""
         return self.train_set.take(batches, epoch % self.views if self.views else epoch)
 
@@ -350,7 +377,7 @@ def prepare_phase(
     activations = ActivationLoader(
         line, setup.transforms, setup.loader, setup.store, setup.accelerator.device,
         compute_dtype(setup.accelerator),
-        entries=(setup.views or 0) * len(setup.train_set.images) + len(setup.val_set.images),
+        entries=(setup.views or 0) * len(setup.train_set.labels) + len(setup.val_set.labels),
     )  # fmt: skip
     optimizer = make_optimizer(network, phase, setup.options, previous)
     schedule = make_schedule(optimizer, phase, batches_an_epoch(setup), setup.options)
@@ -365,17 +392,26 @@ def batches_an_epoch(setup: Setup) -> int:
 def image_set(splits: pd.DataFrame, split: str, device: torch.device) -> ImageSet:
     """Return the images of a split with the hashes that their files have now, or the table has.
 
+    A column `sha256` of the table is believed; then no file is read.
+
     Raises:
         DataError: when a file cannot be read.
     """
-    rows = splits[splits["split"] == split]
-    paths = rows["path"].tolist()
-    try:
-        hashes = rows["sha256"].tolist() if "sha256" in rows else hash_files(paths)
-    except OSError as error:
-        raise unreadable(error.filename, error) from error
-    images = [Image(path, sha256) for path, sha256 in zip(paths, hashes, strict=True)]
-    return ImageSet(images, torch.tensor(rows["class_index"].tolist(), device=device))
+    rows = np.flatnonzero((splits["split"] == split).to_numpy()).astype(np.int32)
+    labels = splits["class_index"].to_numpy()[rows].astype(np.int64)
+    paths = texts_of(splits["path"])
+    if "sha256" in splits:
+        hashes = pa.array(splits["sha256"])
+    else:
+        digests = np.zeros((len(splits), SHA256_BYTES), np.uint8)
+        try:
+            found = digest_files((paths[row].as_py() for row in rows), len(rows))
+            for row, digest in zip(rows, found, strict=True):
+                digests[row] = np.frombuffer(digest, np.uint8)
+        except OSError as error:
+            raise unreadable(error.filename, error) from error
+        hashes = as_binary(digests)
+    return ImageSet(paths, hashes, rows, torch.from_numpy(labels).to(device))
 
 
 def make_accelerator(options: TrainingOptions) -> Accelerator:
@@ -589,7 +625,7 @@ def _validate(setup: Setup, current: PhaseSetup, course: Course) -> dict[str, fl
     """Return cross-entropy and accuracy on the validation images, in evaluation mode."""
     modes = {module: module.training for module in setup.network.modules()}
     setup.network.eval()
-    mine = share(range(len(setup.val_set.images)))
+    mine = share(range(len(setup.val_set.labels)))
     in_order = _batches(mine, setup.options.batch_size)
     batches = current.activations.load(setup.val_set.take(in_order))
     loss, correct = 0.0, 0
@@ -604,7 +640,7 @@ def _validate(setup: Setup, current: PhaseSetup, course: Course) -> dict[str, fl
         correct += int((outputs.argmax(dim=1) == truth).sum())
     for module, training in modes.items():  # train() would thaw the frozen part's batch norm
         module.training = training
-    seen, device = len(setup.val_set.images), setup.accelerator.device
+    seen, device = len(setup.val_set.labels), setup.accelerator.device
     whole_loss, whole_correct = add_up(loss, correct, device=device)
     return {"val_loss": whole_loss / seen, "val_accuracy": whole_correct / seen}
 
@@ -612,7 +648,7 @@ def _validate(setup: Setup, current: PhaseSetup, course: Course) -> dict[str, fl
 def _check_losses(
     total: float,
     losses: Sequence[Tensor],
-    order: Sequence[Sequence[int]],
+    order: Sequence[Positions],
     setup: Setup,
     current: PhaseSetup,
     course: Course,
@@ -625,7 +661,7 @@ def _check_losses(
     if math.isfinite(total):
         return
     step = int(torch.stack(list(losses)).isfinite().int().argmin())
-    paths = [setup.train_set.images[idx].path for idx in order[step]]
+    paths = [image.path for image in setup.train_set.take([order[step]])[0]]
     more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
     batch = f"{step + 1} of {len(order)} ({', '.join(paths[:NAMED])}{more})"
     value = losses[step].item()
@@ -664,8 +700,7 @@ def _key(initial: State, phases: Sequence[Phase], setup: Setup) -> str:
         "weights": hash_tensors(initial),
         "structure": repr(setup.network),
         "phases": [phase.model_dump(mode="json") for phase in phases],
-        "images": [[image.sha256 for image in images.images] for images in sets],
-        "labels": [images.labels.tolist() for images in sets],
+        "images": [images.digest() for images in sets],
         "preprocessing": setup.transforms.preprocessing.model_dump(mode="json"),
         "augmentation": setup.transforms.options.model_dump(mode="json"),
         "views_seed": setup.transforms.seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torchvision import models
 
-from conftest import QUICK, copy_project, divide_photos, kedro, start_kedro
+from conftest import QUICK, ROOT, copy_project, divide_photos, kedro, start_kedro
 
 # The tests that need a finished run share one process, so that it is made once.
 shares_a_run = pytest.mark.xdist_group("finished project")
@@ -266,11 +267,26 @@ def test_a_leak_stops_the_run_before_training_and_a_damaged_file_does_not(
     assert not (project / "data/06_models").exists()
 
 
-def test_scratch_starts_from_random_weights(project: Path, photos: Path) -> None:
-    options = f"--params=dataset.root={photos},strategy=scratch,{QUICK}"
+def test_scratch_starts_from_random_weights_and_tables_may_be_parquet(
+    project: Path, photos: Path
+) -> None:
+    (catalog,) = re.findall(
+        r"```yaml\n(manifest:.*?)```", (ROOT / "docs" / "scaling.md").read_text(), re.DOTALL
+    )
+    (project / "conf" / "local" / "catalog.yml").write_text(catalog)
+    paths = sorted(photos.glob("*/*.jpg"), reverse=True)
+    rows = [(str(path), path.parent.name, f"{path.parent.name} {path.stem}") for path in paths]
+    table = pd.DataFrame(rows, columns=["path", "label", "group"])
+    table.to_parquet(project / "list.parquet")
+    data = "dataset.root=list.parquet,dataset.allow_outside=true"
+    options = f"--params={data},strategy=scratch,{QUICK}"
     done = kedro(project, "run", "--pipeline=finetune", "--to-nodes=build_model", options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "random weights instead of default" in " ".join(done.stdout.split())
+    (file,) = (project / "data/05_model_input").glob("splits.parquet/*/splits.parquet")
+    splits = pd.read_parquet(file)
+    assert splits["path"].tolist() == sorted(table["path"])
+    assert set(splits["label"]) == {"flower", "temple"} and "sha256" not in splits
 
 
 def test_a_mistake_ends_in_one_clear_message(project: Path) -> None:

@@ -55,10 +55,9 @@ def split_dataset(
     splits = splitting.split_dataset(grouped, dataset.fractions, seed)
     counts = splits["split"].value_counts()
     logger.info("Images: %s", ", ".join(f"{name} {counts[name]}" for name in images.SPLITS))
-    hashed = splits.merge(clean_manifest[["path", "sha256"]], on="path")
-    in_two_splits = near_duplicates.find_in_two_splits(hashed, pairs)
+    in_two_splits = near_duplicates.find_in_two_splits(splits, pairs)
     screening.check_leakage(in_two_splits, options)
-    return splits, in_two_splits
+    return splits.drop(columns="sha256"), in_two_splits  # training hashes what is there by then
 
 
 def draw_data(splits: pd.DataFrame, seed: int) -> tuple[go.Figure, go.Figure, Image.Image]:

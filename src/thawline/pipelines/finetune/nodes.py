@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -34,7 +33,7 @@ from thawline.datasets.served_model_dataset import ServedModel
 from thawline.figures.evaluation import confusion_matrix
 from thawline.figures.model import stage_figure, weight_change_figure
 from thawline.figures.training import learning_curves, lr_curve, stage_probes
-from thawline.images import hash_files
+from thawline.images import hash_files, read_bytes
 from thawline.interruptions import TrainingStates
 from thawline.options import (
     AUTO,
@@ -277,7 +276,7 @@ def find_lr(
 def package_model(classifier: Classifier, splits: pd.DataFrame) -> ServedModel:
     """Return the classifier with two files that show how it is asked, and what it has seen."""
     paths = splits.loc[splits["split"] == "test", "path"].head(EXAMPLES)
-    examples = [Path(path).read_bytes() for path in paths]
+    examples = [read_bytes(path) for path in paths]
     return ServedModel(classifier, examples, registration.hash_seen(splits))
 
 

@@ -1,0 +1,208 @@
+"""Read image files that lie in WebDataset shards: tar archives, of which nothing is unpacked.
+
+A member of a shard is named by a path below the archive, `shards/000.tar/ants/0001.jpg`; a file has
+no folder below it, so no other file can have that path.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import posixpath
+import tarfile
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+
+from thawline.errors import DataError
+
+SUFFIX = ".tar"
+COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+LABELS = ("cls", "json")  # what holds a label, the first of them that is there
+KEPT = 512  # shards that are known at once; about 50 bytes for each member
+BLOCK = tarfile.BLOCKSIZE
+
+
+class Place(NamedTuple):
+    """Where the bytes of a member are."""
+
+    shard: str
+    offset: int
+    size: int
+    mtime_ns: int  # of the shard
+
+
+class Index(NamedTuple):
+    """The members of a shard by name, in order: names (M,) as bytes, offsets and sizes (M,)."""
+
+    names: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+
+
+def find_member(path: str | os.PathLike[str]) -> Place | None:
+    """Return where a member of a shard is, by its path; None where no part of that is a shard.
+
+    Raises:
+        DataError: when the shard is damaged.
+        OSError: when it cannot be read, or has no such member.
+    """
+    file = os.fspath(path)
+    shard, name = _parts(file)
+    if shard is None:
+        return None
+    status = os.stat(shard)  # noqa: PTH116 - as fast as can be: this is called for each image
+    index = _index(shard, status.st_size, status.st_mtime_ns)
+    wanted = name.encode("utf-8", "surrogateescape")
+    row = int(np.searchsorted(index.names, wanted))
+    if row == len(index.names) or index.names[row] != wanted:
+        raise FileNotFoundError(errno.ENOENT, f"{shard} has no such member", file)
+    return Place(shard, int(index.offsets[row]), int(index.sizes[row]), status.st_mtime_ns)
+
+
+def read_member(place: Place) -> bytes:
+    """Return the bytes of a member.
+
+    Raises:
+        OSError: when they cannot be read.
+    """
+    with open(place.shard, "rb", buffering=0) as file:  # noqa: PTH123 - as above
+        file.seek(place.offset)
+        content = file.read(place.size)
+    if len(content) < place.size:
+        raise OSError(errno.EIO, "the shard is shorter than it was", place.shard)
+    return content
+
+
+def find_labelled(shard: str, extensions: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Yield the path and the label of each image in a shard.
+
+    What belongs together has the same key, the name up to the first dot of its last part: KEY.jpg
+    is the image and KEY.cls its label (a text, or a number), or KEY.json has it as `label`. Keys
+    with neither image nor label are passed over.
+
+    Args:
+        shard: path of an uncompressed tar archive.
+        extensions: of images, with the dot, in lower case.
+
+    Raises:
+        DataError: naming shard and key, when an image has no label or a label no image, a key has
+            two images, or the shard is damaged.
+        OSError: when it cannot be read.
+    """
+    samples: dict[str, dict[str, str]] = {}
+    status = os.stat(shard)  # noqa: PTH116
+    for name in _index(shard, status.st_size, status.st_mtime_ns).names:
+        text = name.decode("utf-8", "surrogateescape")
+        folder, _, last = text.rpartition("/")
+        stem, _, extension = last.partition(".")
+        key, extension = posixpath.join(folder, stem), extension.lower()
+        members = samples.setdefault(key, {}) if stem else {}  # .hidden is nobody's
+        if extension in members:
+            raise _bad(shard, key, f"is there twice, as {members[extension]} and {text}")
+        members[extension] = text
+    for key, members in samples.items():
+        images = [name for kind, name in members.items() if f".{kind}" in extensions]
+        label = next((members[kind] for kind in LABELS if kind in members), None)
+        if len(images) > 1:
+            raise _bad(shard, key, f"has two images, {images[0]} and {images[1]}")
+        if images and label is None:
+            raise _bad(shard, key, "has no label: neither .cls nor .json is there")
+        if label is not None and not images:
+            raise _bad(shard, key, "has a label and no image")
+        if label is not None:
+            yield f"{shard}/{images[0]}", _read_label(shard, key, label)
+
+
+def _read_label(shard: str, key: str, member: str) -> str:
+    place = find_member(f"{shard}/{member}")
+    assert place is not None
+    try:
+        label = read_member(place).decode()
+        if member.lower().endswith(".json"):
+            content = json.loads(label)
+            label = str(content["label"]) if isinstance(content, dict) else ""
+    except (ValueError, KeyError) as error:
+        raise _bad(shard, key, f"has no label in {member} ({error!r})") from error
+    if not label.strip():
+        raise _bad(shard, key, f"has no label in {member}")
+    return label.strip()
+
+
+def _parts(path: str) -> tuple[str | None, str]:
+    """Return the shard in a path and the member's name, or None."""
+    start = 0
+    while (end := path.find(f"{SUFFIX}/", start)) >= 0:
+        shard = path[: end + len(SUFFIX)]
+        if os.path.isfile(shard):  # noqa: PTH113
+            return shard, path[len(shard) + 1 :]
+        start = end + 1
+    return None, ""
+
+
+@lru_cache(KEPT)
+def _index(shard: str, size: int, mtime_ns: int) -> Index:
+    """Return the members of a shard as it is now; size and time tell it from a former one.
+
+    Raises:
+        DataError: when it is damaged, or no uncompressed tar archive.
+        OSError: when it cannot be read.
+    """
+    members: dict[str, tuple[int, int]] = {}
+    end, last = 0, "its beginning"
+    with open(shard, "rb") as file:  # noqa: PTH123
+        for member in _members(shard, file):
+            end = member.offset_data + -(-member.size // BLOCK) * BLOCK
+            if end > size:
+                raise _cut_off(shard, member.name)
+            name = posixpath.normpath(member.name).lstrip("/")
+            if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse():
+                if name in members:
+                    raise _bad(shard, _key(name), f"is there twice, as {name}")
+                members[name] = member.offset_data, member.size
+            last = member.name
+        file.seek(end)
+        if file.read(BLOCK) != bytes(BLOCK):  # an archive ends with zeros
+            raise _cut_off(shard, last)
+    names = np.array([name.encode("utf-8", "surrogateescape") for name in members], np.bytes_)
+    order = names.argsort()
+    places = np.array(list(members.values()), np.int64).reshape(-1, 2)[order]
+    return Index(names[order], places[:, 0].copy(), places[:, 1].copy())
+
+
+def _members(shard: str, file: io.BufferedReader) -> Iterator[tarfile.TarInfo]:
+    """Yield all that an archive says it holds."""
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members.clear()  # type: ignore[attr-defined] # else it keeps all of them
+                yield member
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise DataError(
+            f"dataset.root: {shard} is no tar archive, or a compressed or damaged one ({error})."
+            " Unpack it, or write it again without compression."
+        ) from error
+
+
+def _key(name: str) -> str:
+    path = PurePosixPath(name)
+    return (path.parent / path.name.partition(".")[0]).as_posix()
+
+
+def _cut_off(shard: str, name: str) -> DataError:
+    return DataError(
+        f"dataset.root: {shard} is cut off or damaged after {_key(name)}. Get it again, or write it"
+        " again and close it."
+    )
+
+
+def _bad(shard: str, key: str, what: str) -> DataError:
+    return DataError(
+        f"dataset.root: in {shard} the key '{key}' {what}. Give each KEY one image and its label as"
+        " KEY.cls, or as label in KEY.json."
+    )
