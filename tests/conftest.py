@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from postgres import Postgres
 from thawline.options import DatasetOptions
 from thawline.splitting import split_dataset
 
@@ -93,6 +94,20 @@ def hymenoptera() -> Path:
     if not HYMENOPTERA.is_dir():
         pytest.skip(f"the photographs of {HYMENOPTERA} are not here")
     return HYMENOPTERA
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """Return a running server, or skip where PostgreSQL is not installed."""
+    pytest.importorskip("psycopg", reason="pip install 'thawline[postgres]'")
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+    if not programs:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    server = Postgres(programs[-1].parent)
+    server.start()
+    yield server
+    server.stop()
+    shutil.rmtree(server.folder)
 
 
 @pytest.fixture
