@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from postgres import Postgres
+from servers import Postgres
 from thawline.options import DatasetOptions
 from thawline.splitting import split_dataset
 
@@ -170,16 +170,27 @@ def kedro(
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
-def start_kedro(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start the `kedro` command in a folder, with pipes for what it prints."""
+def start_kedro(folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    """Start the `kedro` command in a folder, with pipes for what it prints.
+
+    Args:
+        folder: in a project.
+        arguments: of the command.
+        variables: of its environment, beside ours.
+    """
     return subprocess.Popen(
         [str(Path(sys.executable).with_name("kedro")), *arguments],
         cwd=folder,
-        env={**os.environ, "COLUMNS": "200", "PYTHONWARNINGS": "ignore"},
+        env={**environment(), "COLUMNS": "200", "PYTHONWARNINGS": "ignore", **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def environment() -> dict[str, str]:
+    """Return our environment without the store that MLflow was told of in this process."""
+    return {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
 
 
 def run_notebook(name: str, project: Path) -> None:
@@ -189,6 +200,8 @@ def run_notebook(name: str, project: Path) -> None:
     copy = shutil.copy(NOTEBOOKS / f"{name}.ipynb", folder)
     options = ("--nbmake", "-o", "addopts=", "-p", "no:cacheprovider")
     command = [sys.executable, "-m", "pytest", *options, str(copy)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment(), capture_output=True, text=True, check=False
+    )
     shutil.rmtree(folder)
     assert done.returncode == 0, done.stdout[-3000:]

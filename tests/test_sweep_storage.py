@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -11,8 +13,8 @@ import pandas as pd
 import pytest
 from optuna.trial import TrialState
 
-from conftest import child_process
-from postgres import PASSWORD, Postgres
+from conftest import child_process, empty_tracking_store
+from servers import PASSWORD, Postgres
 from test_sweeping import count, make, quick
 from thawline import sweep_storage, sweeping
 from thawline.errors import ParameterError, StorageError
@@ -87,6 +89,12 @@ def test_without_a_driver_the_message_says_what_to_install(monkeypatch: pytest.M
     with pytest.raises(ParameterError, match=r"pip install 'thawline\[postgres\]'") as caught:
         sweep_storage.open_storage("postgresql://user:secret@host/db")
     assert "secret" not in str(caught.value)
+
+
+def test_a_database_of_mlflow_is_refused(tmp_path: Path) -> None:
+    file = shutil.copy(empty_tracking_store(), tmp_path)
+    with pytest.raises(ParameterError, match="Give sweeps a database of their own"):
+        sweep_storage.open_storage(f"sqlite:///{file}")
 
 
 def slow(number: int, values: dict[str, Any], chosen: Parameters, on_epoch: OnEpoch) -> None:

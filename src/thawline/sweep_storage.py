@@ -207,6 +207,11 @@ def _try_to_open(url: sqlalchemy.URL, engine_kwargs: dict[str, Any]) -> RDBStora
                 f"sweep.storage: {url.render_as_string()} needs a package that is not here:"
                 f" pip install {package}"
             ) from error
+        except RuntimeError as error:  # Optuna's, of a version of the tables that it does not know
+            raise ParameterError(
+                f"sweep.storage: {url.render_as_string()} has tables of another Optuna, or of a"
+                " program such as MLflow. Give sweeps a database of their own."
+            ) from error
         except (SQLAlchemyError, StorageInternalError) as error:
             is_absent = isinstance(error, OperationalError) and url.get_backend_name() != "sqlite"
             if attempt == ATTEMPTS or is_absent or not isinstance(error, DBAPIError):
