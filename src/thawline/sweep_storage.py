@@ -78,8 +78,9 @@ def open_storage(url: str) -> BaseStorage:
 class PatientStorage(_CachedStorage):
     """Optuna's storage on a server, each call of which is repeated while the server is away.
 
-    A call that was carried out, and whose answer was lost, does no harm when it is repeated: what
-    it writes is written once more, a second new trial is one of which no sign of life comes.
+    A call that was carried out, and whose answer alone was lost, is repeated too. What it writes is
+    then written once more; of a second new trial no sign of life comes. The one trace there may be:
+    a trial that is queued again in that very moment is tried twice.
     """
 
     def __init__(self, backend: RDBStorage) -> None:
