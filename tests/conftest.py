@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from servers import Postgres
 from thawline.options import DatasetOptions
 from thawline.splitting import split_dataset
 from thawline.training import ImageSet, image_set
@@ -104,6 +105,20 @@ def hymenoptera() -> Path:
     if not HYMENOPTERA.is_dir():
         pytest.skip(f"the photographs of {HYMENOPTERA} are not here")
     return HYMENOPTERA
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """Return a running server, or skip where PostgreSQL is not installed."""
+    pytest.importorskip("psycopg", reason="pip install 'thawline[postgres]'")
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_ctl"))
+    if not programs:
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    server = Postgres(programs[-1].parent)
+    server.start()
+    yield server
+    server.stop()
+    shutil.rmtree(server.folder)
 
 
 @pytest.fixture
@@ -189,16 +204,23 @@ def forked_kedro() -> subprocess.Popen[str]:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of a command, with lines that are wide enough."""
-    return {**os.environ, "COLUMNS": "200", "PYTHONWARNINGS": "ignore"}
+    """Return the environment of a command: wide lines, and no store that MLflow was told of here."""
+    own = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    return {**own, "COLUMNS": "200", "PYTHONWARNINGS": "ignore"}
 
 
-def start_kedro(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start the `kedro` command in a folder, with pipes for what it prints."""
+def start_kedro(folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    """Start the `kedro` command in a folder, with pipes for what it prints.
+
+    Args:
+        folder: in a project.
+        arguments: of the command.
+        variables: of its environment, beside ours.
+    """
     return subprocess.Popen(
         [str(Path(sys.executable).with_name("kedro")), *arguments],
         cwd=folder,
-        env=environment(),
+        env={**environment(), **variables},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -212,6 +234,8 @@ def run_notebook(name: str, project: Path) -> None:
     copy = shutil.copy(NOTEBOOKS / f"{name}.ipynb", folder)
     options = ("--nbmake", "-o", "addopts=", "-p", "no:cacheprovider")
     command = [sys.executable, "-m", "pytest", *options, str(copy)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment(), capture_output=True, text=True, check=False
+    )
     shutil.rmtree(folder)
     assert done.returncode == 0, done.stdout[-3000:]

@@ -31,7 +31,7 @@ def test_the_lowest_constraints_are_the_bounds_of_pyproject() -> None:
     lowest = pinned("constraints-lowest.txt")
     bounds = {
         name: Version(spec.version)
-        for name, requirement in required("onnx").items()
+        for name, requirement in required("onnx", "postgres").items()
         for spec in requirement.specifier
         if spec.operator in (">=", "~=")
     }
@@ -40,5 +40,5 @@ def test_the_lowest_constraints_are_the_bounds_of_pyproject() -> None:
 
 def test_the_newest_constraints_fit_and_name_every_direct_dependency() -> None:
     newest = pinned("constraints.txt")
-    for name, requirement in required("docs", "onnx", "ray", "test", "dev").items():
+    for name, requirement in required("docs", "onnx", "postgres", "ray", "test", "dev").items():
         assert requirement.specifier.contains(newest[name]), name

@@ -1,21 +1,17 @@
 """Parameters are checked as a whole, and every message names the parameter."""
 
-from pathlib import Path
-
 import pytest
-import yaml
 
+from conftest import ROOT
+from thawline.configuration import read_configuration
 from thawline.errors import ParameterError
 from thawline.options import Parameters, SweepOptions, validate_parameters
 
-CONF = Path(__file__).parents[1] / "conf" / "base"
-
 
 @pytest.fixture
-def raw() -> dict:
-    names = ("parameters.yml", "parameters_strategies.yml", "parameters_sweep.yml")
-    files = [CONF / name for name in names]
-    return {k: v for f in files for k, v in yaml.safe_load(f.read_text()).items()}
+def raw(monkeypatch: pytest.MonkeyPatch) -> dict:
+    monkeypatch.delenv("THAWLINE_SWEEP_STORAGE", raising=False)
+    return read_configuration(ROOT, "base")["parameters"]
 
 
 def put(tree: dict, name: str, value: object) -> dict:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState
 
 from conftest import child_process
-from thawline import sweeping
+from thawline import sweep_storage, sweeping
 from thawline.activations import ActivationStore
 from thawline.errors import ParameterError, TrainingError
 from thawline.options import Parameters, validate_parameters
@@ -48,7 +48,7 @@ def quick(number: int, values: dict[str, Any], chosen: Parameters, on_epoch: OnE
 
 
 def study_of(file: Path, parameters: Parameters, splits: pd.DataFrame) -> optuna.study.Study:
-    return sweeping.open_study(sweeping.open_storage(f"sqlite:///{file}"), parameters, splits)
+    return sweeping.open_study(sweep_storage.open_storage(f"sqlite:///{file}"), parameters, splits)
 
 
 def count(study: optuna.study.Study) -> int:
@@ -256,7 +256,7 @@ def test_test_images_change_nothing(tmp_path: Path, splits: pd.DataFrame) -> Non
             parameters,
             nodes.drop_test(table),
             lambda _, name=name: ActivationStore(tmp_path / name, 1),
-            lambda _, name=name: sweeping.open_storage(f"sqlite:///{tmp_path}/{name}.db"),
+            lambda _, name=name: sweep_storage.open_storage(f"sqlite:///{tmp_path}/{name}.db"),
             lambda *_: nullcontext(lambda _: None),
             lambda *_: None,
         )
@@ -330,7 +330,7 @@ def slow(number: int, values: dict[str, Any], chosen: Parameters, on_epoch: OnEp
 
 
 def work(file: Path, parameters: Parameters, splits: pd.DataFrame) -> None:
-    sweeping.HEARTBEAT, sweeping.GRACE = 1, 3
+    sweep_storage.HEARTBEAT, sweep_storage.GRACE = 1, 3
     sweeping.run_trials(study_of(file, parameters, splits), parameters, slow)
 
 
@@ -364,8 +364,8 @@ def test_processes_share_the_trials_of_a_study_and_one_may_be_killed(
 def test_a_trial_killed_before_its_first_sign_of_life_is_made_up_for(
     tmp_path: Path, splits: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweeping, "HEARTBEAT", 1)
-    monkeypatch.setattr(sweeping, "GRACE", 2)
+    monkeypatch.setattr(sweep_storage, "HEARTBEAT", 1)
+    monkeypatch.setattr(sweep_storage, "GRACE", 2)
     parameters = make({"trials": 3})
     study = study_of(tmp_path / "a.db", parameters, splits)
     study.ask()  # and nothing more
@@ -392,7 +392,7 @@ def test_a_trial_that_was_only_taken_for_dead_is_not_counted_twice(
 def test_a_password_is_in_no_message() -> None:
     for url in ("postgresql+nonsense://user:secret@host/db", "user:secret@host"):
         with pytest.raises(ParameterError, match=r"sweep\.storage") as caught:
-            sweeping.open_storage(url)
+            sweep_storage.open_storage(url)
         assert "secret" not in str(caught.value)
     parameters = make({"storage": "postgresql://user:secret@host/db"})
     assert "secret" not in parameters.model_dump_json() + repr(parameters)

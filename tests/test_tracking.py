@@ -13,7 +13,10 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from mlflow.server import ARTIFACTS_DESTINATION_ENV_VAR, SERVE_ARTIFACTS_ENV_VAR, app, handlers
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from werkzeug.serving import BaseWSGIServer, make_server
 
 from conftest import empty_tracking_store
@@ -120,6 +123,26 @@ def test_what_needs_an_answer_waits_and_is_then_refused(
     monkeypatch.setattr(tracking, "WAIT", 20)
     threading.Timer(0.3, server.start).start()
     assert client.create_registered_model("m").name == "m"
+
+
+def test_a_server_whose_database_is_away_counts_as_away(
+    server: RealServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, servers = open_client(server, tmp_path, "buffer")
+    run_id = client.create_run("0").info.run_id
+
+    def fail(*_: object, **__: object) -> None:
+        raise MlflowException("connection refused", TEMPORARILY_UNAVAILABLE)
+
+    with monkeypatch.context() as away:  # the server itself says that it is well
+        for name in ("set_tag", "create_run"):
+            away.setattr(SqlAlchemyStore, name, fail)
+        client.set_tag(run_id, "colour", "red")
+        assert len(list((tmp_path / "outbox").glob("*.json"))) == 1
+        with pytest.raises(TrackingError, match="does not answer"):
+            client.create_run("0")
+    servers.finish()
+    assert client.get_run(run_id).data.tags["colour"] == "red"
 
 
 def test_a_run_may_fail_instead(server: RealServer, tmp_path: Path) -> None:

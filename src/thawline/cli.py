@@ -45,6 +45,7 @@ def _run(*args: Any, **kwargs: Any) -> Any:
 def _message(error: Exception) -> str | None:
     """Return what to tell a user who can do something about an error; None of a mistake of ours."""
     from mlflow.exceptions import MlflowException
+    from omegaconf.errors import OmegaConfBaseException
 
     if is_disk_full(error):
         return (
@@ -52,7 +53,7 @@ def _message(error: Exception) -> str | None:
             " what only saves time), then repeat the command with"
             f" training.resume=true: what was trained is kept. What was being written: {error}"
         )
-    if isinstance(error, (ThawlineError, DatasetError)):
+    if isinstance(error, (ThawlineError, DatasetError, OmegaConfBaseException)):
         return str(error)
     if isinstance(error, MlflowException):
         return (

@@ -9,6 +9,7 @@ from typing import Any
 from kedro.config import OmegaConfigLoader
 from kedro.utils import find_kedro_project
 from omegaconf import OmegaConf
+from omegaconf.resolvers import oc
 
 from thawline.errors import ProjectError
 
@@ -18,6 +19,8 @@ CONFIG_LOADER_ARGS: dict[str, Any] = {
     "base_env": "base",
     "default_run_env": "local",
     "merge_strategy": {"parameters": "soft", "mlflow": "soft"},
+    # Kedro itself knows ${oc.env:NAME} in credentials.yml alone.
+    "custom_resolvers": {"oc.env": oc.env},
 }
 MLFLOW_PATTERNS = ["mlflow*", "mlflow*/**", "**/mlflow*"]  # as kedro-mlflow looks for it
 

@@ -32,6 +32,10 @@ class TrackingError(ThawlineError):
     """What a run logs cannot be written to MLflow."""
 
 
+class StorageError(ThawlineError):
+    """The database of a sweep does not answer."""
+
+
 class ExportError(ThawlineError, RuntimeError):
     """A network cannot be exported, or its export computes something else."""
 

@@ -6,6 +6,7 @@ import atexit
 import logging
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -51,6 +52,8 @@ PACKAGES = ("thawline", "torch", "torchvision", "timm", "kedro", "mlflow")
 OF_A_CLASSIFIER = {"splits", "predictions"}  # saved by the run that saved a classifier
 OUTBOX = Path("data", "mlflow_outbox")  # of a project
 UNMARKED = "The end of this run cannot be told to MLflow: the next run marks it as KILLED"
+TRACKING_URI = "MLFLOW_TRACKING_URI"
+ELSEWHERE = re.compile(r"/|[A-Za-z][\w+.-]*:")  # an absolute path, or a URI
 PARAMS_A_BATCH = 100  # MLflow refuses more in one call
 
 # The files of a model are few; a bar for each copy of them only breaks the log.
@@ -233,11 +236,21 @@ class TrackingHook(MlflowHook):
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
         """Set MLflow up and keep the parameters of the run."""
-        _take_password_out(context)
+        _prepare_server(context)
         self._parameters = validate_parameters(context.config_loader["parameters"])
         outbox = Path(context.project_path, OUTBOX)
         self._servers = connect(outbox, self._parameters.tracking.on_failure)
-        super().after_context_created(context)
+        given = os.environ.get(TRACKING_URI)
+        try:
+            super().after_context_created(context)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            super().after_context_created(context)  # another run has just made the experiment
+        # MLflow sets it, and the next session in this process would take it for the user's.
+        os.environ.pop(TRACKING_URI, None)
+        if given is not None:
+            os.environ[TRACKING_URI] = given
 
     @hook_impl
     def before_pipeline_run(
@@ -379,8 +392,11 @@ class TrackingHook(MlflowHook):
             mlflow.MlflowClient().log_batch(run_id, params=batch)
 
 
-def _take_password_out(context: KedroContext) -> None:
-    """Hide the password of a tracking server from all that repeats its address."""
+def _prepare_server(context: KedroContext) -> None:
+    """Hide the password of a tracking server from all that repeats its address.
+
+    A folder of this project as the place of files is none to a server: it has one of its own.
+    """
     loader: Any = context.config_loader
     loader.config_patterns.setdefault("mlflow", MLFLOW_PATTERNS)
     try:
@@ -388,9 +404,14 @@ def _take_password_out(context: KedroContext) -> None:
     except MissingConfigException:  # kedro-mlflow then takes its defaults
         configuration = {}
     server = configuration.get("server") or {}
-    for place, name in ((server, "mlflow_tracking_uri"), (os.environ, "MLFLOW_TRACKING_URI")):
+    for place, name in ((server, "mlflow_tracking_uri"), (os.environ, TRACKING_URI)):
         if place.get(name):
             place[name] = take_password_out(place[name])
+    experiment = (configuration.get("tracking") or {}).get("experiment") or {}
+    files = experiment.get("create_experiment_kwargs") or {}
+    is_server = str(server.get("mlflow_tracking_uri")).startswith(("http:", "https:"))
+    if is_server and not ELSEWHERE.match(files.get("artifact_location") or ""):
+        files["artifact_location"] = None
     if server:
         context.config_loader["mlflow"] = configuration
 

@@ -6,12 +6,9 @@ import hashlib
 import json
 import logging
 import math
-import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import datetime, timedelta
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -19,9 +16,8 @@ from typing import Any, Literal
 import numpy as np
 import optuna
 import pandas as pd
-import sqlalchemy
-from optuna.exceptions import ExperimentalWarning, StorageInternalError
-from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from thawline.backbones import is_weights_file
@@ -36,18 +32,13 @@ from thawline.options import (
     flatten,
     validate_parameters,
 )
+from thawline.sweep_storage import heartbeat, no_experimental_warnings, retry_dead
 from thawline.training import OnEpoch, progress_bar, score
 
 logger = logging.getLogger(__name__)
 
 WITHOUT_EFFECT = ("training.resume", "training.workers", "training.device")
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-# Seconds between two signs of life of a trial, and after which a trial without one is repeated. A
-# process that was killed and starts again has imported PyTorch by then, or tries something else.
-HEARTBEAT, GRACE = 5, 20
-RETRIES = 3  # of a trial whose process dies, before it is given up
-BUSY_SECONDS = 60  # that a process waits for its turn at an SQLite file
-ATTEMPTS = 10  # to open a database, at which two processes may make the tables at once
 
 Train = Callable[[int, dict[str, Any], Parameters, OnEpoch], None]
 
@@ -143,35 +134,8 @@ def identity(parameters: Parameters, splits: pd.DataFrame) -> dict[str, Any]:
     return tree
 
 
-def open_storage(url: str) -> RDBStorage:
-    """Return Optuna's storage in a database, whose tables are made where there are none.
-
-    Trials that show no sign of life for `GRACE` seconds are taken to be dead and tried again.
-
-    Raises:
-        ParameterError: when it cannot be opened; the message has no password in it.
-    """
-    try:
-        parsed = sqlalchemy.make_url(url)
-    except sqlalchemy.exc.ArgumentError as error:
-        raise ParameterError(
-            "sweep.storage: this is no URL of a database. Give one such as"
-            " sqlite:///sweep.db or postgresql://user:password@host/name."
-        ) from error
-    is_sqlite = parsed.get_backend_name() == "sqlite"
-    arguments = {"timeout": BUSY_SECONDS, "isolation_level": None} if is_sqlite else {}
-    storage = _try_to_open(parsed, {"connect_args": arguments})
-    if is_sqlite:
-        # SQLite knows no FOR UPDATE: without this, two processes could take the same trial.
-        # https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#pysqlite-sqlite-serializable
-        sqlalchemy.event.listen(
-            storage.engine, "begin", lambda link: link.exec_driver_sql("BEGIN IMMEDIATE")
-        )
-    return storage
-
-
 def open_study(
-    storage: RDBStorage, parameters: Parameters, splits: pd.DataFrame
+    storage: BaseStorage, parameters: Parameters, splits: pd.DataFrame
 ) -> optuna.study.Study:
     """Return the study of all trials that are comparable, a new one where there is none.
 
@@ -225,10 +189,10 @@ def run_trials(study: optuna.study.Study, parameters: Parameters, train: Train) 
     wanted = options.trials or math.inf
     end = time.monotonic() + 60 * (options.minutes or math.inf)
     adopted: set[int] = set()
-    with progress_bar("Sweep, trial") as bar, _no_experimental_warnings():
+    with progress_bar("Sweep, trial") as bar, no_experimental_warnings():
         task = bar.add_task("", total=options.trials, epoch="", figures="")
         while time.monotonic() < end:
-            _retry_dead(study, adopted)
+            retry_dead(study, adopted)
             trials = study.get_trials(deepcopy=False)
             finished = sum(trial.state in FINISHED for trial in trials)
             bar.update(task, completed=finished, epoch=f"{finished + 1}")
@@ -280,9 +244,9 @@ def trial_table(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
 def _run_trial(study: optuna.study.Study, parameters: Parameters, train: Train) -> None:
     """Ask for a trial, run it and tell how it ended; nothing where the last one is taken."""
     trial = study.ask()
-    with _heartbeat(trial):
+    with heartbeat(trial):
         if _is_surplus(study, trial, parameters.sweep):
-            study.tell(trial, state=TrialState.FAIL)
+            _tell(study, trial, None, TrialState.FAIL)
             return
         study.sampler = _sampler(parameters, trial.number)
         state, value = TrialState.COMPLETE, None
@@ -290,15 +254,23 @@ def _run_trial(study: optuna.study.Study, parameters: Parameters, train: Train) 
             value = _objective(trial, parameters, train)
         except optuna.TrialPruned:
             state = TrialState.PRUNED
-        except optuna.exceptions.UpdateFinishedTrialError:
+        except UpdateFinishedTrialError:
             logger.warning(
                 "Trial %d gave no sign of life for a while, and is tried again", trial.number
             )
         except Exception:
-            study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            _tell(study, trial, None, TrialState.FAIL)
             raise
-        study.tell(trial, value, state, skip_if_finished=True)
+        _tell(study, trial, value, state)
     _log_trial(study, trial.number, parameters)
+
+
+def _tell(
+    study: optuna.study.Study, trial: optuna.Trial, value: float | None, state: TrialState
+) -> None:
+    """Say how a trial ended, unless that was said before, of it or by it."""
+    with suppress(UpdateFinishedTrialError):  # in the very moment between looking and telling
+        study.tell(trial, value, state, skip_if_finished=True)
 
 
 def _objective(trial: optuna.Trial, parameters: Parameters, train: Train) -> float:
@@ -338,48 +310,6 @@ def _is_surplus(study: optuna.study.Study, trial: optuna.Trial, options: SweepOp
         for other in study.get_trials(deepcopy=False)
     )
     return options.trials is not None and before >= options.trials
-
-
-def _retry_dead(study: optuna.study.Study, adopted: set[int]) -> None:
-    """Queue again what processes that died were at.
-
-    One that was killed before its trial's first sign of life is given one on its behalf: it is dead
-    when no other follows.
-    """
-    optuna.storages.fail_stale_trials(study)
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        began = trial.datetime_start
-        is_old = began is not None and datetime.now() - began > timedelta(seconds=GRACE)
-        if is_old and trial.number not in adopted:
-            adopted.add(trial.number)
-            study._storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
-
-
-@contextmanager
-def _heartbeat(trial: optuna.Trial) -> Iterator[None]:
-    """Let a thread give signs of life of a trial."""
-    over = threading.Event()
-
-    def beat() -> None:
-        while not over.wait(HEARTBEAT):
-            trial.storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
-
-    trial.storage.record_heartbeat(trial._trial_id)  # type: ignore[attr-defined]
-    thread = threading.Thread(target=beat, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-@contextmanager
-def _no_experimental_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        warnings.filterwarnings("ignore", "Heartbeat of storage")  # we call for it ourselves
-        yield
 
 
 def _log_trial(study: optuna.study.Study, number: int, parameters: Parameters) -> None:
@@ -426,29 +356,8 @@ def _pruner(options: SweepOptions) -> optuna.pruners.BasePruner:
     }[options.pruner]
 
 
-def _try_to_open(url: sqlalchemy.URL, engine_kwargs: dict[str, Any]) -> RDBStorage:
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            with _no_experimental_warnings():
-                return RDBStorage(
-                    url.render_as_string(hide_password=False),
-                    engine_kwargs,
-                    heartbeat_interval=HEARTBEAT,
-                    grace_period=GRACE,
-                    heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(RETRIES),
-                )
-        except (ImportError, sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
-            if attempt == ATTEMPTS or not isinstance(error, sqlalchemy.exc.DBAPIError):
-                raise ParameterError(
-                    f"sweep.storage: {url.render_as_string()} cannot be opened"
-                    f" ({type(error).__name__}: {str(error).splitlines()[0]})."
-                ) from error
-            time.sleep(0.2)  # another process has just made a table of the same name
-    raise AssertionError
-
-
 def _differences(
-    study: optuna.study.Study, storage: RDBStorage, prefix: str, what: dict[str, Any]
+    study: optuna.study.Study, storage: BaseStorage, prefix: str, what: dict[str, Any]
 ) -> str:
     """Return a clause on how a new study differs from the latest of the same name."""
     earlier = [

@@ -55,6 +55,8 @@ WAIT = 300  # seconds for which a run waits where it needs an answer
 BUSY_SECONDS = 60  # that a write waits for its turn at an SQLite file
 SERVER_ERROR = 500  # and all above it, as an HTTP status
 OUTAGE = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")  # MLflow's codes of no connection and 5xx
+# What the client says where a server's own database is away; /health says that all is well.
+NO_DATABASE = "too many 503 error responses"
 
 # Waiting is done here. MLflow would try again for minutes at each call.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -168,10 +170,18 @@ class Server:
         Raises:
             TrackingError: when it has not come back in `WAIT` seconds.
         """
+        end = time.monotonic() + (WAIT if self.buffers else 0)
+        told = False
         while True:
-            self._wait()
-            with contextlib.suppress(_AwayError):
-                return self._try(question)
+            if self.is_up_to_date():
+                with contextlib.suppress(_AwayError):
+                    return self._try(question)
+            if time.monotonic() >= end:
+                raise self.absent()
+            if not told:
+                logger.warning("The run needs an answer of %s and waits for it.", self.shown)
+            told = True
+            time.sleep(max(0.0, self._known_until - time.monotonic()))
 
     def is_up_to_date(self) -> bool:
         """Return whether the server is there and knows all that it has missed."""
@@ -210,18 +220,6 @@ class Server:
             " training.resume=true: what was trained is kept."
         )
 
-    def _wait(self) -> None:
-        """Return when the server is there and knows all that it has missed."""
-        end = time.monotonic() + (WAIT if self.buffers else 0)
-        told = False
-        while not self.is_up_to_date():
-            if time.monotonic() >= end:
-                raise self.absent()
-            if not told:
-                logger.warning("The run needs an answer of %s and waits for it.", self.shown)
-            told = True
-            time.sleep(max(0.0, self._known_until - time.monotonic()))
-
     def _deliver(self, entry: Entry, folder: Path) -> bool:
         """Send what was kept; return False where the server is away again."""
         try:
@@ -253,7 +251,10 @@ class Server:
             except (MlflowException, requests.HTTPError) as error:
                 if not _may_be_outage(error):
                     raise
-                self._known_until = 0
+                if NO_DATABASE in str(error):
+                    self._note(False)
+                else:
+                    self._known_until = 0
                 if not self.answers():
                     raise _AwayError from error
                 if attempt == ATTEMPTS - 1:

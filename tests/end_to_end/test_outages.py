@@ -7,78 +7,26 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import sqlite3
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
-import requests
 from safetensors.torch import load_file
 
 from conftest import QUICK, copy_project, kedro, start_kedro
+from servers import MlflowServer, wait_until
 
 LONG = QUICK.replace("training.epochs=2", "training.epochs=40")
-USES_A_SERVER = """
-server:
-  mlflow_tracking_uri: http://127.0.0.1:{port}
-tracking:
-  experiment:
-    create_experiment_kwargs:
-      artifact_location: null
-"""
-
-
-class Server:
-    """`mlflow server`, with all that it keeps in one folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-
-    def start(self) -> None:
-        command = [str(Path(sys.executable).with_name("mlflow")), "server", "--workers=1"]
-        command += [f"--port={self.port}", f"--backend-store-uri=sqlite:///{self.folder}/server.db"]
-        command += [f"--artifacts-destination={self.folder}/artifacts"]
-        self.folder.mkdir(exist_ok=True)
-        with (self.folder / "log").open("w") as log:
-            self._process = subprocess.Popen(
-                command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
-            )
-        wait_until(self.answers)
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait()
-        wait_until(lambda: not self.answers())
-
-    def answers(self) -> bool:
-        try:
-            return requests.get(f"http://127.0.0.1:{self.port}/health", timeout=1).ok
-        except requests.RequestException:
-            return False
-
-    def query(self, text: str) -> list[tuple]:
-        with sqlite3.connect(self.folder / "server.db") as database:
-            return database.execute(text).fetchall()
-
-
-def wait_until(holds: Callable[[], object]) -> None:
-    end = time.monotonic() + 240
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.2)
+USES_A_SERVER = "server: {{ mlflow_tracking_uri: {uri} }}"
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
-    server = Server(tmp_path / "server")
+def server(tmp_path: Path) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path / "server")
     server.start()
     yield server
     server.stop()
@@ -86,10 +34,10 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 @pytest.mark.slow
 def test_a_server_that_is_restarted_during_a_run_has_all_of_it(
-    project: Path, photos: Path, server: Server
+    project: Path, photos: Path, server: MlflowServer
 ) -> None:
     outbox = project / "data" / "mlflow_outbox"
-    (project / "conf/local/mlflow.yml").write_text(USES_A_SERVER.format(port=server.port))
+    (project / "conf/local/mlflow.yml").write_text(USES_A_SERVER.format(uri=server.uri))
     process = start_kedro(project, "run", f"--params=dataset.root={photos},{LONG}")
     wait_until(lambda: server.folder.joinpath("server.db").exists())
     wait_until(lambda: server.query("select * from metrics where key = 'val_loss' and step > 4"))
@@ -114,9 +62,9 @@ def test_a_server_that_is_restarted_during_a_run_has_all_of_it(
 
 @pytest.mark.slow
 def test_where_nothing_is_kept_an_outage_ends_a_run_that_can_be_resumed(
-    project: Path, photos: Path, server: Server
+    project: Path, photos: Path, server: MlflowServer
 ) -> None:
-    (project / "conf/local/mlflow.yml").write_text(USES_A_SERVER.format(port=server.port))
+    (project / "conf/local/mlflow.yml").write_text(USES_A_SERVER.format(uri=server.uri))
     params = f"--params=dataset.root={photos},{LONG},tracking.on_failure=fail"
     process = start_kedro(project, "run", "--to-nodes=train_model", params)
     wait_until(lambda: server.folder.joinpath("server.db").exists())

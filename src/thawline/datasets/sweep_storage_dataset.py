@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage
 
 from thawline.datasets.tool_dataset import ToolDataset
-from thawline.sweeping import open_storage
+from thawline.sweep_storage import open_storage
 
 
-class SweepStorageDataset(ToolDataset[Callable[[str | None], RDBStorage]]):
+class SweepStorageDataset(ToolDataset[Callable[[str | None], BaseStorage]]):
     """Loads a function from `sweep.storage`, a URL or None, to Optuna's storage.
 
     Without a URL it is an SQLite file, which several processes of one machine may share.
@@ -22,11 +22,11 @@ class SweepStorageDataset(ToolDataset[Callable[[str | None], RDBStorage]]):
         """Take the SQLite file."""
         self._filepath, self.metadata = Path(filepath), metadata
 
-    def load(self) -> Callable[[str | None], RDBStorage]:
+    def load(self) -> Callable[[str | None], BaseStorage]:
         """Return `open_storage` with its default filled in."""
         return self._open
 
-    def _open(self, url: str | None) -> RDBStorage:
+    def _open(self, url: str | None) -> BaseStorage:
         if url is None:
             self._filepath.parent.mkdir(parents=True, exist_ok=True)
             url = f"sqlite:///{self._filepath}"

@@ -11,7 +11,7 @@ import optuna
 import pandas as pd
 import plotly.graph_objects as go
 import yaml
-from optuna.storages import RDBStorage
+from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from thawline import sweeping, training
@@ -41,7 +41,7 @@ def run_sweep(
     parameters: Parameters,
     development_splits: pd.DataFrame,
     activation_store: Callable[[float], ActivationStore],
-    sweep_storage: Callable[[str | None], RDBStorage],
+    sweep_storage: Callable[[str | None], BaseStorage],
     child_runs: OpenRun,
     live_metrics: OnEpoch,
 ) -> tuple[str, list[FrozenTrial]]:

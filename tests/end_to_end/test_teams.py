@@ -1,0 +1,110 @@
+"""Two projects share a study and a server of runs on PostgreSQL, and lose nothing in a restart.
+
+It takes minutes: pytest -m slow -n 0 tests/end_to_end/test_teams.py
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlflow
+import optuna
+import pandas as pd
+import pytest
+from optuna.storages import BaseStorage
+from optuna.trial import TrialState
+
+from conftest import QUICK, copy_project, start_kedro
+from servers import PASSWORD, MlflowServer, Postgres, wait_until
+from thawline.sweep_storage import open_storage
+from thawline.sweeping import FINISHED
+
+TRIALS = 30
+
+
+@pytest.fixture
+def server(tmp_path: Path, postgres: Postgres) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path / "server", postgres.create("runs"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.mark.slow
+def test_two_machines_make_a_sweep_of_thirty_trials_while_both_servers_are_restarted(
+    tmp_path: Path, photos: Path, postgres: Postgres, server: MlflowServer
+) -> None:
+    url = postgres.create("sweeps")
+    storage = open_storage(url)
+    start = time.monotonic()
+    options = f"--params=dataset.root={photos},sweep.trials={TRIALS},{QUICK}"
+    by_environment, by_conf_local = (copy_project(tmp_path / name) for name in ("a", "b"))
+    local = by_conf_local / "conf" / "local"
+    (local / "mlflow.yml").write_text(f"server: {{ mlflow_tracking_uri: {server.uri} }}")
+    (local / "parameters.yml").write_text(f"sweep: {{ storage: '{url}' }}")
+    variables = {"MLFLOW_TRACKING_URI": server.uri, "THAWLINE_SWEEP_STORAGE": url}
+    command = ("run", "--pipeline=sweep", options)
+    processes = [
+        start_kedro(by_environment, *command, **variables),
+        start_kedro(by_conf_local, *command),
+    ]
+
+    wait_until(lambda: count_finished(storage) >= 8, seconds=900)
+    postgres.stop()
+    time.sleep(3)
+    postgres.start()
+    wait_until(lambda: count_finished(storage) >= 16, seconds=900)
+    server.stop()
+    postgres.stop()
+    postgres.start()
+    server.start()
+
+    outputs = ["".join(process.communicate(timeout=1200)) for process in processes]
+    print(f"{TRIALS} trials in {time.monotonic() - start:.0f} s")
+    for process, said in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, said
+        assert f"{TRIALS} of {TRIALS} trials" in " ".join("".join(outputs).split())
+        assert "The database of the sweep answers again" in " ".join(said.split())
+        assert PASSWORD not in said
+    trials = trials_of(storage)
+    done = [trial for trial in trials if trial.state in FINISHED]
+    assert len(done) == TRIALS == len({trial.number for trial in done})
+    assert len({tuple(trial.params.values()) for trial in done}) == TRIALS
+    assert {trial.state for trial in trials} <= {*FINISHED, TrialState.FAIL}
+    for trial in trials:
+        if trial.state == TrialState.FAIL and trial.params:
+            assert trial.params in [other.params for other in done]  # it was tried again
+
+    client = mlflow.MlflowClient(server.uri)
+    experiment = client.get_experiment_by_name("thawline")
+    assert experiment
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in runs} <= {"FINISHED", "FAILED"}
+    whole = [run for run in runs if run.info.status == "FINISHED" and "trial" in run.data.tags]
+    of_done = [run for run in whole if int(run.data.tags["trial"]) in {t.number for t in done}]
+    assert sorted(int(run.data.tags["trial"]) for run in of_done) == [t.number for t in done]
+    epochs = {trial.number: len(trial.intermediate_values) for trial in done}
+    for run in of_done:
+        curve = client.get_metric_history(run.info.run_id, "val_loss")
+        assert [point.step for point in curve] == [
+            *range(1, epochs[int(run.data.tags["trial"])] + 1)
+        ]
+    tables = [*server.folder.glob("artifacts/*/*/artifacts/sweep_trials.csv")]
+    assert [len(pd.read_csv(table)) for table in tables] == [TRIALS, TRIALS]
+    assert not [*tmp_path.glob("?/data/mlflow_outbox/*.json")]
+    assert not [*tmp_path.glob("?/mlartifacts")]
+
+
+def trials_of(storage: BaseStorage) -> list[optuna.trial.FrozenTrial]:
+    """Return the trials of the one study there is."""
+    return [
+        trial
+        for name in optuna.get_all_study_names(storage)
+        for trial in optuna.load_study(study_name=name, storage=storage).trials
+    ]
+
+
+def count_finished(storage: BaseStorage) -> int:
+    return sum(trial.state in FINISHED for trial in trials_of(storage))
