@@ -10,7 +10,7 @@ import binascii
 import csv
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import pairwise
@@ -71,6 +71,7 @@ def read_manifest(file: Path, allow_outside: bool) -> pd.DataFrame:
         )
     present = [name for name in ("label", "split", "group") if name in table.columns]
     categories = {name: _read_categories(table, name) for name in present}
+    _release()
     if "split" in categories:
         odd = sorted(set(categories["split"].categories) - set(SPLITS))
         if odd:
@@ -88,6 +89,7 @@ def read_manifest(file: Path, allow_outside: bool) -> pd.DataFrame:
             columns[name] = columns[name].astype("str")
     if "sha256" in table.columns and file.suffix.lower() != ".csv":
         columns["sha256"] = _read_hashes(table, order)
+        _release()
     return pd.DataFrame(columns, copy=False)
 
 
@@ -118,7 +120,7 @@ def sort_texts(chunks: list[pa.Array]) -> tuple[pa.ChunkedArray, np.ndarray]:
         texts.append(joined.take(order))
         positions.append(np.concatenate([numbers for _, numbers in part])[order.to_numpy()])
         del part, joined, order
-        pa.default_memory_pool().release_unused()  # else it keeps half as much again
+        _release()
     return pa.chunked_array(texts, pa.large_string()), np.concatenate(positions)
 
 
@@ -154,7 +156,7 @@ def first_repeated(texts: pa.ChunkedArray) -> str | None:
     return None
 
 
-def categorical(chunks: Sequence[pa.Array]) -> pd.Categorical:
+def categorical(chunks: Iterable[pa.Array]) -> pd.Categorical:
     """Return texts as categories in alphabetical order."""
     encoded = pa.chunked_array([chunk.dictionary_encode() for chunk in chunks])
     encoded = encoded.unify_dictionaries()
@@ -164,6 +166,11 @@ def categorical(chunks: Sequence[pa.Array]) -> pd.Categorical:
     rank[order] = np.arange(len(order))
     codes = np.concatenate([rank[chunk.indices.to_numpy()] for chunk in encoded.chunks])
     return pd.Categorical.from_codes(codes, pd.Index(names.take(order), dtype="str"))
+
+
+def _release() -> None:
+    """Give memory back to the system, of which Arrow otherwise keeps half as much again."""
+    pa.default_memory_pool().release_unused()
 
 
 def _neighbours(texts: pa.ChunkedArray) -> Iterator[tuple[pa.Array, pa.Array]]:
@@ -212,7 +219,7 @@ def _read_texts(path: Path) -> pd.DataFrame:
 
 def _open_parquet(file: Path) -> Table:
     try:
-        parquet = pq.ParquetFile(file)
+        parquet = pq.ParquetFile(file, pre_buffer=False)  # else all of a column is held
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(file, error) from error
 
@@ -256,7 +263,7 @@ def _read_filled(table: Table, name: str) -> Iterator[tuple[int, pa.Array]]:
 
 
 def _read_categories(table: Table, name: str) -> pd.Categorical:
-    return categorical([texts for _, texts in _read_filled(table, name)])
+    return categorical(texts for _, texts in _read_filled(table, name))
 
 
 def _read_paths(table: Table, allow_outside: bool) -> list[pa.Array]:

@@ -95,11 +95,13 @@ def _is_sorted(paths: pd.Series) -> bool:
 def _codes(column: pd.Series) -> tuple[np.ndarray, list[Any]]:
     """Return a number (N,) for each value and the values, in order, that they stand for."""
     if isinstance(column.dtype, pd.CategoricalDtype):
-        used = column.cat.remove_unused_categories()
-        used = used.cat.reorder_categories(sorted(used.cat.categories))
-        return used.cat.codes.to_numpy(), used.cat.categories.tolist()
-    codes, names = pd.factorize(column, sort=True)
-    return codes, names.tolist()
+        codes, names = column.cat.codes.to_numpy(), column.cat.categories.tolist()
+        used = sorted(pd.unique(codes), key=lambda code: names[code])
+        rank = np.zeros(len(names), codes.dtype)
+        rank[used] = np.arange(len(used))
+        return rank[codes], [names[code] for code in used]
+    codes, values = pd.factorize(column, sort=True)
+    return codes, values.tolist()
 
 
 def _fill_splits(
@@ -152,8 +154,8 @@ def _carve(
     """
     label_of_group, place = (label, None) if group is None else _labels_of_groups(group, label)
     split_of_group = np.zeros(len(label_of_group), np.int8)
-    in_order = np.argsort(label_of_group, kind="stable")
     ends = np.bincount(label_of_group, minlength=len(classes)).cumsum()
+    in_order = np.argsort(label_of_group, kind="stable")
     for name, members in zip(classes, np.split(in_order, ends[:-1]), strict=True):
         if not len(members):
             continue
