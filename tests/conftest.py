@@ -204,7 +204,7 @@ def forked_kedro() -> subprocess.Popen[str]:
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of a command: wide lines, and no store that MLflow was told of here."""
+    """Return the environment of a command: wide lines, and no store that MLflow knows of here."""
     own = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     return {**own, "COLUMNS": "200", "PYTHONWARNINGS": "ignore"}
 
