@@ -154,8 +154,9 @@ def _carve(
     """
     label_of_group, place = (label, None) if group is None else _labels_of_groups(group, label)
     split_of_group = np.zeros(len(label_of_group), np.int8)
-    ends = np.bincount(label_of_group, minlength=len(classes)).cumsum()
     in_order = np.argsort(label_of_group, kind="stable")
+    numbers = np.arange(len(classes), dtype=label_of_group.dtype)  # another type would copy all
+    ends = np.searchsorted(label_of_group, numbers, side="right", sorter=in_order)
     for name, members in zip(classes, np.split(in_order, ends[:-1]), strict=True):
         if not len(members):
             continue
