@@ -405,11 +405,10 @@ def as_binary(digests: np.ndarray) -> pa.Array:
     Pandas cannot read columns of a fixed width back from Parquet.
     """
     fits = digests.nbytes < 2**31
-    ends = np.arange(0, digests.nbytes + 1, SHA256_BYTES)
-    offsets = ends.astype(np.int32) if fits else ends
+    kind = np.dtype(np.int32 if fits else np.int64)
+    offsets = np.arange(0, digests.nbytes + 1, SHA256_BYTES, dtype=kind)
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(digests)]
-    kind = pa.binary() if fits else pa.large_binary()
-    return pa.Array.from_buffers(kind, len(digests), buffers)
+    return pa.Array.from_buffers(pa.binary() if fits else pa.large_binary(), len(digests), buffers)
 
 
 def _digests(hashes: pa.Array) -> np.ndarray:
