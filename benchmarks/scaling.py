@@ -1,7 +1,7 @@
 """Predict how long fine-tuning takes on any number of workers, from the rates of its stages.
 
     python -m benchmarks.scaling                     # measure here, and hold the prediction to runs
-    python -m benchmarks.scaling --plan [--below 3000 --above 1000 --network 10]
+    python -m benchmarks.scaling --plan [--decode 150 --below 3000 --above 1000 …]
 
 Images are decoded on CPU cores; what is frozen runs once, what is above the thaw line in every
 epoch. Stages overlap, so the slowest sets the pace; without a GPU all of them share the cores.
@@ -39,6 +39,9 @@ from thawline.thaw_line import split_at_thaw_line
 BACKBONE = "timm/tf_efficientnet_lite0"
 BATCH = 32  # images, of all workers together
 SECONDS = 6.0  # that each stage is measured for
+VIEWS = 4  # as augmentation.views
+ACTIVATION = 4 * 1280  # bytes of an image before the head
+PARAMETERS = 3.4e6
 STAGES = ("decode", "below", "full", "full_synced", "full_forward", "read")
 
 
@@ -77,6 +80,8 @@ def main() -> None:
     parser.add_argument("--network", type=float, default=10, help="GB/s between machines")
     parser.add_argument("--decode", type=float, default=150, help="images/s a core")
     parser.add_argument("--cores", type=float, default=16, help="cores for each GPU")
+    parser.add_argument("--disk", type=float, default=2, help="GB/s for every 8 GPUs")
+    parser.add_argument("--file", type=float, default=100, help="kB of an image file")
     parser.add_argument("--images", type=int, default=768, help="of the runs that are measured")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
@@ -87,18 +92,21 @@ def main() -> None:
         print(common.markdown(plan(arguments)))
     else:
         with tempfile.TemporaryDirectory() as folder:
-            print(common.markdown(compare_with_runs(Path(folder), arguments.images)))
+            for table in compare_with_runs(Path(folder), arguments.images):
+                print(common.markdown(table), end="\n\n")
 
 
-def compare_with_runs(folder: Path, images: int) -> pd.DataFrame:
-    """Return seconds of real runs with 1 and 2 workers beside those that the rates predict."""
+def compare_with_runs(folder: Path, images: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the rates, and seconds of runs with 1 and 2 workers beside those they predict."""
     splits = photographs(folder, images)
     counts = splits["split"].value_counts()
     cores = os.cpu_count() or 1
-    rows = []
+    rows: list[dict[str, Any]] = []
+    found: dict[str, dict[str, float]] = {}
     for workers in (1, 2):
         rates = {stage: seconds_of(stage, workers, folder) for stage in STAGES}
         loaded = {stage: seconds_of(stage, cores, folder) for stage in ("decode", "below")}
+        found[f"images/s, {workers} at once"] = {n: round(1 / t, 1) for n, t in rates.items()}
         fill = Work(loaded["decode"], loaded["below"], 0, 0)
         step = rates["full"] if workers == 1 else rates["full_synced"] + reducing(folder)
         predicted = {
@@ -124,46 +132,59 @@ def compare_with_runs(folder: Path, images: int) -> pd.DataFrame:
             }
             for what in predicted
         ]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(found).rename_axis("stage").reset_index(), pd.DataFrame(rows)
 
 
 def plan(given: argparse.Namespace) -> pd.DataFrame:
-    """Return what a million and a hundred million images cost, and which stage sets the pace."""
-    decode, kept, parameters = 1 / given.decode, 1280 * 4, 3.4e6
-    strategies = {"head_only": (25, 1, 0.0), "full": (10, 0, 1 / given.above)}
+    """Return what a million and a hundred million images cost, and which stage sets the pace.
+
+    Of `head_only` each of 4 views is decoded and computed once, and 25 epochs read 1280 numbers of
+    4 bytes an image. Of `full` 10 epochs decode and compute anew: its views would not fit the disk.
+    """
     rows = []
     for images in (1e6, 1e8):
-        for name, (epochs, frozen, above) in strategies.items():
-            for gpus in (1, 8, 64):
-                cores = gpus * given.cores
-                once = Work(decode, frozen / given.below, above, 0)
-                # A head on activations is next to nothing; `full` decodes anew in every epoch.
-                first = pipeline_seconds(once, images, gpus, cores, gpu=True)
-                stages = {
-                    "decode": decode * images / cores,
-                    "below": frozen / given.below * images / gpus,
-                    "above": above * images / gpus,
-                }
-                reduced = (
-                    0.0 if gpus == 1 or not above else 2 * 4 * parameters / given.network / 1e9
-                )
-                later = images * kept / 2e9 / max(1, gpus / 8) if frozen else first
-                exchange = reduced * images / (256 * gpus)
-                total = first + (epochs - 1) * later + epochs * exchange
+        for gpus in (1, 8, 64):
+            cores, disks = gpus * given.cores, given.disk * 1e9 * max(1, gpus / 8)
+            files = given.file * 1e3 * images / disks
+            steps = images / (256 * gpus)  # 256 images a worker
+            reduce = 2 * 4 * PARAMETERS / (given.network * 1e9) * steps if gpus > 1 else 0
+            head = {
+                "files": VIEWS * files,
+                "decode": VIEWS * images / given.decode / cores,
+                "below": VIEWS * images / given.below / gpus,
+            }
+            read = 25 * images * ACTIVATION / disks
+            whole = {
+                "files": 10 * files,
+                "decode": 10 * images / given.decode / cores,
+                "above": 10 * images / given.above / gpus,
+            }
+            for name, stages, rest in (
+                ("head_only", head, {"activations": read}),
+                ("full", whole, {"exchange": 10 * reduce}),
+            ):
+                total = max(stages.values()) + sum(rest.values())
+                every = stages | rest
                 rows.append(
                     {
-                        "images": f"{images:.0e}",
-                        "strategy": f"{name}, {epochs} epochs",
+                        "images": f"{images / 1e6:.0f} million",
+                        "strategy": name,
                         "GPUs": gpus,
-                        "first epoch, h": f"{(first + exchange) / 3600:.2f}",
-                        "later epochs, h": f"{(later + exchange) / 3600:.3f}",
-                        "all, h": f"{total / 3600:.1f}",
-                        "GPU-hours": f"{total * gpus / 3600:.0f}",
-                        "on disk, GB": f"{images * kept / 1e9:.0f}" if frozen else "0",
-                        "bottleneck": max(stages, key=lambda stage: stages[stage]),
+                        "stages": ", ".join(f"{n} {duration(t)}" for n, t in every.items()),
+                        "in all": duration(total),
+                        "GPU-hours": f"{total * gpus / 3600:.1f}",
+                        "bottleneck": max(every, key=lambda stage: every[stage]),
                     }
                 )
     return pd.DataFrame(rows)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in a unit that fits."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 def photographs(folder: Path, images: int) -> pd.DataFrame:

@@ -96,3 +96,9 @@ def test_label_smoothing_and_log_probabilities_exclude_each_other(raw: dict) -> 
     put(put(raw, "training.label_smoothing", 0.1), "model.log_probabilities", True)
     with pytest.raises(ParameterError, match=r"training\.label_smoothing.*model\.log_probabil"):
         validate_parameters(raw)
+
+
+def test_engine_ray_is_short_for_its_name(raw: dict) -> None:
+    assert validate_parameters(put(raw, "engine", "ray")).engine.name == "ray"
+    with pytest.raises(ParameterError, match=r"engine\.name: .*'raay'; did you mean 'ray'"):
+        validate_parameters(put(raw, "engine", "raay"))

@@ -52,14 +52,17 @@ def add_up(*values: float, device: torch.device) -> tuple[float, ...]:
 
 def add_up_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace the gradients of this worker's share by the sums over all shares."""
-    _reduce([p.grad for p in parameters if p.grad is not None])
+    if workers() > 1:
+        _reduce([p.grad for p in parameters if p.grad is not None])
 
 
 def average_statistics(network: nn.Module) -> None:
     """Replace what each batch norm in training has seen of its shares by the mean over workers."""
+    if workers() == 1:  # as nearly always; looking through a network would double a short step
+        return
     norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.training]
     statistics = [t for m in norms for t in (m.running_mean, m.running_var) if t is not None]
-    _reduce([statistic.div_(workers()) for statistic in statistics] if workers() > 1 else [])
+    _reduce([statistic.div_(workers()) for statistic in statistics])
 
 
 class SyncedBatchNorm(TorchFunctionMode):
@@ -131,7 +134,7 @@ def _batch_norm(
 
 def _reduce(tensors: Sequence[Tensor]) -> None:
     """Replace tensors by their sums over the workers, sent as one."""
-    if workers() == 1 or not tensors:
+    if not tensors:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     dist.all_reduce(flat)
