@@ -30,7 +30,7 @@ from torch import nn
 from benchmarks import common
 from benchmarks.screening import write_photographs
 from thawline import data_parallel, ray_engine
-from thawline.activations import ActivationStore
+from thawline.activations import CHUNK, ActivationStore
 from thawline.loading import View, ViewDataset
 from thawline.options import DatasetOptions, EngineOptions, Phase, TrainingOptions
 from thawline.splitting import split_dataset
@@ -222,7 +222,10 @@ def measure_stage(stage: str, folder: Path) -> float:
     strategy = "head_only" if stage in ("decode", "below") else "full"
     network, transforms = common.build(BACKBONE, strategy)
     paths = sorted(str(path) for path in (folder / "images").rglob("*.jpg"))
-    size, chunk = transforms.preprocessing.size, BATCH // 2 if "synced" in stage else BATCH
+    size, chunk = (
+        transforms.preprocessing.size,
+        {"below": CHUNK, "full_synced": BATCH // 2}.get(stage, BATCH),
+    )
     images = torch.randn(chunk, 3, size, size).to(memory_format=torch.channels_last)
     if stage == "decode":
         views = ViewDataset(transforms)

@@ -23,7 +23,7 @@ import pandas as pd
 import pyarrow as pa
 
 from thawline import training
-from thawline.activations import GB, ActivationStore, Image
+from thawline.activations import CHUNK, GB, ActivationStore, Image
 from thawline.data_parallel import rank
 from thawline.errors import DataError, ParameterError, ThawlineError, TrainingError
 from thawline.images import hash_files
@@ -220,8 +220,9 @@ class FrozenPart:
         plain = [image._replace(view=None) for image in images if image.view == EVALUATION]
         problem = ""
         try:
-            for some in (random, plain):
-                for _ in self._activations.load([some] if some else []):
+            for some in (random, plain):  # in batches, so that one is decoded while another runs
+                batches = [some[at : at + CHUNK] for at in range(0, len(some), CHUNK)]
+                for _ in self._activations.load(batches):
                     pass
         except DataError as error:  # Ray would wrap it into a page of its own
             problem = str(error)

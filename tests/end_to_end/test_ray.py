@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from conftest import QUICK, copy_project, kedro, start_kedro
 
 pytest.importorskip("ray")
+pytestmark = pytest.mark.slow  # a cluster takes half a minute to start
 
 # As with all that several machines compute: the order in which numbers are added up differs.
 TOLERANCE = 1e-4
@@ -42,7 +43,6 @@ def steps(output: str) -> dict[tuple[str, str], float]:
     return {(epoch, step): float(loss) for epoch, step, loss in STEP.findall(output)}
 
 
-@pytest.mark.xdist_group("finished project")
 def test_two_workers_train_the_run_that_one_process_does(
     finished_project: Path, photos: Path, project: Path
 ) -> None:
@@ -58,7 +58,6 @@ def test_two_workers_train_the_run_that_one_process_does(
     assert not [*project.glob("data/06_models/training_states/*")]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["head_only", "full"])
 def test_the_loss_after_each_step_is_that_of_one_worker(
     hymenoptera: Path, tmp_path: Path, strategy: str
@@ -83,7 +82,6 @@ def test_the_loss_after_each_step_is_that_of_one_worker(
     assert max(differences) <= TOLERANCE
 
 
-@pytest.mark.slow
 def test_a_worker_that_is_killed_in_mid_epoch_is_replaced(photos: Path, tmp_path: Path) -> None:
     params = (
         f"--params=dataset.root={photos},{QUICK},training.epochs=6,strategy=full,training.batch_size=4"
