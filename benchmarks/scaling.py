@@ -1,7 +1,7 @@
 """Predict how long fine-tuning takes on any number of workers, from the rates of its stages.
 
     python -m benchmarks.scaling                     # measure here, and hold the prediction to runs
-    python -m benchmarks.scaling --plan [--decode 150 --below 3000 --above 1000 …]
+    python -m benchmarks.scaling --plan [--decode 370 --below 3000 --above 1000 …]
 
 Images are decoded on CPU cores; what is frozen runs once, what is above the thaw line in every
 epoch. Stages overlap, so the slowest sets the pace; without a GPU all of them share the cores.
@@ -78,7 +78,7 @@ def main() -> None:
         "--above", type=float, default=1000, help="images/s of a GPU, full training"
     )
     parser.add_argument("--network", type=float, default=10, help="GB/s between machines")
-    parser.add_argument("--decode", type=float, default=150, help="images/s a core")
+    parser.add_argument("--decode", type=float, default=370, help="images/s a core")
     parser.add_argument("--cores", type=float, default=16, help="cores for each GPU")
     parser.add_argument("--disk", type=float, default=2, help="GB/s for every 8 GPUs")
     parser.add_argument("--file", type=float, default=100, help="kB of an image file")
