@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,18 +45,26 @@ def run(splits: pd.DataFrame, folder: Path, backbone: str, sync: bool, changes: 
     return train(setup, [HEAD, ALL])
 
 
+def meet(rank: int, folder: Path) -> None:
+    """Become one of the workers."""
+    if sys.platform == "linux":  # a machine need not know its own name
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    meeting = f"file://{folder}/meeting"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=WORKERS)
+
+
 def _work(rank: int, folder: Path, splits: pd.DataFrame, *arguments: Any) -> None:
     logging.disable()
     torch.set_num_threads(1)
-    meeting = f"file://{folder}/meeting"
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=WORKERS)
+    meet(rank, folder)
     result = run(splits, folder, *arguments)
     torch.save((result.last, result.best, result.history.to_dict()), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-def run_on_workers(splits: pd.DataFrame, folder: Path, *arguments: Any) -> list[Any]:
-    processes = [child_process(_work, rank, folder, splits, *arguments) for rank in range(WORKERS)]
+def on_workers(target: Callable[..., None], folder: Path, *arguments: Any) -> list[Any]:
+    """Return what each of two processes has saved."""
+    processes = [child_process(target, rank, folder, *arguments) for rank in range(WORKERS)]
     for process in processes:
         process.start()
     for process in processes:
@@ -70,7 +81,7 @@ def test_two_workers_learn_what_one_does(
     splits: pd.DataFrame, tmp_path: Path, backbone: str, changes: dict
 ) -> None:
     alone = run(splits, tmp_path / "alone", backbone, True, changes)
-    (last, _, history), other = run_on_workers(splits, tmp_path, backbone, True, changes)
+    (last, _, history), other = on_workers(_work, tmp_path, splits, backbone, True, changes)
     for name, tensor in alone.last.items():
         torch.testing.assert_close(last[name], tensor, atol=1e-4, rtol=1e-4)
     assert all(torch.equal(tensor, other[0][name]) for name, tensor in last.items())
@@ -82,14 +93,13 @@ def test_two_workers_learn_what_one_does(
 def test_without_synced_batch_norm_workers_hold_the_same_network_all_the_same(
     splits: pd.DataFrame, tmp_path: Path
 ) -> None:
-    (last, best, _), other = run_on_workers(splits, tmp_path, "networks:SmallNet", False, {})
+    (last, best, _), other = on_workers(_work, tmp_path, splits, "networks:SmallNet", False, {})
     assert all(torch.equal(tensor, other[0][name]) for name, tensor in last.items())
     assert all(torch.equal(tensor, other[1][name]) for name, tensor in best.items())
 
 
 def _normalise(rank: int, folder: Path, images: Tensor) -> None:
-    meeting = f"file://{folder}/meeting"
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=WORKERS)
+    meet(rank, folder)
     norm = nn.BatchNorm2d(3)
     mine = data_parallel.share(images).requires_grad_()
     with data_parallel.SyncedBatchNorm():
@@ -106,13 +116,7 @@ def test_synced_batch_norm_is_batch_norm_of_the_whole_batch(tmp_path: Path) -> N
     norm, whole = nn.BatchNorm2d(3), images.clone().requires_grad_()
     outputs = norm(whole)
     (outputs**3).sum().backward()
-    processes = [child_process(_normalise, rank, tmp_path, images) for rank in range(WORKERS)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    for rank in range(WORKERS):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for rank, found in enumerate(on_workers(_normalise, tmp_path, images)):
         mine = slice(rank, None, WORKERS)
         assert whole.grad is not None
         expected = [
