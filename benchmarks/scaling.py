@@ -251,16 +251,11 @@ def measure_stage(stage: str, folder: Path) -> float:
 
     if stage == "full":
         return timed(step, chunk)
-    alone()
+    # A group of this process alone computes as one of two workers does, and waits for nobody.
+    meeting = f"file://{folder}/alone{os.getpid()}"
+    torch.distributed.init_process_group("gloo", meeting, rank=0, world_size=1)
     with data_parallel.SyncedBatchNorm():
         return timed(step, chunk)
-
-
-def alone() -> None:
-    """Make this process compute as one of two workers does, without another one to wait for."""
-    meeting = tempfile.mktemp()
-    torch.distributed.init_process_group("gloo", f"file://{meeting}", rank=0, world_size=1)
-    data_parallel.workers = lambda: 2
 
 
 def reducing(folder: Path) -> float:

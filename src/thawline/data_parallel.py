@@ -76,7 +76,7 @@ class SyncedBatchNorm(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Compute batch norm in training, and leave all else as it is."""
-        if func is batch_norm and workers() > 1:
+        if func is batch_norm:
             call = ARGUMENTS.bind(*args, **(kwargs or {}))
             call.apply_defaults()
             if call.arguments.pop("training"):
