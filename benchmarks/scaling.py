@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,17 +33,17 @@ from benchmarks.screening import write_photographs
 from thawline import data_parallel, ray_engine
 from thawline.activations import CHUNK, ActivationStore
 from thawline.loading import View, ViewDataset
+from thawline.memory import keep_freed_memory
 from thawline.options import DatasetOptions, EngineOptions, Phase, TrainingOptions
 from thawline.splitting import split_dataset
 from thawline.thaw_line import split_at_thaw_line
 
 BACKBONE = "timm/tf_efficientnet_lite0"
 BATCH = 32  # images, of all workers together
-SECONDS = 6.0  # that each stage is measured for
 VIEWS = 4  # as augmentation.views
 ACTIVATION = 4 * 1280  # bytes of an image before the head
 PARAMETERS = 3.4e6
-STAGES = ("decode", "below", "full", "full_synced", "full_forward", "read")
+ROUNDS = {"decode": 1000, "below": 30, "full": 10, "full_forward": 10, "read": 1}
 
 
 class Work(NamedTuple):
@@ -83,11 +84,11 @@ def main() -> None:
     parser.add_argument("--disk", type=float, default=2, help="GB/s for every 8 GPUs")
     parser.add_argument("--file", type=float, default=100, help="kB of an image file")
     parser.add_argument("--images", type=int, default=768, help="of the runs that are measured")
-    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--stages", nargs="*", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.stage:
-        print(json.dumps(measure_stage(arguments.stage, Path(arguments.folder))))
+    if arguments.stages:
+        path, workers, rank, *stages = arguments.stages
+        print(json.dumps(measure(Path(path), int(workers), int(rank), stages)))
     elif arguments.plan:
         print(common.markdown(plan(arguments)))
     else:
@@ -100,27 +101,27 @@ def compare_with_runs(folder: Path, images: int) -> tuple[pd.DataFrame, pd.DataF
     """Return the rates, and seconds of runs with 1 and 2 workers beside those they predict."""
     splits = photographs(folder, images)
     counts = splits["split"].value_counts()
-    cores = os.cpu_count() or 1
-    rows: list[dict[str, Any]] = []
-    found: dict[str, dict[str, float]] = {}
+    rates, rows = [], []
     for workers in (1, 2):
-        rates = {stage: seconds_of(stage, workers, folder) for stage in STAGES}
-        loaded = {stage: seconds_of(stage, cores, folder) for stage in ("decode", "below")}
-        found[f"images/s, {workers} at once"] = {n: round(1 / t, 1) for n, t in rates.items()}
-        fill = Work(loaded["decode"], loaded["below"], 0, 0)
-        step = rates["full"] if workers == 1 else rates["full_synced"] + reducing(folder)
-        predicted = {
-            "frozen part of each image": pipeline_seconds(fill, images, workers, cores, gpu=False),
-            "an epoch of full": (
-                counts["train"] * step
-                + counts["val"] * rates["full_forward"]
-                + (counts["train"] + counts["val"]) * rates["read"]
-            )
-            / workers,
-        }
+        before = measure_stages(workers, folder)
         measured = {
             "frozen part of each image": fill_seconds(splits, folder / f"fill{workers}", workers),
             "an epoch of full": epoch_seconds(splits, folder / f"full{workers}", workers),
+        }
+        # Before and after, since the speed of a shared machine changes by the minute.
+        work = (before + measure_stages(workers, folder)) / 2
+        rates.append((1 / work).round(1).rename(f"images/s of each, {workers} at once"))
+        fill = Work(work["decode, all cores"], work["below, all cores"], 0, 0)
+        predicted = {
+            "frozen part of each image": pipeline_seconds(
+                fill, images, workers, os.cpu_count() or 1, gpu=False
+            ),
+            "an epoch of full": (
+                counts["train"] * work["full"]
+                + counts["val"] * work["full_forward"]
+                + images * work["read"]
+            )
+            / workers,
         }
         rows += [
             {
@@ -132,7 +133,7 @@ def compare_with_runs(folder: Path, images: int) -> tuple[pd.DataFrame, pd.DataF
             }
             for what in predicted
         ]
-    return pd.DataFrame(found).rename_axis("stage").reset_index(), pd.DataFrame(rows)
+    return pd.concat(rates, axis=1).rename_axis("stage").reset_index(), pd.DataFrame(rows)
 
 
 def plan(given: argparse.Namespace) -> pd.DataFrame:
@@ -198,90 +199,76 @@ def photographs(folder: Path, images: int) -> pd.DataFrame:
     return splits
 
 
-def seconds_of(stage: str, processes: int, folder: Path) -> float:
-    """Return the seconds that a stage takes for an image, in each of several processes at once."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.scaling",
-        "--stage",
-        stage,
-        "--folder",
-        str(folder),
-    ]
+def measure_stages(workers: int, folder: Path) -> pd.Series:
+    """Return the seconds that each stage takes a worker for an image, beside the other workers.
+
+    What makes the frozen part of images keeps all cores busy whatever the number of workers.
+    """
+    seconds = in_processes(workers, folder, list(ROUNDS))
+    on_all = in_processes(os.cpu_count() or 1, folder, ["decode", "below"])
+    return pd.concat([seconds, on_all.add_suffix(", all cores")])
+
+
+def in_processes(count: int, folder: Path, stages: list[str]) -> pd.Series:
+    """Return the seconds for an image of each stage, in several processes at once."""
+    command = [sys.executable, "-m", "benchmarks.scaling", "--stages", str(folder), str(count)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     running = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) for _ in range(processes)
+        subprocess.Popen([*command, str(rank), *stages], stdout=subprocess.PIPE, env=environment)
+        for rank in range(count)
     ]
     found = [json.loads(process.communicate()[0].splitlines()[-1]) for process in running]
-    return sum(found) / processes
+    (folder / "meeting").unlink()
+    return pd.DataFrame(found).mean()
 
 
-def measure_stage(stage: str, folder: Path) -> float:
-    """Return the seconds that a stage takes for an image in this process."""
-    strategy = "head_only" if stage in ("decode", "below") else "full"
-    network, transforms = common.build(BACKBONE, strategy)
-    paths = sorted(str(path) for path in (folder / "images").rglob("*.jpg"))
-    size, chunk = (
-        transforms.preprocessing.size,
-        {"below": CHUNK, "full_synced": BATCH // 2}.get(stage, BATCH),
+def measure(folder: Path, workers: int, rank: int, stages: list[str]) -> dict[str, float]:
+    """Return the seconds that stages take for an image in this process, one of so many."""
+    keep_freed_memory()  # as training does
+    torch.distributed.init_process_group(
+        "gloo", f"file://{folder}/meeting", rank=rank, world_size=workers
     )
-    images = torch.randn(chunk, 3, size, size).to(memory_format=torch.channels_last)
+    seconds = {}
+    for stage in stages:
+        torch.distributed.barrier()
+        seconds[stage] = seconds_of(stage, folder, BATCH // workers)
+    return seconds
+
+
+def seconds_of(stage: str, folder: Path, batch: int) -> float:
+    """Return the seconds that a stage takes for an image, in batches of so many."""
+    network, transforms = common.build(BACKBONE, "head_only" if stage == "below" else "full")
+    network.to(memory_format=torch.channels_last)
+    size = transforms.preprocessing.size
+    batch = CHUNK if stage == "below" else batch
+    images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
     if stage == "decode":
+        paths = sorted(str(path) for path in (folder / "images").rglob("*.jpg"))
         views = ViewDataset(transforms)
         numbers = iter(range(1 << 30))
-        return timed(lambda: views[View(paths[next(numbers) % len(paths)], next(numbers))], 1)
+        return timed(
+            lambda: views[View(paths[next(numbers) % len(paths)], next(numbers))], 1, stage
+        )
     if stage == "read":
         return 3 * size**2 / ActivationStore(folder / "probe", 1).bytes_per_second()
-    network.to(memory_format=torch.channels_last)
     if stage == "below":
         below = split_at_thaw_line(network, size).below
         assert below is not None
-        return timed(torch.no_grad()(lambda: below(images)), chunk)
+        return timed(torch.no_grad()(lambda: below(images)), batch, stage)
     if stage == "full_forward":
         network.eval()
-        return timed(torch.no_grad()(lambda: network(images)), chunk)
+        return timed(torch.no_grad()(lambda: network(images)), batch, stage)
     optimizer = torch.optim.AdamW(network.parameters())
-    labels = torch.zeros(chunk, dtype=torch.long)
+    labels = torch.zeros(batch, dtype=torch.long)
 
     def step() -> None:
         nn.functional.cross_entropy(network(images), labels).backward()
+        data_parallel.add_up_gradients(network.parameters())
         optimizer.step()
         optimizer.zero_grad()
 
-    if stage == "full":
-        return timed(step, chunk)
-    # A group of this process alone computes as one of two workers does, and waits for nobody.
-    meeting = f"file://{folder}/alone{os.getpid()}"
-    torch.distributed.init_process_group("gloo", meeting, rank=0, world_size=1)
-    with data_parallel.SyncedBatchNorm():
-        return timed(step, chunk)
-
-
-def reducing(folder: Path) -> float:
-    """Return the seconds for an image that two workers take to add up gradients and statistics."""
-    meeting = f"file://{folder}/meeting"
-    context = torch.multiprocessing.get_context("spawn")
-    with context.Pool(2) as pool:
-        seconds = pool.starmap(_reduce, [(meeting, rank) for rank in range(2)], chunksize=1)
-    return 2 * max(seconds) / BATCH
-
-
-def _reduce(meeting: str, rank: int) -> float:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", meeting, rank=rank, world_size=2)
-    network, _ = common.build(BACKBONE, "full")
-    gradients = torch.zeros(sum(p.numel() for p in network.parameters()))
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    statistics = [torch.zeros(2 * m.num_features) for m in norms]
-
-    def reduce() -> None:
-        torch.distributed.all_reduce(gradients)
-        for tensor in statistics:
-            for _ in range(4):  # mean and variance, forwards and backwards
-                torch.distributed.all_reduce(tensor)
-
-    return timed(reduce, 1, rounds=20)
+    with data_parallel.SyncedBatchNorm() if data_parallel.workers() > 1 else nullcontext():
+        return timed(step, batch, stage)
 
 
 def fill_seconds(splits: pd.DataFrame, folder: Path, workers: int) -> float:
@@ -303,7 +290,7 @@ def fill_seconds(splits: pd.DataFrame, folder: Path, workers: int) -> float:
 
 def epoch_seconds(splits: pd.DataFrame, folder: Path, workers: int) -> float:
     """Return how long an epoch of full fine-tuning takes whose images are all decoded already."""
-    phase = Phase(trainable="all", epochs=3, lr=0.001)
+    phase = Phase(trainable="all", epochs=4, lr=0.001)
     arguments = arguments_of(splits, folder, "full")
     result = ray_engine.train(arguments, [phase], connected(workers))
     return float(result.history["seconds"].iloc[1:].mean())
@@ -335,14 +322,15 @@ def arguments_of(splits: pd.DataFrame, folder: Path, strategy: str) -> dict[str,
     }
 
 
-def timed(function: Callable[[], Any], images: int, rounds: int | None = None) -> float:
-    """Return the seconds an image that a function takes, after it has run once."""
-    function()
-    count, start = 0, time.perf_counter()
-    while count < rounds if rounds else time.perf_counter() - start < SECONDS:
+def timed(function: Callable[[], Any], images: int, stage: str) -> float:
+    """Return the seconds an image that a function takes, after the first slow rounds."""
+    rounds = ROUNDS[stage]
+    for _ in range(rounds // 2):
         function()
-        count += 1
-    return (time.perf_counter() - start) / count / images
+    start = time.perf_counter()
+    for _ in range(rounds):
+        function()
+    return (time.perf_counter() - start) / rounds / images
 
 
 if __name__ == "__main__":

@@ -111,8 +111,9 @@ def _normalise(rank: int, folder: Path, images: Tensor) -> None:
     dist.destroy_process_group()
 
 
-def test_synced_batch_norm_is_batch_norm_of_the_whole_batch(tmp_path: Path) -> None:
-    images = torch.randn(7, 3, 4, 5, generator=torch.Generator().manual_seed(0)) * 3 + 5
+@pytest.mark.parametrize("count", [7, 1])  # one image leaves none to the second worker
+def test_synced_batch_norm_is_batch_norm_of_the_whole_batch(tmp_path: Path, count: int) -> None:
+    images = torch.randn(count, 3, 4, 5, generator=torch.Generator().manual_seed(0)) * 3 + 5
     norm, whole = nn.BatchNorm2d(3), images.clone().requires_grad_()
     outputs = norm(whole)
     (outputs**3).sum().backward()

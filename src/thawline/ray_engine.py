@@ -28,6 +28,8 @@ from thawline.data_parallel import rank
 from thawline.errors import DataError, ParameterError, ThawlineError, TrainingError
 from thawline.images import hash_files
 from thawline.interruptions import TrainingStates
+from thawline.loading import unreadable
+from thawline.memory import ENVIRONMENT
 from thawline.options import EngineOptions, Phase
 from thawline.training import OnEpoch, TrainingResult, progress_bar
 
@@ -101,6 +103,7 @@ def train(
         on_epoch: as of `training.train`; it is called in this process.
 
     Raises:
+        DataError: when an image file is no longer there.
         ParameterError: when Ray is missing, does not answer, or has not as much as is asked for.
         ThawlineError: what training raises, or when the workers have died too often.
     """
@@ -300,6 +303,7 @@ def _trainer(config: dict[str, Any], share: Share, folder: Path) -> Any:
             name=folder.name,
             storage_path=str(folder.parent),
             failure_config=FailureConfig(max_failures=RESTARTS),
+            worker_runtime_env={"env_vars": ENVIRONMENT},  # type: ignore[call-arg]
         ),
     )
 
@@ -364,10 +368,15 @@ def _for_workers(arguments: dict[str, Any], engine: EngineOptions) -> dict[str, 
     """Return the arguments with hashes of the images, which all would make, and absolute paths."""
     splits: pd.DataFrame = arguments["splits"]
     used = splits[splits["split"] != "test"]
+    if "sha256" not in used:
+        try:
+            used = used.assign(sha256=hash_files(used["path"].tolist()))
+        except OSError as error:
+            raise unreadable(error.filename, error) from error
     store = arguments.get("store")
     return {
         **arguments,
-        "splits": used.assign(sha256=hash_files(used["path"].tolist())),
+        "splits": used,
         "store": store and ActivationStore(store.folder.resolve(), store.max_bytes / GB),
         "sync_batch_norm": engine.sync_batch_norm,
     }

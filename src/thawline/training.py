@@ -49,6 +49,7 @@ from thawline.images import digest_files
 from thawline.interruptions import TrainingStates
 from thawline.loading import ViewLoader, unreadable
 from thawline.manifests import SHA256_BYTES, as_binary, texts_of
+from thawline.memory import keep_freed_memory
 from thawline.micro_batches import (
     Loss,
     add_gradients,
@@ -337,6 +338,8 @@ def prepare(
     """
     set_seed(seed)
     accelerator = make_accelerator(options)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     network.to(accelerator.device).to(memory_format=torch.channels_last)
     logger.info("Training on %s in %s", accelerator.device, compute_dtype(accelerator))
     if mix:
