@@ -27,9 +27,11 @@ import torch
 
 from benchmarks import common, tutorial
 from thawline.activations import ActivationStore
+from thawline.interruptions import TrainingStates
 from thawline.options import (
     ActivationOptions,
     AugmentationOptions,
+    EngineOptions,
     ModelOptions,
     Strategy,
     TrainingOptions,
@@ -135,12 +137,17 @@ def measure(task: argparse.Namespace) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             for name in ("seconds", "again"):
                 train_model(
-                    network, Strategy(phases=(phase,)), splits, transforms,
-                    ModelOptions(backbone=task.backbone),
-                    TrainingOptions(batch_size=task.batch_size, device=task.device),
-                    AugmentationOptions(views=None if task.what == "null" else int(task.what)),
-                    ActivationOptions(), 0, partial(ActivationStore, Path(folder)),
-                    lambda metrics, epoch: None,
+                    frozen_network=network, chosen_strategy=Strategy(phases=(phase,)),
+                    strategy_choice={}, splits=splits, image_transforms=transforms,
+                    model=ModelOptions(backbone=task.backbone),
+                    options=TrainingOptions(batch_size=task.batch_size, device=task.device),
+                    augmentation=AugmentationOptions(
+                        views=None if task.what == "null" else int(task.what)
+                    ),
+                    activation_options=ActivationOptions(), engine=EngineOptions(), seed=0,
+                    activation_store=partial(ActivationStore, Path(folder, "store")),
+                    training_states=TrainingStates(Path(folder, "states")),
+                    live_metrics=lambda metrics, epoch: None,
                 )  # fmt: skip
                 result[name] = time.perf_counter() - start
                 if task.what != "1":
