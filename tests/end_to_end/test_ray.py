@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 from pathlib import Path
 
+import mlflow
 import pandas as pd
 import psutil
 import pytest
@@ -92,7 +94,10 @@ def test_a_worker_that_is_killed_in_mid_epoch_is_replaced(photos: Path, tmp_path
     assert done.returncode == 0, done.stdout + done.stderr
     project = log_steps(copy_project(tmp_path / "killed"))
     process = start_kedro(project, "run", "--pipeline=finetune", params)
-    output = kill_worker_at(process, "Epoch 3, step 4")
+    output = log_until(process, "Epoch 3, step 4")
+    workers = workers_of(process)
+    assert len(workers) == 2, output
+    workers[-1].kill()
     rest, errors = process.communicate(timeout=600)
     assert process.returncode == 0, output + rest + errors
     assert "A worker has died: new ones go on" in rest
@@ -105,16 +110,40 @@ def test_a_worker_that_is_killed_in_mid_epoch_is_replaced(photos: Path, tmp_path
     assert all((first[name] == second[name]).all() for name in second)
 
 
-def kill_worker_at(process: subprocess.Popen[str], line: str) -> str:
-    """Kill a worker when the log comes to a line; return the log so far."""
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 143)])
+def test_a_run_that_is_stopped_leaves_no_worker_and_can_be_resumed(
+    photos: Path, project: Path, number: signal.Signals, code: int
+) -> None:
+    params = f"--params=dataset.root={photos},{QUICK},training.epochs=500,engine=ray"
+    process = start_kedro(project, *UNTIL_TRAINED, params)
+    log_until(process, "epoch 2 ")
+    workers = workers_of(process)
+    assert workers
+    process.send_signal(number)
+    said = "".join(process.communicate(timeout=60))
+    assert process.returncode == code, said
+    assert "training.resume=true" in said
+    assert "Traceback" not in said
+    gone, alive = psutil.wait_procs(workers, timeout=30)
+    assert gone
+    assert not alive
+    assert [*project.glob("data/06_models/training_states/*.pt")]
+    client = mlflow.MlflowClient(f"sqlite:///{project}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("thawline").experiment_id])
+    assert run.info.status == "KILLED"
+
+
+def log_until(process: subprocess.Popen[str], line: str) -> str:
+    """Return the log up to a line."""
     output = ""
     assert process.stdout
     for text in process.stdout:
         output += text
         if line in text:
             break
-    children = psutil.Process(process.pid).children(recursive=True)
-    workers = [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
-    assert len(workers) == 2, output
-    workers[-1].kill()
     return output
+
+
+def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if "RayTrainWorker" in " ".join(child.cmdline())]
