@@ -98,33 +98,34 @@ def test_without_synced_batch_norm_workers_hold_the_same_network_all_the_same(
     assert all(torch.equal(tensor, other[1][name]) for name, tensor in best.items())
 
 
-def _normalise(rank: int, folder: Path, images: Tensor) -> None:
-    meet(rank, folder)
-    norm = nn.BatchNorm2d(3)
-    mine = data_parallel.share(images).requires_grad_()
-    with data_parallel.SyncedBatchNorm():
-        outputs = norm(mine)
+def _normalised(norm: nn.BatchNorm2d, images: Tensor) -> list[Tensor | None]:
+    outputs = norm(images.requires_grad_())
     (outputs**3).sum().backward()
+    return [outputs.detach(), images.grad, norm.running_mean, norm.running_var]
+
+
+def _normalise(rank: int, folder: Path, images: Tensor, affine: bool) -> None:
+    meet(rank, folder)
+    norm = nn.BatchNorm2d(3, affine=affine)
+    with data_parallel.SyncedBatchNorm():
+        found = _normalised(norm, data_parallel.share(images).clone())
     data_parallel.add_up_gradients(norm.parameters())
-    found = [outputs.detach(), mine.grad, norm.weight.grad, norm.running_mean, norm.running_var]
-    torch.save(found, folder / f"{rank}.pt")
+    torch.save([*found, *(p.grad for p in norm.parameters())], folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("count", [7, 1])  # one image leaves none to the second worker
-def test_synced_batch_norm_is_batch_norm_of_the_whole_batch(tmp_path: Path, count: int) -> None:
+# One image leaves none to the second worker.
+@pytest.mark.parametrize(("count", "affine"), [(7, True), (7, False), (1, True)])
+def test_synced_batch_norm_is_batch_norm_of_the_whole_batch(
+    tmp_path: Path, count: int, affine: bool
+) -> None:
     images = torch.randn(count, 3, 4, 5, generator=torch.Generator().manual_seed(0)) * 3 + 5
-    norm, whole = nn.BatchNorm2d(3), images.clone().requires_grad_()
-    outputs = norm(whole)
-    (outputs**3).sum().backward()
-    for rank, found in enumerate(on_workers(_normalise, tmp_path, images)):
-        mine = slice(rank, None, WORKERS)
-        assert whole.grad is not None
-        expected = [
-            outputs.detach()[mine], whole.grad[mine], norm.weight.grad, norm.running_mean,
-            norm.running_var,
-        ]  # fmt: skip
-        for one, other in zip(found, expected, strict=True):
+    norm = nn.BatchNorm2d(3, affine=affine)
+    of_images = _normalised(norm, images.clone())
+    of_all = [p.grad for p in norm.parameters()]
+    for rank, found in enumerate(on_workers(_normalise, tmp_path, images, affine)):
+        mine = [tensor[rank::WORKERS] for tensor in of_images[:2] if tensor is not None]
+        for one, other in zip(found, [*mine, *of_images[2:], *of_all], strict=True):
             torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 

@@ -107,6 +107,7 @@ class _SyncedBatchNorm(torch.autograd.Function):
         zeros = torch.zeros(input.shape[1], dtype=dtype, device=input.device)
         mean, var = zeros, zeros
         if len(input):  # a last batch may have fewer images than there are workers
+            # It moves the two vectors by 0, and returns the images' statistics in their precision.
             mean, var = torch.ops.aten.batch_norm_update_stats(input, zeros, zeros + 1, 0.0)
         # In float64, where the difference of squares below does not cancel what float32 has.
         moments = torch.stack([zeros + 1, mean, var + mean.square()]).double()
@@ -129,12 +130,13 @@ class _SyncedBatchNorm(torch.autograd.Function):
         input, weight, mean, var, count = context.saved_tensors
         sums = torch.zeros(2, len(mean), dtype=mean.dtype, device=mean.device)
         if len(input):  # sums of the gradient times the normalised input, and of the gradient
-            _, *own = torch.ops.aten.native_batch_norm_backward(
+            _, *both = torch.ops.aten.native_batch_norm_backward(
                 gradient, input, weight, mean, var, None, None, False, context.eps,
                 [False, True, True],
             )  # fmt: skip
-            sums = torch.stack(own)
-        of_weight, of_bias = sums.clone()
+            sums = torch.stack(both).to(sums.dtype)
+        wanted = context.needs_input_grad[3:5]  # of weight and bias, from this worker's images
+        own = [of if want else None for of, want in zip(sums.clone(), wanted, strict=True)]
         dist.all_reduce(sums)
         # weight / deviation * (gradient - its mean - normalised input * the mean of their product),
         # as two passes over the images: gradient * scale + (input * slope + constant)
@@ -146,7 +148,7 @@ class _SyncedBatchNorm(torch.autograd.Function):
         shape = [1, -1] + [1] * (input.ndim - 2)
         of_input = torch.addcmul(constant.view(shape), input, slope.view(shape))
         of_input.addcmul_(gradient, scale.view(shape))
-        return of_input.to(input.dtype), None, None, of_weight, of_bias, None, None
+        return of_input.to(input.dtype), None, None, *own, None, None
 
 
 def _reduce(tensors: Sequence[Tensor]) -> None:
