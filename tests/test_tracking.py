@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, TEMPORARILY_UNAVAILABLE
 from mlflow.server import ARTIFACTS_DESTINATION_ENV_VAR, SERVE_ARTIFACTS_ENV_VAR, app, handlers
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from werkzeug.serving import BaseWSGIServer, make_server
@@ -22,7 +24,7 @@ from werkzeug.serving import BaseWSGIServer, make_server
 from conftest import empty_tracking_store
 from thawline import tracking
 from thawline.errors import TrackingError
-from thawline.tracking import Outbox, Servers, connect, wait_for_locks
+from thawline.tracking import Outbox, Servers, connect, log_input, wait_for_locks
 
 
 class RealServer:
@@ -209,3 +211,28 @@ def test_a_locked_sqlite_file_is_waited_for(
     with pytest.raises(mlflow.exceptions.MlflowException, match="locked"):
         client.log_metric(run_id, "loss", 0.25)
     other.close()
+
+
+def test_two_runs_log_the_same_data_set_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{shutil.copy(empty_tracking_store(), tmp_path / 'mlflow.db')}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    experiment = MlflowClient().create_experiment("e", str(tmp_path / "files"))
+    other = MlflowClient().create_run(experiment).info.run_id
+    write = SqlAlchemyStore._log_inputs_impl
+
+    def overtaken(store: SqlAlchemyStore, of: str, run: str, *inputs: object) -> None:
+        write(store, of, other, *inputs)
+        monkeypatch.setattr(SqlAlchemyStore, "_log_inputs_impl", write)
+        raise MlflowException("UNIQUE constraint failed: datasets.name", BAD_REQUEST)
+
+    monkeypatch.setattr(SqlAlchemyStore, "_log_inputs_impl", overtaken)
+    table = from_pandas(pd.DataFrame({"label": ["ants", "bees"]}), name="splits")
+    with mlflow.start_run(experiment_id=experiment) as run:
+        log_input(table, "training")
+    for run_id in (run.info.run_id, other):
+        (found,) = MlflowClient().get_run(run_id).inputs.dataset_inputs
+        assert found.dataset.name == "splits"
+    with mlflow.start_run(run.info.run_id), pytest.raises(MlflowException, match="exceeds"):
+        log_input(table, "x" * 100_000)

@@ -44,7 +44,7 @@ from thawline.masking import mask, mask_logs, take_password_out
 from thawline.options import flatten, validate_parameters
 from thawline.pipelines import compare
 from thawline.sweeping import possible_strategies
-from thawline.tracking import connect, wait_for_locks
+from thawline.tracking import connect, log_input, wait_for_locks
 
 logger = logging.getLogger(__name__)
 
@@ -311,7 +311,7 @@ class TrackingHook(MlflowHook):
         kinds, child = metadata.get("mlflow", []), self._children.get(node.namespace or "")
         if "input" in kinds:
             table = from_pandas(data, name=dataset_name, targets="label")
-            mlflow.log_input(table, context="training")
+            log_input(table, context="training")
         if "metrics" in kinds:
             mlflow.log_metrics(data, run_id=child)
         if "tags" in kinds:

@@ -21,12 +21,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import mlflow
 import requests
 import sqlalchemy
 from filelock import FileLock
+from mlflow.data.dataset import Dataset
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos import service_pb2
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, ErrorCode
 from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry
 from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 from mlflow.store.model_registry.rest_store import RestStore as RegistryRestStore
@@ -396,6 +399,20 @@ def connect(outbox: Path, on_failure: Literal["buffer", "fail"]) -> Servers:
         "mlflow-artifacts", type("Artifacts", (Artifacts,), {"servers": servers})
     )
     return servers
+
+
+def log_input(dataset: Dataset, context: str) -> None:
+    """Log a data set as an input of the active run.
+
+    Of two runs that log the same new data set at once MLflow's database refuses one, since both
+    insert it. It is there the second time.
+    """
+    try:
+        mlflow.log_input(dataset, context=context)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(BAD_REQUEST):
+            raise
+        mlflow.log_input(dataset, context=context)
 
 
 def wait_for_locks() -> None:
