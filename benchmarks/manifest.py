@@ -48,10 +48,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = write_manifest(Path(folder), arguments.rows)
         steps = common.in_a_process_of_its_own("benchmarks.manifest", arguments.rows, file)
-    table = pd.DataFrame(
-        steps["rows"], columns=["step", "seconds", "CPU seconds", "peak MB so far"]
-    )
-    print(common.markdown(table.round(1)))
+        table = pd.DataFrame(
+            steps["rows"], columns=["step", "seconds", "CPU seconds", "peak MB so far"]
+        )
+        print(common.markdown(table.round(1)), flush=True)  # to remove the links takes minutes
 
 
 def measure(file: Path) -> dict[str, list[tuple[str, float, float, float]]]:

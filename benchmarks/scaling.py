@@ -105,7 +105,9 @@ def compare_with_runs(folder: Path, images: int) -> tuple[pd.DataFrame, pd.DataF
     for workers in (1, 2):
         before = measure_stages(workers, folder)
         measured = {
-            "frozen part of each image": fill_seconds(splits, folder / f"fill{workers}", workers),
+            f"frozen part of {VIEWS} views": fill_seconds(
+                splits, folder / f"fill{workers}", workers
+            ),
             "an epoch of full": epoch_seconds(splits, folder / f"full{workers}", workers),
         }
         # Before and after, since the speed of a shared machine changes by the minute.
@@ -113,8 +115,8 @@ def compare_with_runs(folder: Path, images: int) -> tuple[pd.DataFrame, pd.DataF
         rates.append((1 / work).round(1).rename(f"images/s of each, {workers} at once"))
         fill = Work(work["decode, all cores"], work["below, all cores"], 0, 0)
         predicted = {
-            "frozen part of each image": pipeline_seconds(
-                fill, images, workers, os.cpu_count() or 1, gpu=False
+            f"frozen part of {VIEWS} views": pipeline_seconds(
+                fill, views_of(splits), workers, os.cpu_count() or 1, gpu=False
             ),
             "an epoch of full": (
                 counts["train"] * work["full"]
@@ -272,20 +274,22 @@ def seconds_of(stage: str, folder: Path, batch: int) -> float:
 
 
 def fill_seconds(splits: pd.DataFrame, folder: Path, workers: int) -> float:
-    """Return how long the frozen part takes for all images, without what it takes to begin."""
-    phase = Phase(trainable={"last": 1}, epochs=1, lr=0.01)
-    share = ray_engine.divide(connected(workers))
-    few = splits.groupby("split").head(ray_engine.IMAGES_A_TASK)
+    """Return how long the frozen part takes for all views, without what it takes to begin."""
+    phase = Phase(trainable={"last": 1}, epochs=VIEWS, lr=0.01)
+    arguments = arguments_of(splits, folder, "head_only") | {"views": VIEWS}
+    engine = connected(workers)
+    arguments = ray_engine._for_workers(arguments, engine)
+    ray_engine.compute_activations(arguments, phase, ray_engine.divide(engine))
+    written = sorted(path.stat().st_mtime for path in folder.rglob("*.safetensors"))
+    images = views_of(splits)
+    before = workers * ray_engine.IMAGES_A_TASK  # done when the first of them are written
+    return (written[-1] - written[0]) * images / (images - before)
 
-    def seconds(some: pd.DataFrame, name: str) -> float:
-        arguments = ray_engine._for_workers(arguments_of(some, folder / name, "head_only"), ENGINE)
-        start = time.perf_counter()
-        ray_engine.compute_activations(arguments, phase, share)
-        return time.perf_counter() - start
 
-    seconds(few, "warm")
-    rest = len(splits) - len(few)
-    return (seconds(splits, "all") - seconds(few, "few")) * len(splits) / rest
+def views_of(splits: pd.DataFrame) -> int:
+    """Return the views of all images, of which validation has one each."""
+    counts = splits["split"].value_counts()
+    return int(VIEWS * counts["train"] + counts["val"])
 
 
 def epoch_seconds(splits: pd.DataFrame, folder: Path, workers: int) -> float:
