@@ -49,6 +49,7 @@ def arguments_of(splits: pd.DataFrame, folder: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow  # 45 s, most of which Ray takes to start workers
 def test_two_workers_return_what_one_process_does(splits: pd.DataFrame, tmp_path: Path) -> None:
     arguments = arguments_of(splits, tmp_path / "ray")
     before = {name: tensor.clone() for name, tensor in arguments["network"].state_dict().items()}

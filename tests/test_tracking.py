@@ -231,8 +231,8 @@ def test_two_runs_log_the_same_data_set_at_once(
     table = from_pandas(pd.DataFrame({"label": ["ants", "bees"]}), name="splits")
     with mlflow.start_run(experiment_id=experiment) as run:
         log_input(table, "training")
+        with pytest.raises(MlflowException, match="exceeds"):
+            log_input(table, "x" * 100_000)
     for run_id in (run.info.run_id, other):
         (found,) = MlflowClient().get_run(run_id).inputs.dataset_inputs
         assert found.dataset.name == "splits"
-    with mlflow.start_run(run.info.run_id), pytest.raises(MlflowException, match="exceeds"):
-        log_input(table, "x" * 100_000)
