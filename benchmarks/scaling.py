@@ -281,9 +281,8 @@ def fill_seconds(splits: pd.DataFrame, folder: Path, workers: int) -> float:
     arguments = ray_engine._for_workers(arguments, engine)
     ray_engine.compute_activations(arguments, phase, ray_engine.divide(engine))
     written = sorted(path.stat().st_mtime for path in folder.rglob("*.safetensors"))
-    images = views_of(splits)
-    before = workers * ray_engine.IMAGES_A_TASK  # done when the first of them are written
-    return (written[-1] - written[0]) * images / (images - before)
+    steady = len(written) * 3 // 4  # by then the last worker has begun
+    return (written[-1] - written[-1 - steady]) * len(written) / steady
 
 
 def views_of(splits: pd.DataFrame) -> int:
