@@ -36,7 +36,8 @@ from thawline.training import OnEpoch, TrainingResult, progress_bar
 logger = logging.getLogger(__name__)
 
 RESTARTS = 3  # of the workers, after one of them has died
-IMAGES_A_TASK = 64  # that an actor computes activations of at a time
+IMAGES_A_TASK = 1024  # that an actor computes at a time, at most; each task starts decoders
+TASKS_A_WORKER = 4  # at least, so that all are busy until the end
 POLL_SECONDS = 0.2
 LOG = "thawline"  # the logger whose lines come from the workers
 EVALUATION = -1  # in the place of a random view's number, which a column cannot lack
@@ -188,7 +189,8 @@ def compute_activations(arguments: dict[str, Any], phase: Phase, share: Share) -
         for number, rows in views
     )
     # In parts from the start: to make them later, Ray Data needs a CPU beside those of the actors.
-    parts = [table.slice(at, IMAGES_A_TASK) for at in range(0, len(table), IMAGES_A_TASK)]
+    size = max(CHUNK, min(IMAGES_A_TASK, len(table) // (TASKS_A_WORKER * share.workers)))
+    parts = [table.slice(at, size) for at in range(0, len(table), size)]
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     done = ray.data.from_arrow(parts).map_batches(
