@@ -13,7 +13,8 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from thawline import backbones, freezing
+from thawline.backbones import EMBEDDED, build_network, pretrained_preprocessing
+from thawline.freezing import freeze_layers
 from thawline.images import find_images
 from thawline.options import DatasetOptions, ModelOptions, Phase, TransformOptions
 from thawline.splitting import split_dataset
@@ -42,12 +43,12 @@ def photographs(root: Path, seed: int | None = None) -> pd.DataFrame:
 
 def build(backbone: str, strategy: str, seed: int = 0) -> tuple[nn.Module, Transforms]:
     """Return a network frozen as the strategy says, and its transforms at their defaults."""
-    weights = "default" if backbone == backbones.EMBEDDED else "none"  # nothing is downloaded
+    weights = "default" if backbone == EMBEDDED else "none"  # nothing is downloaded
     model = ModelOptions(backbone=backbone, weights=weights)
-    pretrained = backbones.pretrained_preprocessing(model)
+    pretrained = pretrained_preprocessing(model)
     transforms = build_transforms(TransformOptions(), pretrained, seed)
-    network, _ = backbones.build_network(model, 2, transforms.preprocessing.size, seed)
-    freezing.freeze_layers(network, PHASES[strategy])
+    network, _ = build_network(model, 2, transforms.preprocessing.size, seed)
+    freeze_layers(network, PHASES[strategy])
     return network, transforms
 
 

@@ -1,7 +1,7 @@
 """Predict how long fine-tuning takes on any number of workers, from the rates of its stages.
 
     python -m benchmarks.scaling                     # measure here, and hold the prediction to runs
-    python -m benchmarks.scaling --plan [--decode 370 --below 3000 --above 1000 …]
+    python -m benchmarks.scaling --plan [--decode 300 --below 3000 --above 1000 …]
 
 Images are decoded on CPU cores; what is frozen runs once, what is above the thaw line in every
 epoch. Stages overlap, so the slowest sets the pace; without a GPU all of them share the cores.
@@ -12,6 +12,7 @@ network without gradients (below) and with them (above), and GB/s between machin
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -24,6 +25,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import nn
@@ -32,7 +34,7 @@ from benchmarks import common
 from benchmarks.screening import write_photographs
 from thawline import data_parallel, ray_engine
 from thawline.activations import CHUNK, ActivationStore
-from thawline.loading import View, ViewDataset
+from thawline.loading import View, ViewLoader
 from thawline.memory import keep_freed_memory
 from thawline.options import DatasetOptions, EngineOptions, Phase, TrainingOptions
 from thawline.splitting import split_dataset
@@ -43,7 +45,7 @@ BATCH = 32  # images, of all workers together
 VIEWS = 4  # as augmentation.views
 ACTIVATION = 4 * 1280  # bytes of an image before the head
 PARAMETERS = 3.4e6
-ROUNDS = {"decode": 1000, "below": 30, "full": 10, "full_forward": 10, "read": 1}
+ROUNDS = {"decode": 100, "below": 30, "full": 10, "full_forward": 10, "read": 1}
 
 
 class Work(NamedTuple):
@@ -79,7 +81,7 @@ def main() -> None:
         "--above", type=float, default=1000, help="images/s of a GPU, full training"
     )
     parser.add_argument("--network", type=float, default=10, help="GB/s between machines")
-    parser.add_argument("--decode", type=float, default=370, help="images/s a core")
+    parser.add_argument("--decode", type=float, default=300, help="images/s a core")
     parser.add_argument("--cores", type=float, default=16, help="cores for each GPU")
     parser.add_argument("--disk", type=float, default=2, help="GB/s for every 8 GPUs")
     parser.add_argument("--file", type=float, default=100, help="kB of an image file")
@@ -245,12 +247,10 @@ def seconds_of(stage: str, folder: Path, batch: int) -> float:
     batch = CHUNK if stage == "below" else batch
     images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
     if stage == "decode":
-        paths = sorted(str(path) for path in (folder / "images").rglob("*.jpg"))
-        views = ViewDataset(transforms)
-        numbers = iter(range(1 << 30))
-        return timed(
-            lambda: views[View(paths[next(numbers) % len(paths)], next(numbers))], 1, stage
-        )
+        paths = itertools.cycle(sorted(map(str, (folder / "images").rglob("*.jpg"))))
+        batches = [[View(next(paths), n) for n in range(CHUNK)] for _ in range(2 * ROUNDS[stage])]
+        views = ViewLoader(transforms, workers=1).load(batches)
+        return timed(lambda: next(views), CHUNK, stage)
     if stage == "read":
         return 3 * size**2 / ActivationStore(folder / "probe", 1).bytes_per_second()
     if stage == "below":
@@ -280,9 +280,12 @@ def fill_seconds(splits: pd.DataFrame, folder: Path, workers: int) -> float:
     engine = connected(workers)
     arguments = ray_engine._for_workers(arguments, engine)
     ray_engine.compute_activations(arguments, phase, ray_engine.divide(engine))
-    written = sorted(path.stat().st_mtime for path in folder.rglob("*.safetensors"))
-    steady = len(written) * 3 // 4  # by then the last worker has begun
-    return (written[-1] - written[-1 - steady]) * len(written) / steady
+    files = [path.stat() for path in folder.rglob("*.safetensors")]
+    times, sizes = np.array(sorted((file.st_mtime, file.st_size) for file in files)).T
+    written = sizes.cumsum() / sizes.sum()
+    each = 1 / ray_engine.TASKS_A_WORKER / workers  # of the whole; from then on all are at work
+    begun = int(np.searchsorted(written, (workers - 0.5) * each))
+    return float((times[-1] - times[begun]) / (1 - written[begun]))
 
 
 def views_of(splits: pd.DataFrame) -> int:

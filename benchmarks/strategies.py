@@ -14,7 +14,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -79,7 +79,7 @@ def read_parameters(changes: list[str]) -> Parameters:
     """Return the parameters of conf/base, changed by texts such as training.lr=0.01."""
     files = (CONF / "parameters.yml", CONF / "parameters_strategies.yml")
     tree = OmegaConf.merge(*map(OmegaConf.load, files), OmegaConf.from_dotlist(changes))
-    return validate_parameters(OmegaConf.to_container(tree))  # type: ignore[arg-type]
+    return validate_parameters(cast("dict[str, Any]", OmegaConf.to_container(tree)))
 
 
 def measure(

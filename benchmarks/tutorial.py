@@ -61,7 +61,7 @@ def data_loaders(
         ]
     )
     return {
-        split: DataLoader(
+        str(split): DataLoader(
             Photographs(rows, training if split == "train" else evaluation),
             batch_size,
             shuffle=split == "train",
@@ -87,7 +87,8 @@ def train(
     loaders = data_loaders(splits, preprocessing, batch_size)
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
-    best, accuracies = copy.deepcopy(network.state_dict()), []
+    best = copy.deepcopy(network.state_dict())
+    accuracies: list[float] = []
     for _ in range(epochs):
         network.train()
         for images, labels in loaders["train"]:
@@ -107,8 +108,7 @@ def train(
 def measure(network: nn.Module, loader: DataLoader, device: str = "cpu") -> float:
     """Return the accuracy, 0 to 1."""
     network.eval()
-    correct = sum(
-        int((network(images.to(device)).argmax(dim=1).cpu() == labels).sum())
-        for images, labels in loader
+    correct = torch.cat(
+        [network(images.to(device)).argmax(dim=1).cpu() == labels for images, labels in loader]
     )
-    return correct / len(loader.dataset)
+    return float(correct.float().mean())

@@ -216,8 +216,7 @@ def test_a_locked_sqlite_file_is_waited_for(
 def test_two_runs_log_the_same_data_set_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri = f"sqlite:///{shutil.copy(empty_tracking_store(), tmp_path / 'mlflow.db')}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    mlflow.set_tracking_uri(f"sqlite:///{shutil.copy(empty_tracking_store(), tmp_path)}")
     experiment = MlflowClient().create_experiment("e", str(tmp_path / "files"))
     other = MlflowClient().create_run(experiment).info.run_id
     write = SqlAlchemyStore._log_inputs_impl

@@ -8,7 +8,7 @@ MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # numbers of mallopt's parameters, from
 LARGEST = 2**30  # bytes of a tensor whose memory is kept
 KEPT = 2**31 - 1  # bytes at the top of the heap that are not given back: the most mallopt takes
 
-# The same for a process that is yet to begin, and that trains in a thread of its own: threads
+# The same for a process that is yet to begin, and that computes in a thread of its own: threads
 # share one heap, since the heaps of others than the first take tensors of up to 64 MB only.
 ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",

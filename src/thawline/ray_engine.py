@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import logging.handlers
+import math
 import os
 import shutil
 import signal
@@ -36,7 +38,7 @@ from thawline.training import OnEpoch, TrainingResult, progress_bar
 logger = logging.getLogger(__name__)
 
 RESTARTS = 3  # of the workers, after one of them has died
-IMAGES_A_TASK = 1024  # that an actor computes at a time, at most; each task starts decoders
+IMAGES_A_TASK = 1024  # that an actor computes at a time, at most; between two its decoders wait
 TASKS_A_WORKER = 4  # at least, so that all are busy until the end
 POLL_SECONDS = 0.2
 LOG = "thawline"  # the logger whose lines come from the workers
@@ -141,7 +143,12 @@ def connect(engine: EngineOptions) -> None:
             return
         try:
             # What workers log is sent by `_log_to`; Ray's own lines are many.
-            ray.init(engine.address, logging_level=logging.WARNING, log_to_driver=False)
+            ray.init(
+                engine.address,
+                runtime_env={"env_vars": ENVIRONMENT},
+                logging_level=logging.WARNING,
+                log_to_driver=False,
+            )
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ParameterError(
                 f"engine.address: there is no Ray cluster at {engine.address} ({error})."
@@ -189,8 +196,9 @@ def compute_activations(arguments: dict[str, Any], phase: Phase, share: Share) -
         for number, rows in views
     )
     # In parts from the start: to make them later, Ray Data needs a CPU beside those of the actors.
-    size = max(CHUNK, min(IMAGES_A_TASK, len(table) // (TASKS_A_WORKER * share.workers)))
-    parts = [table.slice(at, size) for at in range(0, len(table), size)]
+    tasks = max(len(table) / IMAGES_A_TASK, TASKS_A_WORKER * share.workers)
+    ends = np.linspace(0, len(table), math.ceil(min(tasks, len(table) / CHUNK)) + 1, dtype=int)
+    parts = [table.slice(at, end - at) for at, end in itertools.pairwise(ends)]
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     done = ray.data.from_arrow(parts).map_batches(
@@ -305,7 +313,6 @@ def _trainer(config: dict[str, Any], share: Share, folder: Path) -> Any:
             name=folder.name,
             storage_path=str(folder.parent),
             failure_config=FailureConfig(max_failures=RESTARTS),
-            worker_runtime_env={"env_vars": ENVIRONMENT},  # type: ignore[call-arg]
         ),
     )
 
