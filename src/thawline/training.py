@@ -566,7 +566,9 @@ def _train_epoch(
     batches = current.activations.load(
         setup.random_views(order, len(course.history)), keep=setup.views is not None
     )
-    losses: list[Tensor] = []
+    # Not a tensor for each batch: such small ones, kept in between, would break up the memory that
+    # large ones have freed.
+    losses = torch.zeros(len(order), device=device)
     loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
     seen, start = 0, time.perf_counter()
     for step, (positions, crossing) in enumerate(zip(whole_order, batches, strict=True), start=1):
@@ -594,7 +596,7 @@ def _train_epoch(
             current.optimizer.zero_grad()
             if current.average:
                 current.average.update()
-        losses.append(loss)
+        losses[step - 1] = loss
         loss_sum += loss * len(labels)
         correct += (outputs.argmax(dim=1) == truth).sum()
         seen += len(labels)
@@ -650,7 +652,7 @@ def _validate(setup: Setup, current: PhaseSetup, course: Course) -> dict[str, fl
 
 def _check_losses(
     total: float,
-    losses: Sequence[Tensor],
+    losses: Tensor,
     order: Sequence[Positions],
     setup: Setup,
     current: PhaseSetup,
@@ -658,12 +660,12 @@ def _check_losses(
 ) -> None:
     """Raise a TrainingError that names the first batch whose loss is not finite, if there is one.
 
-    The losses are those of the batches so far, of which `total` is a sum: that one is at hand,
-    where they may still be on a device.
+    The losses (batches,) are those of the batches so far, and 0 from there on; `total` is a sum of
+    them that is at hand, where they may still be on a device.
     """
     if math.isfinite(total):
         return
-    step = int(torch.stack(list(losses)).isfinite().int().argmin())
+    step = int(losses.isfinite().int().argmin())
     paths = [image.path for image in setup.train_set.take([order[step]])[0]]
     more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
     batch = f"{step + 1} of {len(order)} ({', '.join(paths[:NAMED])}{more})"
