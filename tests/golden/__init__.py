@@ -1,0 +1,1 @@
+"""Results and files of an earlier commit, which later ones are held to."""
