@@ -20,8 +20,8 @@ import pandas as pd
 from PIL import Image
 
 from benchmarks import common
-from thawline.activations import ActivationStore
 from thawline.backbones import IMAGENET, build_network
+from thawline.cache import ActivationStore
 from thawline.options import ModelOptions, TrainingOptions, TransformOptions
 from thawline.training import prepare, train
 from thawline.transforms import build_transforms

@@ -33,7 +33,8 @@ from torch import nn
 from benchmarks import common
 from benchmarks.screening import write_photographs
 from thawline import data_parallel, ray_engine
-from thawline.activations import CHUNK, ActivationStore
+from thawline.activations import CHUNK
+from thawline.cache import ActivationStore
 from thawline.loading import View, ViewLoader
 from thawline.memory import keep_freed_memory
 from thawline.options import DatasetOptions, EngineOptions, Phase, TrainingOptions

@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 
 from benchmarks import common, tutorial
-from thawline.activations import ActivationStore
+from thawline.cache import ActivationStore
 from thawline.interruptions import TrainingStates
 from thawline.options import (
     ActivationOptions,

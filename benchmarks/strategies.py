@@ -24,8 +24,8 @@ from rich.progress import track
 from scipy.stats import t
 
 from benchmarks import common
-from thawline.activations import ActivationStore
 from thawline.backbones import build_network, pretrained_preprocessing
+from thawline.cache import ActivationStore
 from thawline.classifier import Classifier
 from thawline.evaluation import predict_split
 from thawline.options import AUTO, Parameters, Strategies, validate_parameters

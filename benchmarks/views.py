@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks import common, tutorial
-from thawline.activations import ActivationStore
 from thawline.backbones import EMBEDDED
+from thawline.cache import ActivationStore
 from thawline.options import TrainingOptions
 from thawline.training import prepare, train
 

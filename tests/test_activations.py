@@ -10,43 +10,40 @@ import re
 import signal
 import time
 from collections.abc import Callable
-from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image as PillowImage
 from safetensors import safe_open
 from torch import Tensor, nn
 
 from conftest import child_process
-from thawline import activations, files
+from thawline import activations, cache, files, loading
 from thawline.activations import (
     ACTIVATIONS,
     NOTHING,
     VIEWS,
     ActivationLoader,
-    ActivationStore,
     Cost,
-    Entry,
     Image,
-    Shelf,
     cheapest,
     merge,
     view_seed,
 )
 from thawline.backbones import IMAGENET, build_network
+from thawline.cache import ActivationStore, CachePartition
 from thawline.freezing import freeze_layers
-from thawline.images import hash_files
+from thawline.images import codec_versions, hash_files
 from thawline.loading import ViewLoader
 from thawline.options import ModelOptions, Phase, TrainingOptions, TransformOptions
 from thawline.thaw_line import split_at_thaw_line
 from thawline.training import TrainingResult, prepare, train
-from thawline.transforms import build_transforms
+from thawline.transforms import DECODING_VERSION, build_transforms
 
 HEAD = Phase(trainable={"last": 1}, epochs=4, lr=0.01)
 TWO_STAGES = Phase(trainable={"last": 2}, epochs=2, lr=0.01)
@@ -59,10 +56,6 @@ def store(tmp_path: Path) -> ActivationStore:
     return ActivationStore(tmp_path / "activations", FULL)
 
 
-def entries_of(numbers: list[int]) -> list[Entry]:
-    return [Entry(f"{number:064x}", number % 3 or None) for number in numbers]
-
-
 def tensors_of(numbers: list[int]) -> tuple[Tensor, Tensor]:
     """Return two tensors a number that tell it from any other."""
     values = torch.tensor(numbers, dtype=torch.float32)
@@ -70,190 +63,6 @@ def tensors_of(numbers: list[int]) -> tuple[Tensor, Tensor]:
         values[:, None, None, None].expand(-1, 2, 3, 3).contiguous(),
         values[:, None].to(torch.bfloat16),
     )
-
-
-def assert_read(shelf: Shelf, numbers: list[int]) -> None:
-    for found, expected in zip(shelf.read(entries_of(numbers)), tensors_of(numbers), strict=True):
-        assert found.dtype == expected.dtype
-        assert torch.equal(found, expected)
-
-
-# The shelf
-
-
-@given(
-    st.lists(st.lists(st.integers(0, 200), min_size=1, unique=True), min_size=1, max_size=6),
-    st.randoms(use_true_random=False),
-)
-@settings(max_examples=30, deadline=None)
-def test_entries_come_back_in_any_order_and_in_another_process_too(
-    tmp_path_factory: pytest.TempPathFactory, batches: list[list[int]], order: random.Random
-) -> None:
-    store = ActivationStore(tmp_path_factory.mktemp("store"), FULL)
-    shelf = store.shelf({"holds": "numbers"})
-    for batch in batches:
-        shelf.add(entries_of(batch), tensors_of(batch))
-        shelf.flush()
-    known = sorted({number for batch in batches for number in batch})
-    order.shuffle(known)
-    for one in (shelf, ActivationStore(store.folder, FULL).shelf({"holds": "numbers"})):
-        assert len(one) == len(known)
-        assert_read(one, known)
-    assert Entry("f" * 64, None) not in shelf
-    with pytest.raises(KeyError):
-        shelf.read([Entry("f" * 64, None)])
-
-
-def test_more_than_ten_tensors_keep_their_order(store: ActivationStore) -> None:
-    shelf = store.shelf({"holds": "many"})
-    shelf.add(entries_of([1]), [torch.full((1,), idx) for idx in range(12)])
-    shelf.flush()
-    assert [tensor.item() for tensor in shelf.read(entries_of([1]))] == [*range(12)]
-
-
-def test_another_description_is_another_shelf(store: ActivationStore) -> None:
-    shelf = store.shelf({"holds": "numbers", "seed": 0})
-    shelf.add(entries_of([1]), tensors_of([1]))
-    shelf.flush()
-    assert len(store.shelf({"seed": 0, "holds": "numbers"})) == 1
-    assert len(store.shelf({"seed": 1, "holds": "numbers"})) == 0
-
-
-def test_the_least_recently_used_goes_first_and_the_bound_holds(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    one = torch.zeros(1, 250_000)  # 1 MB
-    store = ActivationStore(tmp_path, max_gb=0.0035)
-    shelf = store.shelf({"holds": "zeros"})
-    for number in range(3):
-        shelf.add(entries_of([number]), [one])
-        shelf.flush()
-        time.sleep(0.01)
-    again = store.shelf({"holds": "zeros"})
-    again.read(entries_of([0]))  # now 1 is the oldest
-    shelf.add(entries_of([3]), [one])
-    shelf.flush()
-    left = store.shelf({"holds": "zeros"})
-    (said,) = [m for m in caplog.messages if "is removed" in m]
-    assert re.fullmatch(rf"0\.0035 GB are full: {tmp_path}/.+\.safetensors is removed", said)
-    assert [entry in left for entry in entries_of([0, 1, 2, 3])] == [True, False, True, True]
-    assert sum(path.stat().st_size for path in tmp_path.glob("*/*")) <= store.max_bytes
-    with pytest.raises(KeyError):
-        again.read(entries_of([1]))
-    assert entries_of([1])[0] not in again
-
-
-def test_a_damaged_shard_is_removed_and_the_rest_still_read(
-    store: ActivationStore, caplog: pytest.LogCaptureFixture
-) -> None:
-    shelf = store.shelf({"holds": "numbers"})
-    for number in (1, 2):
-        shelf.add(entries_of([number]), tensors_of([number]))
-        shelf.flush()
-    damaged = sorted(store.folder.glob("*/*.safetensors"))[0]
-    damaged.write_bytes(damaged.read_bytes()[:-20])
-    with caplog.at_level(logging.WARNING):
-        reopened = store.shelf({"holds": "numbers"})
-    assert f"{damaged} is damaged and removed" in caplog.text
-    assert not damaged.exists() and len(reopened) == 1
-
-
-def test_what_a_killed_process_left_is_never_read_and_later_removed(store: ActivationStore) -> None:
-    shelf = store.shelf({"holds": "numbers"})
-    shelf.add(entries_of([1]), tensors_of([1]))
-    shelf.flush()
-    folder = next(store.folder.glob("*"))
-    old, new = folder / "old.unfinished", folder / "new.unfinished"
-    for file in (old, new):
-        file.write_bytes(b"half a shard")
-    os.utime(old, (0, 0))
-    assert len(store.shelf({"holds": "numbers"})) == 1
-    store.evict()
-    assert not old.exists() and new.exists()  # the new one may still be being written
-
-
-def test_contents_name_what_is_there_and_empty_removes_it(store: ActivationStore) -> None:
-    assert store.contents().empty
-    shelf = store.shelf({"holds": "ResNet up to flatten, random views"})
-    shelf.add(entries_of([1, 2]), tensors_of([1, 2]))
-    shelf.flush()
-    (row,) = store.contents().to_dict("records")
-    assert (row["holds"], row["entries"]) == ("ResNet up to flatten, random views", 2)
-    store.empty()
-    assert store.contents().empty and not store.folder.exists()
-    shelf.add(entries_of([3]), tensors_of([3]))  # whoever trains goes on
-    shelf.flush()
-    assert_read(store.shelf({"holds": "ResNet up to flatten, random views"}), [3])
-
-
-def test_a_disk_that_cannot_be_written_to_costs_time_but_not_the_run(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "file").write_text("in the way of the folder")
-    shelf = ActivationStore(tmp_path / "file", FULL).shelf({"holds": "numbers"})
-    shelf.add(entries_of([1]), tensors_of([1]))
-    with caplog.at_level(logging.WARNING):
-        shelf.flush()
-    (said,) = caplog.messages
-    wanted = r"\w+\.safetensors cannot be written \(.+\); it will be computed again"
-    assert re.fullmatch(wanted, said) and len(shelf) == 0
-
-
-def test_contents_say_how_much_there_is_and_when_it_was_last_used(store: ActivationStore) -> None:
-    for holds, shards in (("zeros", 1), ("ones", 2)):
-        shelf = store.shelf({"holds": holds})
-        for number in range(shards):
-            before = {*store.folder.glob("*/*")}
-            shelf.add(entries_of([number]), [torch.zeros(1, 85_000)])  # 0.34 MB
-            shelf.flush()
-            (new,) = {*store.folder.glob("*/*")} - before
-            os.utime(new, (0, 1000.5 + number))
-    (store.folder / "a file").touch()
-    (store.folder / "an empty shelf").mkdir()
-    rows = store.contents().set_index("holds")[["entries", "MB", "last used"]]
-    assert rows.loc["zeros"].tolist() == [1, 0.3, datetime.fromtimestamp(1000)]
-    assert rows.loc["ones"].tolist() == [2, 0.7, datetime.fromtimestamp(1001)]
-    assert sorted(store.contents()["shelf"]) == sorted(
-        {path.parent.name[:8] for path in store.folder.glob("*/*")}
-    )
-
-
-@pytest.mark.parametrize("limit", [5 * 74, 10**6])
-def test_entries_wait_until_there_are_enough_of_them(
-    store: ActivationStore, monkeypatch: pytest.MonkeyPatch, limit: int
-) -> None:
-    monkeypatch.setattr(activations, "SHARD_BYTES", limit)
-    shelf = store.shelf({"holds": "numbers"})
-    shelf.add(entries_of([1]), tensors_of([1]))  # 74 bytes an entry
-    shelf.add(entries_of([2, 3]), tensors_of([2, 3]))
-    assert len(shelf) == 0
-    shelf.add(entries_of([4, 5]), tensors_of([4, 5]))
-    assert len(shelf) == (5 if limit == 5 * 74 else 0)
-    shelf.flush()
-    shelf.flush()
-    assert len([*store.folder.glob("*/*")]) == 1
-    assert_read(store.shelf({"holds": "numbers"}), [5, 1, 4, 2, 3])
-
-
-def test_the_time_that_entries_once_took_is_known_to_later_processes(
-    store: ActivationStore,
-) -> None:
-    shelf = store.shelf({"holds": "numbers"})
-    shelf.add(entries_of([1, 2]), tensors_of([1, 2]), seconds=3)
-    shelf.add(entries_of([3]), tensors_of([3]), seconds=0.5)
-    shelf.flush()
-    shelf.add(entries_of([4]), tensors_of([4]))
-    shelf.flush()
-    again = store.shelf({"holds": "numbers"})
-    for one in (shelf, again):
-        assert one.seconds(entries_of([1, 2, 3])) == pytest.approx(3.5)
-        assert one.seconds(entries_of([1, 4])) == pytest.approx(3.5 / 3)
-    shelf.add(entries_of([5]), tensors_of([5]))
-    shelf.flush()
-    assert entries_of([5])[0] not in again
-    again.refresh()
-    assert_read(again, [5, 1])
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=20), st.randoms(use_true_random=False))
@@ -268,12 +77,6 @@ def test_parts_come_together_in_their_places(owners: list[int], chance: random.R
             parts.append((rows, [tensor[rows] for tensor in whole]))
     merged = merge(count, parts)
     assert all(torch.equal(a, b) for a, b in zip(merged, whole, strict=True))
-
-
-def test_the_disk_is_measured_and_nothing_is_left_on_it(store: ActivationStore) -> None:
-    rate = store.bytes_per_second()
-    assert 1e5 < rate < 1e12
-    assert not [*store.folder.iterdir()]
 
 
 # What to keep
@@ -474,14 +277,13 @@ def test_what_vanishes_from_the_disk_in_mid_epoch_is_computed_again(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, _ = setting.load()
-    read = Shelf.read
+    read = CachePartition.read
 
-    def vanish(self: Shelf, entries: list[Entry]) -> tuple[Tensor, ...]:
+    def vanish(self: CachePartition, keys: list[bytes]) -> tuple[Tensor, ...]:
         setting.store.empty()
-        self._mapped.clear()
-        return read(self, entries)
+        return read(self, keys)
 
-    monkeypatch.setattr(Shelf, "read", vanish)
+    monkeypatch.setattr(CachePartition, "read", vanish)
     found, _ = setting.load()
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
@@ -549,6 +351,8 @@ def test_what_is_stored_says_how_it_came_about(setting: Setting) -> None:
     transforms = build_transforms(setting.options, setting.pretrained, 3)
     assert evaluation["preprocessing"] == transforms.preprocessing.model_dump(mode="json")
     assert evaluation["packages"] == {n: version(n) for n in ("torch", "torchvision", "pillow")}
+    assert evaluation["decoding"] == DECODING_VERSION
+    assert evaluation["codecs"] == codec_versions() and "jpg" in evaluation["codecs"]
     assert evaluation["below"].keys() == {"weights", "structure", "precision", "answer"}
     assert evaluation["below"]["precision"] == "torch.float32"
     assert told["SmallNet up to flatten, random views"] == {
@@ -627,6 +431,38 @@ def test_with_and_without_the_store_the_weights_are_equal(
     assert not store.contents().empty
 
 
+# The first operation above the line of each of these writes to its input.
+IN_PLACE = ("efficientnet_b0", "efficientnet_v2_s", "mobilenet_v3_small", "mnasnet0_5")
+
+
+@pytest.mark.parametrize("backbone", IN_PLACE)
+def test_dropout_in_place_above_the_line_leaves_cached_activations_as_they_are(
+    splits: pd.DataFrame, store: ActivationStore, backbone: str
+) -> None:
+    without = run(splits, None, HEAD, backbone=backbone)
+    assert_same(without, run(splits, store, HEAD, backbone=backbone))  # an empty store
+    assert_same(without, run(splits, store, HEAD, backbone=backbone))  # a full one
+    assert store.contents()["entries"].sum() == (splits["split"] != "test").sum()
+
+
+def test_balanced_sampling_decodes_and_computes_an_image_once(
+    splits: pd.DataFrame, store: ActivationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rare = splits["split"].eq("train") & splits["label"].eq("flower")
+    few = splits.drop(splits.index[rare][3:]).reset_index(drop=True)
+    decoded: list[str] = []
+    read = loading.training_view
+    monkeypatch.setattr(
+        loading, "training_view", lambda path, *rest: decoded.append(path) or read(path, *rest)
+    )
+    run(few, store, HEAD, sampling="balanced")
+    once = few.loc[few["split"] == "train", "path"].tolist()
+    assert sorted(decoded) == sorted({*decoded}) and {*decoded} <= {*once}
+    assert store.contents()["entries"].sum() == len(decoded) + (few["split"] == "val").sum()
+    kwargs = {"sampling": "balanced", "backbone": "timm/tf_efficientnet_lite0"}
+    assert_same(run(few, None, TWO_STAGES, **kwargs), run(few, store, TWO_STAGES, **kwargs))
+
+
 def test_the_line_changes_weights_by_rounding_only(
     splits: pd.DataFrame, store: ActivationStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -690,7 +526,7 @@ def _train_in_child(store: ActivationStore, splits: pd.DataFrame, seed: int, die
         if dies:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    activations.SHARD_BYTES = 2000  # many short writes
+    cache.SHARD_BYTES = 2000  # many short writes
     files.sync = sync
     logging.disable()
     run(splits, store, HEAD, TWO_STAGES, views=2, seed=seed)

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from torchvision.models import resnet18
 
 from networks import SmallNet
-from thawline.activations import ActivationStore, Entry
+from thawline.cache import ActivationStore, cache_key
 from thawline.commands import main
 
 
@@ -99,9 +99,9 @@ def test_activations_are_shown_and_removed_from_any_folder_of_a_project(
     below_project: Path,
 ) -> None:
     folder = below_project / "data" / "04_feature" / "activations"
-    shelf = ActivationStore(folder, max_gb=1).shelf({"holds": "activations"})
-    shelf.add([Entry("0" * 64, None)], (torch.zeros(1, 250_000),))
-    shelf.flush()
+    partition = ActivationStore(folder, max_gb=1).partition({"holds": "activations"})
+    partition.add([cache_key("0" * 64, None)], (torch.zeros(1, 250_000),))
+    partition.flush()
     done = thawline("activations")
     assert done.exit_code == 0, done.output
     assert re.search(r"│ activations │ 1 +│ 1.0 ", done.output)

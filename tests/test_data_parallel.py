@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from conftest import child_process
 from thawline import data_parallel
-from thawline.activations import ActivationStore
 from thawline.backbones import IMAGENET, build_network
+from thawline.cache import ActivationStore
 from thawline.options import ModelOptions, Phase, TrainingOptions, TransformOptions
 from thawline.training import prepare, train
 from thawline.transforms import build_transforms

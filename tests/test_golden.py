@@ -14,8 +14,8 @@ import torch
 
 from golden import records
 from thawline import sweep_storage, sweeping
-from thawline.activations import ActivationStore
 from thawline.backbones import IMAGENET, build_network
+from thawline.cache import ActivationStore
 from thawline.classifier import load_classifier
 from thawline.interruptions import TrainingStates
 from thawline.options import TransformOptions

@@ -13,8 +13,8 @@ import torch
 
 from conftest import child_process
 from thawline import interruptions
-from thawline.activations import ActivationStore
 from thawline.backbones import IMAGENET, build_network
+from thawline.cache import ActivationStore
 from thawline.errors import DataError, TrainingError
 from thawline.interruptions import TrainingStates
 from thawline.options import (

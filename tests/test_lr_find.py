@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from thawline.activations import ActivationStore
 from thawline.backbones import IMAGENET, build_network
+from thawline.cache import ActivationStore
 from thawline.figures.training import lr_curve
 from thawline.lr_find import find_lr, suggest_lr
 from thawline.options import LrFindOptions, ModelOptions, Phase, TrainingOptions, TransformOptions

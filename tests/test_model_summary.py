@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from networks import BranchingNet, SmallNet
-from thawline.activations import ActivationStore
 from thawline.backbones import IMAGENET, build_network
+from thawline.cache import ActivationStore
 from thawline.figures.model import stage_figure, weight_change_figure
 from thawline.freezing import freeze_layers
 from thawline.model_summary import describe_stages, line_places, linear_cka, weight_change

@@ -9,9 +9,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thawline.activations import ActivationStore
+from thawline.activations import Image as View
 from thawline.backbones import IMAGENET, build_network
+from thawline.cache import ActivationStore
 from thawline.freezing import find_stages
+from thawline.images import hash_files
 from thawline.options import (
     AutoOptions,
     LastStages,
@@ -20,7 +22,7 @@ from thawline.options import (
     TrainingOptions,
     TransformOptions,
 )
-from thawline.probing import choose_by_probes, choose_by_size, probe_stages
+from thawline.probing import choose_by_probes, choose_by_size, probe_stages, stage_features
 from thawline.transforms import build_transforms, evaluation_view, normalise
 
 CONF = Path(__file__).parents[1] / "conf" / "base" / "parameters_strategies.yml"
@@ -121,17 +123,12 @@ def test_the_last_stage_s_features_are_what_the_head_sees(
 ) -> None:
     network, _ = build_network(ModelOptions(backbone="resnet18", weights="none"), 2, SIZE, seed=0)
     transforms = build_transforms(TransformOptions(size=SIZE), IMAGENET)
-    store = ActivationStore(tmp_path, 1)
-    probe_stages(network, splits, transforms, OPTIONS, 0, store)
-    (shard,) = tmp_path.glob("*/*.safetensors")
-    from safetensors import safe_open
-
-    with safe_open(shard, framework="pt") as file:
-        stored = file.get_tensor("4")  # stem, layer1 to layer4
-    paths = splits.loc[splits["split"] == "train", "path"]
+    paths = splits.loc[splits["split"] == "train", "path"].tolist()
+    images = [View(*pair) for pair in zip(paths, hash_files(paths), strict=True)]
+    features = stage_features(network, images, transforms, OPTIONS, ActivationStore(tmp_path, 1))
     views = torch.stack([evaluation_view(path, transforms.preprocessing) for path in paths])
     seen = []
     network.fc.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
     with torch.no_grad():
         network.eval()(normalise(views, transforms.preprocessing))
-    torch.testing.assert_close(stored, seen[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(features[-1]), seen[0], rtol=1e-3, atol=1e-4)

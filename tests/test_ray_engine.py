@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from thawline import ray_engine, training
-from thawline.activations import ActivationStore
 from thawline.backbones import IMAGENET, build_network
+from thawline.cache import ActivationStore
 from thawline.errors import DataError, ParameterError
 from thawline.interruptions import TrainingStates
 from thawline.options import EngineOptions, ModelOptions, Phase, TrainingOptions, TransformOptions

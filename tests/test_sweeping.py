@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from conftest import child_process
 from thawline import sweep_storage, sweeping
-from thawline.activations import ActivationStore
+from thawline.cache import ActivationStore
 from thawline.errors import ParameterError, TrainingError
 from thawline.options import Parameters, validate_parameters
 from thawline.pipelines.sweep import nodes

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from thawline.backbones import build_network
 from thawline.checkpoints import DESCRIPTION_FILE, WEIGHTS_FILE
 from thawline.errors import CheckpointError, DataError
+from thawline.files import write_whole
 from thawline.images import Source, describe_problem, image_size
 from thawline.options import ModelOptions, Options
 from thawline.transforms import Preprocessing, evaluation_view, normalise
@@ -60,7 +61,9 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
     unfinished.mkdir(parents=True)
     try:
-        save_model(classifier.network, str(unfinished / WEIGHTS_FILE))
+        write_whole(
+            unfinished / WEIGHTS_FILE, lambda file: save_model(classifier.network, str(file))
+        )
         description = {
             "format": FORMAT,
             "class_names": classifier.class_names,

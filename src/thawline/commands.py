@@ -119,7 +119,7 @@ def activations(env: str | None, empty: bool) -> None:
 
     Works anywhere in a project. A run computes again what it does not find.
     """
-    from thawline.activations import ActivationStore
+    from thawline.cache import ActivationStore
     from thawline.configuration import find_project, read_configuration
     from thawline.options import validate_parameters
 

@@ -234,7 +234,7 @@ def check_data(
 
 def check_activations(folder: Path, max_gb: float) -> list[Finding]:
     """Return how large the store of activations is, and whether the disk holds what it may grow."""
-    from thawline.activations import ActivationStore
+    from thawline.cache import ActivationStore
 
     used = ActivationStore(folder, max_gb).contents()["MB"].sum() / 1e3
     free = shutil.disk_usage(_existing(folder)).free / 1e9

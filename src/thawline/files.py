@@ -23,7 +23,10 @@ def write_whole(target: Path, write: Callable[[Path], Any], previous: Path | Non
     """
     unfinished = target.with_name(f"{uuid.uuid4().hex}.unfinished")
     try:
+        unfinished.touch()
+        mode = unfinished.stat().st_mode  # as the umask has it; safetensors makes files private
         write(unfinished)
+        unfinished.chmod(mode)
         sync(unfinished)
         if previous is not None and target.exists():
             target.replace(previous)

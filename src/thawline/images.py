@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 from rich.progress import track
 
 from thawline import manifests, shards
@@ -36,6 +36,7 @@ LYING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 # decoded (on average within 1/255 of the full decoding on photographs; without a gap, 2.6/255).
 REDUCING_GAP = 2.0
 
+CODECS = ("jpg", "libjpeg_turbo", "jpg_2000", "libtiff", "webp", "avif")
 # Nothing else is decoded: Pillow would start another program for PostScript, for instance.
 Image.init()  # else Pillow knows only some of them yet
 FORMATS: list[str] = [
@@ -212,6 +213,12 @@ def describe_problem(error: Exception, source: Source) -> str:
     if isinstance(error, OSError) and error.strerror:  # without the path, which is known
         return f"{type(error).__name__}: {error.strerror}"
     return f"{type(error).__name__}: {error}"
+
+
+def codec_versions() -> dict[str, str]:
+    """Return the versions of the libraries that pixels depend on, by Pillow's names for them."""
+    found = {name: features.version(name) for name in CODECS}
+    return {name: version for name, version in found.items() if version}
 
 
 def hash_files(paths: Sequence[str]) -> list[str]:

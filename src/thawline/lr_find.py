@@ -8,7 +8,7 @@ import pandas as pd
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from thawline.activations import Tensors
+from thawline.cache import Tensors
 from thawline.options import LrFindOptions, Phase
 from thawline.training import PhaseSetup, Setup, prepare_phase, progress_bar
 

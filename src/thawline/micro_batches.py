@@ -13,7 +13,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from thawline.activations import Tensors
+from thawline.cache import Tensors
 from thawline.errors import TrainingError
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from thawline.activations import ActivationStore
+from thawline.cache import ActivationStore
 from thawline.freezing import freeze_layers, freeze_report
 from thawline.options import Phase, TrainingOptions
 from thawline.probing import compute_features, line_of_stages

@@ -18,7 +18,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from thawline.activations import ActivationLoader, ActivationStore, Image, Tensors
+from thawline.activations import ActivationLoader, Image
+from thawline.cache import ActivationStore, Tensors
 from thawline.freezing import find_stages
 from thawline.loading import ViewLoader
 from thawline.options import AutoOptions, LastStages, Strategy, TrainingOptions

@@ -25,7 +25,8 @@ import pandas as pd
 import pyarrow as pa
 
 from thawline import training
-from thawline.activations import CHUNK, GB, ActivationStore, Image
+from thawline.activations import CHUNK, Image
+from thawline.cache import GB, ActivationStore
 from thawline.data_parallel import rank
 from thawline.errors import DataError, ParameterError, ThawlineError, TrainingError
 from thawline.images import hash_files

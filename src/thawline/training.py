@@ -26,8 +26,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from thawline.activations import ActivationLoader, ActivationStore, Image
+from thawline.activations import ActivationLoader, Image
 from thawline.averaging import WeightAverage
+from thawline.cache import ActivationStore
 from thawline.data_parallel import (
     SyncedBatchNorm,
     add_up,

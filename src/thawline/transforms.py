@@ -22,6 +22,10 @@ from thawline.options import (
     TransformOptions,
 )
 
+# Raise it with every change of how files become views: cached views of before are then not read.
+# tests/test_transforms.py holds it to the views that it stands for.
+DECODING_VERSION = 1
+
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 

@@ -23,8 +23,8 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from thawline.activations import ActivationStore
 from thawline.backbones import IMAGENET, build_network, pretrained_preprocessing
+from thawline.cache import ActivationStore
 from thawline.images import find_images
 from thawline.options import (
     ModelOptions,

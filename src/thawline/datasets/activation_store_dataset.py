@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from thawline.activations import ActivationStore
+from thawline.cache import ActivationStore
 from thawline.datasets.tool_dataset import ToolDataset
 
 

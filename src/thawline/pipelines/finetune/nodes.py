@@ -26,7 +26,7 @@ from thawline import (
     training,
     transforms,
 )
-from thawline.activations import ActivationStore
+from thawline.cache import ActivationStore
 from thawline.classifier import Classifier
 from thawline.datasets.registry_dataset import Registry
 from thawline.datasets.served_model_dataset import ServedModel

@@ -10,7 +10,9 @@ import pandas as pd
 from PIL import Image
 from torch import nn
 
-from thawline import activations, label_problems
+from thawline import label_problems
+from thawline.activations import Image as View
+from thawline.cache import ActivationStore
 from thawline.figures import data as figures
 from thawline.images import hash_files
 from thawline.options import ActivationOptions, TrainingOptions
@@ -28,11 +30,11 @@ def find_label_problems(
     training: TrainingOptions,
     options: ActivationOptions,
     seed: int,
-    activation_store: Callable[[float], activations.ActivationStore],
+    activation_store: Callable[[float], ActivationStore],
 ) -> tuple[pd.DataFrame, pd.DataFrame, Image.Image, Image.Image, Image.Image, dict[str, int]]:
     """Return label errors and outliers, pictures of these and of near-duplicates, and numbers."""
     hashes = hash_files(splits["path"].tolist())
-    images = [activations.Image(*pair) for pair in zip(splits["path"], hashes, strict=True)]
+    images = [View(*pair) for pair in zip(splits["path"], hashes, strict=True)]
     store = activation_store(options.max_gb)
     features = stage_features(network, images, transforms, training, store)
     label_errors = label_problems.find_label_errors(splits, np.hstack(features), seed)

@@ -15,7 +15,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from thawline import sweeping, training
-from thawline.activations import ActivationStore
+from thawline.cache import ActivationStore
 from thawline.datasets.child_runs_dataset import OpenRun
 from thawline.figures.sweep import importance, parallel_coordinates, sweep_history
 from thawline.options import TRAINED, Parameters, Strategies, validate_parameters
