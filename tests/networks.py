@@ -193,3 +193,17 @@ class BrightnessNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.linear(images.mean(dim=(1, 2, 3))[:, None])
+
+
+class LateReader(SmallNet):
+    """Drops features in place and then reads them once more, where they are frozen already."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drop = nn.Dropout(0.5, inplace=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.layer2(self.layer1(self.conv1(self.input_norm(images))))
+        x = self.pool(x).flatten(1)
+        dropped = self.drop(x)
+        return self.linear(dropped + 2 * x)

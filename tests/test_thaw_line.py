@@ -6,17 +6,20 @@ import copy
 import functools
 import logging
 import re
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from thawline.backbones import build_network
 from thawline.freezing import freeze_layers
-from thawline.options import ModelOptions, Phase
+from thawline.options import ModelOptions, Phase, TrainingOptions
 from thawline.thaw_line import ThawLine, lies_below, split_at_thaw_line
+from thawline.training import make_accelerator
 
 SIZE = 64
 NETWORKS = {  # with the number of freeze patterns to try
@@ -307,3 +310,54 @@ def test_what_cannot_be_traced_stays_whole_and_the_log_says_why(
     assert line.below is None
     name = backbone.removeprefix("networks:")
     assert re.search(rf"every epoch: {name} cannot be traced \({reason}\)$", *warnings_in(caplog))
+
+
+class EmulatedTf32(TorchFunctionMode):
+    """Rounds what convolutions read to 10 bits of mantissa, as Ampere does unless told not to."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.conv2d and torch.backends.cudnn.conv.fp32_precision != "ieee":
+            images, weight, *rest = args
+            args = (_rounded(images), _rounded(weight), *rest)
+        return func(*args, **(kwargs or {}))
+
+
+def _rounded(tensor: Tensor) -> Tensor:
+    """Return float32 values with the 13 last bits of their mantissas rounded away."""
+    return ((tensor.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def test_tf32_neither_refuses_a_line_nor_stays_off_afterwards() -> None:
+    network = copy.deepcopy(network_of("timm/resnet50")).float()
+    freeze_layers(network, Phase(trainable=["head"], epochs=1, lr=1))
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    try:
+        with EmulatedTf32():
+            line = split_at_thaw_line(network, SIZE)
+        assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
+    assert line.below is not None
+
+
+def test_training_and_evaluation_compute_float32_in_full() -> None:
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    make_accelerator(TrainingOptions(device="cpu", precision="fp32"))
+    assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+
+
+def test_parts_that_differ_in_training_alone_are_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    network = frozen("networks:LateReader", "head")
+    with caplog.at_level(logging.WARNING):
+        line = split_at_thaw_line(network, SIZE)
+    assert line.below is None and "its two parts differ from it by" in caplog.text
+
+
+def test_finding_the_line_leaves_statistics_and_modes_as_they_were() -> None:
+    network = frozen("networks:ResidualNet", "block2.*", "head")
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    modes = [module.training for module in network.modules()]
+    assert split_at_thaw_line(network, SIZE).below is not None
+    assert all(torch.equal(before[n], t) for n, t in network.state_dict().items())
+    assert [module.training for module in network.modules()] == modes

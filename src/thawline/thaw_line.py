@@ -21,6 +21,8 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from thawline.precision import full_float32
+
 logger = logging.getLogger(__name__)
 
 FEW, MANY = 2, 3  # images in the two batches that tell a batch's size from a constant
@@ -66,22 +68,20 @@ def split_at_thaw_line(network: nn.Module, size: int) -> ThawLine:
         return whole
     modes = {module: module.training for module in network.modules()}
     try:
-        with torch.no_grad():
-            return _split(network, size) or whole
+        with torch.no_grad(), full_float32():
+            return _split(network, size, modes) or whole
     except _CannotSplitError as reason:
         logger.warning("The whole network, frozen part too, runs in every epoch: %s", reason)
         return whole
     finally:
-        for module, training in modes.items():
-            module.training = training
+        _set_modes(modes)
 
 
-def _split(network: nn.Module, size: int) -> ThawLine | None:
+def _split(network: nn.Module, size: int, modes: dict[nn.Module, bool]) -> ThawLine | None:
     """Return the split network, or None where nothing that is frozen comes first."""
     in_training = _trace(network)
     settled = {node.name for node in in_training.nodes if _is_settled(network, node)}
-    for module in network.modules():
-        module.training = False
+    _set_modes(dict.fromkeys(modes, False))
     in_evaluation = _trace(network)
     # Where a forward branches on its mode, only what comes before the branch can lie below.
     shared = [
@@ -101,13 +101,19 @@ def _split(network: nn.Module, size: int) -> ThawLine | None:
         return None
     names = {n.name for n in below}
     values = {name: (few[name], many[name]) for name in names}
+    part = _below(network, below, tensors)
     line = ThawLine(
-        _below(network, below, tensors),
+        part,
         _above(network, in_training, names, tensors, values),
         _above(network, in_evaluation, names, tensors, values),
         tuple(n.name for n in tensors),
     )
-    _check(network, line, images)
+    _set_modes(modes)
+    _check(network, part, line.above_in_training, images)
+    _set_modes(dict.fromkeys(modes, False))
+    _check(network, part, line.above_in_evaluation, images)
+    _fold_batch_norm(part)  # not before: training normalizes rounding by the spread of 3 images
+    _check(network, part, line.above_in_evaluation, images)
     return line
 
 
@@ -263,9 +269,7 @@ def _below(
     network: nn.Module, nodes: Sequence[fx.Node], tensors: Sequence[fx.Node]
 ) -> fx.GraphModule:
     """Return the part below the line, a copy that no later training reaches."""
-    part = copy.deepcopy(_module(network, _graph(nodes, tensors))).eval().requires_grad_(False)
-    _fold_batch_norm(part)
-    return part
+    return copy.deepcopy(_module(network, _graph(nodes, tensors))).eval().requires_grad_(False)
 
 
 def _above(
@@ -325,17 +329,30 @@ def _fold_batch_norm(part: fx.GraphModule) -> None:
         part.set_submodule(node.target, rest)
 
 
-def _check(network: nn.Module, line: ThawLine, images: Tensor) -> None:
-    """Refuse parts that do not add up to the network, for instance by writes in place."""
-    assert line.below is not None
+def _check(network: nn.Module, below: nn.Module, above: nn.Module, images: Tensor) -> None:
+    """Refuse parts that do not add up to the network as it is, for instance by writes in place."""
+    statistics = {buffer: buffer.clone() for buffer in network.buffers()}
     with torch.random.fork_rng():
         torch.manual_seed(0)  # noise above the line is the same in both
         expected = network(images)
+        _restore(statistics)
         torch.manual_seed(0)
-        found = line.above_in_evaluation(*line.below(images))
+        found = above(*below(images))
+        _restore(statistics)
     error = (found - expected).abs().max().item()
     if not error <= TOLERANCE * max(1.0, expected.abs().max().item()):
         raise _CannotSplitError(f"its two parts differ from it by {error:.2g}")
+
+
+def _set_modes(modes: dict[nn.Module, bool]) -> None:
+    for module, training in modes.items():
+        module.training = training
+
+
+def _restore(values: dict[Tensor, Tensor]) -> None:
+    """Give tensors their values back: batch norm in training moves its statistics."""
+    for tensor, value in values.items():
+        tensor.copy_(value)
 
 
 def _noise(network: nn.Module, size: int) -> Tensor:

@@ -59,6 +59,7 @@ from thawline.micro_batches import (
     loss_weight,
 )
 from thawline.options import Phase, TrainingOptions
+from thawline.precision import use_full_float32
 from thawline.thaw_line import ThawLine, split_at_thaw_line
 from thawline.transforms import Mix, Transforms
 
@@ -421,7 +422,8 @@ def image_set(splits: pd.DataFrame, split: str, device: torch.device) -> ImageSe
 def make_accelerator(options: TrainingOptions) -> Accelerator:
     """Return accelerate's handle on device and precision.
 
-    `precision: auto` is bf16 where the hardware computes in it natively, else fp32.
+    `precision: auto` is bf16 where the hardware computes in it natively, else fp32, which is never
+    rounded to TF32.
 
     Raises:
         ParameterError: when the device that is asked for is not there.
@@ -437,6 +439,7 @@ def make_accelerator(options: TrainingOptions) -> Accelerator:
         raise ParameterError(
             f"training.device: '{options.device}' is not available here (possible: {there})."
         )
+    use_full_float32()
     # accelerate keeps its settings for the life of the process; a notebook or a test may train
     # twice with different ones.
     AcceleratorState._reset_state(reset_partial_state=True)
