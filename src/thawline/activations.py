@@ -7,7 +7,9 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from importlib.metadata import version
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,9 +96,8 @@ class ActivationLoader:
     that decides about speed, never about what is yielded.
 
     Attributes:
-        read: images whose activations, or views where nothing lies below the line, were on disk.
+        read: images whose activations, or views where nothing lies below the line, were cached.
         computed: images for which they were computed.
-        seconds_saved: how long it once took to compute all that was read.
     """
 
     def __init__(
@@ -130,7 +131,12 @@ class ActivationLoader:
         self._partitions = self._open_partitions(line) if store.max_bytes else {}
         self._keeping = None if store.max_bytes else NOTHING
         self.read = self.computed = 0
-        self.seconds_saved = self._seconds_decoding = 0.0
+        self._seconds_decoding = 0.0
+
+    @property
+    def seconds_saved(self) -> float:
+        """How long it once took to compute all that was read."""
+        return sum(partition.seconds_saved for partition in self._partitions.values())
 
     def load(self, batches: Sequence[Sequence[Image]], keep: bool = True) -> Iterator[Tensors]:
         """Yield for each batch the tensors (N, …) that cross the line, on the device.
@@ -146,8 +152,6 @@ class ActivationLoader:
         for partition in partitions:
             partition.refresh()
         keys = [[image.key for image in images] for images in batches]
-        if keep and self._keeping is None:
-            self._keeping = self._choose_for(batches, keys)
         planned = self._plan(batches, keys, keep)
         ahead = self._loader.load([[*map(self._view, some.values())] for some in planned if some])
         for images, batch_keys, some in zip(batches, keys, planned, strict=True):
@@ -155,9 +159,6 @@ class ActivationLoader:
             rows = {key: row for row, key in enumerate(some)}
             decoded = Decoded(rows, next(ahead) if some else torch.empty(0))
             self._seconds_decoding = time.perf_counter() - start
-            ready = int(self._are_ready(images, batch_keys).sum())
-            self.read += ready
-            self.computed += len(images) - ready
             yield self._tensors(images, batch_keys, decoded, keep)
         for partition in partitions:
             partition.close()
@@ -173,18 +174,23 @@ class ActivationLoader:
     ) -> list[dict[bytes, Image]]:
         """Return for each batch the images to decode ahead, by key.
 
-        An image that is kept is decoded once, however often it comes.
+        An image that is cached is decoded once, however often it comes. What to cache is chosen
+        here, before the first is decoded.
         """
+        flat, flat_keys = [*chain.from_iterable(batches)], [*chain.from_iterable(keys)]
+        activations, views = (self._contains(h, flat, flat_keys) for h in (ACTIVATIONS, VIEWS))
+        missing = np.flatnonzero(~(views if self._below is None else activations)).tolist()
+        if keep and self._keeping is None and missing:
+            self._keeping = self._choose([flat[idx] for idx in missing[:MEASURED]])
         is_kept = keep and self._keeping != NOTHING
+        is_there = iter((activations | views).tolist())
         coming: set[bytes] = set()
         planned = []
         for images, batch_keys in zip(batches, keys, strict=True):
-            there = self._contains(ACTIVATIONS, images, batch_keys)
-            there |= self._contains(VIEWS, images, batch_keys)
             some = {
                 key: image
-                for key, image, is_there in zip(batch_keys, images, there, strict=True)
-                if not is_there and key not in coming
+                for key, image in zip(batch_keys, images, strict=True)
+                if not next(is_there) and key not in coming
             }
             if is_kept:
                 coming.update(some)
@@ -198,6 +204,7 @@ class ActivationLoader:
         unique = dict(zip(keys, images, strict=True))  # an image may be drawn twice
         tensors = self._load_unique([*unique.values()], [*unique], decoded, keep)
         if len(unique) < len(keys):
+            self.read += len(keys) - len(unique)
             rows = {key: row for row, key in enumerate(unique)}
             order = torch.tensor([rows[key] for key in keys])
             tensors = tuple(tensor[order.to(tensor.device)] for tensor in tensors)
@@ -237,27 +244,36 @@ class ActivationLoader:
         keep: bool,
     ) -> Tensors:
         """Return the entries of images, from the cache or else computed and put there."""
-        partition = self._partition(holds, images)
+        partition = self.partition(holds, images)
         if partition is None:
+            self._count(holds, 0, len(keys))
             return compute(images, keys)
+        with suppress(KeyError):  # as nearly always after the first epoch
+            tensors = partition.read(keys)
+            self._count(holds, len(keys), 0)
+            return tensors
         there = partition.contains(keys)
         known, absent = (np.flatnonzero(rows).tolist() for rows in (there, ~there))
-        parts: list[tuple[list[int], Tensors]] = []
+        start = time.perf_counter()
+        absent_keys = [keys[idx] for idx in absent]
+        computed = compute([images[idx] for idx in absent], absent_keys)
+        parts: list[tuple[list[int], Tensors]] = [(absent, computed)]
         if known:
-            known_keys = [keys[idx] for idx in known]
             try:
-                parts.append((known, partition.read(known_keys)))
-                self.seconds_saved += partition.seconds(known_keys)
+                parts.append((known, partition.read([keys[idx] for idx in known])))
             except KeyError:  # evicted by another process between the lines
                 return self._recall(holds, images, keys, compute, keep)
-        if absent:
-            start = time.perf_counter()
-            absent_keys = [keys[idx] for idx in absent]
-            parts.append((absent, compute([images[idx] for idx in absent], absent_keys)))
-            if keep and self._keeping == holds:
-                seconds = self._seconds_decoding + time.perf_counter() - start
-                partition.add(absent_keys, parts[-1][1], seconds)
+        self._count(holds, len(known), len(absent))
+        if keep and self._keeping == holds:
+            seconds = self._seconds_decoding + time.perf_counter() - start
+            partition.add(absent_keys, computed, seconds)
         return merge(len(images), parts)
+
+    def _count(self, holds: str, read: int, computed: int) -> None:
+        """Count what crosses the line; where activations do, views are on the way to it."""
+        if holds == (VIEWS if self._below is None else ACTIVATIONS):
+            self.read += read
+            self.computed += computed
 
     def _run(self, views: Tensor) -> Tensors:
         """Return what crosses the line (N, …) for views (N, 3, size, size) uint8."""
@@ -295,17 +311,7 @@ class ActivationLoader:
                 parts.append([tensor[: len(some)] for tensor in tensors])
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
-    def _choose_for(
-        self, batches: Sequence[Sequence[Image]], keys: Sequence[Sequence[bytes]]
-    ) -> str | None:
-        """Return what to keep, or None while nothing is missing."""
-        for images, batch_keys in zip(batches, keys, strict=True):
-            ready = self._are_ready(images, batch_keys)
-            if not ready.all():
-                return self._choose([images[idx] for idx in np.flatnonzero(~ready).tolist()])
-        return None
-
-    def _choose(self, images: Sequence[Image]) -> str:
+    def _choose(self, some: Sequence[Image]) -> str:
         """Return what to keep, as measured on some images, and say so in the log."""
         size = self._transforms.preprocessing.size
         if 0 < self._bytes <= 3 * size**2 and self._bytes * self._entries <= self._store.max_bytes:
@@ -314,7 +320,6 @@ class ActivationLoader:
                 self._bytes / 1e3,
             )
             return ACTIVATIONS
-        some = images[:MEASURED]
         dataset = ViewDataset(self._transforms)
         decoding, views = _timed(lambda: torch.stack([dataset[self._view(i)] for i in some]))
         self._run(views)  # a first pass is slower than any later one
@@ -341,16 +346,13 @@ class ActivationLoader:
             return View(image.path)
         return View(image.path, view_seed(image, self._transforms))
 
-    def _are_ready(self, images: Sequence[Image], keys: Sequence[bytes]) -> np.ndarray:
-        """Return for each image whether what crosses the line, or where to begin, is cached."""
-        return self._contains(VIEWS if self._below is None else ACTIVATIONS, images, keys)
-
     def _contains(self, holds: str, images: Sequence[Image], keys: Sequence[bytes]) -> np.ndarray:
-        partition = self._partition(holds, images)
+        partition = self.partition(holds, images)
         return np.zeros(len(keys), bool) if partition is None else partition.contains(keys)
 
-    def _partition(self, holds: str, images: Sequence[Image]) -> CachePartition | None:
-        return self._partitions.get((holds, images[0].view is not None))
+    def partition(self, holds: str, images: Sequence[Image]) -> CachePartition | None:
+        """Return the partition of views or activations that images belong to, if there is one."""
+        return self._partitions.get((holds, images[0].view is not None)) if images else None
 
     def _open_partitions(self, line: ThawLine) -> dict[tuple[str, bool], CachePartition]:
         """Open one of views and one of activations, for random views and for evaluation."""

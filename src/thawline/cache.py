@@ -42,6 +42,8 @@ SHARD_ENTRIES = 65_536  # or so many of them: their keys lie in the header of th
 MAX_OPEN_SHARDS = 256  # files per partition
 ALIGNMENT = 8  # bytes, of each tensor in a row
 KEY_BYTES = 16
+MIXER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no two views of an image get the same hash
+SHARD_SHIFT = 32  # bits of a place that number the row; those above number the shard
 STALE_SECONDS = 3600  # an unfinished file this old was left behind by a process that was killed
 PROBE_BYTES = 8_000_000  # of the file that measures the disk
 
@@ -49,8 +51,13 @@ Tensors = tuple[Tensor, ...]
 
 
 def cache_key(sha256: str, view: int | None) -> bytes:
-    """Return the 16 bytes that an entry is found by, of an image's content and number of view."""
-    return hashlib.blake2b(f"{sha256} {view}".encode(), digest_size=KEY_BYTES).digest()
+    """Return the key of an entry: 12 bytes of its image's hash, and 4 of the number of its view.
+
+    Args:
+        sha256: of the image file, 64 hexadecimal digits.
+        view: number of the random view; None is the one for evaluation.
+    """
+    return bytes.fromhex(sha256[-24:]) + (0 if view is None else view + 1).to_bytes(4, "little")
 
 
 class ActivationStore:
@@ -141,13 +148,15 @@ class _Shard(NamedTuple):
 
     name: str
     start: int  # byte at which the first row begins
-    seconds: float  # that it once took to compute an entry
 
 
 class CachePartition:
     """The entries of one configuration: for each image and view the same number of tensors.
 
     The index takes 24 bytes per entry, whatever the number of shards.
+
+    Attributes:
+        seconds_saved: how long it once took to compute all that was read from disk since.
     """
 
     def __init__(
@@ -157,22 +166,22 @@ class CachePartition:
         self._folder, self.description, self._store = folder, description, store
         self._pin_memory = pin_memory
         self._shards: dict[int, _Shard] = {}
-        self._numbers = 0  # shards that were ever indexed
+        self._seconds = np.empty(0)  # that it took to compute an entry of each shard there ever was
         self._unreadable: set[str] = set()
-        # The index, sorted: the two halves of each key; the number of its shard and its row there.
-        self._keys = np.empty((2, 0), np.uint64)
-        self._places = np.empty((2, 0), np.int32)
-        self._new: list[tuple[np.ndarray, np.ndarray]] = []  # parts that are to be merged into it
+        # The index: hash and second half of each key, sorted; the shard and the row of its entry.
+        self._hashes, self._halves = np.empty(0, np.uint64), np.empty(0, np.uint64)
+        self._places = np.empty(0, np.int64)
+        self._new: list[tuple[np.ndarray, ...]] = []  # parts that are to be merged into it
         self._layout: list[tuple[torch.dtype, tuple[int, ...]]] = []  # of an entry's tensors
         self._files: OrderedDict[int, FileIO] = OrderedDict()
         self._waiting: dict[bytes, np.ndarray] = {}
-        self._waiting_seconds = 0.0
+        self._waiting_seconds = self.seconds_saved = 0.0
         self.refresh()
 
     def __len__(self) -> int:
         """Return the number of entries on disk."""
         self._merge_new()
-        return self._keys.shape[1]
+        return len(self._hashes)
 
     def refresh(self) -> None:
         """Index the shards that other processes have written, and note that ours are in use."""
@@ -204,25 +213,22 @@ class CachePartition:
         """
         places = self._find(keys)
         on_disk = np.flatnonzero(places >= 0)
-        size = self._offsets()[-1]
-        tensor = torch.empty((len(keys), size), dtype=torch.uint8, pin_memory=self._pin_memory)
+        places = self._places[places[on_disk]]
+        tensor = torch.empty(
+            (len(keys), self._offsets()[-1]), dtype=torch.uint8, pin_memory=self._pin_memory
+        )
         rows = tensor.numpy()
-        for idx in np.flatnonzero(places < 0).tolist():
-            rows[idx] = self._waiting[keys[idx]]
         if len(on_disk) == len(keys):
-            self._read_rows(self._places[:, places], rows)
-        elif len(on_disk):
-            part = np.empty((len(on_disk), size), np.uint8)
-            self._read_rows(self._places[:, places[on_disk]], part)
-            rows[on_disk] = part
+            self._read_rows(places, rows)
+        else:
+            part = np.empty_like(rows[: len(on_disk)])
+            for idx in {*range(len(keys))}.difference(on_disk.tolist()):
+                rows[idx] = self._waiting[keys[idx]]
+            if len(on_disk):
+                self._read_rows(places, part)
+                rows[on_disk] = part
+        self.seconds_saved += float(self._seconds[places >> SHARD_SHIFT].sum())
         return self._unpack(tensor)
-
-    def seconds(self, keys: Sequence[bytes]) -> float:
-        """Return how long it once took to compute entries that can be read from disk."""
-        places = self._find(keys)
-        numbers, counts = np.unique(self._places[0, places[places >= 0]], return_counts=True)
-        pairs = zip(numbers.tolist(), counts.tolist(), strict=True)
-        return sum(self._shards[number].seconds * count for number, count in pairs)
 
     def add(self, keys: Sequence[bytes], tensors: Sequence[Tensor], seconds: float = 0) -> None:
         """Copy the tensors (N, …) of N entries; they are written when there are enough of them.
@@ -282,51 +288,50 @@ class CachePartition:
         if not metadata:
             self._unreadable.add(name)
             return
-        keys = _halves(bytes.fromhex(metadata["keys"]))
+        hashes, halves = _split_keys(bytes.fromhex(metadata["keys"]))
         layout = json.loads(metadata["layout"])
         self._layout = [(getattr(torch, dtype), tuple(shape)) for dtype, shape in layout]
         # The rows are the only tensor, so they end where the file ends.
-        count = keys.shape[1]
-        start = size - count * self._offsets()[-1]
-        number, self._numbers = self._numbers, self._numbers + 1
-        self._shards[number] = _Shard(name, start, float(metadata["seconds"]) / count)
-        self._new.append((keys, np.stack([np.full(count, number), np.arange(count)])))
+        number, count = len(self._seconds), len(hashes)
+        self._shards[number] = _Shard(name, size - count * self._offsets()[-1])
+        self._seconds = np.append(self._seconds, float(metadata["seconds"]) / count)
+        self._new.append((hashes, halves, (number << SHARD_SHIFT) + np.arange(count)))
 
     def _merge_new(self) -> None:
         """Merge what was indexed since into the sorted index; of equal keys the first stays."""
         if not self._new:
             return
-        keys = np.concatenate([self._keys, *(keys for keys, _ in self._new)], axis=1)
-        places = np.concatenate([self._places, *(places for _, places in self._new)], axis=1)
+        parts = zip((self._hashes, self._halves, self._places), *self._new, strict=True)
+        hashes, halves, places = (np.concatenate(part) for part in parts)
         self._new.clear()
-        order = np.lexsort((keys[1], keys[0]))
-        keys, places = keys[:, order], places[:, order]
+        order = np.argsort(hashes, kind="stable")
+        hashes, halves, places = hashes[order], halves[order], places[order]
         first = np.ones(len(order), bool)
-        first[1:] = (keys[:, 1:] != keys[:, :-1]).any(axis=0)
-        self._keys, self._places = keys[:, first], places[:, first].astype(np.int32)
+        first[1:] = (hashes[1:] != hashes[:-1]) | (halves[1:] != halves[:-1])
+        self._hashes, self._halves, self._places = hashes[first], halves[first], places[first]
 
     def _find(self, keys: Sequence[bytes]) -> np.ndarray:
         """Return where in the index each of N keys is, (N,) int64; -1 for one that is not."""
         self._merge_new()
-        wanted = _halves(b"".join(keys))
-        if not self._keys.size:
+        if not len(self._hashes):
             return np.full(len(keys), -1)
-        found = np.searchsorted(self._keys[0], wanted[0])
-        found[found == self._keys.shape[1]] = 0
-        return np.where((self._keys[:, found] == wanted).all(axis=0), found, -1)
+        hashes, halves = _split_keys(b"".join(keys))
+        found = np.searchsorted(self._hashes, hashes)
+        found[found == len(self._hashes)] = 0
+        is_there = (self._hashes[found] == hashes) & (self._halves[found] == halves)
+        return np.where(is_there, found, -1)
 
     def _read_rows(self, places: np.ndarray, rows: np.ndarray) -> None:
-        """Read the rows at N places, (2, N), into (N, bytes); neighbors are read at once."""
-        order = np.lexsort((places[1], places[0]))
-        numbers, positions = places[:, order]
-        breaks = np.flatnonzero((np.diff(numbers) != 0) | (np.diff(positions) != 1)) + 1
-        ends = [0, *breaks.tolist(), len(order)]
+        """Read the rows at places (N,) into (N, bytes); neighbors are read at once."""
+        order = np.argsort(places)
+        places = places[order]
+        begins = [0, *(np.flatnonzero(places[1:] - places[:-1] != 1) + 1).tolist(), len(order)]
         in_order = np.empty_like(rows)
         buffer, size = in_order.reshape(-1).data, rows.shape[1]
-        firsts = zip(numbers[ends[:-1]].tolist(), positions[ends[:-1]].tolist(), strict=True)
-        for (number, position), (begin, end) in zip(firsts, pairwise(ends), strict=True):
+        for begin, end in pairwise(begins):
+            number, row = divmod(int(places[begin]), 1 << SHARD_SHIFT)
             file = self._open(number)
-            file.seek(self._shards[number].start + position * size)
+            file.seek(self._shards[number].start + row * size)
             if file.readinto(buffer[begin * size : end * size]) != (end - begin) * size:
                 self._forget(number)
                 raise KeyError(number)
@@ -361,8 +366,9 @@ class CachePartition:
     def _forget(self, number: int) -> None:
         """Remove a shard from the index."""
         self._merge_new()
-        rest = self._places[0] != number
-        self._keys, self._places = self._keys[:, rest], self._places[:, rest]
+        rest = self._places >> SHARD_SHIFT != number
+        self._hashes, self._halves = self._hashes[rest], self._halves[rest]
+        self._places = self._places[rest]
         del self._shards[number]
         if number in self._files:
             self._files.pop(number).close()
@@ -383,9 +389,10 @@ class CachePartition:
         return tuple(tensors)
 
 
-def _halves(keys: bytes) -> np.ndarray:
-    """Return both halves of N keys, (2, N) uint64."""
-    return np.frombuffer(keys, ">u8").reshape(-1, 2).T.astype(np.uint64, order="C")
+def _split_keys(keys: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Return a hash of N keys and their second halves, each (N,) uint64; the two tell all keys."""
+    first, second = np.frombuffer(keys, "<u8").reshape(-1, 2).T
+    return first ^ (second * MIXER), second.copy()
 
 
 def _read_metadata(path: Path, remove_damaged: bool = False) -> dict[str, str]:

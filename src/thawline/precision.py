@@ -13,7 +13,8 @@ FULL = "ieee"
 
 def _rounding() -> tuple[Any, ...]:
     """Return what rounds float32: cuDNN does so by default, matrix products where asked to."""
-    return torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    return cudnn.conv, cudnn.rnn, torch.backends.cuda.matmul
 
 
 def use_full_float32() -> None:
