@@ -106,6 +106,7 @@ def test_a_training_interrupted_in_any_epoch_ends_with_the_same_bits(
         {"mixup": 0.4, "clip_norm": 0.5, "accumulate": 2},
         {"patience": 1, "monitor": "val_loss"},
         {"precision": "bf16"},
+        {"precision": "fp16"},
     ],
     ids=str,
 )
@@ -118,6 +119,19 @@ def test_whatever_the_options_it_goes_on_exactly(
         with pytest.raises(Interrupted):
             run(splits, states, on_epoch=interrupt(after), resume=after > 1, **options)
     assert_same(run(splits, states, resume=True, **options), undisturbed)
+
+
+def test_the_generator_of_an_apple_gpu_goes_on_too(
+    splits: pd.DataFrame, states: TrainingStates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restored: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: torch.tensor([1, 2, 3]))
+    monkeypatch.setattr(torch.mps, "set_rng_state", restored.append)
+    with pytest.raises(Interrupted):
+        run(splits, states, on_epoch=interrupt(2), device="cpu")
+    run(splits, states, resume=True, device="cpu")
+    assert [state.tolist() for state in restored] == [[1, 2, 3]]
 
 
 def test_another_training_is_not_gone_on_with(

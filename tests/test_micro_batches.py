@@ -21,7 +21,7 @@ def test_without_memory_for_one_image_the_error_is_raised(count: int) -> None:
     with pytest.raises(torch.OutOfMemoryError):
         add_gradients(
             network, [*network.parameters()], no_memory, nn.CrossEntropyLoss(), (images,), targets,
-            count,
+            count, Tensor.backward,
         )  # fmt: skip
     assert sizes[0] == count and sizes[-1] == 1
     assert sizes == sorted(set(sizes), reverse=True)

@@ -197,6 +197,48 @@ def test_accumulated_batches_equal_one_large_batch(splits: pd.DataFrame) -> None
         torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("changes", [{}, {"class_weights": "balanced"}], ids=str)
+def test_the_last_update_of_an_epoch_counts_all_its_images_alike(
+    splits: pd.DataFrame, changes: dict
+) -> None:
+    frozen_norm = EVERYTHING.model_copy(update={"batch_norm": "eval"})
+    uneven = splits.drop(splits.index[splits["split"] == "train"][:5]).reset_index(drop=True)
+    kwargs = {"optimizer": "sgd", "momentum": 0, "warmup": 0, "schedule": "constant", **changes}
+    results = [
+        train(
+            prepare(
+                _without_dropout(network_of()),
+                uneven,  # 23 training images: batches of 5 are 5, 5, 5, 5 and 3
+                transforms(),
+                options(batch_size=size, accumulate=accumulate, **kwargs),
+                seed=0,
+            ),
+            [frozen_norm],
+        )
+        for size, accumulate in ((15, 1), (5, 3), (3, 5))
+    ]
+    for other in results[1:]:
+        for name, tensor in results[0].last.items():
+            torch.testing.assert_close(other.last[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_fp16_learns_what_fp32_learns_and_skips_updates_that_overflow(
+    splits: pd.DataFrame, caplog: pytest.LogCaptureFixture
+) -> None:
+    kwargs = {"optimizer": "sgd", "warmup": 0, "clip_norm": 1.0}
+    results = [run(splits, HEAD, EVERYTHING, precision=p, **kwargs) for p in ("fp32", "fp16")]
+    assert "CPUs compute fp16 slowly" in caplog.text
+    losses = [result.history["train_loss"].tolist() for result in results]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]
+    setup = prepare(network_of(), splits, transforms(), options(precision="fp16"), seed=0)
+    assert setup.scaler.is_enabled()
+    before = {name: tensor.clone() for name, tensor in setup.network.state_dict().items()}
+    state = setup.scaler.state_dict()
+    setup.scaler.load_state_dict(state | {"scale": 1e38})  # whatever the loss, gradients overflow
+    result = train(setup, [HEAD.model_copy(update={"epochs": 1})])
+    assert same(result.last, before) and setup.scaler.get_scale() < 1e38
+
+
 def _without_dropout(network: nn.Module) -> nn.Module:
     for module in network.modules():
         if isinstance(module, nn.Dropout):

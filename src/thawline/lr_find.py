@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from thawline.cache import Tensors
 from thawline.options import LrFindOptions, Phase
-from thawline.training import PhaseSetup, Setup, prepare_phase, progress_bar
+from thawline.training import PhaseSetup, Setup, autocast, prepare_phase, progress_bar
 
 SMOOTHING = 0.9  # what an earlier loss weighs against the next one
 DIVERGED = 4  # times the lowest smoothed loss
@@ -41,10 +41,10 @@ def find_lr(setup: Setup, phase: Phase, sweep: LrFindOptions) -> pd.DataFrame:
     with progress_bar("Sweeping the learning rate") as bar:
         task = bar.add_task("", total=sweep.steps, epoch="", figures="")
         for crossing, truth in _batches(setup, current, sweep.steps):
-            with setup.accelerator.autocast():
+            with autocast(setup.accelerator):
                 outputs = current.line.above_in_training(*crossing).float()
                 loss = setup.loss_function(outputs, truth)
-            loss.backward()
+            setup.scaler.scale(loss).backward()
             total = SMOOTHING * total + loss.item()
             weight = SMOOTHING * weight + 1
             lr = sweep.low * factor ** len(rows)
@@ -52,7 +52,8 @@ def find_lr(setup: Setup, phase: Phase, sweep: LrFindOptions) -> pd.DataFrame:
             bar.update(task, advance=1, figures=f"lr {lr:.1e} loss {total / weight:.3f}")
             if not total / weight <= DIVERGED * min(row["smoothed"] for row in rows):
                 break
-            current.optimizer.step()
+            setup.scaler.step(current.optimizer)
+            setup.scaler.update()
             schedule.step()
             current.optimizer.zero_grad()
     setup.network.zero_grad()

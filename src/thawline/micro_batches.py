@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 Loss = nn.CrossEntropyLoss | nn.NLLLoss
 Answer = Callable[..., Tensor]
+Backward = Callable[[Tensor], None]
 
 
 def add_gradients(
@@ -30,8 +31,8 @@ def add_gradients(
     inputs: Tensors,
     targets: Tensor,
     whole: Any,
+    backward: Backward,
     size: int | None = None,
-    accumulate: int = 1,
     may_divide: bool = True,
 ) -> tuple[Tensor, Tensor, int | None]:
     """Add the gradients of a batch's mean loss to those there are, in parts if need be.
@@ -47,8 +48,8 @@ def add_gradients(
         inputs: of `answer`, (N, …) each.
         targets: (N,) class indices, or (N, C) shares of the classes.
         whole: what the mean divides by: `loss_weight` of the batch that this is, or is a share of.
+        backward: computes gradients of a loss; takes the summand of each part.
         size: images that the device has memory for at once; None: all.
-        accumulate: batches whose gradients are added up: their mean counts.
         may_divide: whether parts can do; not where workers wait for each other in every layer.
 
     Returns:
@@ -63,7 +64,7 @@ def add_gradients(
         parts = count_parts(network, len(targets), size)
         try:
             loss, outputs = _add_in_parts(
-                answer, loss_function, inputs, targets, whole, parts, accumulate
+                answer, loss_function, inputs, targets, whole, parts, backward
             )
             return loss, outputs, size
         except RuntimeError as error:
@@ -130,7 +131,7 @@ def _add_in_parts(
     targets: Tensor,
     whole: Any,
     parts: int,
-    accumulate: int,
+    backward: Backward,
 ) -> tuple[Tensor, Tensor]:
     """Add the gradients of so many parts of a batch; return its mean loss and its outputs."""
     loss_sum, outputs = torch.zeros((), device=targets.device), []
@@ -138,7 +139,7 @@ def _add_in_parts(
     for *some, wanted in zip(*columns, strict=True):
         answers = answer(*some)
         loss = loss_function(answers, wanted) * (loss_weight(loss_function, wanted) / whole)
-        (loss / accumulate).backward()
+        backward(loss)
         loss_sum += loss.detach()
         outputs.append(answers.detach())
     return loss_sum, torch.cat(outputs)

@@ -276,7 +276,11 @@ class TrainingOptions(Options):
     patience: PositiveInt | None = Field(None, description="epochs without a better one")
     resume: bool = Field(False, description="go on where the same command was interrupted")
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto",
+        description="auto: bf16 if the hardware has it, else fp32; fp16 scales the loss, for GPUs "
+        "without bf16",
+    )
     workers: int | None = Field(None, ge=0, description="decoding processes; null: one a core")
 
 

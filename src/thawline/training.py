@@ -72,6 +72,9 @@ COLUMNS = [
 ]  # fmt: skip
 
 NAMED = 3  # images of a batch that a message names
+FP16 = torch.float16
+# PyTorch's own 65,536 overflows at first, and so skips steps of which a short training has few.
+INITIAL_SCALE = 1024.0
 
 OnEpoch = Callable[[dict[str, Any], int], None]
 State = dict[str, Tensor]
@@ -212,11 +215,18 @@ class Setup(NamedTuple):
     mix: Mix | None
     orders: torch.Generator
     sync_batch_norm: bool
+    scaler: torch.amp.GradScaler
 
     def next_order(self) -> list[np.ndarray]:
         """Return the positions of training images of the next epoch, in batches."""
         balanced = self.options.sampling == "balanced"
         return self.train_set.shuffle(self.orders, self.options.batch_size, balanced)
+
+    def loss_weight(self, positions: Positions) -> Any:
+        """Return what the mean loss over training images divides by."""
+        if self.mix:
+            return len(positions)
+        return loss_weight(self.loss_function, self.train_set.labels[positions])
 
     def random_views(self, batches: Sequence[Positions], epoch: int) -> list[list[Image]]:
         """Return the views of training images that an epoch, counted from 0, sees."""
@@ -361,6 +371,9 @@ def prepare(
         mix,
         torch.Generator().manual_seed(seed),
         sync_batch_norm and workers() > 1,
+        torch.amp.GradScaler(
+            accelerator.device.type, INITIAL_SCALE, enabled=compute_dtype(accelerator) == FP16
+        ),
     )
 
 
@@ -450,13 +463,21 @@ def make_accelerator(options: TrainingOptions) -> Accelerator:
         native = _computes_bf16_on_cpu() if on_cpu else _computes_bf16_on_cuda()
         precision = "bf16" if native else "no"
     else:
-        precision = {"fp32": "no", "bf16": "bf16"}[options.precision]
+        precision = {"fp32": "no"}.get(options.precision, options.precision)
+    if on_cpu and precision == "fp16":
+        logger.warning("training.precision: CPUs compute fp16 slowly; bf16 or fp32 is faster.")
     return Accelerator(cpu=on_cpu, mixed_precision=precision)
 
 
 def compute_dtype(accelerator: Accelerator) -> torch.dtype:
     """Return what most of a network computes in."""
-    return torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+    return {"bf16": torch.bfloat16, "fp16": FP16}.get(accelerator.mixed_precision, torch.float32)
+
+
+def autocast(accelerator: Accelerator) -> torch.autocast:
+    """Return a context in which a network computes in `compute_dtype`, also fp16 on a CPU."""
+    dtype = compute_dtype(accelerator)
+    return torch.autocast(accelerator.device.type, dtype, enabled=dtype != torch.float32)
 
 
 def make_loss(splits: pd.DataFrame, options: TrainingOptions, log_probabilities: bool) -> Loss:
@@ -582,20 +603,26 @@ def _train_epoch(
         if setup.mix:  # images cross the line, and the targets are the classes' shares (N, C)
             images, targets = setup.mix(crossing[0], truth)
             inputs = (images,)
-        weight = len(labels) if setup.mix else loss_weight(setup.loss_function, labels)
+        weight = setup.loss_weight(positions)
+        if (step - 1) % options.accumulate == 0:
+            update = whole_order[step - 1 : step - 1 + options.accumulate]
+            update_weight = sum(map(setup.loss_weight, update))
         with SyncedBatchNorm() if setup.sync_batch_norm else nullcontext():
             loss, outputs, course.micro_batch = add_gradients(
                 setup.network, trained, partial(_answer, setup, current.line.above_in_training),
-                setup.loss_function, inputs, targets, weight, course.micro_batch,
-                options.accumulate, may_divide=not setup.sync_batch_norm,
+                setup.loss_function, inputs, targets, weight,
+                partial(_backward, setup, weight / update_weight), course.micro_batch,
+                may_divide=not setup.sync_batch_norm,
             )  # fmt: skip
         if step % options.accumulate == 0 or step == len(order):
             add_up_gradients(trained)
             if not setup.sync_batch_norm:
                 average_statistics(setup.network)
             if options.clip_norm:
+                setup.scaler.unscale_(current.optimizer)
                 nn.utils.clip_grad_norm_(trained, options.clip_norm)
-            current.optimizer.step()
+            setup.scaler.step(current.optimizer)
+            setup.scaler.update()
             current.schedule.step()
             current.optimizer.zero_grad()
             if current.average:
@@ -625,8 +652,13 @@ def _train_epoch(
 
 def _answer(setup: Setup, above: Callable[..., Tensor], *crossing: Tensor) -> Tensor:
     """Return the outputs (N, C) float32 for what crosses the line."""
-    with setup.accelerator.autocast():
+    with autocast(setup.accelerator):
         return above(*crossing).float()
+
+
+def _backward(setup: Setup, share: Any, loss: Tensor) -> None:
+    """Add the gradients of a batch's loss, by its share of the images of the whole update."""
+    setup.scaler.scale(loss * share).backward()
 
 
 @torch.no_grad()
@@ -737,6 +769,8 @@ def _state(setup: Setup, current: PhaseSetup, course: Course) -> dict[str, Any]:
         "orders": setup.orders.get_state(),
         "cpu": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
+        "scaler": setup.scaler.state_dict(),
     }
 
 
@@ -752,6 +786,10 @@ def _restore(saved: dict[str, Any], setup: Setup, current: PhaseSetup) -> None:
     torch.set_rng_state(saved["cpu"])
     for idx, state in enumerate(saved["cuda"]):
         torch.cuda.set_rng_state(state, idx)
+    if saved.get("mps") is not None:
+        torch.mps.set_rng_state(saved["mps"])
+    if saved.get("scaler"):  # of fp16 alone
+        setup.scaler.load_state_dict(saved["scaler"])
 
 
 def _copy(tensor: Tensor) -> Tensor:
