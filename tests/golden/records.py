@@ -49,6 +49,8 @@ FP32 = TrainingOptions(
 )
 HEAD = Phase(trainable={"last": 1}, epochs=2, lr=0.005)
 ALL = Phase(trainable="all", epochs=2, lr=0.02, lr_decay=0.5)
+# Batch norm of 16 small images in training would multiply rounding beyond what is compared.
+CALM = Phase(trainable="all", epochs=2, lr=0.002, lr_decay=0.5, batch_norm="eval")
 
 
 def write_digits(folder: Path, images_per_class: int) -> Path:
@@ -153,7 +155,7 @@ def compute_records(folder: Path) -> dict[str, Any]:
     splits = fixed_splits(write_digits(folder / "few", images_per_class=8))
     return {
         "small network": losses_of_steps(SMALL_NET, 32, splits, [HEAD, ALL], folder / "small"),
-        "EfficientNet-Lite0": losses_of_steps(LITE0, 64, splits, [HEAD, ALL], folder / "lite0"),
+        "EfficientNet-Lite0": losses_of_steps(LITE0, 64, splits, [HEAD, CALM], folder / "lite0"),
         "splits": hash_of_splits(digits),
         "study": identity(default_parameters(), splits),
         "paired_test": answers_of_paired_test(),
