@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +11,7 @@ from torch import nn
 from conftest import train_set_of
 from thawline.backbones import IMAGENET, build_network
 from thawline.errors import ParameterError, TrainingError
+from thawline.freezing import find_undecayed, freeze_layers
 from thawline.options import ModelOptions, Phase, TrainingOptions, TransformOptions
 from thawline.training import (
     TrainingResult,
@@ -246,6 +248,62 @@ def _without_dropout(network: nn.Module) -> nn.Module:
     return network
 
 
+VIT = {"image_size": 32, "patch_size": 16, "num_layers": 1, "num_heads": 2, "hidden_dim": 8,
+       "mlp_dim": 8}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("backbone", "arguments", "decayed"),
+    [
+        (
+            "networks:SmallNet",
+            {},
+            {"conv1.weight", "layer1.0.weight", "layer2.0.weight", "linear.weight"},
+        ),
+        (
+            "torchvision.models:VisionTransformer",
+            VIT,
+            {
+                "conv_proj.weight",
+                "heads.head.weight",
+                *(
+                    f"encoder.layers.encoder_layer_0.{name}"
+                    for name in (
+                        "self_attention.in_proj_weight",
+                        "self_attention.out_proj.weight",
+                        "mlp.0.weight",
+                        "mlp.3.weight",
+                    )
+                ),
+            },
+        ),
+    ],
+)
+def test_weight_decay_spares_biases_norms_and_position_embeddings(
+    backbone: str, arguments: dict, decayed: set[str]
+) -> None:
+    network = network_of(backbone, arguments=arguments)
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    for changes, expected in (({}, decayed), ({"decay_all": True}, {*names.values()})):
+        freeze_layers(network, EVERYTHING)
+        optimizer = make_optimizer(network, EVERYTHING, options(weight_decay=0.1, **changes))
+        groups = optimizer.param_groups
+        assert groups[0]["name"] == "head"
+        found = {names[p] for group in groups if group["weight_decay"] for p in group["params"]}
+        assert found == expected
+        assert {group["weight_decay"] for group in groups} <= {0.1, 0.0}
+        assert sum(len(group["params"]) for group in groups) == len(names)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_a_network_of_timm_says_itself_what_weight_decay_spares(name: str) -> None:
+    network = timm.create_model(name, num_classes=2)
+    spared = find_undecayed(network)
+    assert network.no_weight_decay() & {n for n, _ in network.named_parameters()} <= spared
+    assert {n for n, p in network.named_parameters() if p.ndim <= 1} <= spared
+    assert "head.weight" not in spared and "head.fc.weight" not in spared
+
+
 def test_every_epoch_is_reported_as_it_ends(splits: pd.DataFrame) -> None:
     told = []
     result = train(
@@ -323,7 +381,7 @@ def test_sgd_and_adamw_take_their_options() -> None:
     sgd = make_optimizer(network, EVERYTHING, options(optimizer="sgd", momentum=0.7))
     adamw = make_optimizer(network, EVERYTHING, options(weight_decay=0.3))
     assert isinstance(sgd, torch.optim.SGD) and sgd.defaults["momentum"] == 0.7
-    assert isinstance(adamw, torch.optim.AdamW) and adamw.defaults["weight_decay"] == 0.3
+    assert isinstance(adamw, torch.optim.AdamW) and adamw.param_groups[0]["weight_decay"] == 0.3
 
 
 @given(st.integers(1, 100), st.integers(1, 40), st.integers(0, 2**32))

@@ -9,12 +9,18 @@ from typing import Any
 
 import pandas as pd
 import torch
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from thawline.errors import ParameterError, TrainingError, did_you_mean
 from thawline.options import LastStages, Phase, Strategy
 from thawline.stages import Stage, find_stages
+
+# As torchvision's transformers and ConvNeXts name what timm's name in `no_weight_decay()`.
+UNDECAYED = (
+    "*pos_embed*", "*class_token", "*relative_position_bias_table", "*layer_scale", "*logit_scale",
+)  # fmt: skip
 
 
 def freeze_layers(network: nn.Module, phase: Phase) -> None:
@@ -95,6 +101,21 @@ def parameter_groups(network: nn.Module, phase: Phase) -> list[dict[str, Any]]:
             lr = phase.stage_lr.get(name, phase.lr * phase.lr_decay**depth)
             groups.append({"params": trainable, "lr": lr, "name": name})
     return groups
+
+
+def find_undecayed(network: nn.Module) -> set[str]:
+    """Return the names of the trainable parameters that weight decay leaves alone.
+
+    These are, by timm's rule, biases, the scales of norms and whatever else has one dimension, and
+    what a network names in `no_weight_decay()`; beside them position embeddings, tokens and scales
+    of torchvision's transformers, which have no such method.
+    """
+    own: Any = getattr(network, "no_weight_decay", set)
+    names = [name for name, _ in network.named_parameters()]
+    listed = [n for n in names if any(fnmatchcase(n, p) for p in (*own(), *UNDECAYED))]
+    groups = param_groups_weight_decay(network, weight_decay=1.0, no_weight_decay_list=listed)
+    kept = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
+    return {name for name, parameter in network.named_parameters() if id(parameter) in kept}
 
 
 def freeze_report(network: nn.Module, phases: Sequence[Phase]) -> pd.DataFrame:

@@ -257,6 +257,9 @@ class TrainingOptions(Options):
     optimizer: Optimizer = "adamw"
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
     weight_decay: NonNegativeFloat = 0.01
+    decay_all: bool = Field(
+        False, description="weight decay also acts on biases, norms and position embeddings"
+    )
     warmup: float = Field(0.1, ge=0, lt=1, description="share of a phase's steps")
     schedule: Schedule = "cosine"
     step_epochs: PositiveInt = Field(10, description="epochs between two drops of the rate")

@@ -41,6 +41,7 @@ from thawline.data_parallel import (
 from thawline.errors import ParameterError, TrainingError
 from thawline.freezing import (
     check_frozen,
+    find_undecayed,
     freeze_layers,
     frozen_tensors,
     hash_tensors,
@@ -498,9 +499,11 @@ def make_optimizer(
     options: TrainingOptions,
     previous: torch.optim.Optimizer | None = None,
 ) -> torch.optim.Optimizer:
-    """Return an optimizer of exactly the trainable parameters, the head's group first.
+    """Return an optimizer of exactly the trainable parameters, the head's groups first.
 
-    What `previous` knows of them (moments, momentum) is taken over, if it is of the same kind.
+    A stage has one group of what weight decay acts on, and one of what it leaves alone; both have
+    its name. What `previous` knows of them (moments, momentum) is taken over, if it is of the same
+    kind.
 
     Raises:
         TrainingError: when it would miss a trainable parameter.
@@ -509,19 +512,34 @@ def make_optimizer(
     held = sum(len(group["params"]) for group in groups)
     if held != sum(p.requires_grad for p in network.parameters()):
         raise TrainingError(f"{held} tensors in the optimizer are not all trainable ones.")
+    groups = _divide_by_decay(network, groups, options)
     optimizer: torch.optim.Optimizer
     if (phase.optimizer or options.optimizer) == "adamw":
-        optimizer = torch.optim.AdamW(groups, weight_decay=options.weight_decay)
+        optimizer = torch.optim.AdamW(groups)
     else:
-        optimizer = torch.optim.SGD(
-            groups, momentum=options.momentum, weight_decay=options.weight_decay
-        )
+        optimizer = torch.optim.SGD(groups, momentum=options.momentum)
     if type(previous) is type(optimizer):
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 if parameter in previous.state:
                     optimizer.state[parameter] = previous.state[parameter]
     return optimizer
+
+
+def _divide_by_decay(
+    network: nn.Module, groups: Sequence[dict[str, Any]], options: TrainingOptions
+) -> list[dict[str, Any]]:
+    """Return the groups, each divided into what weight decay acts on and what it leaves alone."""
+    undecayed: set[int] = set()
+    if not options.decay_all:
+        undecayed = {id(network.get_parameter(name)) for name in find_undecayed(network)}
+    divided = []
+    for group in groups:
+        for is_spared, weight_decay in ((False, options.weight_decay), (True, 0.0)):
+            some = [p for p in group["params"] if (id(p) in undecayed) == is_spared]
+            if some:
+                divided.append({**group, "params": some, "weight_decay": weight_decay})
+    return divided
 
 
 def make_schedule(
