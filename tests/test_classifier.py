@@ -23,6 +23,7 @@ from thawline.errors import CheckpointError, DataError
 from thawline.options import ModelOptions
 from thawline.transforms import evaluation_view, normalise
 
+TRUSTED = ModelOptions(trust_code=True)  # to import the networks of these tests
 PREPROCESSING = IMAGENET.model_copy(update={"size": 64, "resize": 73})
 
 
@@ -47,7 +48,7 @@ def make(**options: object) -> Classifier:
 def test_what_is_loaded_is_what_was_saved(tmp_path: Path, options: dict) -> None:
     saved = make(**options)
     save_classifier(saved, tmp_path / "classifier")
-    loaded = load_classifier(tmp_path / "classifier")
+    loaded = load_classifier(tmp_path / "classifier", TRUSTED)
     images = torch.randn(2, 3, 64, 64)
     tensors = loaded.network.state_dict()
     assert all(torch.equal(tensors[n], t) for n, t in saved.network.state_dict().items())
@@ -108,7 +109,7 @@ def test_versions_are_written_and_a_file_without_them_is_read(tmp_path: Path) ->
         description["model"]["head_dropout"] = 0.4  # of the mlp that it is not
 
     edit(tmp_path / "classifier", as_before)
-    loaded = load_classifier(tmp_path / "classifier")
+    loaded = load_classifier(tmp_path / "classifier", TRUSTED)
     assert torch.equal(loaded.network.linear.weight, saved.network.linear.weight)
 
 
@@ -117,7 +118,32 @@ def test_the_file_that_it_was_fine_tuned_from_is_not_needed(tmp_path: Path) -> N
     edit(
         tmp_path / "classifier", lambda d: d["model"].update(weights="gone.pth", trust_pickle=True)
     )
-    assert load_classifier(tmp_path / "classifier").model.weights == "gone.pth"
+    assert load_classifier(tmp_path / "classifier", TRUSTED).model.weights == "gone.pth"
+
+
+def test_a_classifier_imports_only_what_the_run_names_itself(tmp_path: Path) -> None:
+    save_classifier(make(), tmp_path / "classifier")
+    marker = tmp_path / "marker"
+    command = {"backbone": "subprocess:check_call", "arguments": {"args": ["touch", str(marker)]}}
+    own = ModelOptions(backbone="networks:SmallNet")
+    assert load_classifier(tmp_path / "classifier", own).model.backbone == "networks:SmallNet"
+    other = ModelOptions(backbone="networks:ResidualNet")
+    for trusted in (None, ModelOptions(), other):
+        with pytest.raises(
+            CheckpointError, match=r"names the factory networks:SmallNet.*trust_code"
+        ):
+            load_classifier(tmp_path / "classifier", trusted)
+    for change in (command, command | {"trust_code": True}, command | {"trust_pickle": True}):
+        edit(tmp_path / "classifier", lambda d, change=change: d["model"].update(change))
+        for trusted in (None, ModelOptions(), own):
+            with pytest.raises(CheckpointError, match="Nothing was imported"):
+                load_classifier(tmp_path / "classifier", trusted)
+    assert not marker.exists()
+
+
+def test_trust_is_not_saved_with_a_classifier(tmp_path: Path) -> None:
+    save_classifier(make(trust_code=True), tmp_path / "classifier")
+    assert not load_classifier(tmp_path / "classifier", TRUSTED).model.trust_code
 
 
 def test_a_damaged_classifier_is_refused(tmp_path: Path) -> None:
@@ -127,14 +153,14 @@ def test_a_damaged_classifier_is_refused(tmp_path: Path) -> None:
     for damaged in (b"", whole[:-10], whole.replace(b"layer1", b"layer9")):
         weights.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"model\.safetensors' is damaged"):
-            load_classifier(tmp_path / "classifier")
+            load_classifier(tmp_path / "classifier", TRUSTED)
     weights.unlink()
     with pytest.raises(CheckpointError, match="is damaged"):
-        load_classifier(tmp_path / "classifier")
+        load_classifier(tmp_path / "classifier", TRUSTED)
     for key in ("model", "class_names", "format"):
         edit(tmp_path / "classifier", lambda description, key=key: description.pop(key))
         with pytest.raises(CheckpointError, match="holds no classifier"):
-            load_classifier(tmp_path / "classifier")
+            load_classifier(tmp_path / "classifier", TRUSTED)
 
 
 def test_paths_and_bytes_are_classified_alike_in_any_batch(splits: pd.DataFrame) -> None:

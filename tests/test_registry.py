@@ -28,21 +28,21 @@ from thawline.registration import Champion, Verdict, hash_seen, judge
 from thawline.transforms import Preprocessing
 
 TRAINING = TrainingOptions(device="cpu", workers=0)
+OWN = ModelOptions(backbone="networks:BrightnessNet", weights="none")
 MIDDLE = 128  # of the grey levels: what is darker, is labelled dark
 GOOD, MIDDLING, LUCKY, BAD = 128, 80, 86, 40  # so many levels are taken for dark
 
 
 def classifier(threshold: int, names: tuple[str, str] = ("bright", "dark")) -> Classifier:
     """Return a classifier that takes the grey levels below a threshold for dark."""
-    model = ModelOptions(backbone="networks:BrightnessNet", weights="none")
     preprocessing = Preprocessing(
         size=4, resize=4, interpolation="nearest", mean=(0, 0, 0), std=(1, 1, 1)
     )
-    network, _ = build_network(model, 2, 4, seed=0)
+    network, _ = build_network(OWN, 2, 4, seed=0)
     with torch.no_grad():
         network.linear.weight[:] = torch.tensor([[255.0], [-255.0]])
         network.linear.bias[:] = torch.tensor([0.5 - threshold, threshold - 0.5])
-    return Classifier(network.eval(), names, preprocessing, model)
+    return Classifier(network.eval(), names, preprocessing, OWN)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def uris(store: Path, greys: pd.DataFrame) -> dict[int, str]:
 
 def registry(store: Path, name: str | None) -> Registry:
     classifiers = store / "06_models" / "classifier"
-    return RegistryDataset(str(classifiers), str(store)).load()(name)
+    return RegistryDataset(str(classifiers), str(store)).load()(name, OWN)
 
 
 def register(
@@ -217,6 +217,19 @@ def test_what_hinders_the_registry_ends_no_run(
     result = register(store, "lost", uris[GOOD], GOOD, greys)
     assert result["champion_version"] == "1" and result["registered_version"] == "2"
     assert "(version 1) cannot be used" in result["registration_reason"]
+
+
+def test_a_champion_that_names_other_code_is_not_imported_and_can_be_named(
+    store: Path, uris: dict[int, str], greys: pd.DataFrame
+) -> None:
+    register(store, "foreign", uris[BAD], BAD, greys)
+    folder = store / "06_models" / "classifier"
+    foreign = RegistryDataset(str(folder), str(store)).load()("foreign", ModelOptions())
+    with pytest.raises(ParameterError, match=r"predict\.model: .*names the factory networks:Br"):
+        foreign.load("predict.model", "champion")
+    result = foreign.register(uris[GOOD], {}, lambda champion: challenge(GOOD, greys, champion))
+    assert result["champion_version"] == "1"
+    assert "cannot be used (model.trust_code:" in result["registration_reason"]
 
 
 NAMES = ("empty", "good comes first", "good comes second", "at the same moment")

@@ -389,8 +389,8 @@ def _build_own(options: ModelOptions, classes: int) -> nn.Module:
             f" none, or a file ending in {', '.join(WEIGHT_FILES)})."
         )
     module_name, _, factory_name = options.backbone.partition(":")
-    if "" not in sys.path:  # modules beside the project, as `python -m` would find them
-        sys.path.insert(0, "")
+    if "" not in sys.path:  # last, so that no file beside the project hides an installed module
+        sys.path.append("")
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
     except (ImportError, AttributeError) as error:

@@ -68,7 +68,7 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
             "format": FORMAT,
             "class_names": classifier.class_names,
             "preprocessing": classifier.preprocessing.model_dump(),
-            "model": classifier.model.model_dump(),
+            "model": classifier.model.model_dump(exclude={"trust_code"}),  # each run decides anew
             "training": classifier.training,
             "versions": {
                 **{name: version(name) for name in PACKAGES},
@@ -82,13 +82,21 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def load_classifier(folder: Path) -> Classifier:
+def load_classifier(folder: Path, own: ModelOptions | None = None) -> Classifier:
     """Return the classifier that `save_classifier` wrote, in evaluation mode on the CPU.
 
-    The file of weights that it was fine-tuned from is not needed, nor read.
+    The file of weights that it was fine-tuned from is not needed, nor read. No code is imported
+    that the folder alone names.
+
+    Args:
+        folder: with the classifier.
+        own: the model options of the run. A classifier whose network comes from a factory
+            (package.module:Factory) is loaded if `own.backbone` is that factory, or
+            `own.trust_code` is true.
 
     Raises:
-        CheckpointError: when the folder holds no whole classifier, or a later format of one.
+        CheckpointError: when the folder holds no whole classifier, or a later format of one, or
+            names a factory that `own` does not.
     """
     try:
         description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
@@ -113,6 +121,7 @@ def load_classifier(folder: Path) -> Classifier:
             f"'{folder}' holds no classifier ({type(error).__name__}: {error}). Give a folder with"
             f" {DESCRIPTION_FILE} and {WEIGHTS_FILE} as `kedro run` wrote them."
         ) from error
+    _check_factory(folder, model, own)
     architecture = model.model_copy(update={"weights": "none"})
     network, _ = build_network(architecture, len(class_names), preprocessing.size, seed=0)
     try:
@@ -123,6 +132,18 @@ def load_classifier(folder: Path) -> Classifier:
             f" it again, together with its {DESCRIPTION_FILE}."
         ) from error
     return Classifier(network.eval(), class_names, preprocessing, model, training)
+
+
+def _check_factory(folder: Path, model: ModelOptions, own: ModelOptions | None) -> None:
+    """Refuse to import what only an artifact names."""
+    if ":" not in model.backbone or (own and (own.trust_code or own.backbone == model.backbone)):
+        return
+    expected = f"model.backbone is {own.backbone}" if own else "no model.backbone was given"
+    raise CheckpointError(
+        f"model.trust_code: '{folder}' names the factory {model.backbone}, and {expected}. Nothing"
+        " was imported. If you trust the classifier and that code, set"
+        f" model.backbone={model.backbone}, or model.trust_code=true."
+    )
 
 
 def _model_options(description: dict[str, Any]) -> ModelOptions:

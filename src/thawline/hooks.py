@@ -35,7 +35,7 @@ from PIL import Image
 
 from thawline.backbones import outline
 from thawline.configuration import MLFLOW_PATTERNS, register_project_path
-from thawline.datasets import LiveMetricsDataset, TrainingStateDataset
+from thawline.datasets import ClassifierDataset, LiveMetricsDataset, TrainingStateDataset
 from thawline.dead_runs import ProcessContext, mark_dead_runs, process_tags
 from thawline.errors import DataError, ParameterError, TrackingError
 from thawline.files import sync
@@ -79,6 +79,7 @@ class ProjectHook:
         register_project_path(context.project_path)
         self._hooks = context._hook_manager.hook
         options = self._parameters = validate_parameters(context.config_loader["parameters"])
+        ClassifierDataset.own = options.model
         trainings = compare.list_trainings(options.compare, options.seed)
         pipelines["compare"] = compare.create_pipeline(trainings)
         self._own_parameters = [training.parameters() for training in trainings]

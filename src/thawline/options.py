@@ -162,6 +162,10 @@ class ModelOptions(Options):
     trust_pickle: bool = Field(
         False, description="let a file of weights run the code in it (whole pickled networks)"
     )
+    trust_code: bool = Field(
+        False,
+        description="import the factory that a classifier names, though it is not model.backbone",
+    )
     min_loaded: Probability = Field(
         0.95, description="share of the backbone's tensors that a file of weights must bring"
     )

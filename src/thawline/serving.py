@@ -12,6 +12,7 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from thawline.classifier import RequestLimits, check_request, classify, load_classifier
 from thawline.errors import DataError
+from thawline.options import ModelOptions
 
 # MLflow sets it where it answers requests, to "true".
 SERVING = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
@@ -26,7 +27,9 @@ class ServedClassifier(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the classifier once, when the model is loaded."""
-        self.classifier = load_classifier(Path(context.artifacts["classifier"]))
+        # MLflow runs this file out of the same artifact: whoever loads it trusts its code already.
+        trusting = ModelOptions(trust_code=True)
+        self.classifier = load_classifier(Path(context.artifacts["classifier"]), trusting)
         self.limits = RequestLimits(**(context.model_config or {}))
 
     def predict(self, context, model_input: pd.DataFrame, params=None) -> pd.DataFrame:  # type: ignore[no-untyped-def]

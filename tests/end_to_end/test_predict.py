@@ -59,7 +59,7 @@ def table(finished_project: Path, folder: Path) -> pd.DataFrame:
     """Return what `kedro run --pipeline=predict` says of the folder."""
     done = kedro(finished_project, "run", "--pipeline=predict", f"--params=predict.root={folder}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "8 files, looked at by models:/thawline/1" in " ".join(done.stdout.split())
+    assert "Predicting 8 files with models:/thawline/1" in " ".join(done.stdout.split())
     assert "3 of 8 files cannot be read" in " ".join(done.stdout.split())
     return pd.read_parquet(latest(finished_project, "07_model_output/folder_predictions.parquet"))
 
@@ -86,6 +86,25 @@ def test_a_mistake_ends_in_one_clear_message(finished_project: Path) -> None:
     done = kedro(finished_project, "run", "--pipeline=predict", wrong)
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
     assert "predict.root: 'nowhere' does not exist" in done.stderr
+
+
+def test_code_that_a_classifier_names_is_never_run(
+    finished_project: Path, folder: Path, tmp_path: Path
+) -> None:
+    evil, marker = tmp_path / "classifier", tmp_path / "marker"
+    shutil.copytree(latest(finished_project, "06_models/classifier"), evil)
+    description = json.loads((evil / "classifier.json").read_text())
+    command = {"args": ["touch", str(marker)]}
+    description["model"] |= {"backbone": "subprocess:check_call", "arguments": command}
+    (evil / "classifier.json").write_text(json.dumps(description))
+    for options in (
+        ("--pipeline=predict", f"--params=predict.root={folder},predict.model={evil}"),
+        ("--pipeline=export", f"--params=export.model={evil}"),
+    ):
+        done = kedro(finished_project, "run", *options)
+        assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
+        assert "names the factory subprocess:check_call" in " ".join(done.stderr.split())
+    assert not marker.exists()
 
 
 LIMITS = {"max_images": 10, "max_mb": 0.5, "max_megapixels": 0.3}

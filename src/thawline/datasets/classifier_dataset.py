@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 from kedro.io import AbstractVersionedDataset, Version
 
 from thawline.classifier import Classifier, load_classifier, save_classifier
+from thawline.options import ModelOptions
 
 
 class ClassifierDataset(AbstractVersionedDataset[Classifier, Classifier]):
@@ -15,7 +16,13 @@ class ClassifierDataset(AbstractVersionedDataset[Classifier, Classifier]):
 
     kedro-datasets-experimental has a PyTorchDataset and a SafetensorsDataset; neither stores more
     than tensors.
+
+    Attributes:
+        own: model options of the session, which say what code may be imported; set by
+            `hooks.ProjectHook`.
     """
+
+    own: ClassVar[ModelOptions | None] = None
 
     def __init__(
         self,
@@ -29,7 +36,7 @@ class ClassifierDataset(AbstractVersionedDataset[Classifier, Classifier]):
 
     def load(self) -> Classifier:
         """Return the classifier of the wanted, or else the latest, version."""
-        return load_classifier(Path(self._get_load_path()))
+        return load_classifier(Path(self._get_load_path()), self.own)
 
     def save(self, data: Classifier) -> None:
         """Write a new version."""

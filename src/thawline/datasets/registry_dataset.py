@@ -19,6 +19,7 @@ from thawline.classifier import Classifier, load_classifier
 from thawline.datasets.served_model_dataset import CLASSIFIER, SEEN_FILE
 from thawline.datasets.tool_dataset import ToolDataset
 from thawline.errors import ParameterError, ThawlineError, TrackingError
+from thawline.options import ModelOptions
 from thawline.registration import Champion, Verdict
 
 ALIAS = "champion"
@@ -35,14 +36,21 @@ Loaded = TypeVar("Loaded")
 class Registry:
     """One registered model of MLflow and its champion."""
 
-    def __init__(self, name: str | None, classifiers: Path, base: Path) -> None:
-        """Take the name, the folder of the project's classifiers, and that of relative paths."""
-        self.name, self._classifiers, self._base = name, classifiers, base
+    def __init__(self, name: str | None, own: ModelOptions, classifiers: Path, base: Path) -> None:
+        """Open the registry of a model.
+
+        Args:
+            name: of the registered model; None: there is none.
+            own: model options of the run, which say what code may be imported.
+            classifiers: folder of the project's classifiers.
+            base: folder that relative paths are relative to.
+        """
+        self.name, self._own, self._classifiers, self._base = name, own, classifiers, base
 
     def load(self, parameter: str, reference: str) -> tuple[Classifier, str]:
         """Return a classifier, and what it is called.
 
-        Nothing of what is loaded is executed: it is safetensors and JSON.
+        It is safetensors and JSON. A factory that it names is imported as `load_classifier` says.
 
         Args:
             parameter: dotted name, for the messages.
@@ -54,10 +62,10 @@ class Registry:
         """
         folder = self._folder(parameter, reference)
         if folder is not None:
-            return load_classifier(folder), str(folder)
+            return load_classifier(folder, self._own), str(folder)
         uri = self._uri(parameter, reference)
         try:
-            return _download(uri, lambda folder: load_classifier(folder / CLASSIFIER)), uri
+            return _download(uri, lambda f: load_classifier(f / CLASSIFIER, self._own)), uri
         except (MlflowException, OSError, ValueError, ThawlineError) as error:
             raise ParameterError(
                 f"{parameter}: '{reference}' ({uri}) cannot be loaded: {error} Give {_POSSIBLE}."
@@ -127,7 +135,7 @@ class Registry:
         """
         while True:
             champion = self._champion(client, name)
-            verdict = judge(_load_champion(name, champion) if champion else None)
+            verdict = judge(_load_champion(name, champion, self._own) if champion else None)
             with self._lock():
                 if self._champion(client, name) != champion:
                     continue
@@ -187,8 +195,11 @@ class Registry:
         return f"models:/{self.name}/{found.version}"
 
 
-class RegistryDataset(ToolDataset[Callable[[str | None], Registry]]):
-    """Loads a function from `registry.name` to the `Registry`."""
+OpenRegistry = Callable[[str | None, ModelOptions], Registry]
+
+
+class RegistryDataset(ToolDataset[OpenRegistry]):
+    """Loads a function from `registry.name` and the run's model options to the `Registry`."""
 
     def __init__(self, filepath: str, path: str, metadata: dict[str, Any] | None = None) -> None:
         """Take the folder of the project's classifiers, and what a relative folder is relative to.
@@ -197,7 +208,7 @@ class RegistryDataset(ToolDataset[Callable[[str | None], Registry]]):
         """
         self._filepath, self._path, self.metadata = Path(filepath), Path(path), metadata
 
-    def load(self) -> Callable[[str | None], Registry]:
+    def load(self) -> OpenRegistry:
         """Return `Registry` with its folders filled in."""
         return partial(Registry, classifiers=self._filepath, base=self._path)
 
@@ -211,11 +222,11 @@ _POSSIBLE = (
 )
 
 
-def _load_champion(name: str, version: str) -> Champion:
+def _load_champion(name: str, version: str, own: ModelOptions) -> Champion:
     """Return the champion, or what keeps it from being compared with."""
 
     def read(folder: Path) -> Champion:
-        classifier = load_classifier(folder / CLASSIFIER)
+        classifier = load_classifier(folder / CLASSIFIER, own)
         seen = frozenset((folder / SEEN_FILE).read_text(encoding="ascii").split())
         file = folder / ANSWERS_FILE
         answers = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

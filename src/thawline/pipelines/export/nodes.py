@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
-from thawline.datasets.registry_dataset import Registry
+from thawline.datasets.registry_dataset import OpenRegistry
 from thawline.export import OnnxModel, export_onnx
-from thawline.options import ExportOptions, RegistryOptions
+from thawline.options import ExportOptions, ModelOptions, RegistryOptions
 
 logger = logging.getLogger(__name__)
 
 
 def export_model(
-    registry: Callable[[str | None], Registry],
+    registry: OpenRegistry,
     options: ExportOptions,
     registry_options: RegistryOptions,
+    model: ModelOptions,
 ) -> OnnxModel:
     """Return the model as ONNX, checked, with a description of its inputs and outputs."""
-    classifier, name = registry(registry_options.name).load("export.model", options.model)
+    registered = registry(registry_options.name, model)
+    classifier, name = registered.load("export.model", options.model)
     exported = export_onnx(classifier)
     logger.info(
         "%s as ONNX, %.1f MB; its outputs differ from the network's by at most %.1e",

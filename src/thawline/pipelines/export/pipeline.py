@@ -11,7 +11,7 @@ def create_pipeline() -> Pipeline:
         [
             Node(
                 export_model,
-                ["registry", "params:export", "params:registry"],
+                ["registry", "params:export", "params:registry", "params:model"],
                 "onnx_model",
                 name="export_model",
             )

@@ -28,7 +28,7 @@ from thawline import (
 )
 from thawline.cache import ActivationStore
 from thawline.classifier import Classifier
-from thawline.datasets.registry_dataset import Registry
+from thawline.datasets.registry_dataset import OpenRegistry
 from thawline.datasets.served_model_dataset import ServedModel
 from thawline.figures.evaluation import confusion_matrix
 from thawline.figures.model import stage_figure, weight_change_figure
@@ -306,9 +306,10 @@ def register_model(
     predictions: pd.DataFrame,
     splits: pd.DataFrame,
     options: RegistryOptions,
+    model: ModelOptions,
     evaluation_options: EvaluationOptions,
     training: TrainingOptions,
-    registry: Callable[[str | None], Registry],
+    registry: OpenRegistry,
 ) -> dict[str, Any]:
     """Return which version the model became, whether it is the champion, and why."""
     hashes = hash_files(predictions["path"].tolist())
@@ -318,7 +319,7 @@ def register_model(
         batch_size = evaluation_options.batch_size
         return registration.judge(predictions, hashes, splits, champion, batch_size, training)
 
-    result = registry(options.name).register(model_uri, answers, judge)
+    result = registry(options.name, model).register(model_uri, answers, judge)
     level = logging.INFO if "registered_version" in result else logging.WARNING
     logger.log(level, "Registry: %s", result["registration_reason"])
     return result

@@ -189,6 +189,7 @@ def create_registration() -> Pipeline:
                     "predictions",
                     "splits",
                     "params:registry",
+                    "params:model",
                     "params:evaluation",
                     "params:training",
                     "registry",

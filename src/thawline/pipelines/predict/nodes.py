@@ -9,18 +9,19 @@ from typing import Any
 import pandas as pd
 
 from thawline import prediction
-from thawline.datasets.registry_dataset import Registry
+from thawline.datasets.registry_dataset import OpenRegistry
 from thawline.errors import ParameterError
-from thawline.options import PredictOptions, RegistryOptions, TrainingOptions
+from thawline.options import ModelOptions, PredictOptions, RegistryOptions, TrainingOptions
 
 logger = logging.getLogger(__name__)
 
 
 def predict_folder(
     image_folder: Callable[[str], list[str]],
-    registry: Callable[[str | None], Registry],
+    registry: OpenRegistry,
     options: PredictOptions,
     registry_options: RegistryOptions,
+    model: ModelOptions,
     training: TrainingOptions,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Return a row for every file in `predict.root`, and by which model, and how many failed."""
@@ -30,8 +31,9 @@ def predict_folder(
             " kedro run --pipeline=predict --params=predict.root=FOLDER"
         )
     files = image_folder(options.root)
-    classifier, model = registry(registry_options.name).load("predict.model", options.model)
-    logger.info("%d files, looked at by %s", len(files), model)
+    registered = registry(registry_options.name, model)
+    classifier, name = registered.load("predict.model", options.model)
+    logger.info("Predicting %d files with %s", len(files), name)
     table = prediction.predict_files(classifier, files, options.batch_size, options.top_k, training)
     bad = table[table["problem"].notna()]
     if len(bad):
@@ -41,4 +43,4 @@ def predict_folder(
             len(table),
             *bad[["path", "problem"]].iloc[0],
         )
-    return table, {"predicted_by": model, "files": len(table), "unreadable_files": len(bad)}
+    return table, {"predicted_by": name, "files": len(table), "unreadable_files": len(bad)}

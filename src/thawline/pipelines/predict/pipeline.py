@@ -16,6 +16,7 @@ def create_pipeline() -> Pipeline:
                     "registry",
                     "params:predict",
                     "params:registry",
+                    "params:model",
                     "params:training",
                 ],
                 ["folder_predictions", "prediction_summary"],
