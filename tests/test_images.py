@@ -185,6 +185,37 @@ def test_every_colour_mode_becomes_the_same_rgb(tmp_path: Path, mode: str) -> No
     np.testing.assert_allclose(np.asarray(image), np.broadcast_to(RED, (8, 8, 3)), atol=2)
 
 
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_twelve_bits_keep_their_grays_whatever_else_is_in_the_file(
+    tmp_path: Path, suffix: str
+) -> None:
+    ramp = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    brighter = ramp.copy()
+    brighter[0, 0] = 60_000
+    Image.fromarray(ramp).save(tmp_path / f"ramp.{suffix}")
+    Image.fromarray(brighter).save(tmp_path / f"brighter.{suffix}")
+    Image.fromarray(ramp // 16).save(tmp_path / f"dark.{suffix}")
+    for depth, levels in ((12, 256), ("auto", 17), (16, 17), (8, 256), (None, 256)):
+        seen = np.asarray(read_image(tmp_path / f"ramp.{suffix}", bit_depth=depth))[..., 0]
+        assert len(np.unique(seen)) == levels
+        if depth is not None:  # the rule depends on nothing in the file
+            other = np.asarray(read_image(tmp_path / f"brighter.{suffix}", bit_depth=depth))[..., 0]
+            assert (other.ravel()[1:] == seen.ravel()[1:]).all()
+    dark = np.asarray(read_image(tmp_path / f"dark.{suffix}", bit_depth=12))[..., 0]
+    assert dark.max() == 16  # and not white
+
+
+def test_floats_are_from_0_to_1_unless_a_depth_is_given(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    for name, factor in (("one", 1), ("deep", 4095)):
+        Image.fromarray(ramp * factor).save(tmp_path / f"{name}.tiff")
+    expected = np.arange(256).reshape(16, 16)
+    for name, depth in (("one", "auto"), ("deep", 12), ("one", None), ("deep", None)):
+        seen = np.asarray(read_image(tmp_path / f"{name}.tiff", bit_depth=depth))[..., 0]
+        assert (seen == expected).all(), (name, depth)
+    assert np.asarray(read_image(tmp_path / "deep.tiff"))[1:].min() == 255
+
+
 def test_greyscale_of_8_and_16_bits_looks_the_same(tmp_path: Path) -> None:
     ramp = np.arange(0, 256, dtype=np.uint8).reshape(16, 16)
     Image.fromarray(ramp).save(tmp_path / "8.png")

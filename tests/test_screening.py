@@ -355,3 +355,24 @@ def test_a_test_image_that_is_in_training_too_stops_the_run(
         check_leakage(found, OPTIONS)
     check_leakage(found, ScreeningOptions(on_leak="warn"))
     check_leakage(found[found["split"] != "test"], OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("values", "depth", "said"),
+    [
+        (np.uint16, "auto", "auto makes 3 image(s) too dark"),
+        (np.uint16, 8, "8 makes 3 image(s) white where they are bright"),
+        (np.float32, "auto", "auto makes 3 image(s) white where they are bright"),
+        (np.uint16, 12, ""),
+    ],
+)
+def test_values_that_a_bit_depth_does_not_fit_are_told_with_the_one_that_does(
+    corpus: Path, values: type, depth: object, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for seed in range(3):
+        pixels = np.random.default_rng(seed).integers(0, 4096, (20, 20)).astype(values)
+        Image.fromarray(pixels).save(corpus / "ants" / f"deep {seed}.tiff")
+    good, _ = screen_images(find(corpus), OPTIONS, bit_depth=depth)
+    assert len(good) == 2 * ANTS + 3
+    text = " ".join(caplog.messages)
+    assert ("Set transforms.bit_depth=12" in text) == bool(said) and said in text

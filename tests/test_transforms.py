@@ -1,5 +1,6 @@
 """Images reach the network as its weights were trained, whatever is not overridden."""
 
+import hashlib
 import io
 
 import numpy as np
@@ -18,6 +19,8 @@ from thawline.errors import ParameterError
 from thawline.images import read_image
 from thawline.options import ModelOptions, TransformOptions
 from thawline.transforms import (
+    DECODING_VERSION,
+    Preprocessing,
     Transforms,
     build_transforms,
     evaluation_view,
@@ -122,6 +125,53 @@ def test_no_augmentation_is_possible() -> None:
     square = encoded(NOISE.resize((256, 256)))
     views = [training_view(square, still, seed) for seed in range(5)]
     assert all(torch.equal(view, views[0]) for view in views)
+
+
+def test_the_bit_depth_is_kept_with_the_preprocessing() -> None:
+    ramp = Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64))
+    for depth, brightest in (("auto", 16), (12, 255)):
+        whole = {"size": 64, "resize": 64, "crop_scale": 1, "rotation": 0}
+        both = transforms_for("resnet18", bit_depth=depth, **whole)
+        assert both.preprocessing.bit_depth == depth
+        views = (evaluation_view(encoded(ramp), both.preprocessing),
+                 training_view(encoded(ramp), both, seed=0))  # fmt: skip
+        assert all(0.9 * brightest < view.max() <= brightest for view in views)
+    assert "bit_depth" in Preprocessing.model_fields  # so a classifier has it, and every server
+
+
+# What becomes of files under each version of decoding. Another hash needs another version: cached
+# views of before are not read then.
+VIEWS = {1: "fc3c5b0e980007c4be90dfdb43ea0ba1aaa7e06222182c07ab9473fbd6b89b50"}
+
+
+def test_a_change_of_decoding_has_another_version() -> None:
+    gray = np.arange(48 * 40, dtype=np.uint16).reshape(40, 48) * 30
+    rgb = np.stack([gray % 251, gray // 230, gray % 83], axis=2).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    turned = io.BytesIO()
+    Image.fromarray(rgb).save(turned, "PNG", exif=exif)
+    transparent = Image.fromarray(rgb)
+    transparent.putalpha(Image.fromarray(rgb[..., 2] * 3))
+    sources = [
+        turned.getvalue(),
+        encoded(Image.fromarray(gray)),
+        encoded(Image.fromarray(gray.astype(np.float32) / 60_000), "TIFF"),
+        encoded(transparent),
+        encoded(Image.fromarray(rgb).convert("P")),
+        encoded(Image.fromarray(rgb).convert("CMYK"), "TIFF"),
+        encoded(Image.fromarray(rgb), "PPM"),
+    ]
+    digest = hashlib.sha256()
+    for interpolation in ("nearest", "bilinear", "bicubic"):
+        both = transforms_for("resnet18", size=32, interpolation=interpolation)
+        for source in sources:
+            for view in (
+                evaluation_view(source, both.preprocessing),
+                training_view(source, both, 7),
+            ):
+                digest.update(view.numpy().tobytes())
+    assert VIEWS[DECODING_VERSION] == digest.hexdigest()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 500), (500, 3), (8, 8)])

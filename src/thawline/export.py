@@ -133,7 +133,11 @@ def _describe(classifier: Classifier, difference: float) -> dict[str, Any]:
         },
         "preprocessing": {
             "steps": [
-                "turn the image as its EXIF orientation says; lay transparency over white; RGB",
+                "turn the image as its EXIF orientation says",
+                "scale a grayscale image of more than 8 bits per pixel to 8 bits, rounded half to"
+                " even: white, 255, is 2^bit_depth - 1 and above; for bit_depth auto it is 65535 in"
+                " a file of integers and 1 in one of floats",
+                "lay transparency over white; convert to RGB",
                 "resize so that the shorter side has resize_shorter_side pixels and the longer one"
                 " int(resize_shorter_side * longer / shorter), with Pillow's Image.resize, which"
                 " smooths when it makes an image smaller (antialiasing)",
@@ -141,6 +145,7 @@ def _describe(classifier: Classifier, difference: float) -> dict[str, Any]:
                 " likewise, half to even",
                 "multiply by scale, subtract mean, divide by std, channel by channel",
             ],
+            "bit_depth": preprocessing.bit_depth,
             "resize_shorter_side": preprocessing.resize,
             "interpolation": preprocessing.interpolation,
             "antialias": preprocessing.interpolation != "nearest",

@@ -22,6 +22,7 @@ from rich.progress import track
 
 from thawline import manifests, shards
 from thawline.errors import DataError
+from thawline.options import BitDepth
 
 logger = logging.getLogger(__name__)
 
@@ -149,25 +150,34 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     return Path(path).read_bytes() if member is None else shards.read_member(member)
 
 
-def read_image(source: Source, scale: float = 1.0) -> Image.Image:
+def read_image(
+    source: Source, scale: float = 1.0, bit_depth: BitDepth | None = "auto"
+) -> Image.Image:
     """Return an image file, or the bytes of one, as an upright 8-bit RGB image.
 
-    Greyscale, palette, CMYK and 16-bit images are converted, transparency is laid over white, and
-    the rotation that a camera noted in EXIF is carried out.
+    Grayscale, palette and CMYK images are converted, transparency is laid over white, and the
+    rotation that a camera noted in EXIF is carried out. A grayscale image of more than 8 bits per
+    pixel is scaled by `bit_depth` alone, never by its content, so that the same value is the same
+    gray in every file. (Of colors of 16 bits Pillow reads the upper 8.)
 
     Args:
         source: a path, or the bytes of a file.
         scale: what the image will be resized by; a JPEG is then decoded at 1/2, 1/4 or 1/8 of its
             size if that leaves at least `REDUCING_GAP` times the pixels a side that are needed.
+        bit_depth: white is 2^bit_depth - 1, and what is above it. auto: 65,535 in files of
+            integers, 1 in files of floats. None: the depth that the image's own values need, for
+            people to look at.
 
     Raises:
         OSError: when the file cannot be read or is not an image.
     """
-    with _open(source) as file:
-        return to_rgb(file, scale)
+    with open_image(source) as file:
+        return to_rgb(file, scale, bit_depth)
 
 
-def to_rgb(file: Image.Image, scale: float = 1.0) -> Image.Image:
+def to_rgb(
+    file: Image.Image, scale: float = 1.0, bit_depth: BitDepth | None = "auto"
+) -> Image.Image:
     """Return an opened image as `read_image` does.
 
     Raises:
@@ -177,8 +187,8 @@ def to_rgb(file: Image.Image, scale: float = 1.0) -> Image.Image:
         width, height = (math.ceil(side * scale * REDUCING_GAP) for side in file.size)
         file.draft(None, (width, height))
     image = ImageOps.exif_transpose(file)
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _to_8_bit(image)
+    if is_deep(image):
+        image = _to_8_bit(image, find_bit_depth(image) if bit_depth is None else bit_depth)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -192,14 +202,40 @@ def image_size(source: Source) -> tuple[int, int]:
     Raises:
         OSError: when the file cannot be read or is not an image.
     """
-    with _open(source) as file:
-        width, height = file.size
-        on_its_side = file.getexif().get(ExifTags.Base.Orientation, 1) in LYING
+    with open_image(source) as file:
+        return upright_size(file)
+
+
+def upright_size(file: Image.Image) -> tuple[int, int]:
+    """Return width and height in px of an opened image after `to_rgb`."""
+    width, height = file.size
+    on_its_side = file.getexif().get(ExifTags.Base.Orientation, 1) in LYING
     return (height, width) if on_its_side else (width, height)
 
 
-def _open(source: Source) -> Image.Image:
-    """Return an image of which the header alone is read."""
+def is_deep(file: Image.Image) -> bool:
+    """Return whether an image is grayscale with more than 8 bits per pixel."""
+    return file.mode.startswith("I") or file.mode == "F"
+
+
+def find_bit_depth(file: Image.Image) -> BitDepth:
+    """Return the smallest depth that holds all values of a deep image, 16 at most.
+
+    auto stands for floats from 0 to 1.
+    """
+    extrema: Any = file.getextrema()
+    top = extrema[1]
+    if file.mode == "F" and top <= 1:
+        return "auto"
+    return 8 if top < 2**8 else 12 if top < 2**12 else 16
+
+
+def open_image(source: Source) -> Image.Image:
+    """Open an image file, or the bytes of one; only its header is read.
+
+    Raises:
+        OSError: when the file cannot be read or is not an image.
+    """
     if not isinstance(source, bytes) and shards.find_member(source):
         source = read_bytes(source)
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
@@ -247,11 +283,12 @@ def _digest(path: str) -> bytes:
     return hashlib.sha256(read_bytes(path)).digest()
 
 
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Return a 16-bit or float greyscale image as an 8-bit one; Pillow itself would clip it."""
-    values = np.asarray(image, dtype=np.float32)
-    top = 1.0 if image.mode == "F" and values.max() <= 1 else 65535.0 if values.max() > 255 else 255  # noqa: PLR2004
-    return Image.fromarray(np.clip(values * (255.0 / top), 0, 255).astype(np.uint8))
+def _to_8_bit(image: Image.Image, bit_depth: BitDepth) -> Image.Image:
+    """Return a deep image with 8 bits per pixel; Pillow itself would clip it."""
+    by_mode = 1.0 if image.mode == "F" else 65535.0
+    top = by_mode if bit_depth == "auto" else 2.0**bit_depth - 1
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32)) * np.float32(255 / top)
+    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
 
 
 def _scan_folder(root: Path) -> pd.DataFrame:

@@ -35,6 +35,7 @@ Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 Channels = tuple[float, float, float]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
+BitDepth = Literal["auto", 8, 12, 16]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "step", "constant"]
 AttributionMethod = Literal["grad_cam", "guided_grad_cam", "integrated_gradients"]
@@ -116,6 +117,11 @@ class TransformOptions(Options):
     interpolation: Interpolation | None = Field(None, description="of every resize")
     mean: Channels | None = Field(None, description="per channel, of values from 0 to 1")
     std: Channels | None = Field(None, description="per channel, of values from 0 to 1")
+    bit_depth: BitDepth = Field(
+        "auto",
+        description="of the values in grayscale files of more than 8 bits; auto: 16 for integers, "
+        "and floats are from 0 to 1",
+    )
     crop_scale: float = Field(
         0.08, gt=0, le=1, description="smallest share of the image's area a training crop keeps"
     )

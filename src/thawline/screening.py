@@ -24,8 +24,8 @@ from rich.progress import track
 
 from thawline.errors import DataError
 from thawline.files import write_whole
-from thawline.images import FORMATS, read_bytes, to_rgb
-from thawline.options import ScreeningOptions
+from thawline.images import FORMATS, find_bit_depth, is_deep, read_bytes, to_rgb
+from thawline.options import BitDepth, ScreeningOptions
 from thawline.shards import find_member
 
 logger = logging.getLogger(__name__)
@@ -77,6 +77,8 @@ class Facts(NamedTuple):
     width: int = 0  # px, of the upright image
     height: int = 0
     format: str = ""  # Pillow's name of it
+    mode: str = ""  # and of its kind of pixels
+    bits: int = 0  # that its values need, of a grayscale image of more than 8 bits per pixel
     problem: str = ""
     detail: str = ""  # the problem in a sentence
 
@@ -122,7 +124,10 @@ class ScreeningCache:
 
 
 def screen_images(
-    manifest: pd.DataFrame, options: ScreeningOptions, cache: ScreeningCache | None = None
+    manifest: pd.DataFrame,
+    options: ScreeningOptions,
+    cache: ScreeningCache | None = None,
+    bit_depth: BitDepth = "auto",
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the manifest without the images that cannot be used, and a table of what was noticed.
 
@@ -133,6 +138,7 @@ def screen_images(
         manifest: path, label and, if the data brings them, split and group.
         options: limits, and what happens to what exceeds them.
         cache: what earlier screenings found, brought up to date.
+        bit_depth: of `transforms`; a warning says where it does not fit the files.
 
     Returns:
         The manifest with a column `sha256` of each file's content. And the quarantine: path, label,
@@ -150,6 +156,7 @@ def screen_images(
     table = manifest.join(pd.DataFrame(facts, index=manifest.index).drop(columns="path"))
     table = _drop_small_classes(_judge_contradictions(table, options), options)
     good = table[table["problem"] == ""]
+    _check_bit_depth(good, bit_depth)
     quarantine = table[table["problem"] != ""].assign(kept=False)[QUARANTINE]
     if options.on_problem == "error" and len(quarantine):
         raise DataError(_stopped(quarantine))
@@ -319,6 +326,8 @@ def _decode(facts: Facts, options: ScreeningOptions) -> Facts:
                 detail = f"{frames} frames or pages; which one is meant is not known"
                 return facts._replace(problem=Problem.ANIMATED.value, detail=detail)
             picture = to_rgb(image, SCALE)
+            depth = find_bit_depth(image) if is_deep(image) else "auto"
+            facts = facts._replace(mode=image.mode, bits=0 if depth == "auto" else depth)
             if width != height and picture.size == image.size[::-1]:  # the camera lay on its side
                 facts = facts._replace(width=height, height=width)
     except Exception as error:
@@ -371,6 +380,30 @@ def _drop_small_classes(table: pd.DataFrame, options: ScreeningOptions) -> pd.Da
         f"its class has fewer than {options.min_images} images (screening.min_images)"
     )
     return table
+
+
+def _check_bit_depth(good: pd.DataFrame, bit_depth: BitDepth) -> None:
+    """Warn if grayscale images of more than 8 bits per pixel would become too dark, or white."""
+    deep = good[good["bits"] > 0]
+    if deep.empty:
+        return
+    needed = int(deep["bits"].max())
+    first = deep[deep["bits"] == needed].iloc[0]
+    is_float = bit_depth == "auto" and first["mode"] == "F"  # whose values are above 1
+    assumed = 0 if is_float else 16 if bit_depth == "auto" else bit_depth
+    if needed == assumed:
+        return
+    fate = "too dark" if needed < assumed else "white where they are bright"
+    logger.warning(
+        "transforms.bit_depth: %s makes %d image(s) %s, first %s, whose values need %d bits. Set"
+        " transforms.bit_depth=%d.",
+        bit_depth,
+        len(deep),
+        fate,
+        first["path"],
+        needed,
+        needed,
+    )
 
 
 def _notes(good: pd.DataFrame) -> list[pd.DataFrame]:

@@ -13,9 +13,10 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 from thawline.errors import ParameterError
-from thawline.images import Source, image_size, read_image
+from thawline.images import Source, open_image, to_rgb, upright_size
 from thawline.options import (
     AugmentationOptions,
+    BitDepth,
     Channels,
     Interpolation,
     Options,
@@ -37,6 +38,7 @@ class Preprocessing(Options):
     interpolation: Interpolation
     mean: Channels
     std: Channels
+    bit_depth: BitDepth = "auto"  # as of classifiers of format 2, which do not name it
 
 
 class Transforms(NamedTuple):
@@ -97,12 +99,13 @@ def training_view(source: Source, transforms: Transforms, seed: int) -> Tensor:
             v2.PILToTensor(),
         ]
     )
-    width, height = image_size(source)
-    with torch.random.fork_rng(devices=[]):
+    with open_image(source) as file, torch.random.fork_rng(devices=[]):
+        width, height = upright_size(file)
         torch.default_generator.manual_seed(seed)  # the CPU's alone; 0.4 ms cheaper
         crop = v2.RandomResizedCrop(size, scale=(options.crop_scale, 1.0))
         box = crop.make_params([torch.empty(0, height, width)])
-        image = read_image(source, size / min(box["height"], box["width"]))
+        scale = size / min(box["height"], box["width"])
+        image = to_rgb(file, scale, preprocessing.bit_depth)
         across, down = image.width / width, image.height / height  # below 1 where decoded smaller
         left, right = (round(x * across) for x in (box["left"], box["left"] + box["width"]))
         top, bottom = (round(y * down) for y in (box["top"], box["top"] + box["height"]))
@@ -119,14 +122,15 @@ def evaluation_view(source: Source, preprocessing: Preprocessing) -> Tensor:
         OSError: when the file cannot be read or is not an image.
         DecompressionBombError: when it is so long and narrow that it would become enormous.
     """
-    size = image_size(source)
-    resized = [round(side * preprocessing.resize / min(size)) for side in size]
-    if resized[0] * resized[1] > (limit := 2 * (Image.MAX_IMAGE_PIXELS or sys.maxsize)):
-        raise Image.DecompressionBombError(
-            f"{size[0]} × {size[1]} px would be resized to {resized[0]} × {resized[1]}, more than"
-            f" {limit} px"
-        )
-    image = read_image(source, preprocessing.resize / min(size))
+    with open_image(source) as file:
+        size = upright_size(file)
+        resized = [round(side * preprocessing.resize / min(size)) for side in size]
+        if resized[0] * resized[1] > (limit := 2 * (Image.MAX_IMAGE_PIXELS or sys.maxsize)):
+            raise Image.DecompressionBombError(
+                f"{size[0]} × {size[1]} px would be resized to {resized[0]} × {resized[1]}, more"
+                f" than {limit} px"
+            )
+        image = to_rgb(file, preprocessing.resize / min(size), preprocessing.bit_depth)
     transform = v2.Compose(
         [
             v2.Resize(

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import requests
@@ -47,6 +48,8 @@ def folder(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     Image.open(photos / "flower" / "07.jpg").save(folder / "turned.jpg", exif=exif)
+    deep = np.asarray(photo.convert("L"), dtype=np.uint16) * 257
+    Image.fromarray(deep).save(folder / "deep.png")
     (folder / "bad").mkdir()
     (folder / "bad" / "empty.jpg").touch()
     (folder / "bad" / "text.txt").write_text("no image")
@@ -59,8 +62,8 @@ def table(finished_project: Path, folder: Path) -> pd.DataFrame:
     """Return what `kedro run --pipeline=predict` says of the folder."""
     done = kedro(finished_project, "run", "--pipeline=predict", f"--params=predict.root={folder}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Predicting 8 files with models:/thawline/1" in " ".join(done.stdout.split())
-    assert "3 of 8 files cannot be read" in " ".join(done.stdout.split())
+    assert "Predicting 9 files with models:/thawline/1" in " ".join(done.stdout.split())
+    assert "3 of 9 files cannot be read" in " ".join(done.stdout.split())
     return pd.read_parquet(latest(finished_project, "07_model_output/folder_predictions.parquet"))
 
 
@@ -75,7 +78,15 @@ def test_the_first_model_of_a_project_is_its_champion(finished_project: Path) ->
 def test_every_file_of_the_folder_is_a_row(table: pd.DataFrame, folder: Path) -> None:
     names = [Path(path).relative_to(folder).as_posix() for path in table["path"]]
     bad = ["bad/cut.jpg", "bad/empty.jpg", "bad/text.txt"]
-    assert names == ["alpha.png", *bad, "cmyk.jpg", "grey.png", "plain.jpg", "turned.jpg"]
+    assert names == [
+        "alpha.png",
+        *bad,
+        "cmyk.jpg",
+        "deep.png",
+        "grey.png",
+        "plain.jpg",
+        "turned.jpg",
+    ]
     assert table["problem"].notna().tolist() == [name in bad for name in names]
     good = table[table["problem"].isna()]
     assert set(good["label"]) <= {"flower", "temple"} and good["probability"].between(0.5, 1).all()

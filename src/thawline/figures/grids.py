@@ -72,7 +72,7 @@ def thumbnail(source: Source, side: int = 256) -> Image.Image:
     Raises:
         OSError: when the file cannot be read or is not an image.
     """
-    image = read_image(source)
+    image = read_image(source, bit_depth=None)
     image.thumbnail((side, side))
     return image
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from thawline import images, near_duplicates, screening, splitting
 from thawline.figures import data as figures
-from thawline.options import DatasetOptions, ScreeningOptions
+from thawline.options import DatasetOptions, ScreeningOptions, TransformOptions
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +24,15 @@ def scan_images(raw_images: Callable[..., pd.DataFrame], dataset: DatasetOptions
 
 
 def screen_images(
-    manifest: pd.DataFrame, options: ScreeningOptions, cache: screening.ScreeningCache
+    manifest: pd.DataFrame,
+    options: ScreeningOptions,
+    transforms: TransformOptions,
+    cache: screening.ScreeningCache,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the manifest of the usable images, and a table of what is odd with the reason."""
-    clean_manifest, quarantine = screening.screen_images(manifest, options, cache)
+    clean_manifest, quarantine = screening.screen_images(
+        manifest, options, cache, transforms.bit_depth
+    )
     for kept, fate in ((False, "left out"), (True, "kept all the same")):
         rows = quarantine[quarantine["kept"] == kept]
         if len(rows):

@@ -17,7 +17,7 @@ def create_pipeline() -> Pipeline:
             Node(scan_images, ["raw_images", "params:dataset"], "manifest", name="scan_images"),
             Node(
                 screen_images,
-                ["manifest", "params:screening", "screening_cache"],
+                ["manifest", "params:screening", "params:transforms", "screening_cache"],
                 ["clean_manifest", "quarantine"],
                 name="screen_images",
             ),
