@@ -159,3 +159,14 @@ def test_runs_whose_process_is_gone_are_told(tmp_path: Path) -> None:
     run = client.create_run(experiment, tags=earlier, run_name="finetune")
     finding = only(doctor.check_runs(uri, "thawline"))
     assert finding.state == "warning" and f"finetune ({run.info.run_id})" in finding.message
+
+
+def test_shared_memory_that_is_too_small_for_decoders_is_told_with_the_cure(tmp_path: Path) -> None:
+    options = TrainingOptions(workers=4, batch_size=32)
+    finding = only(doctor.check_shared_memory(options, 224, tmp_path))
+    assert finding.state == "ok" and "MB in" in finding.message
+    finding = only(doctor.check_shared_memory(options, 10_000_000, tmp_path))
+    assert finding.state == "warning" and "--shm-size=1g" in finding.message
+    assert "training.workers" in finding.message
+    assert doctor.check_shared_memory(TrainingOptions(workers=0), 224, tmp_path) == []
+    assert doctor.check_shared_memory(options, 224, tmp_path / "absent") == []

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
+from thawline import loading
 from thawline.backbones import IMAGENET
 from thawline.loading import View, ViewLoader
 from thawline.options import TransformOptions
@@ -34,6 +35,17 @@ def test_an_epoch_that_was_left_early_does_not_spill_into_the_next(splits: pd.Da
     next(loader.load([[View(path)] for path in paths]))
     (only,) = loader.load([[View(paths[-1])]])
     assert torch.equal(only[0], _view(View(paths[-1])))
+
+
+def test_as_many_processes_decode_as_a_container_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+    monkeypatch.setattr(
+        loading, "DataLoader", lambda *_, num_workers, **__: started.append(num_workers)
+    )
+    for allowed in ("1", "3", "1000"):
+        monkeypatch.setenv("LOKY_MAX_CPU_COUNT", allowed)
+        ViewLoader(TRANSFORMS, workers=None)
+    assert started[0] == 1 and started[1] == min(3, started[2]) and started[2] <= 32
 
 
 def test_decoding_takes_no_randomness_from_training(splits: pd.DataFrame) -> None:

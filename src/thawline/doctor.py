@@ -29,6 +29,9 @@ OPENED = 5  # images of each class that are decoded, of at most CLASSES classes
 CLASSES = 20
 FEW = 20  # images in a class, below which figures on the test split say little
 LITTLE_MEMORY, LITTLE_DISK = 2e9, 2e9  # bytes
+SHARED = Path("/dev/shm")
+PREFETCHED = 2  # batches that each decoding process has ready, as PyTorch's DataLoader asks for
+USUAL_SIZE = 224  # px
 TIMEOUT = 3  # seconds, for a tracking server's answer
 
 State = Literal["ok", "warning", "problem"]
@@ -97,6 +100,8 @@ def _examine_project(project: Path, env: str | None, params: str) -> Iterator[Fi
         return
     yield Finding("configuration", "ok", f"{project / 'conf'}, environment {env or 'local'}")
     yield from check_device(parameters.training)
+    size = parameters.transforms.size or USUAL_SIZE
+    yield from check_shared_memory(parameters.training, size)
     yield from check_weights(parameters.model)
     seed = parameters.seed if parameters.dataset.seed is None else parameters.dataset.seed
     yield from check_data(parameters.dataset, seed, project, project / images)
@@ -146,6 +151,7 @@ def check_extras(package: str) -> list[Finding]:
 
 def check_device(options: TrainingOptions) -> list[Finding]:
     """Return what a training would compute on, and whether memory is short."""
+    import joblib
     import psutil
     import torch
 
@@ -156,7 +162,7 @@ def check_device(options: TrainingOptions) -> list[Finding]:
     except ThawlineError as error:
         return [Finding("device", "problem", str(error))]
     device, dtype = accelerator.device, str(compute_dtype(accelerator)).removeprefix("torch.")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = joblib.cpu_count()  # that affinity and the container allow
     free = psutil.virtual_memory().available
     name = f"{device.type}, {cores} cores"
     if device.type == "cuda":
@@ -166,6 +172,36 @@ def check_device(options: TrainingOptions) -> list[Finding]:
         advice = f"{free / 1e9:.1f} GB are free; close something, or lower training.batch_size"
         return [*found, Finding("memory", "warning", advice)]
     return [*found, Finding("memory", "ok", f"{free / 1e9:.1f} GB are free")]
+
+
+def check_shared_memory(
+    options: TrainingOptions, size: int, folder: Path = SHARED
+) -> list[Finding]:
+    """Return whether decoding processes have room to hand over their batches; nothing elsewhere.
+
+    Args:
+        options: batch size and number of decoding processes.
+        size: px, side of the images.
+        folder: where shared memory is, as a file system.
+    """
+    import joblib
+
+    from thawline.loading import MAX_WORKERS
+
+    workers = options.workers
+    if workers is None:
+        workers = min(joblib.cpu_count(), MAX_WORKERS)
+    if not workers or not folder.is_dir():
+        return []
+    total = shutil.disk_usage(folder).total
+    needed = (PREFETCHED * workers + 1) * options.batch_size * 3 * size**2
+    if total >= needed:
+        return [Finding("shared memory", "ok", f"{total / 1e6:.0f} MB in {folder}")]
+    advice = (
+        f"{total / 1e6:.0f} MB in {folder}, but {workers} decoding processes need"
+        f" {needed / 1e6:.0f} MB; start the container with --shm-size=1g, or lower training.workers"
+    )
+    return [Finding("shared memory", "warning", advice)]
 
 
 def check_weights(options: ModelOptions) -> list[Finding]:

@@ -40,7 +40,8 @@ def make_infer(classifier: Classifier, training: TrainingOptions) -> Callable[[T
 
     @torch.inference_mode()
     def infer(views: Tensor) -> Tensor:
-        return probabilities(network(normalise(views.to(device), classifier.preprocessing))).cpu()
+        images = normalise(views.to(device, non_blocking=True), classifier.preprocessing)
+        return probabilities(network(images)).cpu()
 
     return infer
 
@@ -67,10 +68,12 @@ def predict_split(
         )
     preprocessing = classifier.preprocessing
     infer = make_infer(classifier, training)
+    pin_memory = next(classifier.network.parameters()).is_cuda
     rows = splits[splits["split"] == split]
     views = [View(path) for path in rows["path"]]
     batches = [views[start : start + batch_size] for start in range(0, len(views), batch_size)]
-    loader = ViewLoader(Transforms(preprocessing, TransformOptions()), training.workers)
+    transforms = Transforms(preprocessing, TransformOptions())
+    loader = ViewLoader(transforms, training.workers, pin_memory)
     decoded = track(
         loader.load(batches), f"Predicting the {split} split", len(batches), transient=True
     )

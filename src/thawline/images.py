@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -274,7 +275,7 @@ def digest_files(paths: Iterable[str], count: int) -> Iterator[bytes]:
     """
     rest = iter(paths)
     windows = iter(lambda: list(islice(rest, WINDOW)), [])
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=joblib.cpu_count()) as pool:
         digests = (digest for window in windows for digest in pool.map(_digest, window))
         yield from track(digests, "Hashing images", total=count, transient=True)
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import joblib
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -14,7 +15,7 @@ from thawline.errors import DataError
 from thawline.images import describe_problem, read_image
 from thawline.transforms import Transforms, evaluation_view, training_view
 
-MOST_WORKERS = 8
+MAX_WORKERS = 32
 
 
 class View(NamedTuple):
@@ -41,11 +42,20 @@ class ViewDataset(Dataset[Tensor]):
 class ViewLoader:
     """Batches of views, decoded ahead of time by worker processes that live as long as it does."""
 
-    def __init__(self, transforms: Transforms, workers: int | None) -> None:
-        """Take the number of processes: 0 decodes in this one, None takes one a core."""
+    def __init__(
+        self, transforms: Transforms, workers: int | None, pin_memory: bool = False
+    ) -> None:
+        """Start no process yet.
+
+        Args:
+            transforms: how files become views.
+            workers: processes; 0 decodes in this one, None takes one per core that this process
+                may use, at most `MAX_WORKERS`.
+            pin_memory: whether batches lie in page-locked memory, to be copied to a GPU.
+        """
         self._asked: list[list[View]] = []
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        workers = min(cores or 1, MOST_WORKERS) if workers is None else workers
+        # joblib's count knows of affinity and of a container's limits.
+        workers = min(joblib.cpu_count(), MAX_WORKERS) if workers is None else workers
         self._loader = DataLoader(
             ViewDataset(transforms),
             batch_sampler=self._asked,
@@ -53,7 +63,7 @@ class ViewLoader:
             persistent_workers=workers > 0,
             worker_init_fn=_give_way,
             generator=torch.Generator(),  # else each start draws from the randomness of training
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=pin_memory,
         )
 
     def load(self, batches: Sequence[list[View]]) -> Iterator[Tensor]:

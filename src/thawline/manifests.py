@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import joblib
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -279,7 +280,7 @@ def _read_paths(table: Table, allow_outside: bool) -> list[pa.Array]:
     real_folder = lru_cache(100_000)(os.path.realpath)  # of the folders, which are few
     batches = _read_filled(table, "path")
     total = -(-table.rows // BATCH)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(joblib.cpu_count()) as pool:
         for number, names in track(batches, "Looking for the images", total, transient=True):
             files, kinds = _follow(table, number, names, real_folder, pool)
             if not allow_outside:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import imagehash
+import joblib
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
@@ -124,7 +124,7 @@ def find_in_two_splits(splits: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFram
 
 def _small_pictures(paths: Sequence[str]) -> tuple[list[Image.Image], np.ndarray, np.ndarray]:
     """Return every image in grey and small, and (N,) uint64: its hash, and its mirror image's."""
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=joblib.cpu_count()) as pool:
         found = pool.map(_small_picture, paths)
         tracked = track(found, "Looking for duplicates", total=len(paths), transient=True)
         pictures, plain, mirrored = zip(*tracked, strict=True)

@@ -294,7 +294,7 @@ class TrainingOptions(Options):
         description="auto: bf16 if the hardware has it, else fp32; fp16 scales the loss, for GPUs "
         "without bf16",
     )
-    workers: int | None = Field(None, ge=0, description="decoding processes; null: one a core")
+    workers: int | None = Field(None, ge=0, description="decoding processes; null: one per core")
 
 
 class ActivationOptions(Options):

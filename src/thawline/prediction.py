@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, pairwise
 
+import joblib
 import pandas as pd
 import torch
 from rich.progress import track
@@ -73,7 +74,7 @@ def _decode(
     Threads, not processes: each process would bring some 700 MB of PyTorch along.
     """
     one = partial(decode, preprocessing=preprocessing)
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=joblib.cpu_count()) as pool:
         starts = range(0, len(paths), batch_size)
         coming = (pool.map(one, paths[start : start + batch_size]) for start in starts)
         for batch, _ in pairwise(chain(coming, [()])):  # asks for the next before it yields one

@@ -180,7 +180,7 @@ def compute_features(
     loader = ActivationLoader(
         line,
         transforms,
-        ViewLoader(transforms, options.workers),
+        ViewLoader(transforms, options.workers, accelerator.device.type == "cuda"),
         store or ActivationStore(Path(), max_gb=0),
         accelerator.device,
         dtype or compute_dtype(accelerator),

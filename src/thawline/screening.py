@@ -17,6 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+import joblib
 import pandas as pd
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
@@ -180,7 +181,7 @@ def examine_all(
     def examine_chunk(chunk: Sequence[str]) -> list[Facts]:
         return [examine(path, options, known.get(path)) for path in chunk]
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool, warnings.catch_warnings():
+    with ThreadPoolExecutor(max_workers=joblib.cpu_count()) as pool, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow: what matters here is whether it decodes
         found = pool.map(examine_chunk, chunks)
         return list(chain(*track(found, "Opening images", len(chunks), transient=True)))

@@ -363,7 +363,7 @@ def prepare(
         image_set(splits, "train", accelerator.device),
         image_set(splits, "val", accelerator.device),
         make_loss(splits, options, log_probabilities).to(accelerator.device),
-        ViewLoader(transforms, options.workers),
+        ViewLoader(transforms, options.workers, accelerator.device.type == "cuda"),
         store if store and not mix else ActivationStore(Path(), max_gb=0),
         transforms,
         options,

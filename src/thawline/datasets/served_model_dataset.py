@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 PACKAGE = Path(thawline.__file__).parent
 # What thawline.classifier imports; the pipeline's own packages are not needed for serving.
 REQUIREMENTS = (
+    "joblib",
     "pandas",
     "pillow",
     "pydantic",

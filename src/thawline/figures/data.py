@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -74,7 +74,7 @@ def image_sizes(splits: pd.DataFrame) -> go.Figure:
     Raises:
         OSError: when a file cannot be read.
     """
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=joblib.cpu_count()) as pool:
         sizes = pd.DataFrame(
             list(pool.map(image_size, splits["path"])), columns=["width", "height"]
         )
