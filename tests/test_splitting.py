@@ -1,8 +1,8 @@
 """Laws that every split obeys."""
 
+import hashlib
 import re
 
-import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from thawline.errors import DataError
 from thawline.images import SPLITS
 from thawline.options import SplitFractions
-from thawline.splitting import check_splits, class_names, split_dataset
+from thawline.splitting import check_splits, class_names, move_seen, split_dataset
 
 FRACTIONS = SplitFractions()
 
@@ -62,37 +62,6 @@ def test_a_group_is_never_torn_apart(
     assert (splits.groupby("group")["split"].nunique() == 1).all()
 
 
-def split_by_names(manifest: pd.DataFrame, seed: int) -> pd.Series:
-    """Return the split of each path as Thawline's first version drew it, name by name."""
-    manifest, rng = manifest.sort_values("path", ignore_index=True), np.random.default_rng(seed)
-    shares = {"val": FRACTIONS.val, "test": FRACTIONS.test}
-
-    def carve(rows: pd.DataFrame, shares: dict[str, float]) -> pd.Series:
-        group = rows["group"] if "group" in rows else rows["path"]
-        labels = rows.groupby(group)["label"].agg(lambda names: names.mode().iloc[0])
-        split_of_group = pd.Series("train", index=labels.index)
-        for _, members in labels.groupby(labels):
-            shuffled, spare = rng.permutation(members.index.to_numpy()), len(members) - 1
-            for later, (split, share) in enumerate(shares.items(), start=1):
-                room = spare - (len(shares) - later)
-                count = min(max(1, round(share * len(members))), room)
-                split_of_group[shuffled[:count]] = split
-                shuffled, spare = shuffled[count:], spare - count
-        return group.map(split_of_group)
-
-    if "split" not in manifest:
-        split = carve(manifest, shares)
-    else:
-        split = manifest["split"].copy()
-        if "test" not in set(split):
-            split = split.replace("val", "test")
-        if "val" not in set(split):
-            train = manifest[split == "train"]
-            share = FRACTIONS.val / (FRACTIONS.train + FRACTIONS.val)
-            split.loc[train.index] = carve(train, {"val": share})
-    return split.set_axis(manifest["path"]).rename("split")
-
-
 @given(counts, st.integers(0, 1000), st.data())
 def test_numbers_in_place_of_names_draw_the_same_splits(
     counts: dict[str, int], seed: int, data: st.DataObject
@@ -116,8 +85,9 @@ def test_numbers_in_place_of_names_draw_the_same_splits(
         splits = split_dataset(compact, FRACTIONS, seed)
     except DataError:
         return
-    before = split_by_names(manifest, seed)
-    pd.testing.assert_series_equal(splits.set_index("path")["split"].astype("str"), before)
+    plain = split_dataset(manifest.sort_values("path"), FRACTIONS, seed)
+    assert splits["path"].tolist() == plain["path"].tolist()
+    assert splits["split"].tolist() == plain["split"].tolist()
     classes = {name: idx for idx, name in enumerate(sorted(counts))}
     assert splits["label"].map(classes).tolist() == splits["class_index"].tolist()
     if "compact" not in columns:
@@ -131,6 +101,79 @@ def test_the_seed_decides_and_the_order_of_the_rows_does_not() -> None:
     turned = manifest[::-1].reset_index(drop=True)
     pd.testing.assert_frame_equal(first, split_dataset(turned, FRACTIONS, seed=1))
     assert not first["split"].equals(split_dataset(manifest, FRACTIONS, seed=2)["split"])
+
+
+def hashed(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Return a manifest with a content for each image that follows from its name."""
+    names = manifest["path"].str.rpartition("/")[2]
+    return manifest.assign(sha256=[hashlib.sha256(n.encode()).hexdigest() for n in names])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "stay"),
+    [(200, 201, 0.98), (200, 202, 0.98), (1000, 1010, 0.98), (100, 200, 0.9), (200, 400, 0.9)],
+)
+@pytest.mark.parametrize("kind", ["sha256", "path", "group"])
+@pytest.mark.parametrize("seed", range(3))
+def test_images_stay_in_their_split_when_others_are_added(
+    before: int, after: int, stay: float, kind: str, seed: int
+) -> None:
+    classes, size = ("ant", "bee", "wasp"), 2 if kind == "group" else 1
+    rows = [(f"/new/{c}/{n:04d}.jpg", c, n) for c in classes for n in range(size * after)]
+    manifest = pd.DataFrame(rows, columns=["path", "label", "number"])
+    if kind == "sha256":
+        manifest = hashed(manifest)
+        manifest["sha256"] = manifest["label"] + manifest["sha256"].str[4:]
+    if kind == "group":
+        manifest["group"] = manifest["label"] + (manifest["number"] // 2).astype(str)
+    old = manifest[manifest["number"] < size * before].drop(columns="number")
+    first = split_dataset(old, FRACTIONS, seed).set_index("path")["split"]
+    grown = split_dataset(manifest.drop(columns="number"), FRACTIONS, seed)
+    again = grown.set_index("path")["split"]
+    assert (again[first.index] == first).mean() >= stay
+
+
+def test_a_content_has_its_split_whatever_it_is_called_and_wherever_it_lies() -> None:
+    manifest = hashed(manifest_of({"ant": 40, "bee": 30}))
+    moved = manifest.assign(path="/elsewhere" + manifest["path"].str[::-1])
+    splits = [split_dataset(table, FRACTIONS, 1) for table in (manifest, moved)]
+    first, second = (table.set_index("sha256")["split"] for table in splits)
+    assert (second[first.index] == first).all()
+    as_bytes = manifest.assign(sha256=[bytes.fromhex(digest) for digest in manifest["sha256"]])
+    third = split_dataset(as_bytes, FRACTIONS, 1)
+    assert third["split"].tolist() == splits[0]["split"].tolist()
+
+
+@given(
+    st.dictionaries(st.text("abcdefgh", min_size=1), st.integers(20, 80), min_size=2, max_size=4),
+    st.integers(0, 1000),
+)
+def test_every_class_has_its_fractions_within_one_image(counts: dict[str, int], seed: int) -> None:
+    splits = split_dataset(hashed(manifest_of(counts)), FRACTIONS, seed)
+    held = splits.groupby(["label", "split"]).size()
+    for label, size in counts.items():
+        for split in SPLITS:
+            assert abs(held[label, split] - getattr(FRACTIONS, split) * size) <= 1
+
+
+def test_test_images_that_a_model_has_seen_become_training_images_with_their_group() -> None:
+    manifest = hashed(manifest_of({"ant": 40, "bee": 40}))
+    splits = split_dataset(manifest, FRACTIONS, seed=0)
+    test = splits[splits["split"] == "test"]
+    seen = {*test["sha256"].iloc[[0, 7]], *splits["sha256"][splits["split"] == "train"]}
+    moved, count = move_seen(splits, seen)
+    assert count == 2 and not set(moved["sha256"][moved["split"] == "test"]) & seen
+    unmoved = splits.index.difference(test.index[[0, 7]])
+    assert moved["split"][unmoved].equals(splits["split"][unmoved])
+    assert moved["split"][test.index[0]] == "train"
+    assert move_seen(splits, {"0" * 64})[0] is splits
+    pairs = manifest.assign(group=[f"{n // 2}" for n in range(80)])
+    grouped = split_dataset(pairs, FRACTIONS, seed=0)
+    first = grouped["sha256"][grouped["split"] == "test"].iloc[0]
+    assert move_seen(grouped, {first})[1] == 2
+    bees = set(splits["sha256"][(splits["split"] == "test") & (splits["label"] == "bee")])
+    with pytest.raises(DataError, match=r"6 of 12 test images, among them all of class 'bee'"):
+        move_seen(splits, bees)
 
 
 def test_class_order_is_alphabetical() -> None:
@@ -198,12 +241,19 @@ def test_a_given_val_without_test_becomes_the_test_split() -> None:
         ),
         (
             manifest_of({"ant": 9, "bee": 2}),
-            "dataset.root: class 'bee' has 2 image(s) or group(s) to split into train, val, test;"
+            "dataset.root: class 'bee' has 2 image(s) to split into train, val, test;"
             " at least 3 are needed.",
         ),
         (
+            manifest_of({"ant": 9, "bee": 9}, group=["a", "b", "c"] * 3 + ["d"] * 9),
+            "class 'bee' has 9 image(s) in 1 group(s) to split into train, val, test; at least 3"
+            " are needed. Images of one `group` of the data, copies of an image, and images that"
+            " look the same are never torn apart. If they only look the same, as those of a fixed"
+            " camera do, set screening.near_duplicates=report.",
+        ),
+        (
             manifest_of({"ant": 3, "bee": 2}, split=["train", "train", "test", "train", "test"]),
-            "class 'bee' has 1 image(s) or group(s) to split into train, val; at least 2 are",
+            "class 'bee' has 1 image(s) to split into train, val; at least 2 are",
         ),
         (
             manifest_of({"ant": 2, "bee": 2}, split=["val", "test"] * 2),
