@@ -17,12 +17,14 @@ from thawline.classifier import (
     check_request,
     classify,
     load_classifier,
+    read_ancestors,
     save_classifier,
 )
 from thawline.errors import CheckpointError, DataError
 from thawline.options import ModelOptions
 from thawline.transforms import evaluation_view, normalise
 
+SEEN = frozenset(f"{number:064x}" for number in range(5))
 TRUSTED = ModelOptions(trust_code=True)  # to import the networks of these tests
 PREPROCESSING = IMAGENET.model_copy(update={"size": 64, "resize": 73})
 
@@ -31,7 +33,9 @@ def make(**options: object) -> Classifier:
     model = ModelOptions(**{"backbone": "networks:SmallNet", "weights": "none", **options})
     network, _ = build_network(model, 2, 64, seed=3)
     network.to(memory_format=torch.channels_last)
-    return Classifier(network.eval(), ("flower", "temple"), PREPROCESSING, model, {"epoch": 2})
+    return Classifier(
+        network.eval(), ("flower", "temple"), PREPROCESSING, model, {"epoch": 2}, SEEN
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,7 +58,7 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path, options: dict) -> None
     assert all(torch.equal(tensors[n], t) for n, t in saved.network.state_dict().items())
     torch.testing.assert_close(loaded.network(images), saved.network(images))
     assert not loaded.network.training
-    for field in ("class_names", "preprocessing", "model", "training"):
+    for field in ("class_names", "preprocessing", "model", "training", "seen"):
         assert getattr(loaded, field) == getattr(saved, field)
 
 
@@ -139,6 +143,17 @@ def test_a_classifier_imports_only_what_the_run_names_itself(tmp_path: Path) -> 
             with pytest.raises(CheckpointError, match="Nothing was imported"):
                 load_classifier(tmp_path / "classifier", trusted)
     assert not marker.exists()
+
+
+def test_weights_of_a_classifier_say_which_images_they_have_seen(tmp_path: Path) -> None:
+    save_classifier(make(), tmp_path / "classifier")
+    weights = tmp_path / "classifier" / "model.safetensors"
+    assert read_ancestors(ModelOptions(weights=str(weights))) == SEEN
+    (tmp_path / "classifier" / "seen_images.txt").unlink()  # as an earlier version wrote it
+    assert read_ancestors(ModelOptions(weights=str(weights))) is None
+    assert load_classifier(tmp_path / "classifier", TRUSTED).seen == frozenset()
+    for other in ("default", "none", str(tmp_path / "best.pth")):
+        assert read_ancestors(ModelOptions(weights=other)) == frozenset()
 
 
 def test_trust_is_not_saved_with_a_classifier(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import shutil
 import time
@@ -24,7 +25,7 @@ from thawline.errors import ParameterError
 from thawline.images import hash_files
 from thawline.options import ModelOptions, TrainingOptions
 from thawline.prediction import predict_files
-from thawline.registration import Champion, Verdict, hash_seen, judge
+from thawline.registration import Champion, Verdict, judge
 from thawline.transforms import Preprocessing
 
 TRAINING = TrainingOptions(device="cpu", workers=0)
@@ -66,7 +67,12 @@ def answers_of(candidate: Classifier, splits: pd.DataFrame) -> tuple[pd.DataFram
 
 
 def challenge(threshold: int, splits: pd.DataFrame, champion: Champion | None) -> Verdict:
-    return judge(*answers_of(classifier(threshold), splits), splits, champion, 64, TRAINING)
+    answers, seen = answers_of(classifier(threshold), splits), seen_in(splits)
+    return judge(*answers, seen, champion, 64, TRAINING)
+
+
+def seen_in(splits: pd.DataFrame) -> set[str]:
+    return {*hash_files(splits.loc[splits["split"] != "test", "path"].tolist())}
 
 
 def test_only_a_model_that_is_better_by_more_than_chance_wins(greys: pd.DataFrame) -> None:
@@ -130,7 +136,9 @@ def uris(store: Path, greys: pd.DataFrame) -> dict[int, str]:
         dataset = ServedModelDataset("classifier")
         example = Path(greys["path"][0]).read_bytes()
         with mlflow.start_run():
-            dataset.save(ServedModel(classifier(threshold), [example], hash_seen(greys)))
+            seen = frozenset(seen_in(greys))
+            model = dataclasses.replace(classifier(threshold), seen=seen)
+            dataset.save(ServedModel(model, [example]))
         found[threshold] = str(dataset.load())
     return found
 
@@ -196,6 +204,21 @@ def test_a_model_is_found_by_alias_version_run_uri_folder_and_as_the_latest(
         registry(store, None).load("predict.model", "champion")
 
 
+def test_a_champion_s_lineage_comes_with_it(
+    store: Path, uris: dict[int, str], greys: pd.DataFrame
+) -> None:
+    register(store, "lineage", uris[BAD], BAD, greys)
+    asked: list[Champion | None] = []
+
+    def judge_none(champion: Champion | None) -> Verdict:
+        asked.append(champion)
+        return Verdict(False, "not judged")
+
+    registry(store, "lineage").register(uris[GOOD], {}, judge_none)
+    (champion,) = asked
+    assert champion and champion.seen == seen_in(greys)
+
+
 def test_what_hinders_the_registry_ends_no_run(
     store: Path, uris: dict[int, str], greys: pd.DataFrame
 ) -> None:
@@ -209,7 +232,7 @@ def test_what_hinders_the_registry_ends_no_run(
     dataset = ServedModelDataset("classifier")
     with mlflow.start_run():
         example = Path(greys["path"][0]).read_bytes()
-        dataset.save(ServedModel(classifier(BAD), [example], hash_seen(greys)))
+        dataset.save(ServedModel(classifier(BAD), [example]))
     uri = str(dataset.load())
     register(store, "lost", uri, BAD, greys)
     location = mlflow.get_logged_model(uri.removeprefix("models:/")).artifact_location
@@ -246,7 +269,7 @@ def register_beside_another(
         judged = []
 
         def wait_and_judge(champion: Champion | None, name: str = name, judged: list = judged):  # type: ignore[no-untyped-def]
-            verdict = judge(predictions, hashes, splits, champion, 64, TRAINING)
+            verdict = judge(predictions, hashes, seen_in(splits), champion, 64, TRAINING)
             if not judged:  # both have compared themselves with the same champion
                 barrier.wait(120)
                 time.sleep(1 if late.get(name) == threshold else 0)

@@ -26,6 +26,7 @@ from thawline.errors import CheckpointError
 
 WEIGHTS_FILE = "model.safetensors"  # of a classifier that Thawline saved
 DESCRIPTION_FILE = "classifier.json"
+SEEN_FILE = "seen_images.txt"
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema", "net")
 # DataParallel, Lightning and others, MMPretrain, torch.compile

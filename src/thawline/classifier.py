@@ -20,14 +20,14 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from thawline.backbones import build_network
-from thawline.checkpoints import DESCRIPTION_FILE, WEIGHTS_FILE
+from thawline.checkpoints import DESCRIPTION_FILE, SEEN_FILE, WEIGHTS_FILE
 from thawline.errors import CheckpointError, DataError
 from thawline.files import write_whole
 from thawline.images import Source, describe_problem, image_size
 from thawline.options import ModelOptions, Options
 from thawline.transforms import Preprocessing, evaluation_view, normalise
 
-FORMAT = 2
+FORMAT = 3
 PACKAGES = ("thawline", "torch", "torchvision", "timm")
 
 
@@ -41,6 +41,8 @@ class Classifier:
         preprocessing: what the network expects of an image.
         model: how the network is built.
         training: how it came about (strategy, seed, epoch, versions), for people to read.
+        seen: SHA-256 of each image that it, or a classifier that its weights came from, was trained
+            or validated on: 64 hexadecimal digits each.
     """
 
     network: nn.Module
@@ -48,10 +50,11 @@ class Classifier:
     preprocessing: Preprocessing
     model: ModelOptions
     training: dict[str, Any] = field(default_factory=dict)
+    seen: frozenset[str] = frozenset()
 
 
 def save_classifier(classifier: Classifier, folder: Path) -> None:
-    """Write weights as safetensors and the rest as JSON into a new folder, in whole or not at all.
+    """Write weights as safetensors and the rest as JSON and text into a new folder, atomically.
 
     Raises:
         FileExistsError: when the folder exists.
@@ -77,6 +80,7 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
         }
         text = json.dumps(description, indent=2, ensure_ascii=False)
         (unfinished / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
+        (unfinished / SEEN_FILE).write_text("\n".join(sorted(classifier.seen)), encoding="ascii")
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -109,6 +113,7 @@ def load_classifier(folder: Path, own: ModelOptions | None = None) -> Classifier
         preprocessing = Preprocessing(**description["preprocessing"])
         class_names = tuple(description["class_names"])
         training = description["training"]
+        seen = read_seen(folder)
     except (
         OSError,
         UnicodeError,
@@ -131,7 +136,31 @@ def load_classifier(folder: Path, own: ModelOptions | None = None) -> Classifier
             f"'{folder / WEIGHTS_FILE}' is damaged or belongs to another network ({error}). Copy"
             f" it again, together with its {DESCRIPTION_FILE}."
         ) from error
-    return Classifier(network.eval(), class_names, preprocessing, model, training)
+    return Classifier(network.eval(), class_names, preprocessing, model, training, seen)
+
+
+def read_seen(folder: Path) -> frozenset[str]:
+    """Return the SHA-256 of all images that a classifier in a folder was trained or validated on.
+
+    There are none in a folder that an earlier version wrote.
+
+    Raises:
+        OSError: when the file is there and cannot be read.
+    """
+    file = folder / SEEN_FILE
+    return frozenset(file.read_text(encoding="ascii").split()) if file.is_file() else frozenset()
+
+
+def read_ancestors(model: ModelOptions) -> frozenset[str] | None:
+    """Return the SHA-256 of all images that the weights of a run have seen in Thawline.
+
+    There are none unless `model.weights` is the file of a classifier. None stands for one that an
+    earlier version wrote, which does not tell.
+    """
+    folder = Path(model.weights).expanduser().parent
+    if Path(model.weights).name != WEIGHTS_FILE or not (folder / DESCRIPTION_FILE).is_file():
+        return frozenset()
+    return read_seen(folder) if (folder / SEEN_FILE).is_file() else None
 
 
 def _check_factory(folder: Path, model: ModelOptions, own: ModelOptions | None) -> None:

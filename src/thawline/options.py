@@ -96,6 +96,16 @@ class ScreeningOptions(Options):
     contradictions: Literal["drop", "keep"] = Field(
         "drop", description="all copies of an image that stands in several classes"
     )
+    near_duplicates: Literal["group", "report", "off"] = Field(
+        "group",
+        description="images of a class that look alike: keep them in one split, only list them, or "
+        "do not look for them",
+    )
+    seen_test_images: Literal["move", "error"] = Field(
+        "move",
+        description="test images that the classifier in model.weights was trained or validated on: "
+        "move them to the training split, or stop the run",
+    )
     on_leak: Literal["error", "warn"] = Field(
         "error", description="where an image of the test split is in another split too"
     )

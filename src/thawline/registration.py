@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from thawline.classifier import Classifier
-from thawline.images import hash_files
 from thawline.options import TrainingOptions
 from thawline.prediction import predict_files
 from thawline.significance import SIGNIFICANT, paired_test
@@ -53,15 +52,10 @@ class Verdict(NamedTuple):
     p_value: float | None = None
 
 
-def hash_seen(splits: pd.DataFrame) -> list[str]:
-    """Return the SHA-256 of each image that trained or chose a model."""
-    return hash_files(splits.loc[splits["split"] != "test", "path"].tolist())
-
-
 def judge(
     predictions: pd.DataFrame,
     hashes: Sequence[str],
-    splits: pd.DataFrame,
+    seen: Collection[str],
     champion: Champion | None,
     batch_size: int,
     training: TrainingOptions,
@@ -74,7 +68,8 @@ def judge(
     Args:
         predictions: of the candidate, with path, label and prediction of its test images.
         hashes: SHA-256 of these images.
-        splits: of the candidate.
+        seen: SHA-256 of the images that the candidate, or a classifier that its weights came from,
+            was trained or validated on.
         champion: None where there is none yet.
         batch_size: images a step.
         training: what device it computes on.
@@ -83,14 +78,14 @@ def judge(
         return Verdict(True, "it is the first version")
     if problem := _not_comparable(champion, set(predictions["label"])):
         return Verdict(False, problem)
-    seen = champion.seen.union(hash_seen(splits))  # a test image may be there twice
     unseen = predictions.assign(hash=hashes)
-    unseen = unseen[~unseen["hash"].isin(seen)]
+    unseen = unseen[~unseen["hash"].isin(champion.seen.union(seen))]
     if len(unseen) < FEWEST:
+        count = len(predictions) - len(unseen)
         return Verdict(
             False,
-            f"not comparable: the champion (version {champion.version}) was trained or validated"
-            f" on {len(predictions) - len(unseen)} of {len(predictions)} test images. Keep seed and"
+            f"not comparable: the champion (version {champion.version}) or the candidate was"
+            f" trained or validated on {count} of {len(predictions)} test images. Keep seed and"
             " data of its run, so that both have the same test images",
         )
     answers = _ask(champion, unseen, batch_size, training)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torchvision import models
 
 from conftest import QUICK, ROOT, copy_project, divide_photos, kedro, start_kedro
+from thawline.images import hash_files
 
 # The tests that need a finished run share one process, so that it is made once.
 shares_a_run = pytest.mark.xdist_group("finished project")
@@ -190,6 +191,33 @@ def test_another_seed_gives_another_model_and_the_earlier_one_its_numbers_again(
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(latest(project, "08_reporting/metrics.json").read_text()) == numbers
     assert not (project / "src" / "mlflow.db").exists()
+
+
+@shares_a_run
+def test_a_warm_start_tests_on_no_image_that_its_ancestors_have_seen(
+    finished_project: Path, project: Path, photos: Path
+) -> None:
+    ancestor = latest(finished_project, "06_models/classifier")
+    seen = {*(ancestor / "seen_images.txt").read_text().split()}
+    assert len(seen) == 34
+    start = f"dataset.root={photos},model.weights={ancestor}/model.safetensors,{QUICK}"
+    done = kedro(project, "run", "--to-nodes=train_model", f"--params={start}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "becomes training images" not in done.stdout  # the same seed: the same test images
+    newer = latest(project, "06_models/classifier")
+    assert {*(newer / "seen_images.txt").read_text().split()} == seen
+    half = "dataset.fractions.train=0.35,dataset.fractions.test=0.5"
+    for seed, options, status, said in (
+        (1, "", 1, "among them all of class"),
+        (2, ",screening.seen_test_images=error", 1, "screening.seen_test_images=move"),
+        (1, f",{half}", 0, "become training images"),
+    ):
+        other = f"--params={start},seed={seed}{options}"
+        done = kedro(project, "run", "--to-nodes=split_dataset", other)
+        text = " ".join((done.stdout + done.stderr).split())
+        assert (done.returncode, said in text) == (status, True), text
+    splits = pd.read_csv(latest(project, "05_model_input/splits.csv"))
+    assert not {*hash_files(splits.loc[splits["split"] == "test", "path"].tolist())} & seen
 
 
 def test_a_run_reads_what_it_wrote_though_another_writes_beside_it(

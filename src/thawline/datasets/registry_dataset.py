@@ -15,8 +15,8 @@ from filelock import FileLock
 from mlflow.exceptions import MlflowException
 
 from thawline.checkpoints import DESCRIPTION_FILE
-from thawline.classifier import Classifier, load_classifier
-from thawline.datasets.served_model_dataset import CLASSIFIER, SEEN_FILE
+from thawline.classifier import Classifier, load_classifier, read_seen
+from thawline.datasets.served_model_dataset import CLASSIFIER
 from thawline.datasets.tool_dataset import ToolDataset
 from thawline.errors import ParameterError, ThawlineError, TrackingError
 from thawline.options import ModelOptions
@@ -227,7 +227,7 @@ def _load_champion(name: str, version: str, own: ModelOptions) -> Champion:
 
     def read(folder: Path) -> Champion:
         classifier = load_classifier(folder / CLASSIFIER, own)
-        seen = frozenset((folder / SEEN_FILE).read_text(encoding="ascii").split())
+        seen = classifier.seen or read_seen(folder)  # where earlier versions kept it
         file = folder / ANSWERS_FILE
         answers = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         return Champion(version, classifier, seen, answers)

@@ -39,9 +39,8 @@ SIGNATURE = ModelSignature(
     outputs=Schema([ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability")]),
     params=ParamSchema([ParamSpec("top_k", DataType.long, 1)]),
 )
-# Where a model's artifacts are, within its folder `artifacts`.
+# Where it is within the model's folder `artifacts`.
 CLASSIFIER = "classifier"
-SEEN_FILE = "seen_images.txt"
 
 
 class ServedModel(NamedTuple):
@@ -50,12 +49,10 @@ class ServedModel(NamedTuple):
     Attributes:
         classifier: what answers.
         examples: the bytes of a few image files, to show how it is asked.
-        seen: SHA-256 of each image that it was trained or validated on.
     """
 
     classifier: Classifier
     examples: list[bytes]
-    seen: list[str]
 
 
 class ServedModelDataset(AbstractDataset[ServedModel, str | None]):
@@ -74,12 +71,10 @@ class ServedModelDataset(AbstractDataset[ServedModel, str | None]):
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary, CLASSIFIER)
             save_classifier(data.classifier, folder)
-            seen = Path(temporary, SEEN_FILE)
-            seen.write_text("\n".join(data.seen), encoding="ascii")
             info = mlflow.pyfunc.log_model(
                 name=self._name,
                 python_model=str(PACKAGE / "serving.py"),
-                artifacts={CLASSIFIER: str(folder), "seen_images": str(seen)},
+                artifacts={CLASSIFIER: str(folder)},
                 code_paths=[str(PACKAGE)],
                 model_config=RequestLimits().model_dump(),  # so that a server may change them
                 signature=SIGNATURE,

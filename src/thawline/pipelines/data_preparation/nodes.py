@@ -10,8 +10,10 @@ import plotly.graph_objects as go
 from PIL import Image
 
 from thawline import images, near_duplicates, screening, splitting
+from thawline.classifier import read_ancestors
+from thawline.errors import DataError
 from thawline.figures import data as figures
-from thawline.options import DatasetOptions, ScreeningOptions, TransformOptions
+from thawline.options import DatasetOptions, ModelOptions, ScreeningOptions, TransformOptions
 
 logger = logging.getLogger(__name__)
 
@@ -49,20 +51,70 @@ def screen_images(
 
 
 def split_dataset(
-    clean_manifest: pd.DataFrame, dataset: DatasetOptions, options: ScreeningOptions, seed: int
+    clean_manifest: pd.DataFrame,
+    dataset: DatasetOptions,
+    options: ScreeningOptions,
+    model: ModelOptions,
+    seed: int,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the table of splits, and the images that are in two of them."""
-    pairs = near_duplicates.find_pairs(clean_manifest)
+    pairs = pd.DataFrame(columns=near_duplicates.PAIR)
+    if options.near_duplicates != "off":
+        pairs = near_duplicates.find_pairs(clean_manifest)
+    if options.near_duplicates == "report":
+        pairs["kind"] = pairs["kind"].replace("near", "similar")
     grouped = near_duplicates.group_alike(clean_manifest, pairs)
-    if near := (pairs["kind"] == "near").sum():
-        logger.info("%d pairs of images look the same", near)
+    kinds = pairs["kind"].value_counts()
+    if len(pairs):
+        logger.info(
+            "Near-duplicates: %d pairs stay in one split, %d are only reported",
+            kinds.get("near", 0),
+            len(pairs) - kinds.get("near", 0),
+        )
     seed = seed if dataset.seed is None else dataset.seed
     splits = splitting.split_dataset(grouped, dataset.fractions, seed)
+    splits = _spare_seen(splits, model, options)
     counts = splits["split"].value_counts()
     logger.info("Images: %s", ", ".join(f"{name} {counts[name]}" for name in images.SPLITS))
     in_two_splits = near_duplicates.find_in_two_splits(splits, pairs)
     screening.check_leakage(in_two_splits, options)
     return splits.drop(columns="sha256"), in_two_splits  # training hashes what is there by then
+
+
+def _spare_seen(
+    splits: pd.DataFrame, model: ModelOptions, options: ScreeningOptions
+) -> pd.DataFrame:
+    """Return splits whose test images the classifier in `model.weights` has never seen.
+
+    Raises:
+        DataError: when there are some and the options say so, or no others of a class are left.
+    """
+    ancestors = read_ancestors(model)
+    if ancestors is None:
+        logger.warning(
+            "model.weights: an earlier version wrote the classifier %s, which does not say what it"
+            " was trained on. Test images may be among them.",
+            model.weights,
+        )
+        return splits
+    in_test = splits["split"] == "test"
+    found = int(splits["sha256"][in_test].isin(ancestors).sum())
+    if found and options.seen_test_images == "error":
+        raise DataError(
+            f"model.weights: the classifier was trained or validated on {found} of {in_test.sum()}"
+            " test images, so that figures on them would flatter. Set dataset.seed and"
+            " dataset.fractions to those of its run, or screening.seen_test_images=move."
+        )
+    splits, moved = splitting.move_seen(splits, ancestors)
+    if moved:
+        logger.warning(
+            "model.weights: the classifier has seen %d of %d test images; they and their copies,"
+            " %d images, become training images",
+            found,
+            in_test.sum(),
+            moved,
+        )
+    return splits
 
 
 def draw_data(splits: pd.DataFrame, seed: int) -> tuple[go.Figure, go.Figure, Image.Image]:

@@ -23,7 +23,13 @@ def create_pipeline() -> Pipeline:
             ),
             Node(
                 split_dataset,
-                ["clean_manifest", "params:dataset", "params:screening", "params:seed"],
+                [
+                    "clean_manifest",
+                    "params:dataset",
+                    "params:screening",
+                    "params:model",
+                    "params:seed",
+                ],
                 ["splits", "near_duplicates"],
                 name="split_dataset",
             ),

@@ -27,7 +27,7 @@ from thawline import (
     transforms,
 )
 from thawline.cache import ActivationStore
-from thawline.classifier import Classifier
+from thawline.classifier import Classifier, read_ancestors
 from thawline.datasets.registry_dataset import OpenRegistry
 from thawline.datasets.served_model_dataset import ServedModel
 from thawline.figures.evaluation import confusion_matrix
@@ -196,6 +196,9 @@ def train_model(
     if result.best_epoch:
         best_val_accuracy = result.history["val_accuracy"].iloc[result.best_epoch - 1]
         live_metrics({"best_val_accuracy": best_val_accuracy}, result.best_epoch)
+    seen = frozenset(hash_files(splits.loc[splits["split"] != "test", "path"].tolist()))
+    if chosen_strategy.weights is None:
+        seen |= read_ancestors(model) or frozenset()
     best_classifier, last_classifier = (
         Classifier(
             network=_with_state(frozen_network, state),
@@ -208,6 +211,7 @@ def train_model(
                 **strategy_choice,
                 **chosen_strategy.model_dump(mode="json"),
             },
+            seen=seen,
         )
         for state, epoch in (
             (result.best, result.best_epoch),
@@ -274,10 +278,10 @@ def find_lr(
 
 
 def package_model(classifier: Classifier, splits: pd.DataFrame) -> ServedModel:
-    """Return the classifier with two files that show how it is asked, and what it has seen."""
+    """Return the classifier with two files that show how it is asked."""
     paths = splits.loc[splits["split"] == "test", "path"].head(EXAMPLES)
     examples = [read_bytes(path) for path in paths]
-    return ServedModel(classifier, examples, registration.hash_seen(splits))
+    return ServedModel(classifier, examples)
 
 
 def evaluate_model(
@@ -304,7 +308,7 @@ def evaluate_model(
 def register_model(
     model_uri: str | None,
     predictions: pd.DataFrame,
-    splits: pd.DataFrame,
+    classifier: Classifier,
     options: RegistryOptions,
     model: ModelOptions,
     evaluation_options: EvaluationOptions,
@@ -317,7 +321,8 @@ def register_model(
 
     def judge(champion: registration.Champion | None) -> registration.Verdict:
         batch_size = evaluation_options.batch_size
-        return registration.judge(predictions, hashes, splits, champion, batch_size, training)
+        seen = classifier.seen
+        return registration.judge(predictions, hashes, seen, champion, batch_size, training)
 
     result = registry(options.name, model).register(model_uri, answers, judge)
     level = logging.INFO if "registered_version" in result else logging.WARNING

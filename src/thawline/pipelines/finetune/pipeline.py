@@ -187,7 +187,7 @@ def create_registration() -> Pipeline:
                 [
                     "served_model",
                     "predictions",
-                    "splits",
+                    "classifier",
                     "params:registry",
                     "params:model",
                     "params:evaluation",
