@@ -1,5 +1,7 @@
 """Calibration errors equal those of independent computations, and temperatures find their way."""
 
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +14,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 from thawline.calibration import (
     BINS,
+    RESAMPLES,
     calibration_error,
     error_by_chance,
     fit_temperature,
@@ -109,6 +112,27 @@ def test_by_chance_a_perfect_classifier_has_the_error_that_is_said() -> None:
     ]
     said = error_by_chance(predictions_of(logits, np.zeros(150, int)), seed=0)
     assert said == pytest.approx(np.mean(drawn), rel=0.06)
+
+
+def test_the_error_by_chance_needs_less_than_100_bytes_per_image() -> None:
+    images = 20_000
+    predictions = predictions_of(np.random.default_rng(0).normal(size=(images, 3)), [0] * images)
+    tracemalloc.start()
+    try:
+        error_by_chance(predictions, seed=0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 100 * images
+
+
+def test_the_error_by_chance_is_that_of_all_resamples_at_once() -> None:
+    predictions = predictions_of(2 * np.random.default_rng(1).normal(size=(150, 3)), [0] * 150)
+    confidence = predictions[[f"probability_{name}" for name in NAMES]].to_numpy().max(axis=1)
+    right = np.random.default_rng(5).random((RESAMPLES, 150)) < confidence
+    in_bin = np.eye(BINS)[np.minimum((confidence * BINS).astype(int), BINS - 1)]
+    whole = np.abs((right - confidence) @ in_bin).sum(axis=1).mean() / 150
+    assert error_by_chance(predictions, seed=5) == pytest.approx(whole, rel=1e-12)
 
 
 def test_certainty_and_zero_probabilities_are_no_trouble() -> None:
