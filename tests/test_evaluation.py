@@ -1,14 +1,19 @@
 """The figures on the test split equal those of independent computations."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+from kedro_datasets.pandas import CSVDataset
 from sklearn import metrics as sk
 
+from conftest import ROOT
 from thawline.backbones import IMAGENET, build_network
 from thawline.classifier import Classifier, classify
+from thawline.configuration import read_configuration
 from thawline.errors import DataError
-from thawline.evaluation import predict_split, score
+from thawline.evaluation import as_arrays, predict_split, score
 from thawline.figures.evaluation import confusion_matrix
 from thawline.figures.training import learning_curves
 from thawline.options import EvaluationOptions, ModelOptions, TrainingOptions
@@ -80,6 +85,33 @@ def test_predictions_of_a_split_equal_those_of_the_images(splits: pd.DataFrame) 
     other = Classifier(network, ("dog", "temple"), preprocessing, model)
     with pytest.raises(DataError, match="knows the classes dog, temple, the splits have flower"):
         predict_split(other, splits, "test", 4, TRAINING)
+
+
+def test_predictions_carry_the_groups_of_the_splits_through_the_catalog(
+    splits: pd.DataFrame, tmp_path: Path
+) -> None:
+    model = ModelOptions(backbone="networks:SmallNet", weights="none")
+    network, _ = build_network(model, 2, 64, seed=1)
+    preprocessing = IMAGENET.model_copy(update={"size": 64, "resize": 73})
+    classifier = Classifier(network, ("flower", "temple"), preprocessing, model)
+    without = predict_split(classifier, splits, "test", 4, TRAINING)
+    groups = [f"{row % 3:03d}" if row % 3 else "NA" for row in range(len(splits))]
+    predictions = predict_split(classifier, splits.assign(group=groups), "test", 4, TRAINING)
+    assert list(predictions.columns[:4]) == ["path", "label", "prediction", "group"]
+    pd.testing.assert_frame_equal(predictions.drop(columns="group"), without)
+    test = np.flatnonzero(splits["split"] == "test")
+    assert predictions["group"].tolist() == [groups[row] for row in test]
+    for found, expected in zip(as_arrays(predictions), as_arrays(without), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    catalog = read_configuration(ROOT, "base")["catalog"]
+    for name in ("predictions", "{training}.predictions"):
+        dataset = CSVDataset(
+            filepath=(tmp_path / "predictions.csv").as_posix(), load_args=catalog[name]["load_args"]
+        )
+        dataset.save(predictions)
+        pd.testing.assert_series_equal(dataset.load()["group"], predictions["group"])
+        dataset.save(without)
+        assert "group" not in dataset.load()
 
 
 def test_the_confusion_figure_holds_counts_and_shares() -> None:

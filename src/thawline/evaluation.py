@@ -53,9 +53,10 @@ def predict_split(
     batch_size: int,
     training: TrainingOptions,
 ) -> pd.DataFrame:
-    """Return path, label, prediction and a probability (0 to 1) for each class, a row an image.
+    """Return path, label, prediction and a probability (0 to 1) for each class, one row per image.
 
-    Computed in fp32 with the classifier's own preprocessing, as in use later.
+    A column `group` of the splits comes after the prediction. Computed in fp32 with the
+    classifier's own preprocessing, as in use later.
 
     Raises:
         DataError: when the classifier was trained for other classes than those of the table.
@@ -80,6 +81,8 @@ def predict_split(
     table = torch.cat([infer(views) for views in decoded]).numpy()
     predictions = pd.DataFrame({"path": rows["path"], "label": rows["label"]}, index=rows.index)
     predictions["prediction"] = [names[idx] for idx in table.argmax(axis=1)]
+    if "group" in rows:
+        predictions["group"] = rows["group"]
     columns = [PROBABILITY + name for name in names]
     return predictions.join(pd.DataFrame(table, rows.index, columns)).reset_index(drop=True)
 
