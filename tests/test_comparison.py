@@ -179,7 +179,7 @@ def test_training_accuracy_is_that_of_the_epoch_that_was_kept() -> None:
     assert row["trainable_parameters"] == 0
 
 
-def test_one_seed_has_the_bootstraps_interval_and_a_caveat() -> None:
+def test_one_seed_has_the_interval_of_its_metrics_and_a_caveat() -> None:
     trials = make_trials(SETS, seeds=1)
     comparison = compare(trials)
     best = next(t for t in trials if t.strategy == comparison.verdict["best"])

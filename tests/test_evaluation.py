@@ -17,6 +17,7 @@ from thawline.evaluation import as_arrays, predict_split, score
 from thawline.figures.evaluation import confusion_matrix
 from thawline.figures.training import learning_curves
 from thawline.options import EvaluationOptions, ModelOptions, TrainingOptions
+from thawline.significance import accuracy_interval
 
 NAMES = ["ant", "bee", "wasp"]
 TRAINING = TrainingOptions(workers=0)
@@ -41,7 +42,7 @@ def test_metrics_equal_those_of_scikit_learn(seed: int) -> None:
     predictions = predictions_of(80, seed)
     truth, guess = predictions["label"], predictions["prediction"]
     table = predictions[[f"probability_{n}" for n in NAMES]].to_numpy()
-    metrics, per_class, confusion = score(predictions, EvaluationOptions(top_k=2), seed=0)
+    metrics, per_class, confusion = score(predictions, EvaluationOptions(top_k=2))
     assert metrics["test_accuracy"] == pytest.approx(sk.accuracy_score(truth, guess))
     assert metrics["test_macro_f1"] == pytest.approx(sk.f1_score(truth, guess, average="macro"))
     assert metrics["test_loss"] == pytest.approx(sk.log_loss(truth, table, labels=NAMES), rel=1e-5)
@@ -55,17 +56,22 @@ def test_metrics_equal_those_of_scikit_learn(seed: int) -> None:
     assert (confusion.to_numpy() == sk.confusion_matrix(truth, guess, labels=NAMES)).all()
 
 
-def test_the_interval_covers_the_true_accuracy_about_19_times_in_20() -> None:
-    rng = np.random.default_rng(0)
-    covered = 0
-    for seed in range(60):
-        right = rng.random(200) < 0.8
-        guess = np.where(right, "ant", "bee")
-        table = pd.DataFrame({"path": "x", "label": "ant", "prediction": guess})
-        table["probability_ant"], table["probability_bee"] = right * 1.0, 1.0 - right
-        metrics, *_ = score(table, EvaluationOptions(bootstrap_samples=500), seed)
-        covered += metrics["test_accuracy_low"] <= 0.8 <= metrics["test_accuracy_high"]
-    assert 52 <= covered <= 60
+def test_the_interval_of_the_accuracy_is_that_of_the_images_or_of_their_groups() -> None:
+    predictions = predictions_of(80, seed=0)
+    right = predictions["label"] == predictions["prediction"]
+    groups = np.arange(80) // 8
+    for table, own in ((predictions, None), (predictions.assign(group=groups), groups)):
+        metrics, *_ = score(table, EvaluationOptions())
+        found = metrics["test_accuracy_low"], metrics["test_accuracy_high"]
+        assert found == accuracy_interval(right.to_numpy(), own)
+
+
+def test_twelve_of_twelve_leave_room_for_mistakes() -> None:
+    table = pd.DataFrame({"path": "x", "label": "ant", "prediction": ["ant"] * 12})
+    table["probability_ant"], table["probability_bee"] = 1.0, 0.0
+    metrics, *_ = score(table, EvaluationOptions())
+    assert metrics["test_accuracy"] == metrics["test_accuracy_high"] == 1
+    assert metrics["test_accuracy_low"] == pytest.approx(0.735, abs=1e-3)
 
 
 def test_predictions_of_a_split_equal_those_of_the_images(splits: pd.DataFrame) -> None:

@@ -49,6 +49,11 @@ def test_conf_base_spells_out_every_option_with_its_default(raw: dict) -> None:
         ("predict.batch_size", 0, ["predict.batch_size", "greater than 0", "given 0"]),
         ("registry.nmae", "ants", ["registry.nmae: unknown", "did you mean 'name'"]),
         ("seed", "x", ["seed", "given 'x'"]),
+        (
+            "evaluation.bootstrap_samples",
+            500,
+            ["evaluation.bootstrap_samples: removed", "without resampling", "Leave it out."],
+        ),
         ("compare.strategies", ["full", "head_onyl"], ["'head_onyl' is not a strategy; did you"]),
         ("compare.seeds", 2**32 + 1, ["compare.seeds: 4294967297 from seed 0 on", "4294967295"]),
         ("model.head", "own", ["model.head: own needs a network of your own"]),

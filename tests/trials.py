@@ -9,7 +9,7 @@ from thawline.comparison import Finished
 from thawline.evaluation import score
 from thawline.options import EvaluationOptions
 
-OPTIONS = EvaluationOptions(bootstrap_samples=200)
+OPTIONS = EvaluationOptions()
 
 
 def make_trials(
@@ -56,7 +56,7 @@ def make_trial(
             "prediction": np.array(classes)[guess],
         }
     ).join(pd.DataFrame(table, columns=columns))
-    metrics, *_ = score(predictions, OPTIONS, seed)
+    metrics, *_ = score(predictions, OPTIONS)
     learnt = 1 - np.exp(-np.arange(1, epochs + 1) / 2) + rng.normal(0, 0.02, epochs)
     history = pd.DataFrame(
         {

@@ -57,11 +57,11 @@ class Comparison(NamedTuple):
     Attributes:
         table: a row a strategy, best first: strategy, seeds (their number), test_accuracy (mean
             over seeds) with test_accuracy_low and test_accuracy_high (95 % interval: Student's t
-            over seeds, with one seed the bootstrap over images of `evaluation.score`), test_loss
-            (nats), train_accuracy (of the epochs that were kept), generalisation_gap
-            (train_accuracy - test_accuracy), seconds (means over seeds), trainable_parameters (in
-            the phase with most). Training accuracy is that of augmented views in training mode, as
-            the epoch went on, so the gap may be negative.
+            over seeds, with one seed the interval of `evaluation.score`), test_loss (nats),
+            train_accuracy (of the epochs that were kept), generalisation_gap (train_accuracy -
+            test_accuracy), seconds (means over seeds), trainable_parameters (in the phase with
+            most). Training accuracy is that of augmented views in training mode, as the epoch went
+            on, so the gap may be negative.
         pairs: a row for every strategy but the best: best, strategy, difference (of test
             accuracies), low, high and p_value as of `paired_test`, and p_holm, corrected for the
             number of rows.

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from rich.progress import track
-from scipy.stats import bootstrap
 from torch import Tensor
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
@@ -23,6 +22,7 @@ from thawline.classifier import Classifier, probabilities
 from thawline.errors import DataError
 from thawline.loading import View, ViewLoader
 from thawline.options import EvaluationOptions, TrainingOptions, TransformOptions
+from thawline.significance import accuracy_interval
 from thawline.splitting import class_names
 from thawline.training import make_accelerator
 from thawline.transforms import Transforms, normalise
@@ -88,19 +88,18 @@ def predict_split(
 
 
 def score(
-    predictions: pd.DataFrame, options: EvaluationOptions, seed: int
+    predictions: pd.DataFrame, options: EvaluationOptions
 ) -> tuple[dict[str, float], pd.DataFrame, pd.DataFrame]:
     """Return the metrics, those of each class, and the confusion matrix of the predictions.
 
     Args:
         predictions: the table of `predict_split`.
-        options: k of the top-k accuracy, resamples of the bootstrap.
-        seed: of the bootstrap.
+        options: k of the top-k accuracy.
 
     Returns:
-        metrics: test_accuracy with the limits of its 95 % percentile bootstrap interval
-            (Efron 1979), test_top{k}_accuracy, test_macro_f1, test_loss (mean cross-entropy in
-            nats), test_images.
+        metrics: test_accuracy with the limits of its 95 % interval (test_accuracy_low and _high,
+            `significance.accuracy_interval`), test_top{k}_accuracy, test_macro_f1, test_loss (mean
+            cross-entropy in nats), test_images.
         per_class: label, images, precision, recall, f1; a row a class.
         confusion: counts, a row a true and a column a predicted class.
     """
@@ -109,7 +108,7 @@ def score(
     guess = torch.tensor([names.index(label) for label in predictions["prediction"]])
     count = len(names)
     k = min(options.top_k, count)
-    low, high = _accuracy_interval(right.numpy(), options.bootstrap_samples, seed)
+    low, high = accuracy_interval(right.numpy(), predictions.get("group"))
     chosen = table.gather(1, truth[:, None]).clamp_min(torch.finfo(torch.float32).tiny)
     metrics = {
         "test_accuracy": right.double().mean().item(),
@@ -159,14 +158,3 @@ def worst_mistakes(predictions: pd.DataFrame) -> pd.DataFrame:
     table, _, right = as_arrays(predictions)
     rows = predictions[["path", "label", "prediction"]].assign(confidence=table.max(axis=1))
     return rows[~right].sort_values("confidence", ascending=False, kind="stable")
-
-
-def _accuracy_interval(correct: np.ndarray, samples: int, seed: int) -> tuple[float, float]:
-    interval = bootstrap(
-        (correct.astype(float),),
-        np.mean,
-        n_resamples=samples,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)

@@ -45,6 +45,11 @@ AUTO = "auto"  # the strategy that is chosen by the data
 TRAINED = (
     "seed", "strategy", "strategies", "transforms", "augmentation", "model", "auto", "training",
 )  # fmt: skip
+# Parameters of earlier versions, by dotted name: why each is gone, and what to do.
+REMOVED = {
+    "evaluation.bootstrap_samples": "the interval of the accuracy is computed without resampling,"
+    " from the test images and their groups. Leave it out.",
+}
 
 
 class Options(BaseModel):
@@ -394,7 +399,6 @@ class EvaluationOptions(Options):
     """What is measured on the test split."""
 
     top_k: PositiveInt = Field(5, description="at most the number of classes")
-    bootstrap_samples: int = Field(2000, ge=100, description="resamples behind the interval")
     batch_size: PositiveInt = Field(16, description="images a step")
 
 
@@ -657,6 +661,8 @@ def _describe(problem: Any) -> str:
     """Return one line on one of pydantic's error records."""
     location = [str(part) for part in problem["loc"]]
     name = ".".join(location)
+    if problem["type"] == "extra_forbidden" and name in REMOVED:
+        return f"{name}: removed: {REMOVED[name]}"
     if problem["type"] == "extra_forbidden":
         return f"{name}: unknown" + _one_of(location[-1], _names_beside(problem["loc"]))
     message = problem["msg"].removeprefix("Value error, ")

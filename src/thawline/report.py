@@ -142,8 +142,9 @@ def comparison_sections(trials: Sequence[Finished], comparison: Comparison) -> l
         Section(
             "Strategies",
             "Means over seeds on the test split, best first. The interval is Student's t over seeds"
-            " (with one seed a bootstrap over images). Training accuracy is that of augmented"
-            " images while the epoch went on, so the gap to it may be negative.",
+            " (with one seed Clopper and Pearson's over images, or their groups). Training accuracy"
+            " is that of augmented images while the epoch went on, so the gap to it may be"
+            " negative.",
             _strategy_table(table),
         ),
         Section("Accuracy", illustrations=[_illustrate(accuracy)]),

@@ -289,11 +289,10 @@ def evaluate_model(
     splits: pd.DataFrame,
     options: EvaluationOptions,
     training: TrainingOptions,
-    seed: int,
 ) -> tuple[dict[str, float], pd.DataFrame, pd.DataFrame, go.Figure]:
     """Return metrics, metrics by class, predictions and confusion matrix of the test split."""
     predictions = evaluation.predict_split(classifier, splits, "test", options.batch_size, training)
-    metrics, per_class, confusion = evaluation.score(predictions, options, seed)
+    metrics, per_class, confusion = evaluation.score(predictions, options)
     logger.info(
         "Test accuracy %.4f, 95 %% interval %.4f to %.4f, macro F1 %.4f, on %d images",
         metrics["test_accuracy"],

@@ -167,7 +167,7 @@ def create_evaluation() -> Pipeline:
         [
             Node(
                 nodes.evaluate_model,
-                ["classifier", "splits", "params:evaluation", "params:training", "params:seed"],
+                ["classifier", "splits", "params:evaluation", "params:training"],
                 ["metrics", "per_class_metrics", "predictions", "confusion_matrix"],
                 name="evaluate_model",
             )

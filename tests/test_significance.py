@@ -1,0 +1,137 @@
+"""Intervals hold the true accuracy, and equal models are equal, also where images come in groups.
+
+All error rates and coverages are simulated with fixed seeds.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from thawline.significance import accuracy_interval, effective_images
+
+Answers = tuple[np.ndarray, np.ndarray]
+
+
+@st.composite
+def answers_in_groups(draw: st.DrawFn) -> Answers:
+    count = draw(st.integers(1, 40))
+    correct = draw(st.lists(st.booleans(), min_size=count, max_size=count))
+    groups = draw(st.lists(st.integers(0, 12), min_size=count, max_size=count))
+    return np.array(correct), np.array(groups)
+
+
+def sizes_of_groups(rng: np.random.Generator, kind: str, groups: int) -> np.ndarray:
+    """Return the images of each group: all the same, 2 to 20, or mostly few and seldom 30."""
+    if kind == "2 to 20":
+        return rng.integers(2, 21, groups)
+    return (
+        np.minimum(30, rng.geometric(0.12, groups)) if kind == "1 to 30" else [int(kind)] * groups
+    )
+
+
+def draw_correct(
+    rng: np.random.Generator, groups: np.ndarray, accuracy: float, shared: float
+) -> np.ndarray:
+    """Return right or wrong (images,) with that correlation, 0 to 1, within groups."""
+    probability = np.full(groups.max() + 1, accuracy)
+    if shared == 1:
+        probability = (rng.random(len(probability)) < accuracy).astype(float)
+    elif shared:
+        alpha = (1 - shared) / shared
+        probability = rng.beta(accuracy * alpha, (1 - accuracy) * alpha, len(probability))
+    return rng.random(len(groups)) < probability[groups]
+
+
+@pytest.mark.parametrize("images", [12, 50, 153, 1000])
+def test_the_interval_covers_every_accuracy_at_least_95_times_in_100(images: int) -> None:
+    right = np.arange(images + 1)
+    intervals = [accuracy_interval(np.arange(images) < count) for count in right]
+    low, high = np.array(intervals).T
+    for accuracy in np.linspace(0.5, 0.99, 50):
+        covered = (low <= accuracy) & (accuracy <= high)
+        assert stats.binom.pmf(right, images, accuracy)[covered].sum() >= 0.95
+
+
+@pytest.mark.parametrize("kind", ["2", "20", "2 to 20", "1 to 30"])
+@pytest.mark.parametrize("shared", [0, 0.3, 1])
+@pytest.mark.parametrize(("count", "accuracy"), [(12, 0.9), (40, 0.5), (40, 0.98), (100, 0.95)])
+def test_the_interval_of_grouped_images_covers_the_accuracy_at_least_93_times_in_100(
+    count: int, accuracy: float, shared: float, kind: str
+) -> None:
+    rng = np.random.default_rng(0)
+    covered = []
+    for _ in range(500):
+        groups = np.repeat(np.arange(count), sizes_of_groups(rng, kind, count))
+        low, high = accuracy_interval(draw_correct(rng, groups, accuracy, shared), groups)
+        covered.append(low <= accuracy <= high)
+    assert np.mean(covered) >= 0.93
+
+
+def test_the_interval_by_image_would_miss_the_accuracy_where_groups_are_right_as_a_whole() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), 10)
+    drawn = [accuracy_interval(draw_correct(rng, groups, 0.8, 1)) for _ in range(300)]
+    assert np.mean([low <= 0.8 <= high for low, high in drawn]) < 0.6
+
+
+@given(count=st.integers(1, 300), data=st.data())
+def test_without_groups_the_interval_is_that_of_clopper_and_pearson(
+    count: int, data: st.DataObject
+) -> None:
+    right = data.draw(st.integers(0, count))
+    exact = stats.binomtest(right, count).proportion_ci(method="exact")
+    assert accuracy_interval(np.arange(count) < right) == pytest.approx((exact.low, exact.high))
+
+
+def test_an_interval_does_not_collapse_where_all_images_are_right() -> None:
+    assert accuracy_interval(np.ones(12)) == (pytest.approx(0.7354, abs=1e-4), 1)
+    assert accuracy_interval(np.ones(120), np.repeat(np.arange(12), 10)) == pytest.approx(
+        accuracy_interval(np.ones(12))
+    )
+
+
+@given(answers=answers_in_groups())
+def test_the_interval_holds_the_accuracy_and_is_never_narrower_than_that_of_single_images(
+    answers: Answers,
+) -> None:
+    correct, groups = answers
+    low, high = accuracy_interval(correct, groups)
+    assert 0 <= low <= correct.mean() <= high <= 1
+    narrow_low, narrow_high = accuracy_interval(correct)
+    assert low <= narrow_low + 1e-9 and narrow_high <= high + 1e-9
+
+
+@given(answers=answers_in_groups())
+def test_images_that_are_groups_of_their_own_have_the_interval_of_single_images(
+    answers: Answers,
+) -> None:
+    correct, _ = answers
+    names = [f"patient {number}" for number in range(len(correct))][::-1]
+    assert accuracy_interval(correct, names) == accuracy_interval(correct)
+    assert effective_images(correct, names) == len(correct)
+
+
+@given(answers=answers_in_groups(), size=st.integers(1, 5))
+def test_groups_of_one_size_that_are_right_or_wrong_as_a_whole_count_as_one_image_each(
+    answers: Answers, size: int
+) -> None:
+    correct, _ = answers
+    groups = np.arange(len(correct)).repeat(size)
+    assert effective_images(correct.repeat(size), groups) == pytest.approx(len(correct))
+
+
+@given(answers=answers_in_groups(), order=st.randoms())
+def test_neither_the_order_of_images_nor_the_names_of_groups_matter(
+    answers: Answers, order: np.random.Generator
+) -> None:
+    correct, groups = answers
+    images = list(range(len(correct)))
+    order.shuffle(images)
+    names = np.array([f"group {group}" for group in groups])
+    assert accuracy_interval(correct[images], names[images]) == pytest.approx(
+        accuracy_interval(correct, groups)
+    )
