@@ -179,6 +179,30 @@ def test_training_accuracy_is_that_of_the_epoch_that_was_kept() -> None:
     assert row["trainable_parameters"] == 0
 
 
+def test_images_of_a_group_are_compared_together() -> None:
+    trials = make_trials({"full": 0.9, "head_only": 0.75})
+    groups = [f"patient {number // 20}" for number in range(153)]
+    grouped = [
+        replace(trial, predictions=trial.predictions.assign(group=groups)) for trial in trials
+    ]
+    answers = {
+        name: np.stack(
+            [
+                trial.predictions["label"] == trial.predictions["prediction"]
+                for trial in trials
+                if trial.strategy == name
+            ]
+        )
+        for name in ("full", "head_only")
+    }
+    for found, of in ((compare(trials), None), (compare(grouped), groups)):
+        row = found.pairs.iloc[0]
+        expected = paired_test(answers["full"], answers["head_only"], of)
+        assert tuple(row[["difference", "low", "high", "p_value"]]) == expected
+    with pytest.raises(DataError, match="those of 'head_only' with seed 0 differ"):
+        compare([grouped[0], trials[3]])
+
+
 def test_one_seed_has_the_interval_of_its_metrics_and_a_caveat() -> None:
     trials = make_trials(SETS, seeds=1)
     comparison = compare(trials)

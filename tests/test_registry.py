@@ -99,6 +99,17 @@ def test_images_that_one_of_them_was_trained_on_do_not_count(greys: pd.DataFrame
     assert challenge(GOOD, copies, Champion("1", classifier(MIDDLING))).images == 64
 
 
+def test_images_of_one_group_count_as_one(greys: pd.DataFrame) -> None:
+    champion = Champion("1", classifier(MIDDLING))
+    grouped = greys.assign(group=(greys.index // 32).astype(str))  # the champion errs in two of 8
+    verdict = challenge(GOOD, grouped, champion)
+    assert verdict.images == 128 and verdict.difference == pytest.approx(24 / 128)
+    assert not verdict.wins and verdict.p_value > 0.05
+    assert "on 128 images of 8 groups" in verdict.reason and "luck" in verdict.reason
+    alone = challenge(GOOD, greys.assign(group=greys["path"]), champion)
+    assert alone == challenge(GOOD, greys, champion)
+
+
 def test_answers_that_are_known_are_not_computed_again(greys: pd.DataFrame) -> None:
     paths = greys.loc[greys["split"] == "test", "path"].tolist()
     known = dict.fromkeys(hash_files(paths)[:10], "bright")  # all of them wrong

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from thawline.significance import accuracy_interval, effective_images
+from thawline.errors import DataError
+from thawline.significance import accuracy_interval, effective_images, paired_test
 
 Answers = tuple[np.ndarray, np.ndarray]
 
@@ -135,3 +137,133 @@ def test_neither_the_order_of_images_nor_the_names_of_groups_matter(
     assert accuracy_interval(correct[images], names[images]) == pytest.approx(
         accuracy_interval(correct, groups)
     )
+
+
+def simulate_in_groups(
+    rng: np.random.Generator,
+    repeats: int,
+    seeds: int,
+    groups: np.ndarray,
+    shared: float,
+    better: float = 0,
+) -> Answers:
+    """Return right or wrong (repeats, seeds, images) of two models on images of equal hardness.
+
+    A model likes some images more than the other does, and so does each of its seeds; some seeds
+    are lucky on all. All but the luck is shared within groups, by 0 (not at all) to 1 (a group is
+    right or wrong as a whole).
+    """
+    count = groups.max() + 1
+
+    def draw(*shape: int) -> np.ndarray:
+        by_group = rng.normal(0, 1, (*shape, count))[..., groups]
+        if shared == 1:
+            return by_group
+        return np.sqrt(shared) * by_group + np.sqrt(1 - shared) * rng.normal(
+            0, 1, (*shape, len(groups))
+        )
+
+    luck = 0 if seeds == 1 else 0.15
+    hard = draw(repeats, 1)
+    first, second = (
+        1 + by + hard + 0.7 * draw(repeats, 1) + 0.7 * draw(repeats, seeds)
+        + luck * rng.normal(0, 1, (repeats, seeds, 1)) > 0
+        for by in (better, 0)
+    )  # fmt: skip
+    return first, second
+
+
+def rate(answers: Answers, groups: np.ndarray | None) -> float:
+    """Return how often the two are called different."""
+    pairs = zip(*answers, strict=True)
+    return float(np.mean([paired_test(a, b, groups).p_value < 0.05 for a, b in pairs]))
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+@pytest.mark.parametrize("shared", [0, 0.5, 1])
+@pytest.mark.parametrize(
+    ("count", "kind"), [(20, "8"), (60, "5"), (12, "1 to 30"), (40, "2 to 20"), (100, "1 to 30")]
+)
+def test_equal_models_are_called_different_in_hardly_more_than_5_percent_whatever_the_groups(
+    count: int, kind: str, shared: float, seeds: int
+) -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(count), sizes_of_groups(rng, kind, count))
+    assert rate(simulate_in_groups(rng, 800, seeds, groups, shared), groups) <= 0.07
+
+
+@pytest.mark.parametrize(("count", "size"), [(20, 8), (60, 5)])
+def test_counting_images_of_a_group_one_by_one_would_see_differences_where_none_are(
+    count: int, size: int
+) -> None:
+    groups = np.arange(count).repeat(size)
+    answers = simulate_in_groups(np.random.default_rng(0), 300, 1, groups, shared=1)
+    assert rate(answers, None) > 0.2
+    assert rate(answers, groups) <= 0.07
+
+
+def test_groups_whose_images_have_nothing_in_common_cost_little_power() -> None:
+    groups = np.arange(60).repeat(8)
+    answers = simulate_in_groups(np.random.default_rng(0), 300, 1, groups, shared=0, better=0.25)
+    by_image, by_group = rate(answers, None), rate(answers, groups)
+    assert by_image > 0.6
+    assert by_group > 0.9 * by_image
+
+
+def test_a_better_model_is_found_with_enough_groups() -> None:
+    rng = np.random.default_rng(0)
+    rates = []
+    for count in (20, 200):
+        groups = np.arange(count).repeat(8)
+        rates.append(rate(simulate_in_groups(rng, 200, 1, groups, 0.5, better=0.4), groups))
+    assert rates[0] < rates[1]
+    assert rates[1] > 0.9
+
+
+@st.composite
+def two_models_in_groups(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    images = draw(st.integers(2, 40))
+    a, b = (draw(arrays(bool, (draw(st.integers(1, 4)), images))) for _ in range(2))
+    return a, b, draw(arrays(np.int64, images, elements=st.integers(0, 8)))
+
+
+@given(models=two_models_in_groups())
+def test_images_that_are_groups_of_their_own_are_tested_as_single_images(
+    models: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    a, b, groups = models
+    names = [f"patient {number}" for number in range(len(groups))][::-1]
+    assert paired_test(a, b, names) == paired_test(a, b)  # to the last bit
+
+
+@given(models=two_models_in_groups(), order=st.randoms())
+def test_a_test_by_group_is_symmetric_and_its_interval_agrees_with_its_p_value(
+    models: tuple[np.ndarray, np.ndarray, np.ndarray], order: np.random.Generator
+) -> None:
+    a, b, groups = models
+    result, other = paired_test(a, b, groups), paired_test(b, a, groups)
+    assert result.difference == pytest.approx(a.mean() - b.mean())
+    assert other == pytest.approx((-result.difference, -result.high, -result.low, result.p_value))
+    assert -1 <= result.low <= result.high <= 1
+    if abs(result.p_value - 0.05) > 1e-9:
+        assert (result.low > 0 or result.high < 0) == (result.p_value < 0.05)
+    images = list(range(len(groups)))
+    order.shuffle(images)
+    names = np.array([f"group {group}" for group in groups])
+    shuffled = paired_test(a[:, images], b[:, images], names[images])
+    assert shuffled == pytest.approx(result, abs=1e-9)
+
+
+@given(models=two_models_in_groups())
+def test_one_group_alone_shows_no_difference(
+    models: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    a, b, groups = models
+    assert paired_test(a, b, np.zeros_like(groups)).p_value > 0.05
+
+
+def test_each_image_needs_a_group() -> None:
+    with pytest.raises(DataError, match="found 2 groups of 3 images"):
+        paired_test(np.ones(3), np.ones(3), ["a", "b"])
+    with pytest.raises(DataError, match="found 2 groups of 3 images"):
+        accuracy_interval(np.ones(3), ["a", "b"])

@@ -85,7 +85,8 @@ class Comparison(NamedTuple):
 def compare(trials: Sequence[Finished]) -> Comparison:
     """Return the strategies side by side, and whether the best really beats the next.
 
-    Equal test accuracies are ordered by seconds.
+    Equal test accuracies are ordered by seconds. Where the predictions have groups, their images
+    are tested together.
 
     Raises:
         DataError: when there is no training, one is there twice, or test images differ.
@@ -97,7 +98,8 @@ def compare(trials: Sequence[Finished]) -> Comparison:
         ["test_accuracy", "seconds", "strategy"], ascending=[False, True, True], ignore_index=True
     )
     correct = {name: _correct(group) for name, group in by_strategy.items()}
-    pairs = _compare_with_best(table["strategy"].tolist(), correct)
+    groups = trials[0].predictions.get("group")  # _check: those of all trials
+    pairs = _compare_with_best(table["strategy"].tolist(), correct, groups)
     return Comparison(table, pairs, _judge(table, pairs))
 
 
@@ -169,14 +171,19 @@ def _check(trials: Sequence[Finished]) -> None:
         raise DataError(
             f"Each strategy is compared once a seed, found '{strategy}' with seed {seed} twice."
         )
-    images = trials[0].predictions[["path", "label"]]
+    images = _images(trials[0])
     for trial in trials[1:]:
-        if not trial.predictions[["path", "label"]].equals(images):
+        if not _images(trial).equals(images):
             raise DataError(
                 f"Strategies are compared on the same test images; those of '{trial.strategy}'"
                 f" with seed {trial.seed} differ from those of '{trials[0].strategy}' with seed"
                 f" {trials[0].seed}. Train all of them on one table of splits."
             )
+
+
+def _images(trial: Finished) -> pd.DataFrame:
+    """Return path, label and, if the data have groups, group of the test images."""
+    return trial.predictions.reindex(columns=["path", "label", "group"])
 
 
 def _correct(trials: Sequence[Finished]) -> np.ndarray:
@@ -219,9 +226,11 @@ def _train_accuracy(trial: Finished) -> float:
     return float(trial.history.loc[kept, "train_accuracy"].mean())
 
 
-def _compare_with_best(names: list[str], correct: dict[str, np.ndarray]) -> pd.DataFrame:
+def _compare_with_best(
+    names: list[str], correct: dict[str, np.ndarray], groups: pd.Series | None
+) -> pd.DataFrame:
     best = names[0]
-    rows = [(best, name, *paired_test(correct[best], correct[name])) for name in names[1:]]
+    rows = [(best, name, *paired_test(correct[best], correct[name], groups)) for name in names[1:]]
     pairs = pd.DataFrame(
         rows, columns=["best", "strategy", "difference", "low", "high", "p_value"]
     ).astype({"p_value": float})

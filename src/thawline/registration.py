@@ -63,10 +63,11 @@ def judge(
     """Return whether a candidate beats the champion on the candidate's test images.
 
     Images that either of the two was trained or validated on, by content, do not count: they would
-    flatter it.
+    flatter it. Images of one group are tested together.
 
     Args:
-        predictions: of the candidate, with path, label and prediction of its test images.
+        predictions: of the candidate, with path, label, prediction and perhaps group of its test
+            images.
         hashes: SHA-256 of these images.
         seen: SHA-256 of the images that the candidate, or a classifier that its weights came from,
             was trained or validated on.
@@ -92,6 +93,7 @@ def judge(
     return _compare(
         (unseen["prediction"] == unseen["label"]).to_numpy(),
         (answers == unseen["label"]).to_numpy(),
+        unseen.get("group"),
         champion.version,
     )
 
@@ -111,8 +113,13 @@ def _ask(
     return answers
 
 
-def _compare(candidate: np.ndarray, champion: np.ndarray, version: str) -> Verdict:
-    test = paired_test(candidate, champion)
+def _compare(
+    candidate: np.ndarray, champion: np.ndarray, groups: pd.Series | None, version: str
+) -> Verdict:
+    test = paired_test(candidate, champion, groups)
+    images = f"{len(candidate)} images"
+    if groups is not None and groups.nunique() < len(groups):
+        images += f" of {groups.nunique()} groups"
     wins = test.difference > 0 and test.p_value < SIGNIFICANT
     if wins:
         conclusion = "which is better by more than chance"
@@ -122,7 +129,7 @@ def _compare(candidate: np.ndarray, champion: np.ndarray, version: str) -> Verdi
         conclusion = "which is no better"
     reason = (
         f"test accuracy {candidate.mean():.4f} against {champion.mean():.4f} of the champion"
-        f" (version {version}) on {len(candidate)} images, p = {test.p_value:.2g}: {conclusion}"
+        f" (version {version}) on {images}, p = {test.p_value:.2g}: {conclusion}"
     )
     return Verdict(wins, reason, len(candidate), test.difference, test.p_value)
 

@@ -40,10 +40,11 @@ LISTED = 10  # classes, up to which they are named
 
 THE_TEST = (
     "Each row asks whether the best strategy is right more often than another on the same test"
-    " images: McNemar's test, with every image's difference averaged over seeds, and the scatter"
-    " between seeds added. p is how often chance alone would give so large a difference; corrected"
-    " p (Holm) allows for the number of rows, the intervals do not. The best was picked on these"
-    " images, so its own accuracy is a little flattered."
+    " images: McNemar's test, with every image's difference averaged over seeds, images of one"
+    " group counted together, and the scatter between seeds added. p is how often chance alone"
+    " would give so large a difference; corrected p (Holm) allows for the number of rows, the"
+    " intervals do not. The best was picked on these images, so its own accuracy is a little"
+    " flattered."
 )
 
 
