@@ -97,6 +97,13 @@ def test_no_image_is_predicted_from_its_own_group() -> None:
     assert accuracy[0] > 0.75 and accuracy[1] <= 0.6
 
 
+def test_fewer_groups_than_folds_are_predicted_from_each_other() -> None:
+    groups, labels = np.arange(60) // 20, np.arange(60) % 2
+    features = np.stack([labels, groups], axis=1).astype(np.float32)
+    found = out_of_sample_probabilities(features, labels, pd.Series(groups), seed=0)
+    assert (found.argmax(axis=1) == labels).all()
+
+
 def test_an_image_of_another_kind_is_an_outlier(
     digits: pd.DataFrame, by_stage: list[np.ndarray]
 ) -> None:

@@ -2,16 +2,22 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from thawline.activations import Image as View
 from thawline.backbones import IMAGENET, build_network
 from thawline.cache import ActivationStore
+from thawline.errors import DataError
 from thawline.freezing import find_stages
 from thawline.images import hash_files
 from thawline.options import (
@@ -22,7 +28,13 @@ from thawline.options import (
     TrainingOptions,
     TransformOptions,
 )
-from thawline.probing import choose_by_probes, choose_by_size, probe_stages, stage_features
+from thawline.probing import (
+    choose_by_probes,
+    choose_by_size,
+    cross_validate,
+    probe_stages,
+    stage_features,
+)
 from thawline.transforms import build_transforms, evaluation_view, normalise
 
 CONF = Path(__file__).parents[1] / "conf" / "base" / "parameters_strategies.yml"
@@ -116,6 +128,59 @@ def test_every_stage_is_probed_in_one_pass_that_the_store_keeps(
     assert contents["entries"].sum() == (splits["split"] == "train").sum()
     again = probe_stages(network, splits, transforms, OPTIONS, 0, store)
     pd.testing.assert_frame_equal(again, probes)
+
+
+def patients(count: int, images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return features (N, 50), classes and groups: patients look like themselves and no other."""
+    rng = np.random.default_rng(0)
+    groups = np.arange(count).repeat(images)
+    features = rng.normal(size=(count, 50))[groups] + 0.1 * rng.normal(size=(len(groups), 50))
+    return features, (np.arange(count) % 2)[groups], groups
+
+
+def test_no_image_is_predicted_by_a_probe_that_saw_its_group() -> None:
+    features, truth, groups = patients(40, 8)
+    assert cross_validate(features, truth, None, seed=0)[0] > 0.95
+    assert cross_validate(features, truth, groups, seed=0)[0] < 0.65
+
+
+def test_the_standard_error_counts_the_images_of_a_group_together() -> None:
+    features, truth, groups = patients(40, 8)
+    accuracy, error = cross_validate(features, truth, groups, seed=0)
+    by_group = np.sqrt(accuracy * (1 - accuracy) / 40)
+    assert 0.8 * by_group < error <= 1.001 * by_group
+
+
+def test_without_groups_a_probe_is_cross_validated_image_by_image() -> None:
+    rng = np.random.default_rng(1)
+    truth = rng.integers(0, 3, 90)
+    features = rng.normal(size=(90, 4)) + truth[:, None] * 0.6
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+    folds = StratifiedKFold(5, shuffle=True, random_state=7)
+    accuracy = (cross_val_predict(probe, features, truth, cv=folds) == truth).mean()
+    error = np.sqrt(accuracy * (1 - accuracy) / 90)
+    assert cross_validate(features, truth, None, seed=7) == (accuracy, error)
+
+
+@pytest.mark.parametrize("groups_of_class", [(1, 1), (1, 9), (2, 3)])
+def test_a_class_of_few_groups_is_probed_all_the_same(groups_of_class: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    groups = np.arange(sum(groups_of_class)).repeat(6)
+    truth = np.repeat([0, 1], groups_of_class).repeat(6)
+    features = rng.normal(size=(len(truth), 3)) + 4 * truth[:, None]
+    accuracy, _ = cross_validate(features, truth, groups, seed=0)
+    unseen = groups_of_class.count(1)  # while their class is predicted
+    assert accuracy == pytest.approx(1 - unseen / sum(groups_of_class))
+
+
+def test_probes_hold_groups_together_and_need_two(splits: pd.DataFrame) -> None:
+    model = ModelOptions(backbone="networks:SmallNet", weights="none")
+    network, _ = build_network(model, 2, SIZE, seed=0)
+    transforms = build_transforms(TransformOptions(size=SIZE), IMAGENET)
+    by_class = splits.assign(group=splits["label"])  # which is never seen while it is predicted
+    assert (probe_stages(network, by_class, transforms, OPTIONS, 0)["accuracy"] == 0).all()
+    with pytest.raises(DataError, match=r"auto\.by: .* at least two groups.* auto\.by=size"):
+        probe_stages(network, splits.assign(group="one"), transforms, OPTIONS, 0)
 
 
 def test_the_last_stage_s_features_are_what_the_head_sees(

@@ -72,7 +72,7 @@ def out_of_sample_probabilities(
         parts = [
             part
             for repeat in range(REPEATS)
-            for part in _folds(labels, repeat, seed).split(features, labels, together)
+            for part in _folds(labels, together, repeat, seed).split(features, labels, together)
         ]
     probabilities = np.zeros((len(labels), labels.max() + 1))
     for rest, fold in track(parts, "Cross-validating labels", len(parts), transient=True):
@@ -85,8 +85,8 @@ def out_of_sample_probabilities(
     return probabilities / REPEATS
 
 
-def _folds(labels: np.ndarray, repeat: int, seed: int) -> StratifiedGroupKFold:
-    count = max(2, min(FOLDS, int(np.bincount(labels).min())))
+def _folds(labels: np.ndarray, groups: np.ndarray, repeat: int, seed: int) -> StratifiedGroupKFold:
+    count = max(2, min(FOLDS, int(np.bincount(labels).min()), len(np.unique(groups))))
     return StratifiedGroupKFold(count, shuffle=True, random_state=seed + repeat)
 
 

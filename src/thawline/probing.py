@@ -13,16 +13,18 @@ import pandas as pd
 import torch
 from rich.progress import track
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from thawline.activations import ActivationLoader, Image
 from thawline.cache import ActivationStore, Tensors
+from thawline.errors import DataError
 from thawline.freezing import find_stages
 from thawline.loading import ViewLoader
 from thawline.options import AutoOptions, LastStages, Strategy, TrainingOptions
+from thawline.significance import effective_images
 from thawline.thaw_line import ThawLine
 from thawline.training import compute_dtype, image_set, make_accelerator
 from thawline.transforms import Transforms, evaluation_view
@@ -104,11 +106,14 @@ def probe_stages(
 
     Every stage is measured in one pass over the training images, without augmentation; probes are
     logistic regressions on standardised features (Alain and Bengio 2016, arXiv:1610.01644), judged
-    by cross-validation, so that no other split is looked at.
+    by cross-validation, so that no other split is looked at. Images of a group stay in one fold.
 
     Returns:
         stage, features (their number), accuracy (0 to 1), standard_error; a row a stage, from the
         input on.
+
+    Raises:
+        DataError: when all training images are of one group.
     """
     train_set = image_set(splits, "train", torch.device("cpu"))
     some = np.arange(len(train_set.labels))
@@ -117,14 +122,14 @@ def probe_stages(
     (images,), labels = train_set.take([some]), train_set.labels[torch.from_numpy(some)]
     line = line_of_stages(network)
     features = compute_features(line, images, transforms, options, store, "Computing every stage")
-    truth = labels.numpy()
+    truth, groups = labels.numpy(), None
+    if "group" in splits:
+        groups = splits.loc[splits["split"] == "train", "group"].to_numpy()[some]
     rows = []
     for stage, table in track(
         list(zip(line.crossing, features, strict=True)), "Probing every stage", transient=True
     ):
-        accuracy = _cross_validated(table, truth, seed)
-        error = float(np.sqrt(accuracy * (1 - accuracy) / len(truth)))
-        rows.append((stage, table.shape[1], accuracy, error))
+        rows.append((stage, table.shape[1], *cross_validate(table, truth, groups, seed)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -237,10 +242,48 @@ def _pooled(output: Tensor) -> Tensor:
     return output.mean(dim=1) if output.ndim == 3 else output.flatten(1)  # noqa: PLR2004
 
 
-def _cross_validated(features: np.ndarray, truth: np.ndarray, seed: int) -> float:
-    """Return the share of images that probes fitted to the others classify correctly."""
-    folds = StratifiedKFold(
-        max(2, min(FOLDS, int(np.bincount(truth).min()))), shuffle=True, random_state=seed
-    )
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
-    return float((cross_val_predict(probe, features, truth, cv=folds) == truth).mean())
+def cross_validate(
+    features: np.ndarray, truth: np.ndarray, groups: np.ndarray | None, seed: int
+) -> tuple[float, float]:
+    """Return the accuracy of linear probes on images that they were not fitted to.
+
+    Args:
+        features: (N, features).
+        truth: class indices (N,).
+        groups: name or number of each image's group, which stays in one fold; None: no groups.
+        seed: of the folds.
+
+    Returns:
+        The accuracy, 0 to 1, and its standard error, which counts images of a group together.
+
+    Raises:
+        DataError: when all images are of one group.
+    """
+    guess = np.empty_like(truth)
+    for rest, fold in _make_folds(truth, groups, seed).split(features, truth, groups):
+        if len(np.unique(truth[rest])) > 1:
+            probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
+            guess[fold] = probe.fit(features[rest], truth[rest]).predict(features[fold])
+        else:  # the only group of a class of two is in this fold
+            guess[fold] = truth[rest[0]]
+    right = guess == truth
+    accuracy = float(right.mean())
+    error = np.sqrt(accuracy * (1 - accuracy) / effective_images(right, groups))
+    return accuracy, float(error)
+
+
+def _make_folds(
+    truth: np.ndarray, groups: np.ndarray | None, seed: int
+) -> StratifiedKFold | StratifiedGroupKFold:
+    """Return folds that each class is in with several of its images, or of its groups."""
+    if groups is None:
+        count = max(2, min(FOLDS, int(np.bincount(truth).min())))
+        return StratifiedKFold(count, shuffle=True, random_state=seed)
+    pairs = pd.DataFrame({"class": truth, "group": groups}).drop_duplicates()
+    if pairs["group"].nunique() == 1:
+        raise DataError(
+            "auto.by: probe needs training images of at least two groups, to fit to one and predict"
+            " the other; found one group. Set auto.by=size, or name more groups."
+        )
+    count = max(2, min(FOLDS, int(np.bincount(pairs["class"]).min())))
+    return StratifiedGroupKFold(count, shuffle=True, random_state=seed)
