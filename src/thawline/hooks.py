@@ -36,10 +36,12 @@ from PIL import Image
 from thawline.backbones import outline
 from thawline.configuration import MLFLOW_PATTERNS, register_project_path
 from thawline.datasets import ClassifierDataset, LiveMetricsDataset, TrainingStateDataset
+from thawline.datasets.image_table_dataset import ImageTable
 from thawline.dead_runs import ProcessContext, mark_dead_runs, process_tags
 from thawline.errors import DataError, ParameterError, TrackingError
 from thawline.files import sync
 from thawline.freezing import find_unknown_names
+from thawline.images import find_root
 from thawline.masking import mask, mask_logs, take_password_out
 from thawline.options import flatten, validate_parameters
 from thawline.pipelines import compare
@@ -80,6 +82,8 @@ class ProjectHook:
         self._hooks = context._hook_manager.hook
         options = self._parameters = validate_parameters(context.config_loader["parameters"])
         ClassifierDataset.own = options.model
+        project = Path(context.project_path)
+        ImageTable.current_root = find_root(options.dataset.root, project, project)
         trainings = compare.list_trainings(options.compare, options.seed)
         pipelines["compare"] = compare.create_pipeline(trainings)
         self._own_parameters = [training.parameters() for training in trainings]
@@ -310,6 +314,8 @@ class TrackingHook(MlflowHook):
         if not self._is_mlflow_enabled:
             return
         kinds, child = metadata.get("mlflow", []), self._children.get(node.namespace or "")
+        if isinstance(dataset, ImageTable):
+            data = dataset.as_saved(data)
         if "input" in kinds:
             table = from_pandas(data, name=dataset_name, targets="label")
             log_input(table, context="training")

@@ -32,6 +32,8 @@ SPLITS = manifests.SPLITS
 IMG_EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
+TABLES = (".csv", ".parquet")
+LIBRARIES = ("sklearn", "torchvision")  # before a colon in `dataset.root`
 WINDOW = 4096  # files that are asked for at once
 LYING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 # Pillow's own value for `Image.thumbnail`: a resize by at least this much hides how a JPEG was
@@ -63,26 +65,51 @@ def find_images(
         allow_outside: whether such a file may name images outside of the folder that it lies in.
 
     Returns:
-        One row an image, sorted by path; paths are absolute.
+        One row per image, sorted by path; paths are absolute. `attrs` names the folder that they
+        are saved relative to, itself relative to `base` if it is given so or lies within.
 
     Raises:
         DataError: when there is nothing at `root`, or not what it should be.
     """
+    folder = find_root(root, base, packaged_folder)
     if root == "sklearn:digits":
-        return _scan_folder(_write_once(packaged_folder / "digits", _digits()))
-    if root.startswith("sklearn:"):
+        _write_once(folder, _digits())
+    elif root.startswith("sklearn:"):
         raise DataError(f"dataset.root: '{root}' is unknown; scikit-learn has sklearn:digits.")
-    if root.startswith("torchvision:"):
-        name = root.removeprefix("torchvision:")
-        images = _torchvision_images(name, packaged_folder / "torchvision")
-        return _scan_folder(_write_once(packaged_folder / name, images))
-    path = (base / Path(root).expanduser()).resolve()
+    elif root.startswith("torchvision:"):
+        _write_once(folder, _torchvision_images(folder.name, packaged_folder / "torchvision"))
+    is_packaged = root.partition(":")[0] in LIBRARIES
+    path = folder if is_packaged else (base / Path(root).expanduser()).resolve()
     if path.is_dir():
-        return _scan_folder(path)
-    if path.is_file() and path.suffix.lower() in (".csv", ".parquet"):
-        return manifests.read_manifest(path, allow_outside)
+        manifest = _scan_folder(path)
+    elif path.is_file() and path.suffix.lower() in TABLES:
+        manifest = manifests.read_manifest(path, allow_outside)
+    else:
+        raise _no_data(root, path)
+    is_relative = folder.is_relative_to(base.resolve()) or not Path(root).expanduser().is_absolute()
+    recorded = os.path.relpath(folder, base.resolve()) if is_relative else folder
+    manifest.attrs[manifests.ROOT] = Path(recorded).as_posix()
+    return manifest
+
+
+def find_root(root: str, base: Path, packaged_folder: Path) -> Path:
+    """Return the folder that all images of a data set are in; it need not exist.
+
+    Args:
+        root: as of `find_images`; of a table it is the table's folder.
+        base: folder that a relative `root` is relative to.
+        packaged_folder: where data sets of a package are.
+    """
+    library, _, name = root.partition(":")
+    if library in LIBRARIES:
+        return (packaged_folder / name).resolve()
+    path = (base / Path(root).expanduser()).resolve()
+    return path.parent if path.suffix.lower() in TABLES and not path.is_dir() else path
+
+
+def _no_data(root: str, path: Path) -> DataError:
     found = "is neither a folder nor a CSV or Parquet file" if path.exists() else "does not exist"
-    raise DataError(
+    return DataError(
         f"dataset.root: '{root}' {found} ({path}). Give a folder with one folder of images per"
         " class, a folder with train/ and val/ in it, a CSV or Parquet file with the columns"
         " path and label, torchvision:NAME, or sklearn:digits."

@@ -29,6 +29,7 @@ from thawline.errors import DataError
 from thawline.shards import find_member
 
 SPLITS = ("train", "val", "test")
+ROOT = "root"  # in `attrs` of a table: the folder that its paths are saved relative to
 BATCH = 65_536  # rows that are looked at together
 SORTED = 4  # batches that are sorted together
 SHA256_BYTES = 32

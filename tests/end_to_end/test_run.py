@@ -146,7 +146,7 @@ def test_artifacts_and_the_data_set_are_logged(run: mlflow.entities.Run) -> None
 
 @shares_a_run
 def test_the_model_of_the_run_answers_with_labels_for_paths_and_bytes(
-    run: mlflow.entities.Run, finished_project: Path
+    run: mlflow.entities.Run, finished_project: Path, photos: Path
 ) -> None:
     (logged,) = mlflow.search_logged_models(
         experiment_ids=[run.info.experiment_id],
@@ -157,7 +157,7 @@ def test_the_model_of_the_run_answers_with_labels_for_paths_and_bytes(
     assert model.metadata.metadata["class_names"] == ["flower", "temple"]
     assert model.metadata.signature is not None and model.input_example is not None
     predictions = pd.read_csv(latest(finished_project, "07_model_output/predictions.csv"))
-    paths = predictions["path"].tolist()
+    paths = [str(photos / path) for path in predictions["path"]]
     by_path = model.predict(paths)
     assert by_path["label"].tolist() == predictions["prediction"].tolist()
     by_bytes = model.predict(pd.DataFrame({0: [Path(p).read_bytes() for p in paths]}))
@@ -169,6 +169,38 @@ def test_the_model_of_the_run_answers_with_labels_for_paths_and_bytes(
 def test_nothing_is_written_outside_the_places_meant_for_it(finished_project: Path) -> None:
     names = {p.name for p in finished_project.iterdir()} - {"conf", "src", "pyproject.toml"}
     assert names <= {"data", "mlflow.db", "mlartifacts", ".telemetry", ".viz", "sessions"}
+
+
+@shares_a_run
+def test_no_table_of_the_run_and_no_artifact_names_an_absolute_path(
+    run: mlflow.entities.Run, finished_project: Path, photos: Path, tmp_path: Path
+) -> None:
+    tables = [file for file in (finished_project / "data").rglob("*.csv") if file.is_file()]
+    assert {"manifest.csv", "splits.csv", "predictions.csv"} <= {file.name for file in tables}
+    assert not [file for file in tables if str(photos) in file.read_text()]
+    folder = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, dst_path=str(tmp_path))
+    logged = [*Path(folder).glob("*.csv")]
+    assert logged and not [file for file in logged if str(photos) in file.read_text()]
+
+
+@shares_a_run
+def test_a_moved_project_evaluates_its_model_on_moved_images(
+    finished_project: Path, photos: Path, tmp_path: Path
+) -> None:
+    project = tmp_path / "moved"
+    shutil.copytree(finished_project, project)
+    shutil.copytree(photos, tmp_path / "elsewhere" / "photos")
+    record = latest(project, "05_model_input/splits.csv").with_name("splits.csv.root")
+    assert record.read_text() == str(photos)
+    record.write_text("/nowhere/photos")  # as if they had been moved, not copied
+    evaluate = ("run", "--pipeline=evaluate", f"--params=dataset.root={tmp_path}/elsewhere/photos")
+    done = kedro(project, *evaluate)
+    assert done.returncode == 0, done.stdout + done.stderr
+    before, after = (
+        pd.read_csv(latest(p, "07_model_output/predictions.csv"))
+        for p in (finished_project, project)
+    )
+    pd.testing.assert_frame_equal(before, after)
 
 
 @shares_a_run
@@ -217,7 +249,8 @@ def test_a_warm_start_tests_on_no_image_that_its_ancestors_have_seen(
         text = " ".join((done.stdout + done.stderr).split())
         assert (done.returncode, said in text) == (status, True), text
     splits = pd.read_csv(latest(project, "05_model_input/splits.csv"))
-    assert not {*hash_files(splits.loc[splits["split"] == "test", "path"].tolist())} & seen
+    tested = [str(photos / path) for path in splits.loc[splits["split"] == "test", "path"]]
+    assert not {*hash_files(tested)} & seen
 
 
 def test_a_run_reads_what_it_wrote_though_another_writes_beside_it(
@@ -290,7 +323,7 @@ def test_a_leak_stops_the_run_before_training_and_a_damaged_file_does_not(
     assert "1 truncated" in said
     quarantine = pd.read_csv(project / "data/08_reporting/quarantine.csv")
     assert quarantine[~quarantine["kept"]][["path", "problem"]].to_numpy().tolist() == [
-        [str(damaged), "truncated"]
+        ["train/temple/00.jpg", "truncated"]
     ]
     assert not (project / "data/06_models").exists()
 
@@ -313,7 +346,7 @@ def test_scratch_starts_from_random_weights_and_tables_may_be_parquet(
     assert "random weights instead of default" in " ".join(done.stdout.split())
     (file,) = (project / "data/05_model_input").glob("splits.parquet/*/splits.parquet")
     splits = pd.read_parquet(file)
-    assert splits["path"].tolist() == sorted(table["path"])
+    assert [str((project / path).resolve()) for path in splits["path"]] == sorted(table["path"])
     assert set(splits["label"]) == {"flower", "temple"} and "sha256" not in splits
 
 

@@ -5,6 +5,7 @@ from thawline.datasets.child_runs_dataset import ChildRunsDataset
 from thawline.datasets.classifier_dataset import ClassifierDataset
 from thawline.datasets.image_files_dataset import ImageFilesDataset
 from thawline.datasets.image_folder_dataset import ImageFolderDataset
+from thawline.datasets.image_table_dataset import ImageParquetDataset, ImageTableDataset
 from thawline.datasets.live_metrics_dataset import LiveMetricsDataset
 from thawline.datasets.onnx_dataset import OnnxDataset
 from thawline.datasets.picture_dataset import PictureDataset
@@ -21,6 +22,8 @@ __all__ = [
     "ClassifierDataset",
     "ImageFilesDataset",
     "ImageFolderDataset",
+    "ImageParquetDataset",
+    "ImageTableDataset",
     "LiveMetricsDataset",
     "OnnxDataset",
     "PictureDataset",

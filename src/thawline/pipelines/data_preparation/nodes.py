@@ -35,6 +35,7 @@ def screen_images(
     clean_manifest, quarantine = screening.screen_images(
         manifest, options, cache, transforms.bit_depth
     )
+    clean_manifest.attrs = quarantine.attrs = manifest.attrs
     for kept, fate in ((False, "left out"), (True, "kept all the same")):
         rows = quarantine[quarantine["kept"] == kept]
         if len(rows):
@@ -78,6 +79,7 @@ def split_dataset(
     logger.info("Images: %s", ", ".join(f"{name} {counts[name]}" for name in images.SPLITS))
     in_two_splits = near_duplicates.find_in_two_splits(splits, pairs)
     screening.check_leakage(in_two_splits, options)
+    splits.attrs = in_two_splits.attrs = clean_manifest.attrs
     return splits.drop(columns="sha256"), in_two_splits  # training hashes what is there by then
 
 

@@ -40,4 +40,5 @@ def explain_predictions(
         logger.warning("%s", error)
         nothing = pd.DataFrame(columns=["path", "label", "prediction", "probability"])
         return nothing, attribution_grid(None, options.method, str(error))
+    explained.table.attrs = splits.attrs
     return explained.table, attribution_grid(explained, options.method)

@@ -292,6 +292,7 @@ def evaluate_model(
 ) -> tuple[dict[str, float], pd.DataFrame, pd.DataFrame, go.Figure]:
     """Return metrics, metrics by class, predictions and confusion matrix of the test split."""
     predictions = evaluation.predict_split(classifier, splits, "test", options.batch_size, training)
+    predictions.attrs = splits.attrs
     metrics, per_class, confusion = evaluation.score(predictions, options)
     logger.info(
         "Test accuracy %.4f, 95 %% interval %.4f to %.4f, macro F1 %.4f, on %d images",

@@ -39,6 +39,7 @@ def find_label_problems(
     features = stage_features(network, images, transforms, training, store)
     label_errors = label_problems.find_label_errors(splits, np.hstack(features), seed)
     outliers = label_problems.find_outliers(splits, features[-1])
+    label_errors.attrs = outliers.attrs = splits.attrs
     logger.info(
         "Label problems: %d probable label errors, %d images with a near-duplicate in another"
         " split, %d outliers",

@@ -1,0 +1,107 @@
+"""Tables that name image files, by paths relative to the folder of the images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pandas as pd
+from kedro_datasets.pandas import CSVDataset, ParquetDataset
+
+from thawline.manifests import ROOT, is_file
+
+PATHS = ("path", "other_path")
+SENTENCES = "detail"  # a column of text in which paths may occur
+SUFFIX = ".root"  # of the file beside the table that says which folder that is
+
+
+class ImageTable:
+    """Saves paths relative to the folder that `data.attrs` names, and loads them absolute.
+
+    So a table, and MLflow's digest of it, stay the same when images or project move. The folder is
+    recorded once, in a text file beside the table, relative to the project if it is given so or
+    lies within. If it is no longer there, and the images are in the session's `dataset.root`, that
+    takes its place.
+
+    Attributes:
+        current_root: folder that `dataset.root` of the session means; set by `hooks.ProjectHook`.
+    """
+
+    current_root: ClassVar[Path | None] = None
+
+    def __init__(self, *, path: str, **arguments: Any) -> None:
+        """Pass all on to the dataset of pandas.
+
+        Args:
+            path: what a relative root is relative to; Kedro makes it absolute.
+            arguments: of the dataset of pandas.
+        """
+        super().__init__(**arguments)
+        self._base = Path(path)
+
+    def load(self) -> pd.DataFrame:
+        """Return the table with absolute paths."""
+        table: pd.DataFrame = super().load()  # type: ignore[misc]
+        record = self._record(self._get_load_path())  # type: ignore[attr-defined]
+        if not record.is_file():  # of an earlier version, with absolute paths
+            return table
+        table.attrs[ROOT] = record.read_text(encoding="utf-8")
+        root, current = self._root(table), self.current_root
+        if not root.is_dir() and current and len(table) and is_file(current / table["path"][0]):
+            root, table.attrs[ROOT] = current, current.as_posix()
+        for name in {*PATHS}.intersection(table):
+            table[name] = _absolute(table[name], root)
+        return table
+
+    def save(self, data: pd.DataFrame) -> None:
+        """Write the table with relative paths, and the folder beside it."""
+        if ROOT in data.attrs:
+            record = self._record(self._get_save_path())  # type: ignore[attr-defined]
+            record.parent.mkdir(parents=True, exist_ok=True)
+            record.write_text(data.attrs[ROOT], encoding="utf-8")
+        super().save(self.as_saved(data))  # type: ignore[misc]
+
+    def as_saved(self, data: pd.DataFrame) -> pd.DataFrame:
+        """Return the table with relative paths."""
+        if ROOT not in data.attrs:
+            return data
+        root = self._root(data)
+        columns = {name: _relative(data[name], root) for name in {*PATHS}.intersection(data)}
+        if SENTENCES in data:
+            text = data[SENTENCES].astype("str")
+            columns[SENTENCES] = text.str.replace(f"{root.as_posix()}/", "", regex=False)
+        return data.assign(**columns)
+
+    def _root(self, data: pd.DataFrame) -> Path:
+        return (self._base / data.attrs[ROOT]).resolve()
+
+    def _record(self, table: Any) -> Path:
+        """Return the file beside a table, which may have a name of its own while it is written."""
+        return Path(table).with_name(Path(self._filepath).name + SUFFIX)  # type: ignore[attr-defined]
+
+
+class ImageTableDataset(ImageTable, CSVDataset):
+    """A CSV whose column path, and perhaps other_path, names image files."""
+
+
+class ImageParquetDataset(ImageTable, ParquetDataset):
+    """The same as Parquet, for tables of millions of images."""
+
+
+def _relative(paths: pd.Series, root: Path) -> pd.Series:
+    prefix = f"{root.as_posix().rstrip('/')}/"
+    found = paths.str.removeprefix(prefix)
+    outside = ~paths.str.startswith(prefix)
+    if outside.any():
+        found[outside] = paths[outside].map(lambda path: os.path.relpath(path, root))
+    return found
+
+
+def _absolute(paths: pd.Series, root: Path) -> pd.Series:
+    prefix = f"{root.as_posix().rstrip('/')}/"
+    is_absolute, leads_out = paths.str.startswith("/"), paths.str.startswith("..")
+    found = (prefix + paths.astype("str")).mask(is_absolute, paths)
+    if leads_out.any():
+        found[leads_out] = found[leads_out].map(os.path.normpath)
+    return found
