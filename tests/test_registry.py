@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import multiprocessing
+import re
 import shutil
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from thawline.errors import ParameterError
 from thawline.images import hash_files
 from thawline.options import ModelOptions, TrainingOptions
 from thawline.prediction import predict_files
-from thawline.registration import Champion, Verdict, judge
+from thawline.registration import Champion, Verdict, judge, model_name
 from thawline.transforms import Preprocessing
 
 TRAINING = TrainingOptions(device="cpu", workers=0)
@@ -156,7 +159,7 @@ def uris(store: Path, greys: pd.DataFrame) -> dict[int, str]:
 
 def registry(store: Path, name: str | None) -> Registry:
     classifiers = store / "06_models" / "classifier"
-    return RegistryDataset(str(classifiers), str(store)).load()(name, OWN)
+    return RegistryDataset(str(classifiers), str(store), "registrations").load()(name, OWN)
 
 
 def register(
@@ -204,7 +207,7 @@ def test_a_model_is_found_by_alias_version_run_uri_folder_and_as_the_latest(
     folder = "06_models/classifier/2025"
     models = registry(store, "found")
     for reference in ("champion", "2", run, uris[GOOD], folder, f"{folder}/classifier", "latest"):
-        found, _ = models.load("predict.model", reference)
+        found = models.load("predict.model", reference).classifier
         assert torch.equal(found.network.linear.bias, classifier(GOOD).network.linear.bias)
     for reference in ("99", "models:/m-00", "0" * 32, "champoin"):
         with pytest.raises(ParameterError, match=rf"predict\.model: .*{reference}.*latest"):
@@ -258,12 +261,61 @@ def test_a_champion_that_names_other_code_is_not_imported_and_can_be_named(
 ) -> None:
     register(store, "foreign", uris[BAD], BAD, greys)
     folder = store / "06_models" / "classifier"
-    foreign = RegistryDataset(str(folder), str(store)).load()("foreign", ModelOptions())
+    foreign = RegistryDataset(str(folder), str(store), "registrations").load()(
+        "foreign", ModelOptions()
+    )
     with pytest.raises(ParameterError, match=r"predict\.model: .*names the factory networks:Br"):
         foreign.load("predict.model", "champion")
     result = foreign.register(uris[GOOD], {}, lambda champion: challenge(GOOD, greys, champion))
     assert result["champion_version"] == "1"
     assert "cannot be used (model.trust_code:" in result["registration_reason"]
+
+
+def test_the_default_name_follows_from_data_set_and_classes() -> None:
+    digits = [str(label) for label in range(10)]
+    assert model_name("sklearn:digits", digits) == "digits-29dd21"
+    assert model_name("../my photos/", ("b", "a")) == model_name("/x/my photos", ("a", "b"))
+    names = {model_name(root, labels) for root in ("a", "b", "c.csv") for labels in ("xy", "xyz")}
+    assert len(names) == 6 and all(re.fullmatch(r"[abc]-[0-9a-f]{6}", name) for name in names)
+
+
+def test_predict_takes_the_model_that_the_project_registered_last(
+    store: Path, uris: dict[int, str], greys: pd.DataFrame
+) -> None:
+    for name in ("first", "second"):
+        register(store, name, uris[GOOD], GOOD, greys)
+    with pytest.raises(ParameterError, match="no model of this project is registered yet"):
+        registry(store, "auto").load("predict.model", "champion")
+    for number, name in enumerate(("second", "first", None)):
+        file = store / "registrations" / f"2026-0{number + 1}" / "registration.json"
+        file.parent.mkdir(parents=True)
+        kept = {"registered_model": name, "registered_version": "1"} if name else {}
+        file.write_text(json.dumps(kept | {"registration_reason": "…"}))
+    found = registry(store, "auto").load("predict.model", "champion")
+    assert found.name == "models:/first/1"
+    year = datetime.fromtimestamp(found.saved_at or 0).year
+    assert str(found).startswith(f"models:/first/1 (2 classes: bright, dark; saved {year}-")
+
+
+def test_a_newer_model_that_knows_other_classes_is_told(
+    store: Path, uris: dict[int, str], greys: pd.DataFrame, caplog: pytest.LogCaptureFixture
+) -> None:
+    register(store, "shared", uris[GOOD], GOOD, greys)
+    registry(store, "shared").load("predict.model", "champion")
+    assert not caplog.messages
+    dataset = ServedModelDataset("classifier")
+    with mlflow.start_run():
+        other = classifier(GOOD, ("ant", "bee"))
+        dataset.save(ServedModel(other, [Path(greys["path"][0]).read_bytes()]))
+    register(store, "shared", str(dataset.load()), GOOD, greys)
+    assert champion("shared") == "1"
+    caplog.clear()
+    registry(store, "shared").load("predict.model", "champion")
+    (said,) = [message for message in caplog.messages if "knows other classes" in message]
+    assert said == (
+        "Version 2 of 'shared' is newer than models:/shared/1 and knows other classes (2 classes:"
+        " ant, bee). To use it, set predict.model=2."
+    )
 
 
 NAMES = ("empty", "good comes first", "good comes second", "at the same moment")

@@ -172,7 +172,9 @@ class ProjectHook:
 
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
-        """Forget the states of trainings whose results are all in the catalog now."""
+        """Say which model predicts next, and forget the states of trainings that ended well."""
+        if "registration" in pipeline.all_outputs():
+            logger.info("%s", catalog.load("registration")["next_prediction"])
         for name in pipeline.inputs():
             dataset = catalog.get(name)
             if isinstance(dataset, TrainingStateDataset):

@@ -431,7 +431,10 @@ class RegistryOptions(Options):
     """Where finetune registers its models in MLflow."""
 
     name: str | None = Field(
-        "thawline", min_length=1, description="of the registered model; null: register nothing"
+        AUTO,
+        min_length=1,
+        description="of the registered model; auto: after data set and classes; null: "
+        "register nothing",
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import NamedTuple
+from pathlib import PurePath
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,6 +17,7 @@ from thawline.prediction import predict_files
 from thawline.significance import SIGNIFICANT, paired_test
 
 FEWEST = 2  # images that two models can be compared on
+MAX_NAMED_CLASSES = 5  # in a message
 
 
 class Champion(NamedTuple):
@@ -50,6 +54,54 @@ class Verdict(NamedTuple):
     images: int = 0
     difference: float | None = None
     p_value: float | None = None
+
+
+def model_name(root: str, class_names: Sequence[str]) -> str:
+    """Return the name of the registered model of a data set: its own name, and a hash of classes.
+
+    So models that know other classes never share a name, and a champion.
+
+    Args:
+        root: `dataset.root`.
+        class_names: in any order.
+    """
+    folder = root.partition(":")[2] if ":" in root else PurePath(root).stem
+    readable = re.sub(r"[^A-Za-z0-9_]+", "-", folder).strip("-") or "images"
+    digest = hashlib.sha256("\n".join(sorted(class_names)).encode()).hexdigest()
+    return f"{readable}-{digest[:6]}"
+
+
+def list_classes(names: Collection[str]) -> str:
+    """Return the number of classes and the first names."""
+    named = sorted(names)[:MAX_NAMED_CLASSES]
+    more = ", …" * (len(names) > len(named))
+    return f"{len(names)} classes: {', '.join(named)}{more}"
+
+
+def next_prediction(result: Mapping[str, Any], class_names: Collection[str]) -> str:
+    """Return a sentence on which model `kedro run --pipeline=predict` uses from now on.
+
+    Args:
+        result: what became of the model in the registry.
+        class_names: of the model.
+    """
+    classes = list_classes(class_names)
+    if "registered_version" not in result:
+        return (
+            "This model is not registered: kedro run --pipeline=predict uses it with"
+            f" --params=predict.model=latest ({classes})."
+        )
+    name, version = result["registered_model"], result["registered_version"]
+    champion = result["champion_version"]
+    if champion == version:
+        return (
+            f"kedro run --pipeline=predict now uses this model, version {version} of '{name}'"
+            f" ({classes})."
+        )
+    return (
+        f"kedro run --pipeline=predict uses version {champion} of '{name}', the champion; this"
+        f" model is version {version}: --params=predict.model={version} ({classes})."
+    )
 
 
 def judge(

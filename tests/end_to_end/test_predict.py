@@ -16,13 +16,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 import requests
 from PIL import Image
 
-from conftest import ROOT, kedro
+from conftest import QUICK, ROOT, kedro
+from golden.records import write_digits
 
 pytestmark = pytest.mark.xdist_group("finished project")
 
@@ -30,6 +32,12 @@ pytestmark = pytest.mark.xdist_group("finished project")
 def latest(project: Path, folder: str) -> Path:
     """Return the newest version of a versioned catalog entry."""
     return max((project / "data" / folder).iterdir()) / Path(folder).name
+
+
+def registered(project: Path) -> str:
+    """Return the name of the registered model."""
+    file = latest(project, "08_reporting/registration.json")
+    return json.loads(file.read_text())["registered_model"]
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +70,11 @@ def table(finished_project: Path, folder: Path) -> pd.DataFrame:
     """Return what `kedro run --pipeline=predict` says of the folder."""
     done = kedro(finished_project, "run", "--pipeline=predict", f"--params=predict.root={folder}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Predicting 9 files with models:/thawline/1" in " ".join(done.stdout.split())
-    assert "3 of 9 files cannot be read" in " ".join(done.stdout.split())
-    return pd.read_parquet(latest(finished_project, "07_model_output/folder_predictions.parquet"))
+    said = " ".join(done.stdout.split())
+    model = f"models:/{registered(finished_project)}/1"
+    assert f"Predicting 9 files with {model} (2 classes: flower, temple; saved " in said
+    assert "3 of 9 files cannot be read" in said
+    return pd.read_parquet(finished_project / "data/07_model_output/folder_labels.parquet")
 
 
 def test_the_first_model_of_a_project_is_its_champion(finished_project: Path) -> None:
@@ -90,6 +100,43 @@ def test_every_file_of_the_folder_is_a_row(table: pd.DataFrame, folder: Path) ->
     assert table["problem"].notna().tolist() == [name in bad for name in names]
     good = table[table["problem"].isna()]
     assert set(good["label"]) <= {"flower", "temple"} and good["probability"].between(0.5, 1).all()
+
+
+def test_a_second_prediction_replaces_the_table_and_the_first_is_in_mlflow(
+    finished_project: Path, table: pd.DataFrame, folder: Path, tmp_path: Path
+) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(finished_project, project)
+    (tmp_path / "one").mkdir()
+    shutil.copy(folder / "plain.jpg", tmp_path / "one")
+    one = f"--params=predict.root={tmp_path}/one"
+    assert kedro(project, "run", "--pipeline=predict", one).returncode == 0
+    again = pd.read_parquet(project / "data/07_model_output/folder_labels.parquet")
+    assert again["path"].tolist() == [f"{tmp_path}/one/plain.jpg"]
+    mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
+    runs = mlflow.search_runs(experiment_names=["thawline"], output_format="list")
+    counts = [run.data.tags.get("files") for run in runs if "files" in run.data.tags]
+    assert counts[0] == "1" and "9" in counts
+    for run in runs[:1]:
+        names = [file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id)]
+        assert "folder_predictions.csv" in names
+
+
+def test_photographs_after_digits_are_predicted_by_the_model_of_the_photographs(
+    project: Path, photos: Path, tmp_path: Path
+) -> None:
+    digits = write_digits(tmp_path / "digits", images_per_class=20)
+    for root in (digits, photos):
+        options = f"--params=dataset.root={root},{QUICK.replace('size=64', 'size=32')}"
+        done = kedro(project, "run", "--to-nodes=register_model", options)
+        assert done.returncode == 0, done.stdout + done.stderr
+        last = " ".join(done.stdout.rpartition("INFO")[2].split())
+        assert last.startswith("kedro run --pipeline=predict now uses this model, version 1 of '")
+    done = kedro(project, "run", "--pipeline=predict", f"--params=predict.root={photos}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "(2 classes: flower, temple; saved " in " ".join(done.stdout.split())
+    found = pd.read_parquet(project / "data/07_model_output/folder_labels.parquet")
+    assert set(found["label"]) == {"flower", "temple"}
 
 
 def test_a_mistake_ends_in_one_clear_message(finished_project: Path) -> None:
@@ -128,7 +175,8 @@ def serving(project: Path) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
-    command = "models serve --model-uri models:/thawline@champion --env-manager local --port"
+    model = f"models:/{registered(project)}@champion"
+    command = f"models serve --model-uri {model} --env-manager local --port"
     server = subprocess.Popen(
         [str(Path(sys.executable).with_name("mlflow")), *command.split(), str(port)],
         cwd=project,

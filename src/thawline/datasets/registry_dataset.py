@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import mlflow
 from filelock import FileLock
@@ -19,13 +21,16 @@ from thawline.classifier import Classifier, load_classifier, read_seen
 from thawline.datasets.served_model_dataset import CLASSIFIER
 from thawline.datasets.tool_dataset import ToolDataset
 from thawline.errors import ParameterError, ThawlineError, TrackingError
-from thawline.options import ModelOptions
-from thawline.registration import Champion, Verdict
+from thawline.options import AUTO, ModelOptions
+from thawline.registration import Champion, Verdict, list_classes
+
+logger = logging.getLogger(__name__)
 
 ALIAS = "champion"
 LATEST = "latest"
 ARTIFACTS = "artifacts"  # MLflow's folder for them within a model
 ANSWERS_FILE = "test_answers.json"
+VERSION_URI = r"models:/(?P<name>[^/]+)/(?P<version>\d+)"
 # What MLflow answers where there is no such model, version or alias.
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")
 
@@ -33,22 +38,56 @@ ABSENT = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")
 Loaded = TypeVar("Loaded")
 
 
+class Found(NamedTuple):
+    """A classifier that was asked for.
+
+    Attributes:
+        classifier: itself.
+        name: its folder, or its address in MLflow.
+        saved_at: seconds since 1970; None where it is not known.
+    """
+
+    classifier: Classifier
+    name: str
+    saved_at: float | None
+
+    def __str__(self) -> str:
+        """Return name, classes and time for the log."""
+        classes = list_classes(self.classifier.class_names)
+        when = ""
+        if self.saved_at is not None:
+            when = f"; saved {datetime.fromtimestamp(self.saved_at):%Y-%m-%d %H:%M}"
+        return f"{self.name} ({classes}{when})"
+
+
 class Registry:
     """One registered model of MLflow and its champion."""
 
-    def __init__(self, name: str | None, own: ModelOptions, classifiers: Path, base: Path) -> None:
+    def __init__(
+        self,
+        name: str | None,
+        own: ModelOptions,
+        classifiers: Path,
+        registrations: Path,
+        base: Path,
+    ) -> None:
         """Open the registry of a model.
 
         Args:
-            name: of the registered model; None: there is none.
+            name: of the registered model; auto: the one that this project registered last; None:
+                there is none.
             own: model options of the run, which say what code may be imported.
             classifiers: folder of the project's classifiers.
+            registrations: folder of what became of them in the registry.
             base: folder that relative paths are relative to.
         """
-        self.name, self._own, self._classifiers, self._base = name, own, classifiers, base
+        self.name, self._own, self._base = name, own, base
+        self._classifiers, self._registrations = classifiers, registrations
 
-    def load(self, parameter: str, reference: str) -> tuple[Classifier, str]:
-        """Return a classifier, and what it is called.
+    def load(self, parameter: str, reference: str) -> Found:
+        """Return a classifier, what it is called, and when it was saved.
+
+        A warning says if a newer one knows other classes.
 
         It is safetensors and JSON. A factory that it names is imported as `load_classifier` says.
 
@@ -62,10 +101,14 @@ class Registry:
         """
         folder = self._folder(parameter, reference)
         if folder is not None:
-            return load_classifier(folder, self._own), str(folder)
+            classifier = load_classifier(folder, self._own)
+            saved_at = (folder / DESCRIPTION_FILE).stat().st_mtime
+            return self._compare_with_newer(Found(classifier, str(folder), saved_at), parameter)
         uri = self._uri(parameter, reference)
         try:
-            return _download(uri, lambda f: load_classifier(f / CLASSIFIER, self._own)), uri
+            classifier = _download(uri, lambda f: load_classifier(f / CLASSIFIER, self._own))
+            found = Found(classifier, uri, _registered_at(uri))
+            return self._compare_with_newer(found, parameter)
         except (MlflowException, OSError, ValueError, ThawlineError) as error:
             raise ParameterError(
                 f"{parameter}: '{reference}' ({uri}) cannot be loaded: {error} Give {_POSSIBLE}."
@@ -95,6 +138,48 @@ class Registry:
             return self._register(self.name, uri, judge)
         except MlflowException as error:
             return {"registration_reason": f"not registered as '{self.name}': {error}"}
+
+    def _compare_with_newer(self, found: Found, parameter: str) -> Found:
+        """Return what was found; warn if a model that was saved later knows other classes."""
+        known = {*found.classifier.class_names}
+        for what, seconds, class_names, reference in self._others(found):
+            is_newer = found.saved_at is not None and seconds > found.saved_at
+            if is_newer and {*class_names} != known:
+                logger.warning(
+                    "%s is newer than %s and knows other classes (%s). To use it, set %s=%s.",
+                    what,
+                    found.name,
+                    list_classes(class_names),
+                    parameter,
+                    reference,
+                )
+        return found
+
+    def _others(self, found: Found) -> Iterator[tuple[str, float, list[str], str]]:
+        """Yield the newest version of the same name and the project's newest classifier."""
+        match = re.fullmatch(VERSION_URI, found.name)
+        if match:
+            name = match["name"]
+            versions = mlflow.MlflowClient().search_model_versions(f"name='{name}'")
+            newest = max(versions, key=lambda version: int(version.version))
+            number, seconds = str(newest.version), newest.creation_timestamp / 1000
+            metadata = mlflow.models.get_model_info(f"models:/{name}/{number}").metadata or {}
+            names = metadata.get("class_names", found.classifier.class_names)
+            yield f"Version {number} of '{name}'", seconds, [*names], number
+        for file in sorted(self._classifiers.glob(f"*/*/{DESCRIPTION_FILE}"))[-1:]:
+            names = json.loads(file.read_text(encoding="utf-8"))["class_names"]
+            yield f"The classifier {file.parent}", file.stat().st_mtime, names, LATEST
+
+    def _last_registered(self, parameter: str) -> str:
+        """Return the name of the model that a run of this project registered last."""
+        for file in sorted(self._registrations.glob("*/*.json"), reverse=True):
+            result = json.loads(file.read_text(encoding="utf-8"))
+            if "registered_version" in result:
+                return str(result["registered_model"])
+        raise ParameterError(
+            f"{parameter}: no model of this project is registered yet. Train one with kedro run"
+            " --pipeline=finetune, or name a registered model by registry.name."
+        )
 
     def _register(
         self, name: str, uri: str, judge: Callable[[Champion | None], Verdict]
@@ -182,17 +267,18 @@ class Registry:
                 f"{parameter}: '{reference}' is looked for in MLflow's registry, but registry.name"
                 " is null. Set it, or give latest, a run id, models:/… or a classifier's folder."
             )
+        name = self._last_registered(parameter) if self.name == AUTO else self.name
         if reference.isdecimal():
-            return f"models:/{self.name}/{reference}"
+            return f"models:/{name}/{reference}"
         try:
-            found = mlflow.MlflowClient().get_model_version_by_alias(self.name, reference)
+            found = mlflow.MlflowClient().get_model_version_by_alias(name, reference)
         except MlflowException as error:
             first = " Train one with kedro run --pipeline=finetune" if reference == ALIAS else ""
             raise ParameterError(
-                f"{parameter}: no version of '{self.name}' has the alias '{reference}', nor is"
+                f"{parameter}: no version of '{name}' has the alias '{reference}', nor is"
                 f" '{reference}' a folder.{first or ' Give ' + _POSSIBLE}."
             ) from error
-        return f"models:/{self.name}/{found.version}"
+        return f"models:/{name}/{found.version}"
 
 
 OpenRegistry = Callable[[str | None, ModelOptions], Registry]
@@ -201,16 +287,32 @@ OpenRegistry = Callable[[str | None, ModelOptions], Registry]
 class RegistryDataset(ToolDataset[OpenRegistry]):
     """Loads a function from `registry.name` and the run's model options to the `Registry`."""
 
-    def __init__(self, filepath: str, path: str, metadata: dict[str, Any] | None = None) -> None:
-        """Take the folder of the project's classifiers, and what a relative folder is relative to.
+    def __init__(
+        self,
+        filepath: str,
+        path: str,
+        registrations: str,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        """Keep where things are.
 
-        Kedro makes values under these two names relative to the project.
+        Args:
+            filepath: folder of the project's classifiers; Kedro makes it absolute.
+            path: what relative folders are relative to; Kedro makes it absolute.
+            registrations: folder of the catalog entry `registration`, relative to `path`.
+            metadata: of the entry.
         """
         self._filepath, self._path, self.metadata = Path(filepath), Path(path), metadata
+        self._registrations = Path(path, registrations)
 
     def load(self) -> OpenRegistry:
         """Return `Registry` with its folders filled in."""
-        return partial(Registry, classifiers=self._filepath, base=self._path)
+        return partial(
+            Registry,
+            classifiers=self._filepath,
+            registrations=self._registrations,
+            base=self._path,
+        )
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._filepath), "path": str(self._path)}
@@ -238,6 +340,15 @@ def _load_champion(name: str, version: str, own: ModelOptions) -> Champion:
         raise
     except (MlflowException, OSError, ValueError, ThawlineError) as error:
         return Champion(version, problem=str(error))
+
+
+def _registered_at(uri: str) -> float | None:
+    """Return when a version of a registered model was made, in seconds since 1970."""
+    match = re.fullmatch(VERSION_URI, uri)
+    if not match:
+        return None
+    version = mlflow.MlflowClient().get_model_version(match["name"], match["version"])
+    return float(version.creation_timestamp / 1000)
 
 
 def _download(uri: str, read: Callable[[Path], Loaded]) -> Loaded:

@@ -18,12 +18,11 @@ def export_model(
     model: ModelOptions,
 ) -> OnnxModel:
     """Return the model as ONNX, checked, with a description of its inputs and outputs."""
-    registered = registry(registry_options.name, model)
-    classifier, name = registered.load("export.model", options.model)
-    exported = export_onnx(classifier)
+    found = registry(registry_options.name, model).load("export.model", options.model)
+    exported = export_onnx(found.classifier)
     logger.info(
         "%s as ONNX, %.1f MB; its outputs differ from the network's by at most %.1e",
-        name,
+        found,
         len(exported.model) / 1e6,
         exported.description["check"]["largest_difference"],
     )

@@ -311,6 +311,7 @@ def register_model(
     classifier: Classifier,
     options: RegistryOptions,
     model: ModelOptions,
+    dataset: DatasetOptions,
     evaluation_options: EvaluationOptions,
     training: TrainingOptions,
     registry: OpenRegistry,
@@ -324,7 +325,11 @@ def register_model(
         seen = classifier.seen
         return registration.judge(predictions, hashes, seen, champion, batch_size, training)
 
-    result = registry(options.name, model).register(model_uri, answers, judge)
+    name = options.name
+    if name == AUTO:
+        name = registration.model_name(dataset.root, classifier.class_names)
+    result = registry(name, model).register(model_uri, answers, judge)
+    result["next_prediction"] = registration.next_prediction(result, classifier.class_names)
     level = logging.INFO if "registered_version" in result else logging.WARNING
     logger.log(level, "Registry: %s", result["registration_reason"])
     return result

@@ -190,6 +190,7 @@ def create_registration() -> Pipeline:
                     "classifier",
                     "params:registry",
                     "params:model",
+                    "params:dataset",
                     "params:evaluation",
                     "params:training",
                     "registry",

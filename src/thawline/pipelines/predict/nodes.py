@@ -31,10 +31,11 @@ def predict_folder(
             " kedro run --pipeline=predict --params=predict.root=FOLDER"
         )
     files = image_folder(options.root)
-    registered = registry(registry_options.name, model)
-    classifier, name = registered.load("predict.model", options.model)
-    logger.info("Predicting %d files with %s", len(files), name)
-    table = prediction.predict_files(classifier, files, options.batch_size, options.top_k, training)
+    found = registry(registry_options.name, model).load("predict.model", options.model)
+    logger.info("Predicting %d files with %s", len(files), found)
+    table = prediction.predict_files(
+        found.classifier, files, options.batch_size, options.top_k, training
+    )
     bad = table[table["problem"].notna()]
     if len(bad):
         logger.warning(
@@ -43,4 +44,4 @@ def predict_folder(
             len(table),
             *bad[["path", "problem"]].iloc[0],
         )
-    return table, {"predicted_by": name, "files": len(table), "unreadable_files": len(bad)}
+    return table, {"predicted_by": found.name, "files": len(table), "unreadable_files": len(bad)}
