@@ -376,3 +376,14 @@ def test_values_that_a_bit_depth_does_not_fit_are_told_with_the_one_that_does(
     assert len(good) == 2 * ANTS + 3
     text = " ".join(caplog.messages)
     assert ("Set transforms.bit_depth=12" in text) == bool(said) and said in text
+
+
+def test_pairs_that_only_look_alike_do_not_stop_a_run(caplog: pytest.LogCaptureFixture) -> None:
+    images = {"path": ["a.png"], "label": ["good"], "split": ["test"]}
+    others = {"other_path": ["b.png"], "other_label": ["bad"], "other_split": ["train"]}
+    found = pd.DataFrame({**images, **others, "distance": [0.001]})
+    for kind in ("similar", "uncertain"):
+        check_leakage(found.assign(kind=kind), OPTIONS)
+    assert not caplog.records
+    with pytest.raises(DataError, match=r"b\.png"):
+        check_leakage(found.assign(kind="near"), OPTIONS)

@@ -38,6 +38,7 @@ SCALE = 1 / 16
 CHUNK = 64  # files that a thread takes at a time
 NAMED = 5  # files or pairs that a message names
 UNUSABLE = "\\udc"  # begins what stands for such a byte in a path, see thawline.images
+SAME_IMAGE = ("exact", "near")  # kinds of pairs that count as one image in two splits
 QUARANTINE = ["path", "label", "problem", "detail", "kept"]
 
 
@@ -213,7 +214,8 @@ def examine(path: str, options: ScreeningOptions, known: Facts | None = None) ->
 def check_leakage(near_duplicates: pd.DataFrame, options: ScreeningOptions) -> None:
     """Warn, or refuse to go on, where an image of the test split is in another split too.
 
-    Pairs that are `uncertain` do not count.
+    Only pairs that are `exact` or `near` count: `uncertain` and `similar` ones may be different
+    images that look alike.
 
     Args:
         near_duplicates: as `near_duplicates.find_in_two_splits` returns it.
@@ -222,7 +224,7 @@ def check_leakage(near_duplicates: pd.DataFrame, options: ScreeningOptions) -> N
     Raises:
         DataError: naming the pairs, where `on_leak` is `error`.
     """
-    certain = near_duplicates["kind"] != "uncertain"
+    certain = near_duplicates["kind"].isin(SAME_IMAGE)
     leaks = near_duplicates[certain & (near_duplicates["split"] == "test")]
     if leaks.empty:
         return
