@@ -158,3 +158,43 @@ def test_copies_stay_on_one_side(photos: Path, tmp_path: Path) -> None:
         splits = split_dataset(grouped, FRACTIONS, seed)
         copies = splits[splits["path"].str.contains(f"copy|flower/{original.name}")]
         assert len(copies) == 3 and copies["split"].nunique() == 1
+
+
+def test_a_similar_image_does_not_hide_one_that_counts_as_the_same() -> None:
+    splits = pd.DataFrame(
+        {
+            "path": ["a.png", "b.png", "c.png"],
+            "label": ["bad", "good", "good"],
+            "split": ["train", "train", "test"],
+            "sha256": ["a", "b", "c"],
+        }
+    )
+    pairs = pd.DataFrame(
+        {
+            "sha256": ["a", "b"],
+            "other_sha256": ["c", "c"],
+            "distance": [0.001, 0.002],
+            "kind": ["similar", "near"],
+        }
+    )
+    for some, kind in ((pairs, "near"), (pairs[:1], "similar")):
+        assert find_in_two_splits(splits, some)["kind"].tolist() == [kind]
+
+
+@pytest.mark.parametrize("folder", ["a", "z"])
+def test_the_name_of_a_group_depends_on_contents_or_on_the_data_s_own_groups_only(
+    folder: str,
+) -> None:
+    codes = ["c", "b", "d", "b", "a"]
+    pairs = pd.DataFrame({"sha256": ["d"], "other_sha256": ["c"], "distance": 0, "kind": "near"})
+    images = pd.DataFrame({"path": [f"{folder}/{n}.png" for n in range(5)], "sha256": codes})
+    assert group_alike(images, pairs)["group"].tolist() == ["c", "b", "c", "b", "a"]
+    own = images.assign(group=["2", "1", "10", "3", "4"])
+    assert group_alike(own, pairs)["group"].tolist() == ["10", "1", "10", "1", "4"]
+
+
+def test_groups_of_two_splits_have_different_names() -> None:
+    images = pd.DataFrame({"path": ["0.png", "1.png", "2.png", "3.png"], "sha256": list("aabb")})
+    images["split"] = ["train", "test", "train", "train"]
+    grouped = group_alike(images, NO_PAIRS.astype("str"))
+    assert grouped["group"].tolist() == ["a train", "a test", "b", "b"]

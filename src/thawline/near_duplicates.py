@@ -15,6 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from thawline.images import SPLITS, image_size, read_image
+from thawline.screening import SAME_IMAGE
 
 SIDE = 32  # px, of the grey pictures that are compared; smaller ones stay as they are
 MOST_BITS = 16  # of 64 that perceptual hashes may differ in; 8 px images recompressed reach 14
@@ -76,6 +77,10 @@ def group_alike(images: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     Groups that are there are joined, not torn apart. Images in different splits that the data
     brings are left to the leakage gate. Without any two that belong together nothing is changed.
 
+    The name of a group does not depend on where the images lie: it is the first, as text, of the
+    data's own names of its images, or else of their sha256. If it stands in several splits, the
+    split is added.
+
     Args:
         images: path, sha256 and, if the data brings them, split and group.
         pairs: as `find_pairs` returns them; only those that are `near` count.
@@ -90,11 +95,15 @@ def group_alike(images: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
         other_ends.append(name + " " + near["other_sha256"])
     nodes, _ = pd.factorize(pd.concat([*ends, *other_ends]))
     one, two = np.split(nodes, 2)
-    count = nodes.max() + 1
-    links = coo_array((np.ones(len(one)), (one, two)), shape=(count, count))
-    _, component = connected_components(links, directed=False)
-    joined = group.groupby(component[one[: len(images)]]).transform("first")
-    return images if joined.equals(group) else images.assign(group=joined)
+    component = _components(nodes.max() + 1, one, two)[one[: len(images)]]
+    if "group" in images:
+        joined = group.groupby(component).transform("min")
+        return images if joined.equals(group) else images.assign(group=joined)
+    if len(np.unique(component)) == len(images):
+        return images
+    joined = images["sha256"].astype("str").groupby(component).transform("min")
+    in_two_splits = split.groupby(joined).transform("nunique") > 1
+    return images.assign(group=joined.mask(in_two_splits, joined + " " + split))
 
 
 def find_in_two_splits(splits: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
@@ -106,8 +115,8 @@ def find_in_two_splits(splits: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFram
 
     Returns:
         path, split, label, the same of the other image, distance and kind: `exact` where the two
-        files have the same bytes, else that of the pair. A row an image, with the one it is most
-        like; the most alike first.
+        files have the same bytes, else that of the pair. One row per image, with the one it is
+        most like. Pairs that count as the same image come first, the most alike first.
     """
     splits = splits.astype({"split": "str", "label": "str"})  # from Parquet they are categories
     codes = splits["sha256"].unique()
@@ -118,8 +127,15 @@ def find_in_two_splits(splits: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFram
     found = splits.merge(both, on="sha256").merge(others, on="other_sha256")
     rank = {name: number for number, name in enumerate(SPLITS)}
     found = found[found["split"].map(rank) > found["other_split"].map(rank)]
-    found = found.sort_values(["distance", "kind", "path", "other_path"])
+    found = found.assign(reported=~found["kind"].isin(SAME_IMAGE))  # must not hide a leak
+    found = found.sort_values(["reported", "distance", "kind", "path", "other_path"])
     return found.drop_duplicates("path", ignore_index=True)[FOUND]
+
+
+def _components(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the number (count,) of the connected component of each node."""
+    links = coo_array((np.ones(len(first), bool), (first, second)), shape=(count, count))
+    return connected_components(links, directed=False)[1]
 
 
 def _small_pictures(paths: Sequence[str]) -> tuple[list[Image.Image], np.ndarray, np.ndarray]:
