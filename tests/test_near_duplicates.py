@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from sklearn.datasets import load_sample_images
 
 from thawline.images import SPLITS, find_images, hash_files
-from thawline.near_duplicates import find_in_two_splits, find_pairs, group_alike
+from thawline.near_duplicates import (
+    MAX_SIMILAR_PER_IMAGE,
+    find_in_two_splits,
+    find_pairs,
+    group_alike,
+)
 from thawline.options import DatasetOptions
 from thawline.splitting import split_dataset
 
@@ -111,7 +119,7 @@ def test_few_of_the_digits_are_alike(digits: pd.DataFrame) -> None:
 def test_a_blank_image_is_like_no_other(tmp_path: Path) -> None:
     for name, grey in (("black", 0), ("white", 255), ("grey", 128)):
         Image.new("RGB", (60, 40), (grey,) * 3).save(tmp_path / f"{name}.png")
-    table = pd.DataFrame({"path": sorted(map(str, tmp_path.glob("*.png")))})
+    table = pd.DataFrame({"path": sorted(map(str, tmp_path.glob("*.png"))), "label": "blank"})
     assert find_pairs(hashed(table)).empty
 
 
@@ -158,6 +166,149 @@ def test_copies_stay_on_one_side(photos: Path, tmp_path: Path) -> None:
         splits = split_dataset(grouped, FRACTIONS, seed)
         copies = splits[splits["path"].str.contains(f"copy|flower/{original.name}")]
         assert len(copies) == 3 and copies["split"].nunique() == 1
+
+
+TEMPLE, FLOWER = load_sample_images().images
+
+
+def background(kind: str, side: int, rng: np.random.Generator) -> np.ndarray:
+    """Return what a fixed camera sees, (side + 4, side + 4, 3): it moves by up to 2 px."""
+    side += 4
+    if kind in ("temple", "flower"):
+        photograph = TEMPLE if kind == "temple" else FLOWER
+        top, left = rng.integers(0, photograph.shape[0] - side), rng.integers(0, 640 - side)
+        return photograph[top : top + side, left : left + side].astype(float)
+    if kind == "gradient":
+        light = np.linspace(60, 200, side)[:, None] * np.linspace(0.8, 1.1, side)
+        texture = Image.fromarray(rng.normal(0, 10, (side // 2, side // 2)).astype(np.float32))
+        gray = light + np.asarray(texture.resize((side, side), Image.Resampling.BICUBIC))
+    else:  # low contrast
+        shades = Image.fromarray(rng.normal(128, 6, (6, 6)).astype(np.float32))
+        gray = np.asarray(shades.resize((side, side), Image.Resampling.BICUBIC))
+    return np.repeat(gray[..., None], 3, axis=2)
+
+
+def photograph(
+    scene: np.ndarray, noise: float, rng: np.random.Generator, defective: bool = False
+) -> Image.Image:
+    """Return an image of a scene: shifted, lighter or darker, with noise and perhaps a defect."""
+    side = len(scene) - 4
+    top, left = rng.integers(0, 5, 2)
+    pixels = scene[top : top + side, left : left + side].copy()
+    if defective:
+        top, left = rng.integers(0, side - 16), rng.integers(0, side - 22)
+        pixels[top : top + 16, left : left + 22] += rng.choice([-50, 50])
+    pixels = pixels * rng.uniform(0.85, 1.15) + rng.normal(0, noise, pixels.shape)
+    return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
+
+
+def save_all(images: Sequence[Image.Image], folder: Path, ending: str) -> pd.DataFrame:
+    """Save the images of one class and return their manifest."""
+    folder.mkdir(parents=True)
+    options = {"quality": 90} if ending == "jpg" else {"compress_level": 1}
+    paths = [(folder / f"{number:02d}.{ending}").as_posix() for number in range(len(images))]
+    for image, path in zip(images, paths, strict=True):
+        image.save(path, **options)
+    return pd.DataFrame({"path": paths, "label": folder.name})
+
+
+@pytest.mark.parametrize(
+    ("kind", "side", "noise", "ending"),
+    [
+        ("temple", 160, 6, "png"),
+        ("flower", 96, 3, "jpg"),
+        ("flower", 256, 12, "jpg"),
+        ("gradient", 128, 3, "png"),
+        ("gradient", 192, 6, "jpg"),
+        ("gray", 128, 3, "jpg"),
+    ],
+)
+def test_images_of_a_fixed_camera_are_different_images(
+    tmp_path: Path, kind: str, side: int, noise: float, ending: str
+) -> None:
+    rng = np.random.default_rng(0)
+    scene = background(kind, side, rng)
+    classes = [
+        save_all([photograph(scene, noise, rng, bad) for _ in range(40)], tmp_path / name, ending)
+        for name, bad in (("good", False), ("defective", True))
+    ]
+    images = hashed(pd.concat(classes, ignore_index=True))
+    pairs = find_pairs(images)
+    label = images.set_index("sha256")["label"]
+    same_class = pairs["sha256"].map(label) == pairs["other_sha256"].map(label)
+    assert set(pairs["kind"][~same_class]) <= {"similar"}
+    assert (pairs["kind"] == "similar").sum() <= MAX_SIMILAR_PER_IMAGE * len(images)
+    grouped = group_alike(images, pairs)
+    group = grouped["group"] if "group" in grouped else grouped["path"]
+    assert group[images["label"] == "good"].nunique() >= 35
+    assert group[images["label"] == "defective"].nunique() >= 30
+    assert (images["label"].groupby(group).nunique() == 1).all()
+    split_dataset(grouped, FRACTIONS, seed=0)  # which needs groups of every class
+
+
+def test_twenty_copies_of_a_photograph_are_one_image(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    original = Image.fromarray(TEMPLE)
+    paths = []
+    for number, quality in enumerate(np.linspace(50, 95, 20).astype(int)):
+        scale = rng.uniform(0.6, 1)
+        size = round(scale * original.width), round(scale * original.height)
+        paths.append((tmp_path / f"{number}.jpg").as_posix())
+        original.resize(size).save(paths[-1], quality=int(quality))
+    images = hashed(pd.DataFrame({"path": paths, "label": "temple"}))
+    assert group_alike(images, find_pairs(images))["group"].nunique() == 1
+
+
+@pytest.mark.parametrize(("kind", "side", "noise"), [("flower", 160, 6), ("gray", 128, 6)])
+def test_copies_of_a_fixed_camera_s_image_are_linked_with_it_and_nothing_else(
+    tmp_path: Path, kind: str, side: int, noise: float
+) -> None:
+    rng = np.random.default_rng(0)
+    scene = background(kind, side, rng)
+    images = save_all([photograph(scene, noise, rng) for _ in range(12)], tmp_path / "good", "png")
+    original = Image.open(images["path"][4])
+    paths = [(tmp_path / "good" / name).as_posix() for name in ("a.jpg", "b.jpg", "mirrored.png")]
+    original.save(paths[0], quality=85)
+    original.save(paths[1], quality=70)
+    ImageOps.mirror(original).save(paths[2])
+    copies = pd.DataFrame({"path": paths, "label": "good"})
+    images = hashed(pd.concat([images, copies], ignore_index=True))
+    for some in (images[:14], images):  # a mirror image has no residual in common
+        grouped = group_alike(some, find_pairs(some))
+        linked = grouped[grouped["group"].duplicated(keep=False)]
+        expected = [images["path"][4], *some["path"][12:]]
+        assert sorted(linked["path"]) == sorted(expected)
+        assert linked["group"].nunique() == 1
+
+
+def test_copies_of_images_of_two_fixed_cameras_are_found(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    scene = background("flower", 128, rng)
+    other = scene.copy()
+    other[60:72, 40:60] += 40  # it looks nearly the same
+    images = [photograph(one, 6, rng) for one in (scene, other) for _ in range(20)]
+    manifest = save_all(images, tmp_path / "good", "png")
+    copy = (tmp_path / "good" / "copy.jpg").as_posix()
+    images[30].save(copy, quality=85)
+    manifest = pd.concat([manifest, pd.DataFrame({"path": [copy], "label": "good"})])
+    manifest = hashed(manifest.reset_index(drop=True))
+    grouped = group_alike(manifest, find_pairs(manifest))
+    assert grouped["group"].nunique() == 40
+    assert grouped["group"][40] == grouped["group"][30]
+
+
+def test_a_copy_in_another_class_is_similar_unless_a_class_is_shared(
+    photos: Path, tmp_path: Path
+) -> None:
+    original = photos / "flower" / "03.jpg"
+    copy = tmp_path / "copy.jpg"
+    Image.open(original).save(copy, quality=60)
+    paths = [str(original), str(copy)]
+    images = hashed(pd.DataFrame({"path": paths, "label": ["flower", "temple"]}))
+    assert find_pairs(images)["kind"].tolist() == ["similar"]
+    assert group_alike(images, find_pairs(images)) is images
+    again = images[:1].assign(label="temple")
+    assert find_pairs(pd.concat([images, again]))["kind"].tolist() == ["near"]
 
 
 def test_a_similar_image_does_not_hide_one_that_counts_as_the_same() -> None:
