@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
+from thawline.image_pairs import MAX_SIMILAR_PER_IMAGE
 from thawline.images import SPLITS, find_images, hash_files
 from thawline.near_duplicates import (
-    MAX_SIMILAR_PER_IMAGE,
     find_in_two_splits,
     find_pairs,
     group_alike,

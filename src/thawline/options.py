@@ -123,6 +123,11 @@ class ScreeningOptions(Options):
         3, description="of a class; one with fewer is left out as a whole"
     )
 
+    @field_validator("near_duplicates", mode="before")
+    @classmethod
+    def _from_yaml(cls, mode: Any) -> Any:
+        return "off" if mode is False else mode  # as YAML 1.1 reads `off`
+
 
 class TransformOptions(Options):
     """Preprocessing and augmentation; null takes what the weights were trained with."""
