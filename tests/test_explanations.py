@@ -230,7 +230,12 @@ def test_named_images_are_explained_with_the_label_that_is_known(
     options = ExplainOptions(images=(known, str(unknown)), count=1)
     nothing = pd.DataFrame()
     table, picture = explain_predictions(
-        classifier(network), splits, nothing, options, OPTIONS, lambda p: name_files(p, photos)
+        classifier(network),
+        splits,
+        nothing,
+        options,
+        OPTIONS,
+        lambda p, _: name_files(p, base=photos),
     )
     assert [Path(path).name for path in table["path"]] == ["03.jpg", "my photo.png"]
     assert table["label"].tolist() == ["flower", ""]
@@ -243,7 +248,7 @@ def test_a_network_that_grad_cam_does_not_fit_gets_a_picture_that_says_so(
 ) -> None:
     options = ExplainOptions(images=(splits["path"].iloc[0],))
     table, picture = explain_predictions(
-        classifier(BrightnessNet()), splits, pd.DataFrame(), options, OPTIONS, list
+        classifier(BrightnessNet()), splits, pd.DataFrame(), options, OPTIONS, lambda p, _: [*p]
     )
     assert table.empty and picture.width > 100
     assert "integrated_gradients" in caplog.text
@@ -252,8 +257,8 @@ def test_a_network_that_grad_cam_does_not_fit_gets_a_picture_that_says_so(
 def test_files_that_are_not_there_or_no_images_are_named(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(DataError, match=r"explain.images: 'nowhere.jpg' does not exist"):
-        name_files(["nowhere.jpg"], tmp_path)
-    images = pd.DataFrame({"path": name_files(["broken.jpg"], tmp_path), "label": ""})
+        name_files(["nowhere.jpg"], base=tmp_path)
+    images = pd.DataFrame({"path": name_files(["broken.jpg"], base=tmp_path), "label": ""})
     with pytest.raises(DataError, match=r"explain.images: .*broken.jpg' cannot be read"):
         explain(classifier(BrightnessNet()), images, "grad_cam", OPTIONS)
 

@@ -136,7 +136,8 @@ def test_no_folder_is_said_with_what_to_do(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=rf"predict\.root: .*{said}"):
             find_files(root, tmp_path)
     with pytest.raises(ParameterError, match=r"--params=predict\.root=FOLDER"):
-        predict_folder(lambda _: [], lambda _: None, PredictOptions(), RegistryOptions(), TRAINING)  # type: ignore
+        options = (PredictOptions(), RegistryOptions(), ModelOptions(), TRAINING)
+        predict_folder(lambda _: [], lambda *_: None, *options)  # type: ignore
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -103,7 +103,7 @@ def test_a_member_is_read_like_a_file(photos: Path, shards: Path) -> None:
     assert hash_files([member]) == hash_files([str(file)])
     assert image_size(member) == image_size(file) == (120, 100)
     assert read_image(Path(member), 0.1).tobytes() == read_image(file, 0.1).tobytes()
-    assert name_files(["001.tar/temple/03.jpg"], shards) == [member]
+    assert name_files(["001.tar/temple/03.jpg"], base=shards) == [member]
     with pytest.raises(FileNotFoundError):
         read_bytes(f"{shards}/001.tar/temple/33.jpg")
     with pytest.raises(NotADirectoryError):

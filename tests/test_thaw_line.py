@@ -316,7 +316,7 @@ class EmulatedTf32(TorchFunctionMode):
     """Rounds what convolutions read to 10 bits of mantissa, as Ampere does unless told not to."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is nn.functional.conv2d and torch.backends.cudnn.conv.fp32_precision != "ieee":
+        if func is nn.functional.conv2d and torch.backends.cudnn.allow_tf32:
             images, weight, *rest = args
             args = (_rounded(images), _rounded(weight), *rest)
         return func(*args, **(kwargs or {}))
@@ -327,24 +327,19 @@ def _rounded(tensor: Tensor) -> Tensor:
     return ((tensor.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
-def test_tf32_neither_refuses_a_line_nor_stays_off_afterwards() -> None:
+def test_a_gpu_that_would_round_to_tf32_refuses_no_line(monkeypatch: pytest.MonkeyPatch) -> None:
     network = copy.deepcopy(network_of("timm/resnet50")).float()
     freeze_layers(network, Phase(trainable=["head"], epochs=1, lr=1))
-    before = torch.backends.cudnn.conv.fp32_precision
-    torch.backends.cudnn.conv.fp32_precision = "tf32"
-    try:
-        with EmulatedTf32():
-            line = split_at_thaw_line(network, SIZE)
-        assert torch.backends.cudnn.conv.fp32_precision == "tf32"
-    finally:
-        torch.backends.cudnn.conv.fp32_precision = before
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with EmulatedTf32():
+        line = split_at_thaw_line(network, SIZE)
     assert line.below is not None
 
 
-def test_training_and_evaluation_compute_float32_in_full() -> None:
-    torch.backends.cudnn.conv.fp32_precision = "tf32"
+def test_training_and_evaluation_compute_float32_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     make_accelerator(TrainingOptions(device="cpu", precision="fp32"))
-    assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_parts_that_differ_in_training_alone_are_not_used(caplog: pytest.LogCaptureFixture) -> None:

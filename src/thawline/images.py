@@ -147,17 +147,20 @@ def find_files(root: str, base: Path) -> list[str]:
     return sorted(files + closed)
 
 
-def name_files(paths: Sequence[str], base: Path) -> list[str]:
+def name_files(paths: Sequence[str], root: str = "", *, base: Path) -> list[str]:
     """Return the absolute paths of files.
 
     Args:
-        paths: of files.
-        base: folder that relative ones are relative to.
+        paths: of files; relative ones are those in `base`, or else in `root`, as in the tables.
+        root: folder of the images, itself relative to `base` or absolute.
+        base: the project.
 
     Raises:
         DataError: when there is no such file.
     """
-    files = [(base / Path(path).expanduser()).resolve() for path in paths]
+    folders = (base, base / root)
+    possible = [[(f / Path(path).expanduser()).resolve() for f in folders] for path in paths]
+    files = [next(filter(manifests.is_file, places), places[0]) for places in possible]
     for path, file in zip(paths, files, strict=True):
         if not manifests.is_file(file):
             found = "is no file" if file.exists() else "does not exist"

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from thawline.precision import full_float32
+from thawline.precision import use_full_float32
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +66,10 @@ def split_at_thaw_line(network: nn.Module, size: int) -> ThawLine:
     whole = ThawLine(None, network, network)
     if all(parameter.requires_grad for parameter in network.parameters()):
         return whole
+    use_full_float32()  # TF32 would differ by more than the tolerance
     modes = {module: module.training for module in network.modules()}
     try:
-        with torch.no_grad(), full_float32():
+        with torch.no_grad():
             return _split(network, size, modes) or whole
     except _CannotSplitError as reason:
         logger.warning("The whole network, frozen part too, runs in every epoch: %s", reason)

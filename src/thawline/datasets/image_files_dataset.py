@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ from thawline.datasets.tool_dataset import ToolDataset
 from thawline.images import name_files
 
 
-class ImageFilesDataset(ToolDataset[Callable[[Sequence[str]], list[str]]]):
+class ImageFilesDataset(ToolDataset[Callable[..., list[str]]]):
     """Loads a function from `explain.images` to absolute paths."""
 
     def __init__(self, path: str, metadata: dict[str, Any] | None = None) -> None:
         """Take what relative paths are relative to."""
         self._path, self.metadata = Path(path), metadata
 
-    def load(self) -> Callable[[Sequence[str]], list[str]]:
+    def load(self) -> Callable[..., list[str]]:
         """Return `name_files` with its base filled in."""
         return partial(name_files, base=self._path)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pandas as pd
 from PIL import Image
@@ -12,6 +12,7 @@ from thawline import explanations
 from thawline.classifier import Classifier
 from thawline.errors import ParameterError
 from thawline.figures.attributions import attribution_grid
+from thawline.manifests import ROOT
 from thawline.options import ExplainOptions, TrainingOptions
 
 logger = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ def explain_predictions(
     predictions: pd.DataFrame,
     options: ExplainOptions,
     training: TrainingOptions,
-    image_files: Callable[[Sequence[str]], list[str]],
+    image_files: Callable[..., list[str]],
 ) -> tuple[pd.DataFrame, Image.Image]:
     """Return a table of the images that are explained, and what speaks for the predicted classes.
 
@@ -32,7 +33,7 @@ def explain_predictions(
     if options.images == "worst":
         images = explanations.choose_worst(predictions, options.count)
     else:
-        images = pd.DataFrame({"path": image_files(options.images)})
+        images = pd.DataFrame({"path": image_files(options.images, splits.attrs.get(ROOT, ""))})
         images["label"] = images["path"].map(splits.set_index("path")["label"]).fillna("")
     try:
         explained = explanations.explain(classifier, images, options.method, training)
