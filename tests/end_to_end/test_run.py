@@ -11,11 +11,9 @@ import time
 from pathlib import Path
 
 import mlflow
-import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from torchvision import models
 
@@ -241,15 +239,9 @@ def test_a_warm_start_tests_on_no_image_that_its_ancestors_have_seen(
     newer = latest(project, "06_models/classifier")
     assert {*(newer / "seen_images.txt").read_text().split()} == seen
     half = "dataset.fractions.train=0.35,dataset.fractions.test=0.5"
-    for seed, options, status, said in (
-        (1, "", 1, "among them all of class"),
-        (2, ",screening.seen_test_images=error", 1, "screening.seen_test_images=move"),
-        (1, f",{half}", 0, "become training images"),
-    ):
-        other = f"--params={start},seed={seed}{options}"
-        done = kedro(project, "run", "--to-nodes=split_dataset", other)
-        text = " ".join((done.stdout + done.stderr).split())
-        assert (done.returncode, said in text) == (status, True), text
+    other = f"--params={start},seed=1,{half}"
+    done = kedro(project, "run", "--from-nodes=split_dataset", "--to-nodes=split_dataset", other)
+    assert done.returncode == 0 and "become training images" in " ".join(done.stdout.split())
     splits = pd.read_csv(latest(project, "05_model_input/splits.csv"))
     tested = [str(photos / path) for path in splits.loc[splits["split"] == "test", "path"]]
     assert not {*hash_files(tested)} & seen
@@ -328,40 +320,6 @@ def test_a_leak_stops_the_run_before_training_and_a_damaged_file_does_not(
         ["train/temple/00.jpg", "truncated"]
     ]
     assert not (project / "data/06_models").exists()
-
-
-def test_images_of_a_fixed_camera_are_split_and_what_looks_alike_is_told(
-    project: Path, photos: Path, tmp_path: Path
-) -> None:
-    rng = np.random.default_rng(0)
-    scene = np.asarray(Image.open(photos / "temple" / "07.jpg").convert("L"), np.float32)
-    root = tmp_path / "camera"
-    for label in ("good", "defective"):
-        (root / label).mkdir(parents=True)
-        for number in range(40):
-            pixels = np.roll(scene, rng.integers(-2, 3, 2), (0, 1)) * rng.uniform(0.85, 1.15)
-            if label == "defective":
-                top, left = rng.integers(5, 70, 2)
-                pixels[top : top + 16, left : left + 22] -= 40
-            pixels += rng.normal(0, 5, pixels.shape)
-            image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-            image.save(root / label / f"{number:02d}.png")
-    copy = Image.open(root / "good" / "00.png")
-    copy.save(root / "good" / "copy.jpg", quality=95)
-    for mode, together in (("group", True), ("report", False), ("off", False)):
-        options = f"dataset.root={root},screening.near_duplicates={mode}"
-        done = kedro(project, "run", "--to-nodes=split_dataset", f"--params={options}")
-        assert done.returncode == 0, done.stdout + done.stderr
-        said = " ".join(done.stdout.split())
-        assert ("are only reported" in said) == (mode != "off")
-        splits = pd.read_csv(latest(project, "05_model_input/splits.csv")).set_index("path")
-        assert "good/00.png" in splits.index and len(splits) == 81
-        assert ("group" in splits) == together
-        if together:
-            assert splits["group"]["good/00.png"] == splits["group"]["good/copy.jpg"]
-            assert splits["group"].nunique() > 60
-        pairs = pd.read_csv(latest(project, "08_reporting/near_duplicates.csv"))
-        assert len(pairs) > 0 if mode != "off" else pairs.empty
 
 
 def test_scratch_starts_from_random_weights_and_tables_may_be_parquet(
