@@ -250,8 +250,9 @@ def test_bytes_are_read_like_the_file(tmp_path: Path) -> None:
     assert read_image(file.read_bytes()).tobytes() == read_image(file).tobytes()
 
 
-def test_the_size_is_that_of_the_upright_image(tmp_path: Path) -> None:
-    file = tmp_path / "photo.jpg"
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "webp"])
+def test_the_size_is_that_of_the_upright_image(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"photo.{suffix}"
     for orientation in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation

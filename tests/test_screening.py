@@ -106,6 +106,16 @@ def link_into_itself(file: Path) -> None:
     file.symlink_to(other)
 
 
+def big_endian(file: Path) -> None:
+    """A TIFF of 16 bits whose numbers begin with the larger byte, as microscopes write it."""
+    pixels = np.random.default_rng(99).integers(0, 2**16, (40, 40)).astype(">u2").tobytes()
+    tags = [(256, 40), (257, 40), (258, 16), (259, 1), (262, 1), (273, 8), (277, 1), (278, 40)]
+    entries = [struct.pack(">HHII", tag, 4, 1, value) for tag, value in tags]
+    entries.append(struct.pack(">HHII", 279, 4, 1, len(pixels)))
+    table = struct.pack(">H", len(entries)) + b"".join(entries) + bytes(4)
+    file.write_bytes(b"MM\0*" + struct.pack(">I", 8 + len(pixels)) + pixels + table)
+
+
 def linked_folder(file: Path) -> None:
     elsewhere = file.parents[2] / "elsewhere"
     save(elsewhere / "0.png")
@@ -209,6 +219,7 @@ GOOD: dict[str, tuple[str | None, str, Callable[[Path], object]]] = {
     "deep folders": (None, "/".join(["deep"] * 60) + "/a.png", save),
     "16 bits": (None, "a.png", lambda f: Image.fromarray(
         np.arange(1600, dtype=np.uint16).reshape(40, 40)).save(f)),
+    "16 bits, the larger byte first": (None, "a.tif", big_endian),
     "CMYK": (None, "a.jpg", lambda f: picture(99).convert("CMYK").save(f)),
     "a link to a file": (None, "a.png",
                          lambda f: f.symlink_to(save(f.parents[2] / "elsewhere.png"))),
@@ -377,6 +388,19 @@ def test_values_that_a_bit_depth_does_not_fit_are_told_with_the_one_that_does(
     assert len(good) == 2 * ANTS + 3
     text = " ".join(caplog.messages)
     assert ("Set transforms.bit_depth=12" in text) == bool(said) and said in text
+
+
+def test_values_from_0_to_1_with_a_bit_depth_are_told(
+    corpus: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.fromarray(np.random.default_rng(0).random((20, 20), np.float32)).save(
+        corpus / "ants/a.tiff"
+    )
+    screen_images(find(corpus), OPTIONS)
+    assert "bit_depth" not in caplog.text
+    screen_images(find(corpus), OPTIONS, bit_depth=12)
+    assert "12 makes 1 image(s) black" in caplog.text
+    assert "Set transforms.bit_depth=auto" in caplog.text
 
 
 def test_pairs_that_only_look_alike_do_not_stop_a_run(caplog: pytest.LogCaptureFixture) -> None:

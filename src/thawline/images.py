@@ -241,7 +241,9 @@ def upright_size(file: Image.Image) -> tuple[int, int]:
     """Return width and height in px of an opened image after `to_rgb`."""
     width, height = file.size
     on_its_side = file.getexif().get(ExifTags.Base.Orientation, 1) in LYING
-    return (height, width) if on_its_side else (width, height)
+    if on_its_side and file.format != "TIFF":  # of which Pillow has turned the size already
+        return height, width
+    return width, height
 
 
 def is_deep(file: Image.Image) -> bool:
@@ -254,8 +256,7 @@ def find_bit_depth(file: Image.Image) -> BitDepth:
 
     auto stands for floats from 0 to 1.
     """
-    extrema: Any = file.getextrema()
-    top = extrema[1]
+    top = np.nanmax(np.asarray(file))  # `getextrema` does not take files of the other byte order
     if file.mode == "F" and top <= 1:
         return "auto"
     return 8 if top < 2**8 else 12 if top < 2**12 else 16

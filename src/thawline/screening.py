@@ -387,6 +387,15 @@ def _drop_small_classes(table: pd.DataFrame, options: ScreeningOptions) -> pd.Da
 
 def _check_bit_depth(good: pd.DataFrame, bit_depth: BitDepth) -> None:
     """Warn if grayscale images of more than 8 bits per pixel would become too dark, or white."""
+    shares = good[(good["mode"] == "F") & (good["bits"] == 0)]
+    if bit_depth != "auto" and len(shares):
+        logger.warning(
+            "transforms.bit_depth: %d makes %d image(s) black, first %s, whose values are from 0 to"
+            " 1. Set transforms.bit_depth=auto.",
+            bit_depth,
+            len(shares),
+            shares["path"].iloc[0],
+        )
     deep = good[good["bits"] > 0]
     if deep.empty:
         return
