@@ -37,6 +37,7 @@ from thawline.activations import (
 )
 from thawline.backbones import IMAGENET, build_network
 from thawline.cache import ActivationStore, CachePartition
+from thawline.errors import DataError
 from thawline.freezing import freeze_layers
 from thawline.images import codec_versions, hash_files
 from thawline.loading import ViewLoader
@@ -139,6 +140,7 @@ class Setting:
         self.phase, self.seed, self.dtype, self.pretrained = HEAD, 0, torch.float32, IMAGENET
         self.options = TransformOptions(size=32)
         self.before_each_run: Callable[[nn.Module, tuple], None] = lambda *_: None
+        self.before_loading: Callable[[], None] = lambda: None
 
     def load(self, view: int | None = None) -> tuple[list[Tensor], int]:
         """Return what crosses the line in two batches, and how many images were computed."""
@@ -153,6 +155,7 @@ class Setting:
         )  # fmt: skip
         hashes = hash_files(self.paths)
         images = [Image(p, h, view) for p, h in zip(self.paths, hashes, strict=True)]
+        self.before_loading()
         batches = [tuple(t.clone() for t in some) for some in loader.load([images[:3], images[3:]])]
         assert loader.read + loader.computed == len(self.paths)
         columns = zip(*batches, strict=True)
@@ -286,6 +289,28 @@ def test_what_vanishes_from_the_disk_in_mid_epoch_is_computed_again(
     monkeypatch.setattr(CachePartition, "read", vanish)
     found, _ = setting.load()
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_an_image_file_that_vanished_before_the_first_is_decoded_is_named(setting: Setting) -> None:
+    setting.before_loading = Path(setting.paths[0]).unlink
+    with pytest.raises(DataError, match=rf"{setting.paths[0]}: .*FileNotFoundError"):
+        setting.load()
+
+
+def test_an_image_file_that_vanished_after_its_entry_was_evicted_is_named(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting.load()
+    read = CachePartition.read
+
+    def vanish(self: CachePartition, keys: list[bytes]) -> tuple[Tensor, ...]:
+        setting.store.empty()
+        Path(setting.paths[0]).unlink(missing_ok=True)
+        return read(self, keys)
+
+    monkeypatch.setattr(CachePartition, "read", vanish)
+    with pytest.raises(DataError, match=rf"{setting.paths[0]}: .*FileNotFoundError"):
+        setting.load()
 
 
 def test_the_choice_never_shows_in_what_is_yielded(

@@ -47,7 +47,7 @@ def split(
 
 @pytest.mark.parametrize("mode", ["group", "report", "off"])
 def test_images_of_a_fixed_camera_are_split_and_what_looks_alike_is_told(
-    camera: pd.DataFrame, mode: str
+    camera: pd.DataFrame, mode: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     splits, pairs = split(camera, near_duplicates=mode)
     assert len(splits) == 81 and set(splits["split"]) == {"train", "val", "test"}
@@ -59,6 +59,14 @@ def test_images_of_a_fixed_camera_are_split_and_what_looks_alike_is_told(
         )
         assert splits["group"].nunique() > 60
     assert pairs.empty == (mode == "off") and set(pairs["kind"]) <= {"similar"}
+    assert ("give them one group" in caplog.text) == (mode == "group")
+
+
+def test_images_with_groups_of_their_own_may_look_alike_in_two_splits(
+    camera: pd.DataFrame, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, pairs = split(camera.assign(group=camera["sha256"]))
+    assert len(pairs) and "give them one group" not in caplog.text
 
 
 def test_of_other_classes_nothing_is_linked_and_off_in_yaml_is_no_boolean(

@@ -20,7 +20,7 @@ from torch import Tensor
 from thawline.cache import ActivationStore, CachePartition, Tensors, cache_key
 from thawline.freezing import hash_tensors
 from thawline.images import codec_versions
-from thawline.loading import View, ViewDataset, ViewLoader
+from thawline.loading import View, ViewLoader, decode
 from thawline.thaw_line import ThawLine
 from thawline.transforms import DECODING_VERSION, Transforms, normalise
 
@@ -217,19 +217,17 @@ class ActivationLoader:
     ) -> Tensors:
         """Return what crosses the line (N, …) for N different images."""
 
-        def decode(images: Sequence[Image], keys: Sequence[bytes]) -> Tensors:
-            if [*keys] == [*decoded.rows]:
-                return (decoded.views,)
-            dataset = ViewDataset(self._transforms)  # for what was evicted a moment ago
+        def take_decoded(images: Sequence[Image], keys: Sequence[bytes]) -> Tensors:
             rows = decoded.rows
-            views = (
-                decoded.views[rows[key]] if key in rows else dataset[self._view(image)]
-                for image, key in zip(images, keys, strict=True)
-            )
-            return (torch.stack([*views]),)
+            if [*keys] == [*rows]:
+                return (decoded.views,)
+            evicted = {k: self._view(i) for k, i in zip(keys, images, strict=True) if k not in rows}
+            again = decode(self._transforms, [*evicted.values()]) if evicted else ()
+            known = dict(zip(evicted, again, strict=True))
+            return (torch.stack([decoded.views[rows[k]] if k in rows else known[k] for k in keys]),)
 
         def compute(images: Sequence[Image], keys: Sequence[bytes]) -> Tensors:
-            return self._run(*self._recall(VIEWS, images, keys, decode, keep))
+            return self._run(*self._recall(VIEWS, images, keys, take_decoded, keep))
 
         if self._below is None:
             return compute(images, keys)
@@ -320,8 +318,7 @@ class ActivationLoader:
                 self._bytes / 1e3,
             )
             return ACTIVATIONS
-        dataset = ViewDataset(self._transforms)
-        decoding, views = _timed(lambda: torch.stack([dataset[self._view(i)] for i in some]))
+        decoding, views = _timed(lambda: decode(self._transforms, [*map(self._view, some)]))
         self._run(views)  # a first pass is slower than any later one
         below, _ = _timed(lambda: self._run(views))
         try:

@@ -79,8 +79,26 @@ def split_dataset(
     logger.info("Images: %s", ", ".join(f"{name} {counts[name]}" for name in images.SPLITS))
     in_two_splits = near_duplicates.find_in_two_splits(splits, pairs)
     screening.check_leakage(in_two_splits, options)
+    if options.near_duplicates == "group" and "group" not in clean_manifest:
+        _tell_similar(in_two_splits)
     splits.attrs = in_two_splits.attrs = clean_manifest.attrs
     return splits.drop(columns="sha256"), in_two_splits  # training hashes what is there by then
+
+
+def _tell_similar(in_two_splits: pd.DataFrame) -> None:
+    """Warn of images that look like one of their class in another split, and were kept apart."""
+    same_class = in_two_splits["label"] == in_two_splits["other_label"]
+    rows = in_two_splits[same_class & (in_two_splits["kind"] == "similar")]
+    if len(rows):
+        first = rows.iloc[0]
+        logger.warning(
+            "%d images of val and test look like one of their class in another split, as those of"
+            " a fixed camera do; first %s like %s. If these are versions of one photograph, give"
+            " them one group in a CSV.",
+            len(rows),
+            first["path"],
+            first["other_path"],
+        )
 
 
 def _spare_seen(
