@@ -292,6 +292,8 @@ def test_what_vanishes_from_the_disk_in_mid_epoch_is_computed_again(
 
 
 def test_an_image_file_that_vanished_before_the_first_is_decoded_is_named(setting: Setting) -> None:
+    setting.network = network_of(backbone="resnet18")  # whose activations are larger than a view
+    setting.phase = Phase(trainable={"last": 4}, epochs=1, lr=1)
     setting.before_loading = Path(setting.paths[0]).unlink
     with pytest.raises(DataError, match=rf"{setting.paths[0]}: .*FileNotFoundError"):
         setting.load()
