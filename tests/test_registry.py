@@ -16,6 +16,7 @@ import mlflow
 import pandas as pd
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from conftest import child_process
@@ -159,7 +160,7 @@ def uris(store: Path, greys: pd.DataFrame) -> dict[int, str]:
 
 def registry(store: Path, name: str | None) -> Registry:
     classifiers = store / "06_models" / "classifier"
-    return RegistryDataset(str(classifiers), str(store), "registrations").load()(name, OWN)
+    return RegistryDataset(str(classifiers), str(store), "registration.json").load()(name, OWN)
 
 
 def register(
@@ -261,7 +262,7 @@ def test_a_champion_that_names_other_code_is_not_imported_and_can_be_named(
 ) -> None:
     register(store, "foreign", uris[BAD], BAD, greys)
     folder = store / "06_models" / "classifier"
-    foreign = RegistryDataset(str(folder), str(store), "registrations").load()(
+    foreign = RegistryDataset(str(folder), str(store), "registration.json").load()(
         "foreign", ModelOptions()
     )
     with pytest.raises(ParameterError, match=r"predict\.model: .*names the factory networks:Br"):
@@ -287,8 +288,9 @@ def test_predict_takes_the_model_that_the_project_registered_last(
     with pytest.raises(ParameterError, match="no model of this project is registered yet"):
         registry(store, "auto").load("predict.model", "champion")
     for number, name in enumerate(("second", "first", None)):
-        file = store / "registrations" / f"2026-0{number + 1}" / "registration.json"
+        file = store / "registration.json" / f"2026-0{number + 1}" / "registration.json"
         file.parent.mkdir(parents=True)
+        (file.parent / "unfinished.7.registration.json").write_text("{")  # of a killed process
         kept = {"registered_model": name, "registered_version": "1"} if name else {}
         file.write_text(json.dumps(kept | {"registration_reason": "…"}))
     found = registry(store, "auto").load("predict.model", "champion")
@@ -316,6 +318,25 @@ def test_a_newer_model_that_knows_other_classes_is_told(
         "Version 2 of 'shared' is newer than models:/shared/1 and knows other classes (2 classes:"
         " ant, bee). To use it, set predict.model=2."
     )
+
+
+def test_a_newer_model_that_cannot_be_looked_at_hinders_nothing(
+    store: Path, uris: dict[int, str], greys: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "somebody's"
+    register(store, name, uris[GOOD], GOOD, greys)
+    broken = store / "06_models" / "classifier" / "9999" / "classifier" / "classifier.json"
+    broken.parent.mkdir(parents=True)
+
+    def away(*_: object, **__: object) -> None:
+        raise MlflowException("the server is away")
+
+    for content in ("", "[]", "{}", "{"):
+        broken.write_text(content)
+        assert registry(store, name).load("predict.model", "champion").name.endswith("/1")
+    monkeypatch.setattr(mlflow.MlflowClient, "search_model_versions", away)
+    assert registry(store, name).load("predict.model", "champion").name.endswith("/1")
+    shutil.rmtree(broken.parents[1])
 
 
 NAMES = ("empty", "good comes first", "good comes second", "at the same moment")

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,8 @@ ANSWERS_FILE = "test_answers.json"
 VERSION_URI = r"models:/(?P<name>[^/]+)/(?P<version>\d+)"
 # What MLflow answers where there is no such model, version or alias.
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")
-
+# What a look at other models may raise: servers, folders and files that are not as they were.
+UNKNOWN = (MlflowException, ThawlineError, OSError, LookupError, TypeError, ValueError)
 
 Loaded = TypeVar("Loaded")
 
@@ -108,11 +109,11 @@ class Registry:
         try:
             classifier = _download(uri, lambda f: load_classifier(f / CLASSIFIER, self._own))
             found = Found(classifier, uri, _registered_at(uri))
-            return self._compare_with_newer(found, parameter)
         except (MlflowException, OSError, ValueError, ThawlineError) as error:
             raise ParameterError(
                 f"{parameter}: '{reference}' ({uri}) cannot be loaded: {error} Give {_POSSIBLE}."
             ) from error
+        return self._compare_with_newer(found, parameter)
 
     def register(
         self,
@@ -142,7 +143,12 @@ class Registry:
     def _compare_with_newer(self, found: Found, parameter: str) -> Found:
         """Return what was found; warn if a model that was saved later knows other classes."""
         known = {*found.classifier.class_names}
-        for what, seconds, class_names, reference in self._others(found):
+        for newest in (self._newest_version, self._newest_classifier):
+            try:
+                what, seconds, class_names, reference = newest(found)
+            except UNKNOWN as error:
+                logger.debug("%s is compared with no newer model: %r", found.name, error)
+                continue
             is_newer = found.saved_at is not None and seconds > found.saved_at
             if is_newer and {*class_names} != known:
                 logger.warning(
@@ -155,24 +161,38 @@ class Registry:
                 )
         return found
 
-    def _others(self, found: Found) -> Iterator[tuple[str, float, list[str], str]]:
-        """Yield the newest version of the same name and the project's newest classifier."""
+    @staticmethod
+    def _newest_version(found: Found) -> tuple[str, float, list[str], str]:
+        """Return the newest version of a registered model: name, seconds, classes, reference.
+
+        Raises:
+            LookupError: when the model is no registered one.
+        """
         match = re.fullmatch(VERSION_URI, found.name)
-        if match:
-            name = match["name"]
-            versions = mlflow.MlflowClient().search_model_versions(f"name='{name}'")
-            newest = max(versions, key=lambda version: int(version.version))
-            number, seconds = str(newest.version), newest.creation_timestamp / 1000
-            metadata = mlflow.models.get_model_info(f"models:/{name}/{number}").metadata or {}
-            names = metadata.get("class_names", found.classifier.class_names)
-            yield f"Version {number} of '{name}'", seconds, [*names], number
-        for file in sorted(self._classifiers.glob(f"*/*/{DESCRIPTION_FILE}"))[-1:]:
-            names = json.loads(file.read_text(encoding="utf-8"))["class_names"]
-            yield f"The classifier {file.parent}", file.stat().st_mtime, names, LATEST
+        if not match:
+            raise LookupError("no registered model")
+        name = match["name"]
+        (newest,) = mlflow.MlflowClient().search_model_versions(
+            f"name={name!r}", max_results=1, order_by=["version_number DESC"]
+        )
+        number = str(newest.version)
+        metadata = mlflow.models.get_model_info(f"models:/{name}/{number}").metadata or {}
+        names = metadata.get("class_names", found.classifier.class_names)
+        return f"Version {number} of '{name}'", newest.creation_timestamp / 1000, [*names], number
+
+    def _newest_classifier(self, _: Found) -> tuple[str, float, list[str], str]:
+        """Return the same of the project's newest classifier.
+
+        Raises:
+            LookupError: when there is none.
+        """
+        file = sorted(self._classifiers.glob(f"*/*/{DESCRIPTION_FILE}"))[-1]
+        names = json.loads(file.read_text(encoding="utf-8"))["class_names"]
+        return f"The classifier {file.parent}", file.stat().st_mtime, [*names], LATEST
 
     def _last_registered(self, parameter: str) -> str:
         """Return the name of the model that a run of this project registered last."""
-        for file in sorted(self._registrations.glob("*/*.json"), reverse=True):
+        for file in sorted(self._registrations.glob(f"*/{self._registrations.name}"), reverse=True):
             result = json.loads(file.read_text(encoding="utf-8"))
             if "registered_version" in result:
                 return str(result["registered_model"])
