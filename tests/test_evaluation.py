@@ -5,13 +5,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from kedro_datasets.pandas import CSVDataset
 from sklearn import metrics as sk
 
-from conftest import ROOT
 from thawline.backbones import IMAGENET, build_network
 from thawline.classifier import Classifier, classify
-from thawline.configuration import read_configuration
+from thawline.datasets import ImageTableDataset
 from thawline.errors import DataError
 from thawline.evaluation import as_arrays, predict_split, score
 from thawline.figures.evaluation import confusion_matrix
@@ -109,15 +107,11 @@ def test_predictions_carry_the_groups_of_the_splits_through_the_catalog(
     assert predictions["group"].tolist() == [groups[row] for row in test]
     for found, expected in zip(as_arrays(predictions), as_arrays(without), strict=True):
         np.testing.assert_array_equal(found, expected)
-    catalog = read_configuration(ROOT, "base")["catalog"]
-    for name in ("predictions", "{training}.predictions"):
-        dataset = CSVDataset(
-            filepath=(tmp_path / "predictions.csv").as_posix(), load_args=catalog[name]["load_args"]
-        )
-        dataset.save(predictions)
-        pd.testing.assert_series_equal(dataset.load()["group"], predictions["group"])
-        dataset.save(without)
-        assert "group" not in dataset.load()
+    dataset = ImageTableDataset(filepath=str(tmp_path / "predictions.csv"), path=str(tmp_path))
+    dataset.save(predictions)
+    pd.testing.assert_series_equal(dataset.load()["group"], predictions["group"])
+    dataset.save(without)
+    assert "group" not in dataset.load()
 
 
 def test_the_confusion_figure_holds_counts_and_shares() -> None:

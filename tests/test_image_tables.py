@@ -29,6 +29,15 @@ def dataset(project: Path, kind: str = "csv") -> ImageTable:
     return TABLE[kind](filepath=str(project / f"splits.{kind}"), path=str(project))
 
 
+@pytest.mark.parametrize("names", [("0001", "0002"), ("12e3", "1e4"), ("True", "False"), ("NA",)])
+def test_names_that_look_like_numbers_stay_as_they_are(place: Path, names: tuple[str, ...]) -> None:
+    table = pd.DataFrame({"path": [f"{place}/photos/{name}" for name in names], "label": names})
+    table["other_path"] = table["path"]
+    table.attrs["root"] = "../photos"
+    dataset(place / "project").save(table)
+    pd.testing.assert_frame_equal(dataset(place / "project").load(), table)
+
+
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 @pytest.mark.parametrize("root", ["../photos", "ABSOLUTE"])
 def test_a_table_has_relative_paths_and_loads_absolute_ones(

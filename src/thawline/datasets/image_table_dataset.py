@@ -12,6 +12,8 @@ from kedro_datasets.pandas import CSVDataset, ParquetDataset
 from thawline.manifests import ROOT, is_file
 
 PATHS = ("path", "other_path")
+# Columns that are text even if all of it looks like numbers: labels may be 007 or NA, files 12e3.
+TEXT = (*PATHS, "label", "other_label", "suggested", "prediction", "group", "sha256")
 SENTENCES = "detail"  # a column of text in which paths may occur
 SUFFIX = ".root"  # of the file beside the table that says which folder that is
 
@@ -83,6 +85,11 @@ class ImageTable:
 
 class ImageTableDataset(ImageTable, CSVDataset):
     """A CSV whose column path, and perhaps other_path, names image files."""
+
+    def __init__(self, *, load_args: dict[str, Any] | None = None, **arguments: Any) -> None:
+        """Read labels and names as text, empty ones too, unless `load_args` says otherwise."""
+        text = {"dtype": dict.fromkeys(TEXT, "str"), "keep_default_na": False}
+        super().__init__(load_args=text | (load_args or {}), **arguments)
 
 
 class ImageParquetDataset(ImageTable, ParquetDataset):
