@@ -1,6 +1,7 @@
 """A classifier comes back from disk as it was, with all that belongs to it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file, save_model
 
 from thawline.backbones import IMAGENET, build_network
 from thawline.classifier import (
@@ -146,13 +147,25 @@ def test_a_classifier_imports_only_what_the_run_names_itself(tmp_path: Path) -> 
 
 
 def test_weights_of_a_classifier_say_which_images_they_have_seen(tmp_path: Path) -> None:
-    save_classifier(make(), tmp_path / "classifier")
-    weights = tmp_path / "classifier" / "model.safetensors"
-    assert read_ancestors(ModelOptions(weights=str(weights))) == SEEN
-    (tmp_path / "classifier" / "seen_images.txt").unlink()  # as an earlier version wrote it
+    folder = tmp_path / "classifier"
+    save_classifier(make(), folder)
+    weights = folder / "model.safetensors"
+    link, renamed, copy = tmp_path / "link", folder / "best.safetensors", tmp_path / "a.safetensors"
+    link.symlink_to(weights)
+    for file in (renamed, copy):
+        shutil.copy(weights, file)
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"weight": torch.zeros(2)}, foreign)
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "best.pth")
+    for file in (weights, link, renamed):
+        assert read_ancestors(ModelOptions(weights=str(file))) == SEEN
+    (folder / "seen_images.txt").unlink()
+    for file in (weights, link, renamed, copy):
+        assert read_ancestors(ModelOptions(weights=str(file))) is None
+    save_model(make().network, str(weights))  # as an earlier version wrote it
     assert read_ancestors(ModelOptions(weights=str(weights))) is None
-    assert load_classifier(tmp_path / "classifier", TRUSTED).seen == frozenset()
-    for other in ("default", "none", str(tmp_path / "best.pth")):
+    assert load_classifier(folder, TRUSTED).seen == frozenset()
+    for other in ("default", "none", str(foreign), str(tmp_path / "best.pth")):
         assert read_ancestors(ModelOptions(weights=other)) == frozenset()
 
 
@@ -176,6 +189,15 @@ def test_a_damaged_classifier_is_refused(tmp_path: Path) -> None:
         edit(tmp_path / "classifier", lambda description, key=key: description.pop(key))
         with pytest.raises(CheckpointError, match="holds no classifier"):
             load_classifier(tmp_path / "classifier", TRUSTED)
+
+
+def test_arguments_that_no_network_takes_are_named(tmp_path: Path) -> None:
+    save_classifier(make(), tmp_path / "classifier")
+    arguments = {"replace_stride_with_dilation": [True]}
+    change = {"backbone": "resnet18", "arguments": arguments, "head": "linear"}
+    edit(tmp_path / "classifier", lambda description: description["model"].update(change))
+    with pytest.raises(CheckpointError, match=r"resnet18 cannot be made with.*stride"):
+        load_classifier(tmp_path / "classifier")
 
 
 def test_paths_and_bytes_are_classified_alike_in_any_batch(splits: pd.DataFrame) -> None:

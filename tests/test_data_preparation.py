@@ -98,4 +98,4 @@ def test_a_warm_start_moves_what_was_seen_out_of_the_test_split_or_stops(
         split(camera, seed=1, model=warm, near_duplicates="off", seen_test_images="error")
     (tmp_path / "classifier" / "seen_images.txt").unlink()
     split(camera, seed=1, model=warm, near_duplicates="off")
-    assert "does not say what it was trained on" in caplog.text
+    assert "no seen_images.txt beside it" in caplog.text

@@ -278,6 +278,9 @@ def test_the_default_name_follows_from_data_set_and_classes() -> None:
     assert model_name("../my photos/", ("b", "a")) == model_name("/x/my photos", ("a", "b"))
     names = {model_name(root, labels) for root in ("a", "b", "c.csv") for labels in ("xy", "xyz")}
     assert len(names) == 6 and all(re.fullmatch(r"[abc]-[0-9a-f]{6}", name) for name in names)
+    roots = ("a.v1", "a.v2", "C:/photos", "蟻/蜂", "", "a.parquet")
+    readable = [model_name(root, "xy")[:-7] for root in roots]
+    assert readable == ["a-v1", "a-v2", "photos", "蜂", "images", "a"]
 
 
 def test_predict_takes_the_model_that_the_project_registered_last(

@@ -15,19 +15,20 @@ from typing import Any
 import pandas as pd
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from thawline.backbones import build_network
 from thawline.checkpoints import DESCRIPTION_FILE, SEEN_FILE, WEIGHTS_FILE
-from thawline.errors import CheckpointError, DataError
+from thawline.errors import CheckpointError, DataError, ThawlineError
 from thawline.files import write_whole
 from thawline.images import Source, describe_problem, image_size
 from thawline.options import ModelOptions, Options
 from thawline.transforms import Preprocessing, evaluation_view, normalise
 
 FORMAT = 3
+WRITER = "thawline"  # key of the weights' own metadata, which tells them wherever they are copied
 PACKAGES = ("thawline", "torch", "torchvision", "timm")
 
 
@@ -64,8 +65,10 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
     unfinished.mkdir(parents=True)
     try:
+        written_by = {WRITER: version(WRITER)}
         write_whole(
-            unfinished / WEIGHTS_FILE, lambda file: save_model(classifier.network, str(file))
+            unfinished / WEIGHTS_FILE,
+            lambda file: save_model(classifier.network, str(file), written_by),
         )
         description = {
             "format": FORMAT,
@@ -128,7 +131,15 @@ def load_classifier(folder: Path, own: ModelOptions | None = None) -> Classifier
         ) from error
     _check_factory(folder, model, own)
     architecture = model.model_copy(update={"weights": "none"})
-    network, _ = build_network(architecture, len(class_names), preprocessing.size, seed=0)
+    try:
+        network, _ = build_network(architecture, len(class_names), preprocessing.size, seed=0)
+    except ThawlineError:
+        raise
+    except Exception as error:  # whatever a constructor may raise for arguments from elsewhere
+        raise CheckpointError(
+            f"'{folder}': {model.backbone} cannot be made with {model.arguments}"
+            f" ({type(error).__name__}: {error}). Correct model.arguments in {DESCRIPTION_FILE}."
+        ) from error
     try:
         load_model(network, folder / WEIGHTS_FILE)
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -154,13 +165,21 @@ def read_seen(folder: Path) -> frozenset[str]:
 def read_ancestors(model: ModelOptions) -> frozenset[str] | None:
     """Return the SHA-256 of all images that the weights of a run have seen in Thawline.
 
-    There are none unless `model.weights` is the file of a classifier. None stands for one that an
-    earlier version wrote, which does not tell.
+    There are none unless `model.weights` is the file of a classifier, or a link to it. None stands
+    for one without `seen_images.txt` beside it: an earlier version wrote it, or it is a copy.
     """
-    folder = Path(model.weights).expanduser().parent
-    if Path(model.weights).name != WEIGHTS_FILE or not (folder / DESCRIPTION_FILE).is_file():
+    file = Path(model.weights).expanduser().resolve()
+    if not file.is_file():
         return frozenset()
-    return read_seen(folder) if (folder / SEEN_FILE).is_file() else None
+    if (file.parent / SEEN_FILE).is_file():
+        return read_seen(file.parent)
+    if file.name == WEIGHTS_FILE and (file.parent / DESCRIPTION_FILE).is_file():
+        return None
+    try:
+        with safe_open(file, framework="pt") as weights:
+            return None if WRITER in (weights.metadata() or {}) else frozenset()
+    except SafetensorError:  # another format
+        return frozenset()
 
 
 def _check_factory(folder: Path, model: ModelOptions, own: ModelOptions | None) -> None:

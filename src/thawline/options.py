@@ -599,7 +599,7 @@ class Parameters(Options):
 
         By dotted name; for instance `sweep` is not among it.
         """
-        groups = {*TRAINED, "dataset", "evaluation"} - {"strategies"}
+        groups = {*TRAINED, "dataset", "screening", "evaluation"} - {"strategies"}
         tree, default = (
             dict(flatten(parameters.model_dump(mode="json", include=groups)))
             for parameters in (self, Parameters(strategies=self.strategies))

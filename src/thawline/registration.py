@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from thawline.classifier import Classifier
+from thawline.images import LIBRARIES, TABLES
 from thawline.options import TrainingOptions
 from thawline.prediction import predict_files
 from thawline.significance import SIGNIFICANT, paired_test
@@ -65,8 +66,11 @@ def model_name(root: str, class_names: Sequence[str]) -> str:
         root: `dataset.root`.
         class_names: in any order.
     """
-    folder = root.partition(":")[2] if ":" in root else PurePath(root).stem
-    readable = re.sub(r"[^A-Za-z0-9_]+", "-", folder).strip("-") or "images"
+    library, _, name = root.partition(":")
+    if library not in LIBRARIES:
+        path = PurePath(root)
+        name = path.stem if path.suffix.lower() in TABLES else path.name
+    readable = re.sub(r"\W+", "-", name).strip("-") or "images"
     digest = hashlib.sha256("\n".join(sorted(class_names)).encode()).hexdigest()
     return f"{readable}-{digest[:6]}"
 

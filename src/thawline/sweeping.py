@@ -115,8 +115,8 @@ def identity(parameters: Parameters, splits: pd.DataFrame) -> dict[str, Any]:
         splits: the table of `split_dataset`; test images, if they are in it, do not count.
     """
     tree = parameters.model_dump(mode="json", include=set(TRAINED))
-    for name in ("resume", "workers"):
-        del tree["training"][name]
+    for group, name in (("training", "resume"), ("training", "workers"), ("model", "trust_code")):
+        del tree[group][name]
     tree["dataset"] = {"seed": parameters.dataset.seed}  # of the views; that of the splits shows
     possible = possible_strategies(parameters)
     if AUTO not in possible:

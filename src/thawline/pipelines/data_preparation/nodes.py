@@ -112,8 +112,8 @@ def _spare_seen(
     ancestors = read_ancestors(model)
     if ancestors is None:
         logger.warning(
-            "model.weights: an earlier version wrote the classifier %s, which does not say what it"
-            " was trained on. Test images may be among them.",
+            "model.weights: %s holds a classifier of Thawline, and no seen_images.txt beside it"
+            " says what it was trained on. Test images may be among that.",
             model.weights,
         )
         return splits
