@@ -227,6 +227,32 @@ class FlatNet(SizesNet):
         return self.linear(self.stem(images).expand(-1, -1, 2, 2).mean(dim=(2, 3)))
 
 
+class VirtualBatches(nn.Module):
+    """Normalizes so many images at a time in training, and none alone, as ghost batch norm does."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        if len(x) % self.size:
+            raise ValueError(f"{len(x)} images make no virtual batches of {self.size}")
+        return torch.cat([some - some.mean(0) for some in x.split(self.size)])
+
+
+class VirtualNet(SizesNet):
+    """Needs batches of a certain size in training, above the line alone."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.norm = VirtualBatches(size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(self.norm(self.mix(self.stem(images)).mean(dim=(2, 3))))
+
+
 def with_frozen(network: nn.Module, *trainable: str) -> nn.Module:
     """Return a network in evaluation mode of which only what begins with some names is trained."""
     for name, parameter in network.double().eval().named_parameters():
@@ -260,6 +286,20 @@ def test_the_parts_answer_for_any_number_of_images(
             torch.testing.assert_close(
                 together(line, images(count), training), network(images(count))
             )
+
+
+@pytest.mark.parametrize(("size", "splits"), [(2, True), (3, False), (8, False)])
+def test_a_network_that_is_particular_about_batches_ends_no_run(
+    size: int, splits: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = with_frozen(VirtualNet(size), "linear").train()
+    line = split_at_thaw_line(network, SIZE)
+    assert (line.below is not None) == splits == (not warnings_in(caplog))
+    assert all(module.training for module in network.modules())
+    if splits:
+        torch.testing.assert_close(together(line, images(6), True), network(images(6)))
+    else:
+        assert f"it fails for 4 images (4 images make no virtual batches of {size})" in caplog.text
 
 
 def test_what_lies_below_is_told_in_the_order_of_the_forward() -> None:

@@ -25,7 +25,7 @@ from thawline.precision import use_full_float32
 
 logger = logging.getLogger(__name__)
 
-FEW, MANY = 2, 3  # images in the two batches that tell a batch's size from a constant
+FEW, MANY = 2, 4  # images in the two batches that tell a batch's size from a constant
 SAMPLES = 1024  # values of a tensor, at most about, that the two batches are compared by
 TOLERANCE = 1e-3  # of the largest output; folding batch norm rounds differently
 CONSTANTS = (int, float, str, type(None), torch.dtype, torch.device, torch.memory_format)
@@ -113,7 +113,7 @@ def _split(network: nn.Module, size: int, modes: dict[nn.Module, bool]) -> ThawL
     _check(network, part, line.above_in_training, images)
     _set_modes(dict.fromkeys(modes, False))
     _check(network, part, line.above_in_evaluation, images)
-    _fold_batch_norm(part)  # not before: training normalizes rounding by the spread of 3 images
+    _fold_batch_norm(part)  # not before: training normalizes rounding by the spread of 4 images
     _check(network, part, line.above_in_evaluation, images)
     return line
 
@@ -334,12 +334,17 @@ def _check(network: nn.Module, below: nn.Module, above: nn.Module, images: Tenso
     """Refuse parts that do not add up to the network as it is, for instance by writes in place."""
     statistics = {buffer: buffer.clone() for buffer in network.buffers()}
     with torch.random.fork_rng():
-        torch.manual_seed(0)  # noise above the line is the same in both
-        expected = network(images)
-        _restore(statistics)
-        torch.manual_seed(0)
-        found = above(*below(images))
-        _restore(statistics)
+        try:
+            torch.manual_seed(0)  # noise above the line is the same in both
+            expected = network(images)
+            _restore(statistics)
+            torch.manual_seed(0)
+            found = above(*below(images))
+        except Exception as error:  # whatever a forward may raise
+            reason = str(error).partition("\n")[0]
+            raise _CannotSplitError(f"it fails for {len(images)} images ({reason})") from error
+        finally:
+            _restore(statistics)
     error = (found - expected).abs().max().item()
     if not error <= TOLERANCE * max(1.0, expected.abs().max().item()):
         raise _CannotSplitError(f"its two parts differ from it by {error:.2g}")
