@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import random
 import re
+import resource
 import stat
 import tempfile
 import time
 import tracemalloc
 from datetime import datetime
+from io import FileIO
 from pathlib import Path
 
 import pytest
@@ -278,6 +281,40 @@ def test_more_shards_than_may_be_open_are_all_read(
         partition.flush()
     assert_read(partition, [6, 0, 5, 1, 4, 2, 3])
     assert_read(partition, [0, 1, 2, 3, 4, 5, 6])
+
+
+def test_a_process_that_may_open_few_files_reads_all_and_forgets_none(
+    store: ActivationStore,
+) -> None:
+    partition = store.partition({"holds": "few files"})
+    for number in range(20):
+        partition.add(keys_of([number]), tensors_of([number]))
+        partition.flush()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = max(int(file.name) for file in Path("/dev/fd").iterdir())
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 5, limits[1]))
+    try:
+        for _ in range(2):
+            assert_read(partition, [*range(20)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert partition.contains(keys_of([*range(20)])).all()
+
+
+def test_a_shard_that_a_network_file_system_lost_is_as_one_that_was_evicted(
+    store: ActivationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stale(FileIO):
+        def readinto(self, _: object) -> int:
+            raise OSError(errno.ESTALE, "Stale file handle")
+
+    partition = store.partition({"holds": "stale"})
+    partition.add(keys_of([1]), tensors_of([1]))
+    partition.flush()
+    monkeypatch.setattr(cache, "FileIO", Stale)
+    with pytest.raises(KeyError):
+        partition.read(keys_of([1]))
+    assert not partition.contains(keys_of([1])).any()
 
 
 def test_files_have_the_mode_that_the_umask_gives_them(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ and never modified. So processes can read, write and evict at the same time.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -20,9 +21,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from io import FileIO
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -44,6 +45,8 @@ ALIGNMENT = 8  # bytes, of each tensor in a row
 KEY_BYTES = 16
 MIXER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no two views of an image get the same hash
 SHARD_SHIFT = 32  # bits of a place that number the row; those above number the shard
+ROWS = (1 << SHARD_SHIFT) - 1
+MISSING = -1  # instead of a place
 STALE_SECONDS = 3600  # an unfinished file this old was left behind by a process that was killed
 PROBE_BYTES = 8_000_000  # of the file that measures the disk
 
@@ -143,13 +146,6 @@ class ActivationStore:
             probe.unlink(missing_ok=True)
 
 
-class _Shard(NamedTuple):
-    """A file of rows: the bytes of an entry's tensors, one after the other."""
-
-    name: str
-    start: int  # byte at which the first row begins
-
-
 class CachePartition:
     """The entries of one configuration: for each image and view the same number of tensors.
 
@@ -165,14 +161,16 @@ class CachePartition:
         """Open the partition in `folder`, which need not exist; see `ActivationStore.partition`."""
         self._folder, self.description, self._store = folder, description, store
         self._pin_memory = pin_memory
-        self._shards: dict[int, _Shard] = {}
-        self._seconds = np.empty(0)  # that it took to compute an entry of each shard there ever was
+        self._shards: dict[int, str] = {}  # their files, by number
+        # Of each shard there ever was: the byte of its file at which the first row begins, and the
+        # seconds that it took to compute an entry.
+        self._starts, self._seconds = np.empty(0, np.int64), np.empty(0)
         self._unreadable: set[str] = set()
         # The index: hash and second half of each key, sorted; the shard and the row of its entry.
         self._hashes, self._halves = np.empty(0, np.uint64), np.empty(0, np.uint64)
         self._places = np.empty(0, np.int64)
         self._new: list[tuple[np.ndarray, ...]] = []  # parts that are to be merged into it
-        self._layout: list[tuple[torch.dtype, tuple[int, ...]]] = []  # of an entry's tensors
+        self._lay_out([])
         self._files: OrderedDict[int, FileIO] = OrderedDict()
         self._waiting: dict[bytes, np.ndarray] = {}
         self._waiting_seconds = self.seconds_saved = 0.0
@@ -189,18 +187,17 @@ class CachePartition:
             names = {f.name for f in os.scandir(self._folder) if f.name.endswith(".safetensors")}
         except (FileNotFoundError, NotADirectoryError):
             names = set()
-        for number, shard in [*self._shards.items()]:
-            if shard.name not in names:
+        for number, name in [*self._shards.items()]:
+            if name not in names:
                 self._forget(number)
         for number in self._files:
-            self._mark_used(self._folder / self._shards[number].name)
-        known = {shard.name for shard in self._shards.values()} | self._unreadable
-        for name in sorted(names - known):
+            self._mark_used(self._folder / self._shards[number])
+        for name in sorted(names - self._unreadable - {*self._shards.values()}):
             self._index(name)
 
     def contains(self, keys: Sequence[bytes]) -> np.ndarray:
         """Return for each of N keys, as bool (N,), whether its entry can be read."""
-        there = self._find(keys) >= 0
+        there = self._find(keys) != MISSING
         if self._waiting:
             there |= np.fromiter((key in self._waiting for key in keys), bool, len(keys))
         return there
@@ -212,22 +209,15 @@ class CachePartition:
             KeyError: when one is not, or no longer, there.
         """
         places = self._find(keys)
-        on_disk = np.flatnonzero(places >= 0)
-        places = self._places[places[on_disk]]
+        is_missing = places == MISSING
         tensor = torch.empty(
-            (len(keys), self._offsets()[-1]), dtype=torch.uint8, pin_memory=self._pin_memory
+            (len(keys), self._offsets[-1]), dtype=torch.uint8, pin_memory=self._pin_memory
         )
         rows = tensor.numpy()
-        if len(on_disk) == len(keys):
-            self._read_rows(places, rows)
-        else:
-            part = np.empty_like(rows[: len(on_disk)])
-            for idx in {*range(len(keys))}.difference(on_disk.tolist()):
-                rows[idx] = self._waiting[keys[idx]]
-            if len(on_disk):
-                self._read_rows(places, part)
-                rows[on_disk] = part
-        self.seconds_saved += float(self._seconds[places >> SHARD_SHIFT].sum())
+        for row in np.flatnonzero(is_missing).tolist():
+            rows[row] = self._waiting[keys[row]]
+        self._read_rows(places, rows)
+        self.seconds_saved += float(self._seconds[places[~is_missing] >> SHARD_SHIFT].sum())
         return self._unpack(tensor)
 
     def add(self, keys: Sequence[bytes], tensors: Sequence[Tensor], seconds: float = 0) -> None:
@@ -238,16 +228,15 @@ class CachePartition:
             tensors: on any device. Whoever has them may write to them afterwards.
             seconds: how long it took to compute them all.
         """
-        self._layout = [(tensor.dtype, tuple(tensor.shape[1:])) for tensor in tensors]
-        offsets = self._offsets()
-        rows = np.zeros((len(keys), offsets[-1]), np.uint8)
-        for tensor, start in zip(tensors, offsets, strict=False):
+        self._lay_out([(tensor.dtype, tuple(tensor.shape[1:])) for tensor in tensors])
+        rows = np.zeros((len(keys), self._offsets[-1]), np.uint8)
+        for tensor, start in zip(tensors, self._offsets, strict=False):
             flat = tensor.detach().cpu().contiguous().reshape(len(keys), -1).view(torch.uint8)
             rows[:, start : start + flat.shape[1]] = flat.numpy()
         self._waiting |= dict(zip(keys, rows, strict=True))
         self._waiting_seconds += seconds
         count = len(self._waiting)
-        if count * offsets[-1] >= SHARD_BYTES or count >= SHARD_ENTRIES:
+        if count * self._offsets[-1] >= SHARD_BYTES or count >= SHARD_ENTRIES:
             self.flush()
 
     def flush(self) -> None:
@@ -290,10 +279,11 @@ class CachePartition:
             return
         hashes, halves = _split_keys(bytes.fromhex(metadata["keys"]))
         layout = json.loads(metadata["layout"])
-        self._layout = [(getattr(torch, dtype), tuple(shape)) for dtype, shape in layout]
-        # The rows are the only tensor, so they end where the file ends.
+        self._lay_out([(getattr(torch, dtype), tuple(shape)) for dtype, shape in layout])
         number, count = len(self._seconds), len(hashes)
-        self._shards[number] = _Shard(name, size - count * self._offsets()[-1])
+        self._shards[number] = name
+        # The rows are the only tensor, so they end where the file ends.
+        self._starts = np.append(self._starts, size - count * self._offsets[-1])
         self._seconds = np.append(self._seconds, float(metadata["seconds"]) / count)
         self._new.append((hashes, halves, (number << SHARD_SHIFT) + np.arange(count)))
 
@@ -311,52 +301,66 @@ class CachePartition:
         self._hashes, self._halves, self._places = hashes[first], halves[first], places[first]
 
     def _find(self, keys: Sequence[bytes]) -> np.ndarray:
-        """Return where in the index each of N keys is, (N,) int64; -1 for one that is not."""
+        """Return the place of the entry of each of N keys, (N,) int64, or `MISSING`."""
         self._merge_new()
         if not len(self._hashes):
-            return np.full(len(keys), -1)
+            return np.full(len(keys), MISSING)
         hashes, halves = _split_keys(b"".join(keys))
         found = np.searchsorted(self._hashes, hashes)
         found[found == len(self._hashes)] = 0
         is_there = (self._hashes[found] == hashes) & (self._halves[found] == halves)
-        return np.where(is_there, found, -1)
+        return np.where(is_there, self._places[found], MISSING)
 
     def _read_rows(self, places: np.ndarray, rows: np.ndarray) -> None:
-        """Read the rows at places (N,) into (N, bytes); neighbors are read at once."""
-        order = np.argsort(places)
-        places = places[order]
-        begins = [0, *(np.flatnonzero(places[1:] - places[:-1] != 1) + 1).tolist(), len(order)]
-        in_order = np.empty_like(rows)
-        buffer, size = in_order.reshape(-1).data, rows.shape[1]
-        for begin, end in pairwise(begins):
-            number, row = divmod(int(places[begin]), 1 << SHARD_SHIFT)
-            file = self._open(number)
-            file.seek(self._shards[number].start + row * size)
-            if file.readinto(buffer[begin * size : end * size]) != (end - begin) * size:
+        """Read the entries at places (N,) into rows (N, bytes), but those that are missing.
+
+        Raises:
+            KeyError: when a shard has been evicted.
+        """
+        buffer, size = rows.reshape(-1).data, rows.shape[1]
+        order = places.argsort()  # one shard after the other, each from its beginning
+        order = order[places[order] != MISSING]
+        numbers = places[order] >> SHARD_SHIFT
+        starts = self._starts[numbers] + (places[order] & ROWS) * size
+        current = MISSING
+        columns = (column.tolist() for column in (order, numbers, starts))
+        for row, number, start in zip(*columns, strict=True):
+            if number != current:
+                current, file = number, self._open(number)
+            try:
+                file.seek(start)
+                count = file.readinto(buffer[row * size : (row + 1) * size])
+            except OSError:  # of a network file system, where another host has removed it
+                count = 0
+            if count != size:
                 self._forget(number)
                 raise KeyError(number)
-        rows[order] = in_order
 
     def _open(self, number: int) -> FileIO:
         """Return a shard, opened for reading.
 
         Raises:
             KeyError: when another process has evicted it.
+            OSError: when this process may open no file at all.
         """
         if number in self._files:
             self._files.move_to_end(number)
             return self._files[number]
-        path = self._folder / self._shards[number].name
+        path = self._folder / self._shards[number]
         self._mark_used(path)
-        try:
-            file = FileIO(path)
-        except OSError as error:
-            self._forget(number)
-            raise KeyError(number) from error
-        self._files[number] = file
-        if len(self._files) > MAX_OPEN_SHARDS:
+        while len(self._files) >= MAX_OPEN_SHARDS:
             self._files.popitem(last=False)[1].close()
-        return file
+        while True:
+            try:
+                self._files[number] = FileIO(path)
+                return self._files[number]
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                    self._forget(number)
+                    raise KeyError(number) from error
+                if not self._files:
+                    raise
+            self._files.popitem(last=False)[1].close()  # it may open so many and no more
 
     def _mark_used(self, path: Path) -> None:
         """Set the time by which `evict` decides; that of another user's file cannot be set."""
@@ -373,16 +377,17 @@ class CachePartition:
         if number in self._files:
             self._files.pop(number).close()
 
-    def _offsets(self) -> list[int]:
-        """Return the bytes of a row at which each tensor begins, and how many there are."""
-        sizes = (math.prod(shape) * dtype.itemsize for dtype, shape in self._layout)
+    def _lay_out(self, layout: list[tuple[torch.dtype, tuple[int, ...]]]) -> None:
+        """Note dtype and shape of an entry's tensors, and at which byte of a row each begins."""
+        self._layout = layout
+        sizes = (math.prod(shape) * dtype.itemsize for dtype, shape in layout)
         aligned = (-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)
-        return [*accumulate(aligned, initial=0)]
+        self._offsets = [*accumulate(aligned, initial=0)]
 
     def _unpack(self, rows: Tensor) -> Tensors:
         """Return the tensors (N, …) in rows (N, bytes) uint8."""
         tensors = []
-        for (dtype, shape), start in zip(self._layout, self._offsets(), strict=False):
+        for (dtype, shape), start in zip(self._layout, self._offsets, strict=False):
             size = math.prod(shape) * dtype.itemsize
             part = rows[:, start : start + size].contiguous()
             tensors.append(part.view(dtype).reshape(len(rows), *shape))
@@ -422,6 +427,6 @@ def _remove(path: Path) -> bool:
     """Remove a file if this process may, and return whether it is gone."""
     try:
         path.unlink(missing_ok=True)
-    except PermissionError:
+    except OSError:
         return False
     return True

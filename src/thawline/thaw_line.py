@@ -340,9 +340,9 @@ def _check(network: nn.Module, below: nn.Module, above: nn.Module, images: Tenso
             _restore(statistics)
             torch.manual_seed(0)
             found = above(*below(images))
-        except Exception as error:  # whatever a forward may raise
-            reason = str(error).partition("\n")[0]
-            raise _CannotSplitError(f"it fails for {len(images)} images ({reason})") from error
+        except Exception as failure:  # whatever a forward may raise
+            reason = str(failure).partition("\n")[0]
+            raise _CannotSplitError(f"it fails for {len(images)} images ({reason})") from failure
         finally:
             _restore(statistics)
     error = (found - expected).abs().max().item()
