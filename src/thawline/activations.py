@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 # instead of 230 images/s through EfficientNet-Lite0, 70 instead of 54 through ResNet-50); and with
 # always as many, results do not depend on which images happen to be missing from the store.
 CHUNK = 8
-READ_BYTES = 1_000_000  # of small activations that are read at once, for several batches
+MAX_READ_BYTES = 1_000_000  # of small activations that are read at once, for several batches
 MEASURED = 8  # images that tell what an entry costs
 ACTIVATIONS, VIEWS, NOTHING = "activations", "views", "nothing"
 
@@ -215,7 +215,7 @@ class ActivationLoader:
         planned: Sequence[tuple[dict[bytes, Image], bool]],
     ) -> Iterator[tuple[int, int]]:
         """Yield ranges of batches that are loaded at once: several where that is all to be read."""
-        most = READ_BYTES // max(self._bytes, 1)  # images
+        most = MAX_READ_BYTES // max(self._bytes, 1)  # images
         first = count = 0
         for number, (images, (_, is_stored)) in enumerate(zip(batches, planned, strict=True)):
             count += len(images)

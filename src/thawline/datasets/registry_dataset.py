@@ -33,8 +33,8 @@ ANSWERS_FILE = "test_answers.json"
 VERSION_URI = r"models:/(?P<name>[^/]+)/(?P<version>\d+)"
 # What MLflow answers where there is no such model, version or alias.
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND", "INVALID_PARAMETER_VALUE")
-# What a look at other models may raise: servers, folders and files that are not as they were.
-UNKNOWN = (MlflowException, ThawlineError, OSError, LookupError, TypeError, ValueError)
+# A lookup of other models may raise these: servers and folders are not always as expected.
+LOOKUP_ERRORS = (MlflowException, ThawlineError, OSError, LookupError, TypeError, ValueError)
 
 Loaded = TypeVar("Loaded")
 
@@ -146,7 +146,7 @@ class Registry:
         for newest in (self._newest_version, self._newest_classifier):
             try:
                 what, seconds, class_names, reference = newest(found)
-            except UNKNOWN as error:
+            except LOOKUP_ERRORS as error:
                 logger.debug("%s is compared with no newer model: %r", found.name, error)
                 continue
             is_newer = found.saved_at is not None and seconds > found.saved_at
