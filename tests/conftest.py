@@ -9,6 +9,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import functools
+import importlib.util
 import json
 import multiprocessing
 import shutil
@@ -46,6 +47,7 @@ hypothesis.settings.register_profile(
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 HYMENOPTERA = ROOT.parent / "shared" / "data" / "hymenoptera"
+PRELOADED = ("thawline.sweeping", "thawline.backbones")  # in processes that tests start
 RunKedro = Callable[..., subprocess.CompletedProcess[str]]
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -57,6 +59,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Let `pytest tests/fuzz` say for how long."""
     minutes = "minutes for all of tests/fuzz together, one after the other"
     parser.addoption("--fuzz-minutes", type=float, default=1, help=minutes)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests that take minutes an hour; pyproject.toml bounds all others."""
+    for item in items:
+        if item.get_closest_marker("slow") or item.path.parent.name == "fuzz":
+            item.add_marker(pytest.mark.timeout(3600))
 
 
 @pytest.fixture(scope="session")
@@ -160,7 +169,9 @@ def child_process(target: Callable[..., Any], *arguments: Any) -> Any:
     wait for locks and threads that it has not.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["thawline.sweeping", "thawline.backbones"])
+    for name in PRELOADED:  # the fork server itself keeps silent about a module that is not there
+        assert importlib.util.find_spec(name), name
+    context.set_forkserver_preload([*PRELOADED])
     return context.Process(target=target, args=arguments)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import tomllib
+
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from conftest import ROOT
 
-tomllib = pytest.importorskip("tomllib", reason="Python 3.10 has none")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 

@@ -12,7 +12,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from enum import Enum
+from enum import StrEnum
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -42,7 +42,7 @@ SAME_IMAGE = ("exact", "near")  # kinds of pairs that count as one image in two 
 QUARANTINE = ["path", "label", "problem", "detail", "kept"]
 
 
-class Problem(str, Enum):
+class Problem(StrEnum):
     """Why an image is left out or, of the last three, noted and kept."""
 
     EMPTY = "empty"
