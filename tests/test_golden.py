@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from golden import records
+from golden import records, structure
 from thawline import sweep_storage, sweeping
 from thawline.backbones import IMAGENET, build_network
 from thawline.cache import ActivationStore
@@ -99,3 +99,14 @@ def test_an_earlier_study_goes_on_or_what_is_different_is_named(
     said = " ".join(caplog.messages)
     assert "2 finished trials" in said or "is new" in said
     assert study.study_name.startswith("sweep-")
+
+
+def test_pipelines_catalog_parameters_and_commands_are_those_that_are_written_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("THAWLINE_SWEEP_STORAGE", raising=False)
+    found = json.loads(json.dumps(structure.describe_structure()))
+    golden = json.loads(structure.STRUCTURE.read_text(encoding="utf-8"))
+    assert [len(part) for part in golden.values()] == [10, 120, 170, 4]
+    for part, names in golden.items():
+        assert found[part] == names, part
