@@ -1,4 +1,4 @@
-"""What the constraints files pin is what pyproject.toml allows."""
+"""What the constraints files pin is what pyproject.toml allows, and what that names is there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from packaging.version import Version
 
 from conftest import ROOT
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT, MUTMUT = SETTINGS["project"], SETTINGS["tool"]["mutmut"]
 
 
 def required(*extras: str) -> dict[str, Requirement]:
@@ -42,3 +43,13 @@ def test_the_newest_constraints_fit_and_name_every_direct_dependency() -> None:
     newest = pinned("constraints.txt")
     for name, requirement in required("docs", "onnx", "postgres", "ray", "test", "dev").items():
         assert requirement.specifier.contains(newest[name]), name
+
+
+def test_modules_and_tests_that_mutants_are_made_of_exist() -> None:
+    selection = MUTMUT["pytest_add_cli_args_test_selection"]
+    named = [*MUTMUT["only_mutate"], *(text.removeprefix("--deselect=") for text in selection)]
+    assert len(named) > 9
+    for text in named:
+        file, _, test = text.partition("::")
+        assert (ROOT / file).is_file(), text
+        assert f"def {test.partition('[')[0]}" in (ROOT / file).read_text("utf-8"), text
