@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 # instead of 230 images/s through EfficientNet-Lite0, 70 instead of 54 through ResNet-50); and with
 # always as many, results do not depend on which images happen to be missing from the store.
 CHUNK = 8
-MAX_READ_BYTES = 1_000_000  # of small activations that are read at once, for several batches
+MAX_READ_BYTES = 1_000_000  # of activations, per read that serves several batches
 MEASURED = 8  # images that tell what an entry costs
 ACTIVATIONS, VIEWS, NOTHING = "activations", "views", "nothing"
 
@@ -170,7 +170,7 @@ class ActivationLoader:
                 yield tensors
                 continue
             ends = [*accumulate(map(len, batches[first:last]), initial=0)]
-            for begin, end in pairwise(ends):  # copies, so that a write in place reaches no other
+            for begin, end in pairwise(ends):  # clones keep in-place writes within a batch
                 yield tuple(tensor[begin:end].clone() for tensor in tensors)
         for partition in partitions:
             partition.close()
@@ -184,7 +184,7 @@ class ActivationLoader:
     def _plan(
         self, batches: Sequence[Sequence[Image]], keys: Sequence[Sequence[bytes]], keep: bool
     ) -> list[tuple[dict[bytes, Image], bool]]:
-        """Return for each batch the images to decode ahead, by key, and whether it is all stored.
+        """Return for each batch the images to decode ahead, by key, and whether all is stored.
 
         An image that is cached is decoded once, however often it comes. What to cache is chosen
         here, before the first is decoded.
@@ -214,7 +214,7 @@ class ActivationLoader:
         batches: Sequence[Sequence[Image]],
         planned: Sequence[tuple[dict[bytes, Image], bool]],
     ) -> Iterator[tuple[int, int]]:
-        """Yield ranges of batches that are loaded at once: several where that is all to be read."""
+        """Yield ranges of batches to load together: several if all their activations are stored."""
         most = MAX_READ_BYTES // max(self._bytes, 1)  # images
         first = count = 0
         for number, (images, (_, is_stored)) in enumerate(zip(batches, planned, strict=True)):

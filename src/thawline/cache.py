@@ -45,8 +45,8 @@ ALIGNMENT = 8  # bytes, of each tensor in a row
 KEY_BYTES = 16
 MIXER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no two views of an image get the same hash
 SHARD_SHIFT = 32  # bits of a place that number the row; those above number the shard
-ROWS = (1 << SHARD_SHIFT) - 1
-MISSING = -1  # instead of a place
+ROWS = (1 << SHARD_SHIFT) - 1  # the bits of a place that number the row
+MISSING = -1  # the place of an entry that is not on disk
 STALE_SECONDS = 3600  # an unfinished file this old was left behind by a process that was killed
 PROBE_BYTES = 8_000_000  # of the file that measures the disk
 
@@ -312,7 +312,7 @@ class CachePartition:
         return np.where(is_there, self._places[found], MISSING)
 
     def _read_rows(self, places: np.ndarray, rows: np.ndarray) -> None:
-        """Read the entries at places (N,) into rows (N, bytes), but those that are missing.
+        """Read the entries at places (N,) into rows (N, bytes), except `MISSING` ones.
 
         Raises:
             KeyError: when a shard has been evicted.
@@ -320,8 +320,9 @@ class CachePartition:
         buffer, size = rows.reshape(-1).data, rows.shape[1]
         order = places.argsort()  # one shard after the other, each from its beginning
         order = order[places[order] != MISSING]
-        numbers = places[order] >> SHARD_SHIFT
-        starts = self._starts[numbers] + (places[order] & ROWS) * size
+        places = places[order]
+        numbers = places >> SHARD_SHIFT
+        starts = self._starts[numbers] + (places & ROWS) * size
         current = MISSING
         columns = (column.tolist() for column in (order, numbers, starts))
         for row, number, start in zip(*columns, strict=True):
@@ -330,7 +331,7 @@ class CachePartition:
             try:
                 file.seek(start)
                 count = file.readinto(buffer[row * size : (row + 1) * size])
-            except OSError:  # of a network file system, where another host has removed it
+            except OSError:  # stale: another host has removed the file from a network file system
                 count = 0
             if count != size:
                 self._forget(number)
@@ -348,19 +349,19 @@ class CachePartition:
             return self._files[number]
         path = self._folder / self._shards[number]
         self._mark_used(path)
-        while len(self._files) >= MAX_OPEN_SHARDS:
+        if len(self._files) >= MAX_OPEN_SHARDS:
             self._files.popitem(last=False)[1].close()
-        while True:
-            try:
-                self._files[number] = FileIO(path)
-                return self._files[number]
-            except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE):
-                    self._forget(number)
-                    raise KeyError(number) from error
-                if not self._files:
-                    raise
-            self._files.popitem(last=False)[1].close()  # it may open so many and no more
+        try:
+            self._files[number] = FileIO(path)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                self._forget(number)
+                raise KeyError(number) from error
+            if not self._files:
+                raise
+            self._files.popitem(last=False)[1].close()  # the process has reached its own limit
+            return self._open(number)
+        return self._files[number]
 
     def _mark_used(self, path: Path) -> None:
         """Set the time by which `evict` decides; that of another user's file cannot be set."""

@@ -28,7 +28,7 @@ from thawline.options import ModelOptions, Options
 from thawline.transforms import Preprocessing, evaluation_view, normalise
 
 FORMAT = 3
-WRITER = "thawline"  # key of the weights' own metadata, which tells them wherever they are copied
+WRITER = "thawline"  # key in the metadata of the weights, by which a copy is recognized
 PACKAGES = ("thawline", "torch", "torchvision", "timm")
 
 

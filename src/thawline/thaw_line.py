@@ -160,9 +160,8 @@ def _trace(network: nn.Module) -> fx.Graph:
     try:
         return _Tracer().trace(network)
     except Exception as error:  # whatever a forward may raise when it is given no real tensors
-        reason = str(error).partition("\n")[0]
         name = type(network).__name__
-        raise _CannotSplitError(f"{name} cannot be traced ({reason})") from error
+        raise _CannotSplitError(f"{name} cannot be traced ({_first_line(error)})") from error
 
 
 def _is_settled(network: nn.Module, node: fx.Node) -> bool:
@@ -221,8 +220,8 @@ def _record(network: nn.Module, nodes: Sequence[fx.Node], images: Tensor) -> dic
         try:
             Recorder(fx.GraphModule(network, _graph(_closed(nodes), []))).run(images)
         except Exception as error:  # whatever a forward may raise
-            reason = str(error).partition("\n")[0]
-            raise _CannotSplitError(f"it fails for {images.shape[2]} px ({reason})") from error
+            reason = f"it fails for {images.shape[2]} px ({_first_line(error)})"
+            raise _CannotSplitError(reason) from error
     return values
 
 
@@ -341,13 +340,17 @@ def _check(network: nn.Module, below: nn.Module, above: nn.Module, images: Tenso
             torch.manual_seed(0)
             found = above(*below(images))
         except Exception as failure:  # whatever a forward may raise
-            reason = str(failure).partition("\n")[0]
-            raise _CannotSplitError(f"it fails for {len(images)} images ({reason})") from failure
+            reason = f"it fails for {len(images)} images ({_first_line(failure)})"
+            raise _CannotSplitError(reason) from failure
         finally:
             _restore(statistics)
     error = (found - expected).abs().max().item()
     if not error <= TOLERANCE * max(1.0, expected.abs().max().item()):
         raise _CannotSplitError(f"its two parts differ from it by {error:.2g}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _set_modes(modes: dict[nn.Module, bool]) -> None:

@@ -147,7 +147,7 @@ class Registry:
             try:
                 what, seconds, class_names, reference = newest(found)
             except LOOKUP_ERRORS as error:
-                logger.debug("%s is compared with no newer model: %r", found.name, error)
+                logger.debug("Cannot look up a newer model than %s: %r", found.name, error)
                 continue
             is_newer = found.saved_at is not None and seconds > found.saved_at
             if is_newer and {*class_names} != known:
@@ -186,9 +186,13 @@ class Registry:
         Raises:
             LookupError: when there is none.
         """
-        file = sorted(self._classifiers.glob(f"*/*/{DESCRIPTION_FILE}"))[-1]
+        file = self._saved_classifiers()[-1]
         names = json.loads(file.read_text(encoding="utf-8"))["class_names"]
         return f"The classifier {file.parent}", file.stat().st_mtime, [*names], LATEST
+
+    def _saved_classifiers(self) -> list[Path]:
+        """Return the description files of the project's classifiers, the newest last."""
+        return sorted(self._classifiers.glob(f"*/*/{DESCRIPTION_FILE}"))
 
     def _last_registered(self, parameter: str) -> str:
         """Return the name of the model that a run of this project registered last."""
@@ -265,7 +269,7 @@ class Registry:
     def _folder(self, parameter: str, reference: str) -> Path | None:
         """Return the folder of a classifier, if it is one that is meant."""
         if reference == LATEST:
-            versions = sorted(self._classifiers.glob(f"*/*/{DESCRIPTION_FILE}"))
+            versions = self._saved_classifiers()
             if not versions:
                 raise ParameterError(
                     f"{parameter}: there is no classifier in {self._classifiers} yet. Train one"

@@ -86,7 +86,7 @@ def split_dataset(
 
 
 def _tell_similar(in_two_splits: pd.DataFrame) -> None:
-    """Warn of images that look like one of their class in another split, and were kept apart."""
+    """Warn about images that look like one of their class in another split."""
     same_class = in_two_splits["label"] == in_two_splits["other_label"]
     rows = in_two_splits[same_class & (in_two_splits["kind"] == "similar")]
     if len(rows):
@@ -112,8 +112,8 @@ def _spare_seen(
     ancestors = read_ancestors(model)
     if ancestors is None:
         logger.warning(
-            "model.weights: %s holds a classifier of Thawline, and no seen_images.txt beside it"
-            " says what it was trained on. Test images may be among that.",
+            "model.weights: %s belongs to a Thawline classifier, and no seen_images.txt beside it"
+            " lists its training images. The test split may contain some of them.",
             model.weights,
         )
         return splits
