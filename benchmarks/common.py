@@ -13,12 +13,12 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from thawline.backbones import EMBEDDED, build_network, pretrained_preprocessing
-from thawline.freezing import freeze_layers
-from thawline.images import find_images
+from thawline.data.sources import find_images
+from thawline.data.splitting import split_dataset
+from thawline.data.transforms import Transforms, build_transforms
+from thawline.networks.building import EMBEDDED, build_network, pretrained_preprocessing
 from thawline.options import DatasetOptions, ModelOptions, Phase, TransformOptions
-from thawline.splitting import split_dataset
-from thawline.transforms import Transforms, build_transforms
+from thawline.thaw.freezing import freeze_layers
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "hymenoptera"
 PHASES = {  # as in conf/base/parameters_strategies.yml

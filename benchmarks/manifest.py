@@ -25,10 +25,10 @@ import torch
 from rich.progress import track
 
 from benchmarks import common
-from thawline.images import find_images
+from thawline.data.sources import find_images
+from thawline.data.splitting import split_dataset
 from thawline.options import DatasetOptions
-from thawline.splitting import split_dataset
-from thawline.training import image_set
+from thawline.training.loop import image_set
 
 CLASSES = 1000
 WRITTEN = 100_000  # rows at a time

@@ -20,11 +20,11 @@ import pandas as pd
 from PIL import Image
 
 from benchmarks import common
-from thawline.backbones import IMAGENET, build_network
-from thawline.cache import ActivationStore
+from thawline.data.transforms import build_transforms
+from thawline.networks.building import IMAGENET, build_network
 from thawline.options import ModelOptions, TrainingOptions, TransformOptions
-from thawline.training import prepare, train
-from thawline.transforms import build_transforms
+from thawline.thaw.cache import ActivationStore
+from thawline.training.loop import prepare, train
 
 SIZE = 128
 

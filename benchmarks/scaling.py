@@ -32,14 +32,14 @@ from torch import nn
 
 from benchmarks import common
 from benchmarks.screening import write_photographs
-from thawline import data_parallel, ray_engine
-from thawline.activations import CHUNK
-from thawline.cache import ActivationStore
-from thawline.loading import View, ViewLoader
-from thawline.memory import keep_freed_memory
+from thawline.data.loading import View, ViewLoader
+from thawline.data.splitting import split_dataset
 from thawline.options import DatasetOptions, EngineOptions, Phase, TrainingOptions
-from thawline.splitting import split_dataset
-from thawline.thaw_line import split_at_thaw_line
+from thawline.thaw.cache import ActivationStore
+from thawline.thaw.features import CHUNK
+from thawline.thaw.line import split_at_thaw_line
+from thawline.training import data_parallel, ray_engine
+from thawline.training.memory import keep_freed_memory
 
 BACKBONE = "timm/tf_efficientnet_lite0"
 BATCH = 32  # images, of all workers together

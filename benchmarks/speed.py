@@ -26,8 +26,6 @@ import pandas as pd
 import torch
 
 from benchmarks import common, tutorial
-from thawline.cache import ActivationStore
-from thawline.interruptions import TrainingStates
 from thawline.options import (
     ActivationOptions,
     AugmentationOptions,
@@ -36,6 +34,8 @@ from thawline.options import (
     Strategy,
     TrainingOptions,
 )
+from thawline.thaw.cache import ActivationStore
+from thawline.training.state import TrainingStates
 
 ROOT = Path(__file__).parents[1]
 TUTORIAL = "tutorial loop"
@@ -161,7 +161,7 @@ def measure(task: argparse.Namespace) -> dict[str, Any]:
 @torch.no_grad()
 def peak_rate(task: argparse.Namespace) -> float:
     """Return the images a second of the fastest forward pass found of the whole network."""
-    from thawline.thaw_line import split_at_thaw_line
+    from thawline.thaw.line import split_at_thaw_line
 
     network, transforms = common.build(task.backbone, "head_only")
     size = transforms.preprocessing.size

@@ -23,13 +23,13 @@ import torch
 from torch import nn
 
 from benchmarks import common
-from thawline.activations import ACTIVATIONS, ActivationLoader, Image
-from thawline.backbones import IMAGENET
-from thawline.cache import ActivationStore
-from thawline.loading import ViewLoader
+from thawline.data.loading import ViewLoader
+from thawline.data.transforms import build_transforms
+from thawline.networks.building import IMAGENET
 from thawline.options import TransformOptions
-from thawline.thaw_line import ThawLine
-from thawline.transforms import build_transforms
+from thawline.thaw.cache import ActivationStore
+from thawline.thaw.features import ACTIVATIONS, ActivationLoader, Image
+from thawline.thaw.line import ThawLine
 
 BATCH = 32
 ROUNDS = 3

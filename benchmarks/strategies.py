@@ -24,15 +24,15 @@ from rich.progress import track
 from scipy.stats import t
 
 from benchmarks import common
-from thawline.backbones import build_network, pretrained_preprocessing
-from thawline.cache import ActivationStore
-from thawline.classifier import Classifier
-from thawline.evaluation import predict_split
+from thawline.data.splitting import class_names
+from thawline.data.transforms import build_transforms, make_mix
+from thawline.evaluation.metrics import predict_split
+from thawline.networks.building import build_network, pretrained_preprocessing
+from thawline.networks.classifier import Classifier
 from thawline.options import AUTO, Parameters, Strategies, validate_parameters
 from thawline.pipelines.finetune.nodes import choose_strategy
-from thawline.splitting import class_names
-from thawline.training import prepare, train
-from thawline.transforms import build_transforms, make_mix
+from thawline.thaw.cache import ActivationStore
+from thawline.training.loop import prepare, train
 
 CONF = Path(__file__).parents[1] / "conf" / "base"
 PROBE = "auto (probe)"

@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from thawline.images import read_image
-from thawline.transforms import Preprocessing
+from thawline.data.sources import read_image
+from thawline.data.transforms import Preprocessing
 
 
 class Photographs(Dataset):

@@ -19,10 +19,10 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks import common, tutorial
-from thawline.backbones import EMBEDDED
-from thawline.cache import ActivationStore
+from thawline.networks.building import EMBEDDED
 from thawline.options import TrainingOptions
-from thawline.training import prepare, train
+from thawline.thaw.cache import ActivationStore
+from thawline.training.loop import prepare, train
 
 NULL = "null"
 TUTORIAL = "tutorial loop"

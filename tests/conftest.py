@@ -27,10 +27,10 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from servers import Postgres
+from helpers.servers import Postgres
+from thawline.data.splitting import split_dataset
 from thawline.options import DatasetOptions
-from thawline.splitting import split_dataset
-from thawline.training import ImageSet, image_set
+from thawline.training.loop import ImageSet, image_set
 
 # A busy machine is no failure of a property.
 hypothesis.settings.register_profile("thawline", deadline=None)
@@ -47,7 +47,7 @@ hypothesis.settings.register_profile(
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 HYMENOPTERA = ROOT.parent / "shared" / "data" / "hymenoptera"
-PRELOADED = ("thawline.sweeping", "thawline.backbones")  # in processes that tests start
+PRELOADED = ("thawline.sweep.study", "thawline.networks.building")  # in processes that tests start
 RunKedro = Callable[..., subprocess.CompletedProcess[str]]
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -209,7 +209,7 @@ def kedro(
 @functools.cache
 def forked_kedro() -> subprocess.Popen[str]:
     """Return a process that forks one for each command: PyTorch and MLflow are imported once."""
-    command = [sys.executable, str(Path(__file__).with_name("forked_kedro.py"))]
+    command = [sys.executable, str(Path(__file__).parent / "helpers" / "forked_kedro.py")]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment(), stdin=pipe, stdout=pipe, text=True)
 

@@ -13,8 +13,8 @@ import click
 import pytest
 
 from conftest import ROOT
-from thawline.commands import main
-from thawline.configuration import read_configuration
+from thawline.cli.main import main
+from thawline.hooks.configuration import read_configuration
 from thawline.options import validate_parameters
 from thawline.pipeline_registry import register_pipelines
 

@@ -13,14 +13,15 @@ import pytest
 import torch
 
 from golden import records, structure
-from thawline import sweep_storage, sweeping
-from thawline.backbones import IMAGENET, build_network
-from thawline.cache import ActivationStore
-from thawline.classifier import load_classifier
-from thawline.interruptions import TrainingStates
+from thawline.data.transforms import build_transforms
+from thawline.networks.building import IMAGENET, build_network
+from thawline.networks.classifier import load_classifier
 from thawline.options import TransformOptions
-from thawline.training import prepare, train
-from thawline.transforms import build_transforms
+from thawline.sweep import storage as sweep_storage
+from thawline.sweep import study as sweeping
+from thawline.thaw.cache import ActivationStore
+from thawline.training.loop import prepare, train
+from thawline.training.state import TrainingStates
 
 OLD = Path(__file__).parent / "golden" / "written_at_679d403"
 

@@ -1,7 +1,7 @@
 """Project settings of Kedro."""
 
-from thawline.configuration import CONFIG_LOADER_ARGS
-from thawline.hooks import ProjectHook, TrackingHook, WholeFilesHook
+from thawline.hooks.configuration import CONFIG_LOADER_ARGS
+from thawline.hooks.hooks import ProjectHook, TrackingHook, WholeFilesHook
 
 __all__ = ["CONFIG_LOADER_ARGS", "DISABLE_HOOKS_FOR_PLUGINS", "HOOKS"]
 

@@ -18,7 +18,7 @@ import pytest
 from safetensors.torch import load_file
 
 from conftest import QUICK, copy_project, kedro, start_kedro
-from servers import MlflowServer, wait_until
+from helpers.servers import MlflowServer, wait_until
 
 LONG = QUICK.replace("training.epochs=2", "training.epochs=40")
 USES_A_SERVER = "server: {{ mlflow_tracking_uri: {uri} }}"

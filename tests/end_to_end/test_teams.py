@@ -17,9 +17,9 @@ from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from conftest import QUICK, copy_project, start_kedro
-from servers import PASSWORD, MlflowServer, Postgres, wait_until
-from thawline.sweep_storage import open_storage
-from thawline.sweeping import FINISHED
+from helpers.servers import PASSWORD, MlflowServer, Postgres, wait_until
+from thawline.sweep.storage import open_storage
+from thawline.sweep.study import FINISHED
 
 TRIALS = 30
 

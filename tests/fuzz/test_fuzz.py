@@ -25,12 +25,15 @@ from PIL import Image
 from safetensors.torch import save
 
 from conftest import ROOT
-from networks import SmallNet
-from thawline.backbones import IMAGENET
-from thawline.checkpoints import describe_checkpoint, read_checkpoint
-from thawline.classifier import Classifier, RequestLimits, check_request, classify
+from helpers.networks import SmallNet
+from thawline.data.screening import Problem, examine, screen_images
+from thawline.data.sources import find_images
+from thawline.data.splitting import split_dataset
 from thawline.errors import CheckpointError, DataError, ParameterError
-from thawline.images import find_images
+from thawline.evaluation.inference import decode
+from thawline.networks.building import IMAGENET
+from thawline.networks.checkpoints import describe_checkpoint, read_checkpoint
+from thawline.networks.classifier import Classifier, RequestLimits, check_request, classify
 from thawline.options import (
     ModelOptions,
     ScreeningOptions,
@@ -38,9 +41,6 @@ from thawline.options import (
     flatten,
     validate_parameters,
 )
-from thawline.prediction import decode
-from thawline.screening import Problem, examine, screen_images
-from thawline.splitting import split_dataset
 
 Fuzz = Callable[..., None]
 TARGETS = 4
@@ -241,7 +241,7 @@ def test_images(fuzz: Fuzz, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = SmallNet().eval()
     classes = tuple("abcdefghij"[: network.linear.out_features])
-    model = ModelOptions(backbone="networks:SmallNet", weights="none")
+    model = ModelOptions(backbone="helpers.networks:SmallNet", weights="none")
     classifier = Classifier(network, classes, PREPROCESSING, model)
     screening = ScreeningOptions(max_megapixels=1)
     limits = RequestLimits(max_megapixels=1)

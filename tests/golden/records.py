@@ -23,9 +23,11 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from thawline.backbones import IMAGENET, build_network, pretrained_preprocessing
-from thawline.cache import ActivationStore
-from thawline.images import find_images
+from thawline.data.sources import find_images
+from thawline.data.splitting import split_dataset
+from thawline.data.transforms import build_transforms
+from thawline.evaluation.significance import paired_test
+from thawline.networks.building import IMAGENET, build_network, pretrained_preprocessing
 from thawline.options import (
     ModelOptions,
     Parameters,
@@ -34,15 +36,13 @@ from thawline.options import (
     TransformOptions,
     validate_parameters,
 )
-from thawline.significance import paired_test
-from thawline.splitting import split_dataset
-from thawline.sweeping import identity
-from thawline.training import prepare, train
-from thawline.transforms import build_transforms
+from thawline.sweep.study import identity
+from thawline.thaw.cache import ActivationStore
+from thawline.training.loop import prepare, train
 
 ROOT = Path(__file__).parents[2]
 RECORDS = Path(__file__).with_name("records.json")
-SMALL_NET = ModelOptions(backbone="networks:SmallNet", weights="none")
+SMALL_NET = ModelOptions(backbone="helpers.networks:SmallNet", weights="none")
 LITE0 = ModelOptions()
 FP32 = TrainingOptions(
     optimizer="sgd", batch_size=16, device="cpu", precision="fp32", workers=0, warmup=0
@@ -87,7 +87,7 @@ def losses_of_steps(
             if record.levelno == logging.DEBUG and "loss" in str(record.msg):
                 losses.append(float(record.args[2]))  # type: ignore[index, arg-type]
 
-    logger, listener = logging.getLogger("thawline.training"), Listener()
+    logger, listener = logging.getLogger("thawline.training.loop"), Listener()
     level = logger.level
     logger.addHandler(listener)
     logger.setLevel(logging.DEBUG)

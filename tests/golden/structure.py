@@ -14,8 +14,8 @@ from typing import Any
 import click
 from kedro.io import CatalogConfigResolver
 
-from thawline.commands import main
-from thawline.configuration import read_configuration
+from thawline.cli.main import main
+from thawline.hooks.configuration import read_configuration
 from thawline.options import flatten
 from thawline.pipeline_registry import register_pipelines
 

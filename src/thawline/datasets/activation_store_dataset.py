@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from thawline.cache import ActivationStore
 from thawline.datasets.tool_dataset import ToolDataset
+from thawline.thaw.cache import ActivationStore
 
 
 class ActivationStoreDataset(ToolDataset[Callable[[float], ActivationStore]]):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from kedro.io import AbstractVersionedDataset, Version
 
-from thawline.classifier import Classifier, load_classifier, save_classifier
+from thawline.networks.classifier import Classifier, load_classifier, save_classifier
 from thawline.options import ModelOptions
 
 

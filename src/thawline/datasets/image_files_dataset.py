@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from thawline.data.sources import name_files
 from thawline.datasets.tool_dataset import ToolDataset
-from thawline.images import name_files
 
 
 class ImageFilesDataset(ToolDataset[Callable[..., list[str]]]):

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from thawline.data.sources import find_files
 from thawline.datasets.tool_dataset import ToolDataset
-from thawline.images import find_files
 
 
 class ImageFolderDataset(ToolDataset[Callable[[str], list[str]]]):

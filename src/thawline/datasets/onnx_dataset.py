@@ -8,8 +8,8 @@ from typing import Any
 
 from kedro.io import AbstractVersionedDataset, Version
 
-from thawline.export import OnnxModel
-from thawline.files import write_whole
+from thawline.data.files import write_whole
+from thawline.serving.onnx import OnnxModel
 
 MODEL_FILE = "model.onnx"
 DESCRIPTION_FILE = "model.json"

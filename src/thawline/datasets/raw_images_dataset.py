@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from thawline.data.sources import find_images
 from thawline.datasets.tool_dataset import ToolDataset
-from thawline.images import find_images
 
 
 class RawImagesDataset(ToolDataset[Callable[..., pd.DataFrame]]):

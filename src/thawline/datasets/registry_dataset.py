@@ -16,13 +16,13 @@ import mlflow
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
 
-from thawline.checkpoints import DESCRIPTION_FILE
-from thawline.classifier import Classifier, load_classifier, read_seen
 from thawline.datasets.served_model_dataset import CLASSIFIER
 from thawline.datasets.tool_dataset import ToolDataset
 from thawline.errors import ParameterError, ThawlineError, TrackingError
+from thawline.networks.checkpoints import DESCRIPTION_FILE
+from thawline.networks.classifier import Classifier, load_classifier, read_seen
 from thawline.options import AUTO, ModelOptions
-from thawline.registration import Champion, Verdict, list_classes
+from thawline.serving.champion import Champion, Verdict, list_classes
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from thawline.data.screening import ScreeningCache
 from thawline.datasets.tool_dataset import ToolDataset
-from thawline.screening import ScreeningCache
 
 
 class ScreeningCacheDataset(ToolDataset[ScreeningCache]):

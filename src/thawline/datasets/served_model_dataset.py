@@ -15,12 +15,12 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 import thawline
-from thawline.classifier import Classifier, RequestLimits, save_classifier
+from thawline.networks.classifier import Classifier, RequestLimits, save_classifier
 
 logger = logging.getLogger(__name__)
 
 PACKAGE = Path(thawline.__file__).parent
-# What thawline.classifier imports; the pipeline's own packages are not needed for serving.
+# What thawline.networks.classifier imports; the pipeline's own packages are not needed for serving.
 REQUIREMENTS = (
     "joblib",
     "pandas",

@@ -9,7 +9,7 @@ from typing import Any
 from optuna.storages import BaseStorage
 
 from thawline.datasets.tool_dataset import ToolDataset
-from thawline.sweep_storage import open_storage
+from thawline.sweep.storage import open_storage
 
 
 class SweepStorageDataset(ToolDataset[Callable[[str | None], BaseStorage]]):

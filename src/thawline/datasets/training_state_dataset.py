@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from thawline.datasets.tool_dataset import ToolDataset
-from thawline.interruptions import TrainingStates
+from thawline.training.state import TrainingStates
 
 
 class TrainingStateDataset(ToolDataset[TrainingStates]):

@@ -9,11 +9,11 @@ import plotly.graph_objects as go
 from rich import print as rich_print
 from rich.markup import escape
 
-from thawline.classifier import Classifier
-from thawline.comparison import Finished, compare, console_table
-from thawline.figures.comparison import comparison_figure
+from thawline.evaluation.comparison import Finished, compare, console_table
+from thawline.networks.classifier import Classifier
 from thawline.options import DatasetOptions, ModelOptions, validate_parameters
-from thawline.report import comparison_sections, data_facts, html_report
+from thawline.reports.figures.comparison import comparison_figure
+from thawline.reports.html import comparison_sections, data_facts, html_report
 
 
 def collect_result(

@@ -9,11 +9,13 @@ import pandas as pd
 import plotly.graph_objects as go
 from PIL import Image
 
-from thawline import images, near_duplicates, screening, splitting
-from thawline.classifier import read_ancestors
+from thawline.data import screening, splitting
+from thawline.data import sources as images
+from thawline.data.near_duplicates import search as near_duplicates
 from thawline.errors import DataError
-from thawline.figures import data as figures
+from thawline.networks.classifier import read_ancestors
 from thawline.options import DatasetOptions, ModelOptions, ScreeningOptions, TransformOptions
+from thawline.reports.figures import data as figures
 
 logger = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import pandas as pd
 from PIL import Image
 
-from thawline import explanations
-from thawline.classifier import Classifier
+from thawline.data.manifests import ROOT
 from thawline.errors import ParameterError
-from thawline.figures.attributions import attribution_grid
-from thawline.manifests import ROOT
+from thawline.evaluation import explanations
+from thawline.networks.classifier import Classifier
 from thawline.options import ExplainOptions, TrainingOptions
+from thawline.reports.figures.attributions import attribution_grid
 
 logger = logging.getLogger(__name__)
 

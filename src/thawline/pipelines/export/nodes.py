@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from thawline.datasets.registry_dataset import OpenRegistry
-from thawline.export import OnnxModel, export_onnx
 from thawline.options import ExportOptions, ModelOptions, RegistryOptions
+from thawline.serving.onnx import OnnxModel, export_onnx
 
 logger = logging.getLogger(__name__)
 

@@ -14,27 +14,15 @@ from rich import print as rich_print
 from rich.table import Table
 from torch import nn
 
-from thawline import (
-    backbones,
-    evaluation,
-    freezing,
-    lr_find,
-    model_summary,
-    probing,
-    ray_engine,
-    registration,
-    training,
-    transforms,
-)
-from thawline.cache import ActivationStore
-from thawline.classifier import Classifier, read_ancestors
+from thawline.data import transforms
+from thawline.data.sources import hash_files, read_bytes
+from thawline.data.splitting import class_names
 from thawline.datasets.registry_dataset import OpenRegistry
 from thawline.datasets.served_model_dataset import ServedModel
-from thawline.figures.evaluation import confusion_matrix
-from thawline.figures.model import stage_figure, weight_change_figure
-from thawline.figures.training import learning_curves, lr_curve, stage_probes
-from thawline.images import hash_files, read_bytes
-from thawline.interruptions import TrainingStates
+from thawline.evaluation import metrics as evaluation
+from thawline.evaluation import model_summary
+from thawline.networks import building as backbones
+from thawline.networks.classifier import Classifier, read_ancestors
 from thawline.options import (
     AUTO,
     ActivationOptions,
@@ -51,7 +39,15 @@ from thawline.options import (
     TrainingOptions,
     TransformOptions,
 )
-from thawline.splitting import class_names
+from thawline.reports.figures.evaluation import confusion_matrix
+from thawline.reports.figures.model import stage_figure, weight_change_figure
+from thawline.reports.figures.training import learning_curves, lr_curve, stage_probes
+from thawline.serving import champion as registration
+from thawline.thaw import freezing, probing
+from thawline.thaw.cache import ActivationStore
+from thawline.training import loop as training
+from thawline.training import lr_find, ray_engine
+from thawline.training.state import TrainingStates
 
 logger = logging.getLogger(__name__)
 

@@ -2,8 +2,8 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from thawline.figures.data import training_views
 from thawline.pipelines.finetune import nodes
+from thawline.reports.figures.data import training_views
 
 
 def create_transforms() -> Pipeline:

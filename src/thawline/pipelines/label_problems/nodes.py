@@ -10,14 +10,14 @@ import pandas as pd
 from PIL import Image
 from torch import nn
 
-from thawline import label_problems
-from thawline.activations import Image as View
-from thawline.cache import ActivationStore
-from thawline.figures import data as figures
-from thawline.images import hash_files
+from thawline.data.sources import hash_files
+from thawline.data.transforms import Transforms
+from thawline.evaluation import label_problems
 from thawline.options import ActivationOptions, TrainingOptions
-from thawline.probing import stage_features
-from thawline.transforms import Transforms
+from thawline.reports.figures import data as figures
+from thawline.thaw.cache import ActivationStore
+from thawline.thaw.features import Image as View
+from thawline.thaw.probing import stage_features
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from thawline import prediction
 from thawline.datasets.registry_dataset import OpenRegistry
 from thawline.errors import ParameterError
+from thawline.evaluation import inference as prediction
 from thawline.options import ModelOptions, PredictOptions, RegistryOptions, TrainingOptions
 
 logger = logging.getLogger(__name__)

@@ -9,12 +9,13 @@ import pandas as pd
 import plotly.graph_objects as go
 from PIL import Image
 
-from thawline import calibration, evaluation
-from thawline.classifier import Classifier
-from thawline.figures.evaluation import mistakes_grid, per_class_bars, reliability_diagram
-from thawline.finetune_report import accuracy_sentence, finetune_sections
+from thawline.evaluation import calibration
+from thawline.evaluation import metrics as evaluation
+from thawline.networks.classifier import Classifier
 from thawline.options import AUTO, EvaluationOptions, TrainingOptions, validate_parameters
-from thawline.report import data_facts, html_report
+from thawline.reports.figures.evaluation import mistakes_grid, per_class_bars, reliability_diagram
+from thawline.reports.finetune import accuracy_sentence, finetune_sections
+from thawline.reports.html import data_facts, html_report
 
 logger = logging.getLogger(__name__)
 

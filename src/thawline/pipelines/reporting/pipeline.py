@@ -2,8 +2,8 @@
 
 from kedro.pipeline import Node, Pipeline
 
-from thawline.finetune_report import FIGURES
 from thawline.pipelines.reporting import nodes
+from thawline.reports.finetune import FIGURES
 
 
 def create_error_analysis() -> Pipeline:

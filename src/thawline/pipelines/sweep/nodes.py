@@ -14,13 +14,14 @@ import yaml
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
-from thawline import sweeping, training
-from thawline.cache import ActivationStore
 from thawline.datasets.child_runs_dataset import OpenRun
-from thawline.figures.sweep import importance, parallel_coordinates, sweep_history
 from thawline.options import TRAINED, Parameters, Strategies, validate_parameters
 from thawline.pipelines.finetune import nodes as finetune
-from thawline.training import OnEpoch
+from thawline.reports.figures.sweep import importance, parallel_coordinates, sweep_history
+from thawline.sweep import study as sweeping
+from thawline.thaw.cache import ActivationStore
+from thawline.training import loop as training
+from thawline.training.loop import OnEpoch
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,434 @@
+"""Check what a run needs, change nothing, and say what to fix.
+
+Each check returns findings and raises nothing that a user can cause. None of them needs a session
+of Kedro or an MLflow run; heavy libraries are imported where they are used, so that missing ones
+can be reported.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from thawline.errors import DataError, ThawlineError
+
+if TYPE_CHECKING:
+    from thawline.options import DatasetOptions, ModelOptions, TrainingOptions
+
+SHOWN = ("torch", "torchvision", "timm", "kedro", "kedro-mlflow", "kedro-viz", "mlflow")
+OPENED = 5  # images of each class that are decoded, of at most CLASSES classes
+CLASSES = 20
+FEW = 20  # images in a class, below which figures on the test split say little
+LITTLE_MEMORY, LITTLE_DISK = 2e9, 2e9  # bytes
+SHARED = Path("/dev/shm")
+PREFETCHED = 2  # batches that each decoding process has ready, as PyTorch's DataLoader asks for
+USUAL_SIZE = 224  # px
+TIMEOUT = 3  # seconds, for a tracking server's answer
+
+State = Literal["ok", "warning", "problem"]
+
+
+class Finding(NamedTuple):
+    """What a check found.
+
+    Attributes:
+        name: of what was checked.
+        state: ok; warning: a run works, but something should be known; problem: it would fail.
+        message: what was found and, unless ok, what to do.
+    """
+
+    name: str
+    state: State
+    message: str
+
+
+def examine(project: Path | None, env: str | None = None, params: str = "") -> Iterator[Finding]:
+    """Yield what all checks find, in the order in which it should be put right.
+
+    Args:
+        project: root of a Kedro project; None: only what needs none is checked.
+        env: environment of the configuration, as of `kedro run`.
+        params: as of `kedro run --params`.
+    """
+    versions = check_versions("thawline")
+    yield from versions
+    if any(finding.state == "problem" for finding in versions):
+        yield Finding("the rest", "warning", "not checked; put this right first and ask again")
+        return
+    yield from check_extras("thawline")
+    from thawline.options import TrainingOptions
+
+    if project is None:
+        yield from check_device(TrainingOptions())
+        missing = f"none in {Path.cwd()} or above it; go to the folder with Thawline's conf/"
+        yield Finding("project", "problem", missing)
+        return
+    yield from _examine_project(project, env, params)
+
+
+def _examine_project(project: Path, env: str | None, params: str) -> Iterator[Finding]:
+    """Yield what the checks find of all that a project's configuration names."""
+    from kedro.config import MissingConfigException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    from thawline.hooks.configuration import read_configuration
+    from thawline.options import validate_parameters
+
+    try:
+        configuration = read_configuration(project, env, params)
+        parameters = validate_parameters(configuration["parameters"])
+        catalog, mlflow = configuration["catalog"], configuration["mlflow"]
+        images, store = (catalog[name]["filepath"] for name in ("raw_images", "activations"))
+    except (
+        ThawlineError,
+        MissingConfigException,
+        OmegaConfBaseException,
+        YAMLError,
+        ValueError,  # Kedro's, of a key that two files hold
+    ) as error:
+        yield Finding("configuration", "problem", str(error))
+        return
+    yield Finding("configuration", "ok", f"{project / 'conf'}, environment {env or 'local'}")
+    yield from check_device(parameters.training)
+    size = parameters.transforms.size or USUAL_SIZE
+    yield from check_shared_memory(parameters.training, size)
+    yield from check_weights(parameters.model)
+    seed = parameters.seed if parameters.dataset.seed is None else parameters.dataset.seed
+    yield from check_data(parameters.dataset, seed, project, project / images)
+    yield from check_activations(project / store, parameters.activations.max_gb)
+    uri = (mlflow.get("server") or {}).get("mlflow_tracking_uri")
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI", "mlruns")
+    tracking = check_tracking(uri, project)
+    yield from tracking
+    if tracking[0].state == "ok":
+        experiment = (mlflow.get("tracking") or {}).get("experiment") or {}
+        yield from check_runs(uri, experiment.get("name", "thawline"))
+
+
+def check_versions(package: str) -> list[Finding]:
+    """Return whether Python and all that an installed package requires are there, and fit."""
+    try:
+        needed = SpecifierSet(metadata(package)["Requires-Python"] or "")
+    except PackageNotFoundError:
+        return [Finding("versions", "problem", f"{package} is not installed: pip install -e .")]
+    python = platform.python_version()
+    problems = []
+    if not needed.contains(python):
+        problems.append(Finding("python", "problem", f"{python} is here, {needed} is needed"))
+    wanted = [Requirement(text) for text in requires(package) or []]
+    problems += _unmet([r for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})])
+    if not problems:
+        pair = [Requirement(text) for text in requires("torchvision") or []]
+        problems = [
+            f._replace(message=f"{f.message}; torchvision {version('torchvision')} was made for it")
+            for f in _unmet([r for r in pair if r.name == "torch"])
+        ]
+    shown = ", ".join(f"{name} {version(name)}" for name in SHOWN if not problems)
+    return problems or [Finding("versions", "ok", f"Python {python}, {shown}")]
+
+
+def check_extras(package: str) -> list[Finding]:
+    """Return whether what `kedro run --pipeline=export` needs is installed."""
+    wanted = [Requirement(text) for text in requires(package) or []]
+    extra = [r for r in wanted if r.marker and r.marker.evaluate({"extra": "onnx"})]
+    missing = _unmet([r for r in extra if not r.marker.evaluate({"extra": ""})])  # type: ignore[union-attr]
+    if not missing:
+        return [Finding("extra onnx", "ok", "installed")]
+    names = ", ".join(finding.name for finding in missing)
+    advice = f"without {names}; pip install 'thawline[onnx]' if you want --pipeline=export"
+    return [Finding("extra onnx", "ok", advice)]
+
+
+def check_device(options: TrainingOptions) -> list[Finding]:
+    """Return what a training would compute on, and whether memory is short."""
+    import joblib
+    import psutil
+    import torch
+
+    from thawline.training.loop import compute_dtype, make_accelerator
+
+    try:
+        accelerator = make_accelerator(options)
+    except ThawlineError as error:
+        return [Finding("device", "problem", str(error))]
+    device, dtype = accelerator.device, str(compute_dtype(accelerator)).removeprefix("torch.")
+    cores = joblib.cpu_count()  # that affinity and the container allow
+    free = psutil.virtual_memory().available
+    name = f"{device.type}, {cores} cores"
+    if device.type == "cuda":
+        name = f"{torch.cuda.get_device_name()}, {torch.cuda.mem_get_info()[0] / 1e9:.1f} GB free"
+    found = [Finding("device", "ok", f"{name}; trains in {dtype}")]
+    if free < LITTLE_MEMORY:
+        advice = f"{free / 1e9:.1f} GB are free; close something, or lower training.batch_size"
+        return [*found, Finding("memory", "warning", advice)]
+    return [*found, Finding("memory", "ok", f"{free / 1e9:.1f} GB are free")]
+
+
+def check_shared_memory(
+    options: TrainingOptions, size: int, folder: Path = SHARED
+) -> list[Finding]:
+    """Return whether decoding processes have room to hand over their batches; nothing elsewhere.
+
+    Args:
+        options: batch size and number of decoding processes.
+        size: px, side of the images.
+        folder: where shared memory is, as a file system.
+    """
+    import joblib
+
+    from thawline.data.loading import MAX_WORKERS
+
+    workers = options.workers
+    if workers is None:
+        workers = min(joblib.cpu_count(), MAX_WORKERS)
+    if not workers or not folder.is_dir():
+        return []
+    total = shutil.disk_usage(folder).total
+    needed = (PREFETCHED * workers + 1) * options.batch_size * 3 * size**2
+    if total >= needed:
+        return [Finding("shared memory", "ok", f"{total / 1e6:.0f} MB in {folder}")]
+    advice = (
+        f"{total / 1e6:.0f} MB in {folder}, but {workers} decoding processes need"
+        f" {needed / 1e6:.0f} MB; start the container with --shm-size=1g, or lower training.workers"
+    )
+    return [Finding("shared memory", "warning", advice)]
+
+
+def check_weights(options: ModelOptions) -> list[Finding]:
+    """Return whether the weights that `model` names are on this machine."""
+    from thawline.networks.building import find_weights, is_weights_file
+    from thawline.networks.checkpoints import describe_checkpoint
+
+    name, weights = "weights", options.weights
+    try:
+        if is_weights_file(weights):
+            described = describe_checkpoint(Path(weights).expanduser())
+            if "imports" in described and not options.trust_pickle:
+                advice = f"{weights} is {described['kind']}; see thawline inspect {weights}"
+                return [Finding(name, "problem", advice)]
+            return [Finding(name, "ok", f"{weights}: {described['kind']}")]
+        if weights == "none" or ":" in options.backbone:
+            return [Finding(name, "ok", f"none; {options.backbone} starts at random")]
+        file, source = find_weights(options)
+    except ThawlineError as error:
+        return [Finding(name, "problem", str(error))]
+    if file is None:
+        advice = (
+            f"those of {options.backbone} are not here; the first run downloads them from {source}."
+            " Without a network: download them elsewhere and give model.weights=FILE"
+        )
+        return [Finding(name, "warning", advice)]
+    return [Finding(name, "ok", f"{options.backbone}: {file.name} in {file.parent}")]
+
+
+def check_data(
+    options: DatasetOptions, seed: int, base: Path, packaged_folder: Path
+) -> list[Finding]:
+    """Return whether there are images of every class, enough of them to split, and readable.
+
+    Args:
+        options: `root` and how it is split.
+        seed: of the splits.
+        base: folder that a relative `root` is relative to.
+        packaged_folder: where data sets of a package are kept.
+    """
+    from thawline.data.sources import find_images
+    from thawline.data.splitting import split_dataset
+
+    library, _, name = options.root.partition(":")
+    if library in ("sklearn", "torchvision") and not (packaged_folder / name).is_dir():
+        if library == "torchvision":
+            advice = f"{options.root} is not here; the first run downloads it to {packaged_folder}"
+            return [Finding("data", "warning", advice)]
+        if name == "digits":
+            return [Finding("data", "ok", f"{options.root} comes with scikit-learn")]
+    try:
+        manifest = find_images(options.root, base, packaged_folder, options.allow_outside)
+        splits = split_dataset(manifest, options.fractions, seed)
+    except (DataError, OSError) as error:
+        return [Finding("data", "problem", str(error))]
+    counts = manifest["label"].value_counts()
+    sizes = splits["split"].value_counts()
+    parts = ", ".join(f"{sizes[split]} {split}" for split in ("train", "val", "test"))
+    found = f"{options.root}: {len(manifest)} images of {len(counts)} classes ({parts});"
+    fewest = f"{counts.index[-1]} has {counts.iloc[-1]}, the fewest"
+    if counts.iloc[-1] < FEW:
+        few = f"{found} {fewest}: add images, or expect accuracies that are partly luck"
+        return [Finding("data", "warning", few), *_unreadable(manifest)]
+    return [Finding("data", "ok", f"{found} {fewest}"), *_unreadable(manifest)]
+
+
+def check_activations(folder: Path, max_gb: float) -> list[Finding]:
+    """Return how large the store of activations is, and whether the disk holds what it may grow."""
+    from thawline.thaw.cache import ActivationStore
+
+    used = ActivationStore(folder, max_gb).contents()["MB"].sum() / 1e3
+    free = shutil.disk_usage(_existing(folder)).free / 1e9
+    size = f"{used:.1f} of at most {max_gb:g} GB"
+    if used + free < max_gb:
+        advice = f"{size}, but only {free:.1f} GB are free on disk; lower activations.max_gb"
+        return [Finding("activations", "warning", advice)]
+    return [Finding("activations", "ok", size)]
+
+
+def check_tracking(uri: str, project: Path) -> list[Finding]:
+    """Return whether MLflow's store can be opened, and whether there is room for what runs log.
+
+    Args:
+        uri: of the store; a password in it is not repeated.
+        project: folder that holds what runs log, as MLflow is configured here.
+    """
+    free = shutil.disk_usage(project).free
+    room = Finding("disk", "ok", f"{free / 1e9:.1f} GB are free in {project}")
+    if free < LITTLE_DISK:
+        room = room._replace(state="warning", message=f"{room.message}; each run logs its model")
+    return [_tracking_store(uri), room]
+
+
+def check_runs(uri: str, experiment: str) -> list[Finding]:
+    """Return whether there are runs of an experiment that are said to run, but have no process.
+
+    Args:
+        uri: of MLflow's store, which can be opened.
+        experiment: its name; there need not be one.
+    """
+    from mlflow import MlflowClient
+
+    from thawline.tracking.stale_runs import find_dead_runs
+
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        return []  # asking would make it
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    dead = find_dead_runs(client, found.experiment_id) if found else []
+    if not dead:
+        return []
+    names = ", ".join(f"{run.info.run_name} ({run.info.run_id})" for run in dead)
+    advice = (
+        f"{names}: said to be running, but the process is gone; the next run marks it as KILLED"
+    )
+    return [Finding("runs", "warning", advice)]
+
+
+def _tracking_store(uri: str) -> Finding:
+    scheme = uri.partition(":")[0]
+    if scheme in ("http", "https"):
+        return _server(uri)
+    if scheme.startswith("databricks"):
+        return Finding("tracking", "warning", f"{uri} is not checked here")
+    if "://" not in uri or scheme == "file":
+        advice = f"MLflow no longer writes runs to a folder, {uri}; set sqlite:///mlflow.db"
+        return Finding("tracking", "problem", f"{advice} as server.mlflow_tracking_uri")
+    return _database(uri)
+
+
+def _server(uri: str) -> Finding:
+    import requests
+    from urllib3.util import parse_url
+
+    shown = parse_url(uri)._replace(auth=None).url
+    try:
+        answer = requests.get(f"{uri.rstrip('/')}/health", timeout=TIMEOUT)
+    except requests.RequestException as error:
+        advice = f"{shown} does not answer ({type(error).__name__}); start it, or correct the URI"
+        return Finding("tracking", "problem", advice)
+    if not answer.ok:
+        return Finding("tracking", "problem", f"{shown} answers {answer.status_code}")
+    return Finding("tracking", "ok", f"{shown} answers")
+
+
+def _database(uri: str) -> Finding:
+    """Return whether a database can be opened and has the tables of the installed MLflow."""
+    from alembic.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+    from sqlalchemy import create_engine, inspect
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        url = make_url(uri)
+    except SQLAlchemyError:
+        return Finding("tracking", "problem", "server.mlflow_tracking_uri is no URI of a database")
+    shown = url.render_as_string(hide_password=True)
+    if url.drivername == "sqlite" and not Path(url.database or "").exists():
+        return _new_file(Path(url.database or ""))
+    try:
+        with create_engine(url).connect() as connection:
+            found = MigrationContext.configure(connection).get_current_revision()
+            empty = not inspect(connection).get_table_names()
+    except (SQLAlchemyError, ImportError) as error:
+        reason = _without(str(error).splitlines()[0], url.password)
+        advice = f"{shown} cannot be opened: {reason}. Correct it in mlflow.yml, start the server"
+        return Finding("tracking", "problem", f"{advice}, or install its driver")
+    scripts = Path(_folder("mlflow"), "store", "db_migrations")
+    wanted = ScriptDirectory(str(scripts)).get_current_head()
+    if empty or found == wanted:
+        return Finding("tracking", "ok", shown)
+    advice = f"{shown} has tables of another MLflow ({found}, not {wanted}); make a copy, then"
+    return Finding("tracking", "problem", f"{advice} mlflow db upgrade URI")
+
+
+def _new_file(file: Path) -> Finding:
+    """Return whether SQLite can make a file."""
+    folder = _existing(file.parent)
+    if os.access(folder, os.W_OK):
+        return Finding("tracking", "ok", f"{file} is made by the first run")
+    advice = f"{file} does not exist and {folder} cannot be written; set another URI in mlflow.yml"
+    return Finding("tracking", "problem", advice)
+
+
+def _unreadable(manifest: Any) -> list[Finding]:
+    """Return a warning where some of the first images of the first classes cannot be decoded."""
+    from thawline.data.screening import examine
+    from thawline.options import ScreeningOptions
+
+    labels = manifest["label"].unique()[:CLASSES]
+    first = manifest[manifest["label"].isin(labels)].groupby("label").head(OPENED)["path"]
+    found = (examine(path, ScreeningOptions()) for path in first)
+    problems = [f"{facts.path}: {facts.detail}" for facts in found if facts.problem]
+    if not problems:
+        return [Finding("images", "ok", f"the first {len(first)} that were tried can be read")]
+    advice = f"{len(problems)} of {len(first)} that were tried cannot be read and will be left out"
+    return [Finding("images", "warning", f"{advice}, first {problems[0]}")]
+
+
+def _unmet(wanted: list[Requirement]) -> list[Finding]:
+    """Return a problem for each requirement that is not installed in a version that fits."""
+    problems = []
+    for requirement in wanted:
+        name, needed = requirement.name, requirement.specifier
+        repair = f'pip install "{name}{needed}"'
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            problems.append(Finding(name, "problem", f"not installed: {repair}"))
+            continue
+        if not needed.contains(found, prereleases=True):
+            message = f"{found} is here, {needed} is needed: {repair}"
+            problems.append(Finding(name, "problem", message))
+    return problems
+
+
+def _existing(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+
+
+def _folder(package: str) -> str:
+    """Return where a package is installed, without importing it."""
+    found = importlib.util.find_spec(package)
+    return next(iter(found.submodule_search_locations or [])) if found else ""
+
+
+def _without(text: str, password: str | None) -> str:
+    return text.replace(str(password), "***") if password else text

@@ -1,0 +1,198 @@
+"""The console command `thawline`: look at what a run needs or has left, without running it."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from thawline.errors import ThawlineError
+from thawline.tracking.redaction import mask
+
+CLASSES = 1000  # of ImageNet, so that sizes are those that papers and model cards give
+COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
+
+
+def _examples(*commands: str) -> str:
+    """Return commands as the last lines of a help page, which click leaves as they are."""
+    return "\n".join(["\b", "Examples:", *(f"  {command}" for command in commands)])
+
+
+environment = click.option(
+    "--env",
+    "-e",
+    envvar="KEDRO_ENV",
+    metavar="NAME",
+    help="Environment of the configuration (a folder in conf/); by default local.",
+)
+
+
+@click.group(
+    epilog=_examples(
+        "thawline doctor                      is everything there that a run needs?",
+        "thawline stages resnet18             what can be frozen?",
+        "thawline inspect best.pth            what does this file hold?",
+        "thawline activations                 how large is the store?",
+        "kedro run --pipeline=finetune        train",
+    )
+)
+def main() -> None:
+    """Look at machine, networks and files; pipelines are run by `kedro run`."""
+
+
+@main.command(
+    epilog=_examples(
+        "thawline stages convnext_tiny",
+        "thawline stages timm/resnet50 --size=160",
+        "thawline stages my_networks:ChannelwiseResNet --own-head",
+    )
+)
+@click.argument("backbone")
+@click.option(
+    "--size",
+    type=click.IntRange(min=1),
+    metavar="PX",
+    help="Side of the images; by default that of the pretrained weights.",
+)
+@click.option("--own-head", is_flag=True, help="As with model.head=own, for a network of your own.")
+def stages(backbone: str, size: int | None, own_head: bool) -> None:
+    """Show the stages of BACKBONE, which a strategy freezes or trains by name.
+
+    BACKBONE is what model.backbone takes: a classifier of torchvision (resnet18), timm/NAME, or
+    package.module:Factory for your own. It is built with random weights and a head for 1000
+    classes; nothing is downloaded. Compute is the share of a forward pass's multiply-adds.
+    """
+    from thawline.networks.building import build_network, pretrained_preprocessing
+    from thawline.networks.stages import stage_table
+    from thawline.options import ModelOptions
+
+    head = "own" if own_head else "linear"
+    options = ModelOptions(backbone=backbone, weights="none", head=head)
+    try:
+        size = size or pretrained_preprocessing(options).size
+        network, _ = build_network(options, CLASSES, size, seed=0)
+        rows = stage_table(network, size)
+    except ThawlineError as error:
+        raise click.ClickException(str(error)) from error
+    table = Table("stage")
+    for title in ("parameters", f"output at {size} px", "compute"):
+        table.add_column(title, justify="right")
+    for row in rows.itertuples(index=False):
+        table.add_row(str(row.stage), f"{row.parameters:,}", str(row.output), f"{row.compute:.1%}")
+    Console(markup=False).print(table)
+    last = ", ".join(rows["stage"][-2:])
+    click.echo(
+        f"A phase trains the last two with `trainable: [{last}]` or `trainable: {{last: 2}}`."
+    )
+
+
+@main.command(epilog=_examples("thawline inspect best.pth"))
+@click.argument("file", type=click.Path(path_type=Path))
+def inspect(file: Path) -> None:
+    """Show what a checkpoint FILE holds, without executing anything in it.
+
+    FILE is what model.weights takes (.pth, .pt, .safetensors, …), or the folder of a classifier
+    that a run saved.
+    """
+    from thawline.networks.checkpoints import describe_checkpoint  # torch takes seconds to import
+
+    try:
+        description = describe_checkpoint(file)
+    except ThawlineError as error:
+        raise click.ClickException(str(error).removeprefix("model.weights: ")) from error
+    table = Table(show_header=False)
+    for name, value in description.items():
+        if value not in (None, "", [], {}):
+            table.add_row(name.replace("_", " "), _readable(value))
+    Console(markup=False).print(table)
+
+
+@main.command(epilog=_examples("thawline activations", "thawline activations --empty"))
+@environment
+@click.option("--empty", is_flag=True, help="Remove all of it.")
+def activations(env: str | None, empty: bool) -> None:
+    """Show, or empty, the store of what frozen layers yield (data/04_feature/activations).
+
+    Works anywhere in a project. A run computes again what it does not find.
+    """
+    from thawline.hooks.configuration import find_project, read_configuration
+    from thawline.options import validate_parameters
+    from thawline.thaw.cache import ActivationStore
+
+    try:
+        project = find_project()
+        configuration = read_configuration(project, env)
+        max_gb = validate_parameters(configuration["parameters"]).activations.max_gb
+    except ThawlineError as error:
+        raise click.ClickException(str(error)) from error
+    store = ActivationStore(project / configuration["catalog"]["activations"]["filepath"], max_gb)
+    contents = store.contents()
+    table = Table(*contents.columns)
+    for row in contents.itertuples(index=False):
+        table.add_row(*map(str, row))
+    Console(markup=False).print(table)
+    total = f"{contents['MB'].sum():.1f} MB of at most {max_gb:g} GB in {store.folder}"
+    if empty:
+        store.empty()
+        total += " were removed"
+    click.echo(total)
+
+
+@main.command(
+    epilog=_examples(
+        "thawline doctor",
+        "thawline doctor --params=dataset.root=photos,model.backbone=resnet50",
+        "thawline doctor --env=hymenoptera",
+    )
+)
+@environment
+@click.option(
+    "--params", default="", metavar="NAME=VALUE,…", help="Parameters, as of `kedro run --params`."
+)
+def doctor(env: str | None, params: str) -> None:
+    """Check what a run needs, and say what to fix; nothing is changed, nothing is downloaded.
+
+    Looks at versions, device and memory, the weights that the configuration names, the images, the
+    store of activations, and MLflow's store. Ends with status 1 if a run would fail.
+    """
+    from thawline.cli.doctor import examine
+    from thawline.errors import ProjectError
+    from thawline.hooks.configuration import find_project
+
+    try:
+        project: Path | None = find_project()
+    except ProjectError:
+        project = None
+    states = []
+    for finding in examine(project, env, params):
+        states.append(finding.state)
+        state = click.style(f"{finding.state:8}", fg=COLOURS[finding.state])
+        indented = textwrap.indent(_printable(mask(finding.message)), " " * 24).lstrip()
+        click.echo(f"{state} {finding.name:14} {indented}")
+    if "problem" in states:
+        raise SystemExit(1)
+
+
+def _readable(value: Any) -> str:
+    """Return a value as text: numbers with separators, a list with commas, a dict line by line."""
+    if isinstance(value, dict):
+        return "\n".join(f"{_readable(name)}: {_inner(v)}" for name, v in value.items())
+    if isinstance(value, (list, tuple)):
+        separator = "\n" if any(isinstance(v, dict) for v in value) else ", "
+        return separator.join(map(_readable, value))
+    return _printable(f"{value:,}" if type(value) is int else str(value))
+
+
+def _printable(text: str) -> str:
+    """Return a text without what could steer the terminal: a stranger may have written it."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def _inner(value: Any) -> str:
+    """Return a value inside another one: on lines of its own, indented, if it has several."""
+    text = _readable(value)
+    return "\n" + textwrap.indent(text, "  ") if "\n" in text else text

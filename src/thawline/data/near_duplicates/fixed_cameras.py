@@ -1,0 +1,198 @@
+"""Tell copies of an image from other images of the same fixed camera."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import joblib
+import numpy as np
+import pandas as pd
+from rich.progress import track
+
+from thawline.data.near_duplicates.pairs import (
+    NO_PAIRS,
+    Classes,
+    Pairs,
+    closest,
+    concatenate,
+    iterate_groups,
+    join_groups,
+    renumber,
+)
+from thawline.data.near_duplicates.thumbnails import (
+    ALIKE,
+    BLOCK,
+    FINE_SIDE,
+    SMOOTH,
+    find_residuals,
+    standardize,
+)
+from thawline.data.sources import open_image, to_rgb
+
+# The finer comparison. Simulated cameras have backgrounds from photographs to plain gray, 96 to
+# 256 px, noise of 3 to 12 gray levels, light of +-15 %, shifts of +-2 px, and write PNG or JPEG.
+# Among few images, the background cannot be told from what copies share, and real groups are small:
+# most magnetic tiles were photographed in 6 exposures.
+MAX_UNCHECKED_GROUP = 8  # images
+MAX_SMALL_GROUP = 24  # images, such as a few tiles; MIN_RESIDUAL_CORRELATION is enough for these
+# 1 - correlation, at `FINE_SIDE`, of the same pixels saved without loss. Different images of the
+# least noisy of the simulated cameras have 1.2e-4.
+SAME_PIXELS = 2e-5
+# 1 - correlation, at `SIDE`, of copies saved with other settings. Of 100 photographs, other than
+# those that this was chosen on, 20 copies each were made at quality 50 to 95, 60 to 100 % of the
+# size and 90 to 110 % of the brightness: all copies of 99 are linked. With 1.5e-3 it would be 89.
+SAME_PHOTOGRAPH = 3e-3
+MIN_CAMERA_IMAGES = 3  # different images of one size and encoding that make a fixed camera
+# Residuals of copies must correlate twice as much as 98 % of all pairs do, within bounds. This was
+# chosen on other simulated cameras than these 108, of which 4 have a pair of different images that
+# does. JPEG copies of quality 95, 85 and 70 do in 100, 96 and 82 % of them.
+USUAL_SHARE = 0.98
+TIMES_USUAL_CORRELATION = 2
+MIN_RESIDUAL_CORRELATION, MAX_RESIDUAL_CORRELATION = 0.35, 0.85
+
+
+class _Fine(NamedTuple):
+    """The images of a large group, for the finer comparison."""
+
+    pictures: np.ndarray  # (M, FINE_SIDE, FINE_SIDE) float16 of mean 0 and standard deviation 1
+    gray: np.ndarray  # (M, SIDE, SIDE) float32 of mean 0 and norm 1
+    settings: np.ndarray  # (M,) a number for the size and the encoding of the file
+    number: np.ndarray  # (M,) among all images
+
+    def take(self, members: np.ndarray) -> _Fine:
+        """Return some of the images."""
+        return _Fine(*(part[members] for part in self))
+
+
+def read_fine(paths: Sequence[str], gray: np.ndarray, number: np.ndarray) -> _Fine:
+    """Decode the images of a large group once more."""
+    pictures = np.empty((len(paths), FINE_SIDE, FINE_SIDE), np.float16)
+    settings = []
+    with ThreadPoolExecutor(max_workers=joblib.cpu_count()) as pool:
+        found = pool.map(_fine_picture, paths)
+        tracked = track(found, "Comparing finely", total=len(paths), transient=True)
+        for place, (picture, setting) in enumerate(tracked):
+            pictures[place] = picture
+            settings.append(setting)
+    return _Fine(pictures, gray, pd.factorize(pd.Series(settings))[0], number)
+
+
+def _fine_picture(path: str) -> tuple[np.ndarray, str]:
+    """Return an image, gray and standardized, and the size and the encoding of its file."""
+    with open_image(path) as file:
+        settings = f"{file.format} {file.mode} {file.size} {getattr(file, 'quantization', None)}"
+        image = to_rgb(file, min(1.0, FINE_SIDE / min(file.size)), bit_depth=None).convert("L")
+    picture = standardize(image, (FINE_SIDE, FINE_SIDE), SMOOTH)
+    return picture * FINE_SIDE, settings
+
+
+def compare_finely(images: _Fine, classes: Classes) -> tuple[Pairs, Pairs]:
+    """Return the pairs of one class that are the same image, and the closest of the others.
+
+    The group falls apart into smaller ones. Those that are small enough are not checked any more:
+    all their pairs that look alike are the same image. Those that are still too large, such as
+    the images of two cameras, are compared again, each with a background of its own.
+    """
+    near, similar = [NO_PAIRS], [NO_PAIRS]
+    pending = [np.arange(len(images.number))]
+    while pending:
+        members = pending.pop()
+        some = images.take(members)
+        kept, rejected = _decide(some, classes)
+        similar.append(renumber(rejected, some.number))
+        for part in iterate_groups(join_groups(np.arange(len(members)), kept)):
+            if len(part) == len(members):
+                near.append(renumber(kept, some.number))
+            elif len(part) > MAX_UNCHECKED_GROUP:
+                pending.append(members[part])
+            else:
+                everyone = slice(0, len(part))
+                pairs = _alike(some.take(part), classes, everyone, everyone, 1 - ALIKE)
+                near.append(renumber(pairs, some.number[part]))
+    return concatenate(near), concatenate(similar)
+
+
+def _decide(images: _Fine, classes: Classes) -> tuple[Pairs, Pairs]:
+    """Return as `compare_finely` does, by places in `images`, with one background for all."""
+    residuals = find_residuals(images.pictures)
+    threshold = _residual_threshold(residuals)
+    near, similar = [NO_PAIRS], [NO_PAIRS]
+    for rows, columns in _tiles(len(residuals)):
+        pairs = _alike(images, classes, rows, columns, 1 - ALIKE)
+        if not len(pairs.first):
+            continue
+        same = _product(residuals, residuals, rows, columns) >= threshold
+        for other in (images.pictures, images.pictures[:, :, ::-1]):
+            products = _product(images.pictures, other, rows, columns)
+            same |= 1 - products / FINE_SIDE**2 <= SAME_PIXELS
+        chosen = same[pairs.first - rows.start, pairs.second - columns.start]
+        near.append(pairs.take(chosen))
+        similar.append(closest(pairs.take(~chosen)))
+    near.append(_copies_of_other_settings(images, classes, concatenate(near)))
+    return concatenate(near), closest(concatenate(similar))
+
+
+def _copies_of_other_settings(images: _Fine, classes: Classes, near: Pairs) -> Pairs:
+    """Return pairs that differ as copies do, without the images of a fixed camera.
+
+    Whether two pictures differ by noise or by their compression cannot be seen. But a camera
+    writes images of one size and encoding, and copies mostly differ in these.
+
+    Args:
+        images: of the group.
+        classes: of all images.
+        near: the pairs that are the same image for other reasons.
+    """
+    cluster = join_groups(np.arange(len(images.number)), near)
+    shots = pd.Series(cluster).groupby(images.settings).transform("nunique")
+    others = np.flatnonzero(shots < MIN_CAMERA_IMAGES)
+    some = images.take(others)
+    found = [NO_PAIRS]
+    for rows, columns in _tiles(len(others)):
+        pairs = _alike(some, classes, rows, columns, SAME_PHOTOGRAPH)
+        found.append(pairs.take(some.settings[pairs.first] != some.settings[pairs.second]))
+    return renumber(concatenate(found), others)
+
+
+def _alike(images: _Fine, classes: Classes, rows: slice, columns: slice, limit: float) -> Pairs:
+    """Return the pairs of one class, of a block of all, whose small pictures are this close."""
+    gray = images.gray
+    products = [_product(gray, other, rows, columns) for other in (gray, gray[:, :, ::-1])]
+    distance = (1 - np.maximum(*products)).clip(min=0)
+    first, second = np.nonzero(distance <= limit)
+    pairs = Pairs(first + rows.start, second + columns.start, distance[first, second])
+    pairs = pairs.take(pairs.first < pairs.second)
+    number = images.number
+    return pairs.take(classes.shared(number[pairs.first], number[pairs.second]))
+
+
+def _tiles(count: int) -> Iterator[tuple[slice, slice]]:
+    """Yield rows and columns of the blocks of the upper triangle of a square matrix."""
+    starts = range(0, count, BLOCK)
+    for row in starts:
+        for column in starts[row // BLOCK :]:
+            yield slice(row, row + BLOCK), slice(column, column + BLOCK)
+
+
+def _product(one: np.ndarray, two: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+    """Return the scalar products of rows of one array with rows of another, in float32."""
+    ours, theirs = (part.astype(np.float32) for part in (one[rows], two[columns]))
+    return ours.reshape(len(ours), -1) @ theirs.reshape(len(theirs), -1).T
+
+
+def _residual_threshold(residuals: np.ndarray) -> float:
+    """Return how far residuals of copies must correlate, by how far those of the group do.
+
+    In a large group at most one or two of a hundred pairs are copies. If more than these correlate,
+    it is because not all of the background was found.
+    """
+    if len(residuals) <= MAX_SMALL_GROUP:
+        return MIN_RESIDUAL_CORRELATION
+    some = residuals[:: -(-len(residuals) // BLOCK)]
+    everyone = slice(0, len(some))
+    products = _product(some, some, everyone, everyone)
+    usual = float(np.quantile(products[np.triu_indices(len(some), 1)], USUAL_SHARE))
+    lowest, highest = MIN_RESIDUAL_CORRELATION, MAX_RESIDUAL_CORRELATION
+    return min(max(TIMES_USUAL_CORRELATION * usual, lowest), highest)

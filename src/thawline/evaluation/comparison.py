@@ -1,0 +1,277 @@
+"""Compare strategies by what their trainings came to, and say which one to take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.table import Table
+from rich.text import Text
+from scipy import stats
+
+from thawline.errors import DataError
+from thawline.evaluation.metrics import PROBABILITY, probability_columns
+from thawline.evaluation.significance import (
+    CONFIDENCE,
+    SIGNIFICANT,
+    correct_for_several,
+    paired_test,
+)
+
+TEN = 10  # seconds from which a decimal tells nothing
+MISSING = "-"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What one training of one strategy came to.
+
+    Attributes:
+        strategy: its name.
+        seed: of the training; the splits are the same for all.
+        metrics: of the test split, as `evaluation.score` gives them.
+        predictions: of the test split, as `evaluation.predict_split` gives them.
+        history: of the training, a row an epoch, as in `training.TrainingResult`.
+        best_epoch: number, from 1, of the epoch that was kept; 0: there was none.
+        seconds: that the training took.
+        settings: what to set to repeat it: dotted name of the parameter, and its value as text.
+    """
+
+    strategy: str
+    seed: int
+    metrics: dict[str, float]
+    predictions: pd.DataFrame
+    history: pd.DataFrame
+    best_epoch: int
+    seconds: float
+    settings: dict[str, str]
+
+
+class Comparison(NamedTuple):
+    """The answer to which strategy is best.
+
+    Attributes:
+        table: a row a strategy, best first: strategy, seeds (their number), test_accuracy (mean
+            over seeds) with test_accuracy_low and test_accuracy_high (95 % interval: Student's t
+            over seeds, with one seed the interval of `evaluation.score`), test_loss (nats),
+            train_accuracy (of the epochs that were kept), generalisation_gap (train_accuracy -
+            test_accuracy), seconds (means over seeds), trainable_parameters (in the phase with
+            most). Training accuracy is that of augmented views in training mode, as the epoch went
+            on, so the gap may be negative.
+        pairs: a row for every strategy but the best: best, strategy, difference (of test
+            accuracies), low, high and p_value as of `paired_test`, and p_holm, corrected for the
+            number of rows.
+        verdict: best, next, difference, low, high, p_value (p_holm of the next), significant
+            (p_value < 0.05), recommended (a strategy), sentence (all that in words).
+    """
+
+    table: pd.DataFrame
+    pairs: pd.DataFrame
+    verdict: dict[str, Any]
+
+    def summary(self) -> dict[str, Any]:
+        """Return all of it for JSON: the verdict, and tables as lists of rows, null for NaN."""
+        rows = {
+            name: frame.astype(object).where(frame.notna(), None).to_dict("records")
+            for name, frame in (("strategies", self.table), ("pairs", self.pairs))
+        }
+        return {"verdict": self.verdict, **rows}
+
+
+def compare(trials: Sequence[Finished]) -> Comparison:
+    """Return the strategies side by side, and whether the best really beats the next.
+
+    Equal test accuracies are ordered by seconds. Where the predictions have groups, their images
+    are tested together.
+
+    Raises:
+        DataError: when there is no training, one is there twice, or test images differ.
+    """
+    _check(trials)
+    by_strategy = group_by_strategy(trials)
+    rows = [_row(name, group) for name, group in by_strategy.items()]
+    table = pd.DataFrame(rows).sort_values(
+        ["test_accuracy", "seconds", "strategy"], ascending=[False, True, True], ignore_index=True
+    )
+    correct = {name: _correct(group) for name, group in by_strategy.items()}
+    groups = trials[0].predictions.get("group")  # _check: those of all trials
+    pairs = _compare_with_best(table["strategy"].tolist(), correct, groups)
+    return Comparison(table, pairs, _judge(table, pairs))
+
+
+def group_by_strategy(trials: Sequence[Finished]) -> dict[str, list[Finished]]:
+    """Return the trainings of each strategy, by seed."""
+    groups: dict[str, list[Finished]] = {}
+    for trial in sorted(trials, key=lambda trial: trial.seed):
+        groups.setdefault(trial.strategy, []).append(trial)
+    return groups
+
+
+def pool_confusion(trials: Sequence[Finished]) -> pd.DataFrame:
+    """Return counts, a row a true and a column a predicted class, summed over trainings."""
+    columns = probability_columns(trials[0].predictions)
+    names = [name.removeprefix(PROBABILITY) for name in columns]
+    pooled = pd.concat([trial.predictions[["label", "prediction"]] for trial in trials])
+    counts = pd.crosstab(pooled["label"], pooled["prediction"])
+    return counts.reindex(index=names, columns=names, fill_value=0)
+
+
+def console_table(table: pd.DataFrame) -> Table:
+    """Return the table of `compare` for a console of 80 columns; shares are in per cent."""
+    titles = ("test %", "95 %", "loss", "train %", "gap", "sec.", "trained")
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    shown.add_column("strategy", overflow="fold", min_width=12)
+    for title in titles:
+        shown.add_column(title, justify="right", no_wrap=True)
+    for row in table.to_dict("records"):
+        low, high = 100 * row["test_accuracy_low"], 100 * row["test_accuracy_high"]
+        cells = (
+            f"{100 * row['test_accuracy']:.1f}",
+            f"{low:.1f} {high:.1f}",
+            f"{row['test_loss']:.3f}",
+            _or_missing(f"{100 * row['train_accuracy']:.1f}"),
+            _or_missing(f"{100 * row['generalisation_gap']:+.1f}"),
+            f"{row['seconds']:,.0f}",
+            f"{row['trainable_parameters']:,}",
+        )
+        shown.add_row(Text(row["strategy"]), *cells)
+    return shown
+
+
+def format_p(p_value: float) -> str:
+    """Return a p-value as it is printed: `= 0.02`, `< 0.001`."""
+    return "< 0.001" if p_value < 0.001 else f"= {p_value:.2g}"  # noqa: PLR2004
+
+
+def format_points(difference: float, low: float, high: float) -> str:
+    """Return a difference of accuracies with its interval in percentage points."""
+    return f"{100 * difference:+.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a time as it is printed: `7.1 s`, `62 s`."""
+    return f"{seconds:.1f} s" if seconds < TEN else f"{seconds:,.0f} s"
+
+
+def _or_missing(text: str) -> str:
+    return MISSING if "nan" in text else text
+
+
+def _check(trials: Sequence[Finished]) -> None:
+    if not trials:
+        raise DataError("A comparison needs at least one finished training, found none.")
+    keys = [(trial.strategy, trial.seed) for trial in trials]
+    twice = {key for key in keys if keys.count(key) > 1}
+    if twice:
+        strategy, seed = min(twice)
+        raise DataError(
+            f"Each strategy is compared once a seed, found '{strategy}' with seed {seed} twice."
+        )
+    images = _images(trials[0])
+    for trial in trials[1:]:
+        if not _images(trial).equals(images):
+            raise DataError(
+                f"Strategies are compared on the same test images; those of '{trial.strategy}'"
+                f" with seed {trial.seed} differ from those of '{trials[0].strategy}' with seed"
+                f" {trials[0].seed}. Train all of them on one table of splits."
+            )
+
+
+def _images(trial: Finished) -> pd.DataFrame:
+    """Return path, label and, if the data have groups, group of the test images."""
+    return trial.predictions.reindex(columns=["path", "label", "group"])
+
+
+def _correct(trials: Sequence[Finished]) -> np.ndarray:
+    """Return whether each training (seeds, images) was right."""
+    tables = (trial.predictions for trial in trials)
+    return np.stack([(table["label"] == table["prediction"]).to_numpy() for table in tables])
+
+
+def _row(strategy: str, trials: Sequence[Finished]) -> dict[str, Any]:
+    # Rounded, so that the order in which seeds are added up does not part equals.
+    accuracy = round(float(np.mean([trial.metrics["test_accuracy"] for trial in trials])), 12)
+    low, high = _interval([trial.metrics for trial in trials])
+    train = float(np.mean([_train_accuracy(trial) for trial in trials]))
+    parameters = pd.concat([trial.history["trainable_parameters"] for trial in trials])
+    return {
+        "strategy": strategy,
+        "seeds": len(trials),
+        "test_accuracy": accuracy,
+        "test_accuracy_low": low,
+        "test_accuracy_high": high,
+        "test_loss": float(np.mean([trial.metrics["test_loss"] for trial in trials])),
+        "train_accuracy": train,
+        "generalisation_gap": train - accuracy,
+        "seconds": float(np.mean([trial.seconds for trial in trials])),
+        "trainable_parameters": 0 if parameters.empty else int(parameters.max()),
+    }
+
+
+def _interval(metrics: list[dict[str, float]]) -> tuple[float, float]:
+    if len(metrics) == 1:
+        return metrics[0]["test_accuracy_low"], metrics[0]["test_accuracy_high"]
+    values = [each["test_accuracy"] for each in metrics]
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values)
+    return float(max(0, np.mean(values) - half)), float(min(1, np.mean(values) + half))
+
+
+def _train_accuracy(trial: Finished) -> float:
+    """Return that of the epoch that was kept, NaN where there was none."""
+    kept = trial.history["epoch"] == trial.best_epoch
+    return float(trial.history.loc[kept, "train_accuracy"].mean())
+
+
+def _compare_with_best(
+    names: list[str], correct: dict[str, np.ndarray], groups: pd.Series | None
+) -> pd.DataFrame:
+    best = names[0]
+    rows = [(best, name, *paired_test(correct[best], correct[name], groups)) for name in names[1:]]
+    pairs = pd.DataFrame(
+        rows, columns=["best", "strategy", "difference", "low", "high", "p_value"]
+    ).astype({"p_value": float})
+    return pairs.assign(p_holm=correct_for_several(pairs["p_value"].to_numpy()))
+
+
+def _judge(table: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Any]:
+    best = table["strategy"].iloc[0]
+    verdict: dict[str, Any] = dict.fromkeys(("next", "difference", "low", "high", "p_value"))
+    if pairs.empty:
+        sentence = f"Only {best} was trained, so there is nothing to compare it with."
+        alone = {"significant": False, "recommended": best, "sentence": sentence}
+        return {"best": best, **verdict, **alone}
+    closest = pairs.iloc[0]
+    verdict = {"next": closest["strategy"], "p_value": float(closest["p_holm"])}
+    verdict |= {name: float(closest[name]) for name in ("difference", "low", "high")}
+    significant = verdict["p_value"] < SIGNIFICANT
+    equals = [best, *pairs.loc[pairs["p_holm"] >= SIGNIFICANT, "strategy"]]
+    seconds = table.set_index("strategy")["seconds"]
+    cheapest = best if significant else str(seconds[equals].idxmin())
+    verdict |= {"best": best, "significant": significant, "recommended": cheapest}
+    sentence = _sentence(verdict, equals, seconds)
+    if (table["seeds"] == 1).any():
+        sentence += " With one seed, how much another would change is not known."
+    return verdict | {"sentence": sentence}
+
+
+def _sentence(verdict: dict[str, Any], equals: list[str], seconds: pd.Series) -> str:
+    best, other, cheapest = verdict["best"], verdict["next"], verdict["recommended"]
+    points = format_points(verdict["difference"], verdict["low"], verdict["high"])
+    corrected = "corrected " if len(seconds) > 2 else ""  # noqa: PLR2004
+    found = f"{points}, {corrected}p {format_p(verdict['p_value'])}"
+    takes = {name: format_seconds(seconds[name]) for name in (best, other, cheapest)}
+    if verdict["significant"]:
+        return f"{best} beats {other}: {found}, in {takes[best]} instead of {takes[other]}."
+    sentence = f"No real difference between {best} and {other}: {found}; take the "
+    if len(equals) > 2:  # noqa: PLR2004
+        more = "" if cheapest == best else f"; {best} takes {takes[best]}"
+        return sentence + (
+            f"cheapest of the {len(equals)} that cannot be told apart,"
+            f" {cheapest} ({takes[cheapest]}{more})."
+        )
+    dearer = other if cheapest == best else best
+    return sentence + f"cheaper one, {cheapest} ({takes[cheapest]} instead of {takes[dearer]})."

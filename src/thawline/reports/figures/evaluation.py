@@ -1,0 +1,169 @@
+"""Draw how well a classifier does, and where it errs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+from PIL import Image
+from plotly.subplots import make_subplots
+
+from thawline.evaluation.metrics import worst_mistakes
+from thawline.reports.figures.grids import image_grid, thumbnail
+from thawline.reports.figures.style import LINE, MOST_TICK_LETTERS, TRAIN, VALIDATION, shorten
+
+MOST_NUMBERED = 30  # classes up to which a cell of the confusion matrix has its number written in
+MOST_MISTAKES = 25  # that are shown
+CLASS_HEIGHT = 30  # px, of a class with its two bars
+
+
+def confusion_matrix(confusion: pd.DataFrame) -> go.Figure:
+    """Return counts of true against predicted classes, coloured by the share of the true class."""
+    share = confusion.div(confusion.sum(axis=1).clip(lower=1), axis=0)
+    numbered = len(confusion) <= MOST_NUMBERED
+    figure = go.Figure(
+        go.Heatmap(
+            z=share.to_numpy(),
+            x=list(confusion.columns),
+            y=list(confusion.index),
+            text=confusion.to_numpy(),
+            texttemplate="%{text}" if numbered else None,
+            hovertemplate="true %{y}, predicted %{x}: %{text} (%{z:.1%})<extra></extra>",
+            colorscale="Blues",
+            zmin=0,
+            zmax=1,
+            colorbar={
+                "title": {"text": "share of the true class", "side": "right"},
+                "tickformat": ".0%",
+            },
+        )
+    )
+    short = {name: shorten(str(name), MOST_TICK_LETTERS) for name in confusion.columns}
+    axis = {"type": "category", "labelalias": short}
+    figure.update_xaxes(title_text="Predicted class", **axis)
+    figure.update_yaxes(title_text="True class", autorange="reversed", **axis)
+    return figure.update_layout(
+        title={"text": "Confusion matrix of the test split"}, template="plotly_white"
+    )
+
+
+def reliability_diagram(
+    before: pd.DataFrame, after: pd.DataFrame, errors: dict[str, float]
+) -> go.Figure:
+    """Return accuracy by confidence, as trained and with temperature scaling, and image counts.
+
+    Args:
+        before: of `calibration.reliability`, as trained.
+        after: the same with temperature scaling.
+        errors: temperature, test_calibration_error and the same _scaled and _by_chance.
+    """
+    figure = make_subplots(
+        rows=2, cols=1, shared_xaxes=True, row_heights=[0.72, 0.28], vertical_spacing=0.06
+    )
+    chance = errors["test_calibration_error_by_chance"]
+    figure.add_scatter(
+        x=[0, 1],
+        y=[0, 1],
+        name=f"perfect: error {chance:.1%} by chance",
+        mode="lines",
+        line={"color": "grey", "dash": "dot"},
+        hoverinfo="skip",
+        row=1,
+        col=1,
+    )
+    scaled = f"with temperature {errors['temperature']:.2f}"
+    for bins, name, error, colour, symbol in (
+        (before, "as trained", errors["test_calibration_error"], TRAIN, "circle"),
+        (after, scaled, errors["test_calibration_error_scaled"], VALIDATION, "diamond"),
+    ):
+        figure.add_scatter(
+            x=bins["confidence"],
+            y=bins["accuracy"],
+            name=f"{name}: error {error:.1%}",
+            mode="lines+markers",
+            line={"color": colour},
+            marker={"symbol": symbol, "size": 9},
+            customdata=bins["images"],
+            hovertemplate="confidence %{x:.1%}, accuracy %{y:.1%}, %{customdata} images",
+            row=1,
+            col=1,
+        )
+        figure.add_scatter(
+            x=bins["confidence"],
+            y=bins["images"],
+            name=name,
+            mode="lines+markers",
+            line={"color": colour},
+            marker={"symbol": symbol, "size": 7},
+            showlegend=False,
+            hovertemplate="confidence %{x:.1%}: %{y} images",
+            row=2,
+            col=1,
+        )
+    figure.update_xaxes(range=[0, 1.03], tickformat=".0%")
+    figure.update_xaxes(title_text="Confidence", row=2, col=1)
+    figure.update_yaxes(title_text="Accuracy", range=[0, 1.05], tickformat=".0%", row=1, col=1)
+    figure.update_yaxes(title_text="Images", rangemode="tozero", nticks=4, row=2, col=1)
+    return figure.update_layout(
+        title={"text": "Confidence against accuracy (test split)"},
+        template="plotly_white",
+        height=560,
+        legend={"orientation": "h", "y": -0.16, "yanchor": "top", "x": 0},
+        margin={"b": 120},
+    )
+
+
+def per_class_bars(per_class: pd.DataFrame) -> go.Figure:
+    """Return precision and recall of each class, the class with the lowest F1 on top.
+
+    Args:
+        per_class: of `evaluation.score`.
+    """
+    rows = per_class.sort_values("f1", kind="stable")
+    names = [shorten(str(name), MOST_TICK_LETTERS) for name in rows["label"]]
+    figure = go.Figure()
+    for column, colour, meaning in (
+        ("recall", TRAIN, "recall: share of its images that is found"),
+        ("precision", VALIDATION, "precision: share of its finds that is right"),
+    ):
+        figure.add_bar(
+            y=list(range(len(rows))),
+            x=rows[column],
+            name=meaning,
+            orientation="h",
+            marker={"color": colour},
+            customdata=list(zip(names, rows["images"], strict=True)),
+            hovertemplate=f"%{{customdata[0]}}, %{{customdata[1]}} images: {column} %{{x:.1%}}"
+            "<extra></extra>",
+        )
+    figure.update_xaxes(title_text="Share", range=[0, 1.02], tickformat=".0%")
+    figure.update_yaxes(
+        tickvals=list(range(len(rows))), ticktext=names, range=[len(rows) - 0.5, -0.5],
+        automargin=True,
+    )  # fmt: skip
+    return figure.update_layout(
+        title={"text": "Each class of the test split, hardest on top"},
+        template="plotly_white",
+        height=150 + 2 * LINE + CLASS_HEIGHT * len(rows),
+        bargap=0.25,
+        legend={"yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
+        margin={"b": 70 + 2 * LINE},
+    )
+
+
+def mistakes_grid(predictions: pd.DataFrame) -> Image.Image:
+    """Return the most confident mistakes as images with file, true and predicted class."""
+    rows = worst_mistakes(predictions)
+    shown = rows.head(MOST_MISTAKES)
+    captions = [
+        f"{Path(row['path']).name}\n{row['label']}, taken for\n{row['prediction']}"
+        f" ({row['confidence']:.1%})"
+        for row in shown.to_dict("records")
+    ]
+    return image_grid(
+        f"Test split: {len(rows)} mistakes in {len(predictions)} images, most confident first",
+        [thumbnail(path) for path in shown["path"]],
+        captions,
+        empty=f"All {len(predictions)} images of the test split are classified correctly.",
+    )

@@ -1,0 +1,126 @@
+"""Draw what happens in a training, and what is measured before one."""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from thawline.reports.figures.style import LINE, TRAIN, VALIDATION, as_text
+
+
+def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
+    """Return loss and accuracy by epoch, with the best epoch marked and a band for every phase."""
+    figure = make_subplots(
+        rows=1, cols=2, subplot_titles=("Loss (nats)", "Accuracy"), horizontal_spacing=0.1
+    )
+    for column, metric in enumerate(("loss", "accuracy"), start=1):
+        for split, name, colour in (
+            ("train", "training", TRAIN),
+            ("val", "validation", VALIDATION),
+        ):
+            figure.add_scatter(
+                x=history["epoch"],
+                y=history[f"{split}_{metric}"],
+                name=name,
+                mode="lines+markers",
+                line={"color": colour},
+                legendgroup=name,
+                showlegend=column == 1,
+                row=1,
+                col=column,
+            )
+    for number in history["phase"].unique():
+        rows = history[history["phase"] == number]
+        figure.add_vrect(
+            x0=rows["epoch"].min() - 0.5,
+            x1=rows["epoch"].max() + 0.5,
+            fillcolor="grey",
+            opacity=0.05 if number % 2 else 0.15,
+            line_width=0,
+            annotation={"text": str(number), "font": {"size": 11, "color": "dimgrey"}},
+            annotation_position="bottom right",
+        )
+    if best_epoch:
+        figure.add_vline(x=best_epoch, line={"dash": "dot", "color": "grey"})
+    figure.update_xaxes(title_text="Epoch", tick0=1, dtick=max(1, -(-len(history) // 6)))
+    figure.update_yaxes(rangemode="tozero", row=1, col=1)
+    phases = history.drop_duplicates("phase")
+    figure.add_annotation(
+        text="<br>".join(
+            f"{row.phase}: {row.trainable_parameters:,} parameters trained,<br>"
+            f"above {as_text(str(row.thaw_line))}"
+            for row in phases.itertuples()
+        ),
+        align="left",
+        showarrow=False,
+        x=0,
+        xref="paper",
+        y=0,
+        yref="paper",
+        yshift=-75,
+        yanchor="top",
+    )
+    return figure.update_layout(
+        title={"text": f"Learning curves (bands: phases; dotted: best epoch, {best_epoch})"},
+        template="plotly_white",
+        height=480 + 2 * LINE * len(phases),
+        margin={"b": 90 + 2 * LINE * len(phases)},
+        legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.15},
+    )
+
+
+def stage_probes(probes: pd.DataFrame) -> go.Figure:
+    """Return the accuracy of a linear probe on each stage, with its standard error."""
+    if probes.empty:
+        return go.Figure(layout={"title": {"text": "Stages are probed where auto.by is probe"}})
+    figure = go.Figure(
+        go.Scatter(
+            x=probes["stage"],
+            y=probes["accuracy"],
+            error_y={"type": "data", "array": probes["standard_error"]},
+            mode="lines+markers",
+            line={"color": TRAIN},
+            customdata=probes["features"],
+            hovertemplate="%{x}: %{y:.3f}, %{customdata} features<extra></extra>",
+        )
+    )
+    figure.update_xaxes(title_text="Stage, from the input on", type="category")
+    figure.update_yaxes(title_text="Accuracy ± standard error")
+    return figure.update_layout(
+        title={"text": "Accuracy of a linear probe on each stage (cross-validated)"},
+        template="plotly_white",
+    )
+
+
+def lr_curve(sweep: pd.DataFrame, suggested: float, current: float) -> go.Figure:
+    """Return the loss by learning rate, with the suggested and the current rate marked."""
+    figure = go.Figure()
+    figure.add_scatter(
+        x=sweep["lr"], y=sweep["loss"], name="batch", mode="markers",
+        marker={"color": "lightgrey", "size": 5},
+    )  # fmt: skip
+    figure.add_scatter(
+        x=sweep["lr"], y=sweep["smoothed"], name="smoothed", mode="lines", line={"color": TRAIN}
+    )
+    highest = 1.5 * float(sweep["smoothed"].iloc[: max(1, len(sweep) // 2)].max())
+    for rate, name, colour in (
+        (suggested, "suggested", VALIDATION),
+        (current, "of the strategy", "grey"),
+    ):
+        figure.add_scatter(
+            x=[rate, rate],
+            y=[0, highest],
+            name=f"{name}: {rate:.2g}",
+            mode="lines",
+            line={"color": colour, "dash": "dash"},
+        )
+    figure.update_xaxes(
+        title_text="Learning rate of the head", type="log", dtick=1, exponentformat="power"
+    )
+    figure.update_yaxes(title_text="Loss (nats)", range=[0, highest])
+    return figure.update_layout(
+        title={"text": "Loss while the learning rate rises"},
+        template="plotly_white",
+        legend={"orientation": "h", "y": -0.2},
+    )

@@ -1,0 +1,1 @@
+"""Serve a classifier and decide which version is the champion."""

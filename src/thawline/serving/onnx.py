@@ -1,0 +1,171 @@
+"""Write a classifier's network as ONNX, and check that it computes the same."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from sklearn.datasets import load_sample_images
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+from thawline.data.transforms import normalise
+from thawline.errors import ExportError
+from thawline.networks.classifier import Classifier
+
+PACKAGES = ("thawline", "torch", "onnx", "onnxruntime")
+BATCH_SIZES = (1, 2, 7)
+TOLERANCE = 1e-4
+LARGEST = 2**31  # bytes, of a file in protobuf's format
+INPUT, OUTPUT = "images", "logits"
+
+
+class OnnxModel(NamedTuple):
+    """An ONNX file's bytes, and what one must know to use it without Thawline."""
+
+    model: bytes
+    description: dict[str, Any]
+
+
+def export_onnx(classifier: Classifier) -> OnnxModel:
+    """Return the network as ONNX, for batches of any size, with a description of its use.
+
+    Its outputs are compared with the network's own, by onnxruntime on the CPU, for batches of 1, 2
+    and 7 pieces of photographs and noise.
+
+    Raises:
+        ExportError: when the packages of the extra `onnx` are missing, the network cannot be
+            exported, or an output differs by more than 1e-4 of the largest (at least 1e-4).
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ExportError(
+            f"The export to ONNX needs the package {error.name}, which is not installed. Install"
+            " what it needs by: pip install 'thawline[onnx]'"
+        ) from error
+    images = _check_images(classifier)
+    network = classifier.network.cpu().eval()
+    model = _to_onnx(network, images[: BATCH_SIZES[1]])
+    difference = _check(model, network, images)
+    return OnnxModel(model, _describe(classifier, difference))
+
+
+def _to_onnx(network: nn.Module, images: Tensor) -> bytes:
+    """Return the ONNX file of a network for batches of images like these."""
+    tensors = [*network.parameters(), *network.buffers()]
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors) >= LARGEST:
+        raise ExportError(f"{type(network).__name__} has more than 2 GB; one ONNX file holds less.")
+    try:
+        program = torch.onnx.export(
+            network,
+            (images,),
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: "batch"},),
+            dynamo=True,
+            verbose=False,
+        )
+        assert program is not None
+        return program.model_proto.SerializeToString()
+    except (torch.onnx.OnnxExporterError, ValueError) as error:
+        cause = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ExportError(
+            f"{type(network).__name__} cannot be exported to ONNX ({cause}). The way through it"
+            " must not depend on the values of the images; torch.export's documentation says what"
+            " can be exported."
+        ) from error
+
+
+def _check(model: bytes, network: nn.Module, images: Tensor) -> float:
+    """Return the largest difference between the outputs of the ONNX file and the network.
+
+    Raises:
+        ExportError: when it is too large.
+    """
+    from onnxruntime import InferenceSession
+
+    session = InferenceSession(model, providers=["CPUExecutionProvider"])
+    largest = 0.0
+    for count in BATCH_SIZES:
+        batch = images[:count]
+        with torch.inference_mode():
+            wanted = network(batch).numpy()
+        (found,) = session.run([OUTPUT], {INPUT: batch.numpy()})
+        difference = float(np.abs(found - wanted).max())
+        if not difference <= TOLERANCE * max(1.0, float(np.abs(wanted).max())):
+            raise ExportError(
+                f"The ONNX file computes something else: for a batch of {count} its outputs differ"
+                f" by up to {difference:.3g} from the network's, more than {TOLERANCE:g}. Nothing"
+                " was written. Does the network draw random numbers, or depend on the batch?"
+            )
+        largest = max(largest, difference)
+    return largest
+
+
+def _check_images(classifier: Classifier) -> Tensor:
+    """Return pieces of scikit-learn's photographs and noise as the network sees them."""
+    preprocessing = classifier.preprocessing
+    count, size = max(BATCH_SIZES), preprocessing.size
+    generator = torch.Generator().manual_seed(0)
+    photos = [torch.tensor(pixels).permute(2, 0, 1) for pixels in load_sample_images().images]
+    resize = v2.Resize([size, size], antialias=True)
+    pieces = [resize(photos[idx % 2][:, 40 * idx :, 60 * idx :]) for idx in range(count - 2)]
+    noise = torch.randint(256, (2, 3, size, size), generator=generator, dtype=torch.uint8)
+    return normalise(torch.cat([noise[:1], torch.stack(pieces), noise[1:]]), preprocessing)
+
+
+def _describe(classifier: Classifier, difference: float) -> dict[str, Any]:
+    """Return what one must know to use the file."""
+    preprocessing = classifier.preprocessing
+    size = preprocessing.size
+    return {
+        "input": {
+            "name": INPUT,
+            "dtype": "float32",
+            "shape": ["batch", 3, size, size],
+            "axes": "image, channel (red, green, blue), row, column",
+        },
+        "preprocessing": {
+            "steps": [
+                "turn the image as its EXIF orientation says",
+                "scale a grayscale image of more than 8 bits per pixel to 8 bits, rounded half to"
+                " even: white, 255, is 2^bit_depth - 1 and above; for bit_depth auto it is 65535 in"
+                " a file of integers and 1 in one of floats",
+                "lay transparency over white; convert to RGB",
+                "resize so that the shorter side has resize_shorter_side pixels and the longer one"
+                " int(resize_shorter_side * longer / shorter), with Pillow's Image.resize, which"
+                " smooths when it makes an image smaller (antialiasing)",
+                "crop centre_crop pixels square: left = round((width - centre_crop) / 2), top"
+                " likewise, half to even",
+                "multiply by scale, subtract mean, divide by std, channel by channel",
+            ],
+            "bit_depth": preprocessing.bit_depth,
+            "resize_shorter_side": preprocessing.resize,
+            "interpolation": preprocessing.interpolation,
+            "antialias": preprocessing.interpolation != "nearest",
+            "centre_crop": size,
+            "channel_order": "RGB",
+            "scale": 1 / 255,
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+        },
+        "output": {
+            "name": OUTPUT,
+            "dtype": "float32",
+            "shape": ["batch", len(classifier.class_names)],
+            "softmax": "not applied: a softmax over the classes gives probabilities",
+        },
+        "class_names": list(classifier.class_names),
+        "check": {"batch_sizes": list(BATCH_SIZES), "largest_difference": difference},
+        "training": classifier.training,
+        "versions": {
+            **{name: version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+        },
+    }

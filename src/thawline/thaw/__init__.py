@@ -1,0 +1,1 @@
+"""The thaw line: freeze, cut the network there, cache what crosses it."""

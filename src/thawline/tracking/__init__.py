@@ -1,0 +1,1 @@
+"""MLflow: servers, stale runs and redaction."""

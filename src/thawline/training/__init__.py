@@ -1,0 +1,1 @@
+"""Train what lies above the thaw line."""

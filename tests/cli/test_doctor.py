@@ -1,0 +1,172 @@
+"""Each check finds what is wrong, says what to do, and tells no password."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from conftest import empty_tracking_store
+from thawline.cli import doctor
+from thawline.options import DatasetOptions, ModelOptions, TrainingOptions
+from thawline.tracking.stale_runs import BEGAN, process_tags
+
+
+def only(findings: list[doctor.Finding]) -> doctor.Finding:
+    (finding,) = findings
+    return finding
+
+
+def test_versions_that_do_not_fit_are_named_with_their_repair(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert only(doctor.check_versions("thawline")).state == "ok"
+    installed = {"torch": "2.0.1", "kedro": "2.1.0"}
+    monkeypatch.setattr(doctor, "version", lambda name: installed.get(name) or "99")
+    found = {finding.name: finding for finding in doctor.check_versions("thawline")}
+    assert found["torch"].state == "problem" and 'pip install "torch>=' in found["torch"].message
+    assert "2.1.0 is here, ~=1.7 is needed" in found["kedro"].message
+
+
+def test_a_torch_that_torchvision_was_not_made_for_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def needs(package: str) -> list[str]:
+        return {"thawline": ["torch>=2.11"], "torchvision": ["torch==2.0.1", "numpy"]}[package]
+
+    monkeypatch.setattr(doctor, "requires", needs)
+    finding = only(doctor.check_versions("thawline"))
+    assert finding.state == "problem" and "==2.0.1 is needed" in finding.message
+    assert "torchvision" in finding.message
+
+
+def test_what_is_missing_is_said_before_anything_is_imported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nothing_but_thawline(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor, "version", nothing_but_thawline)
+    findings = list(doctor.examine(Path()))
+    assert any("not installed: pip install" in finding.message for finding in findings)
+    assert findings[-1].name == "the rest"
+
+
+def test_a_device_that_is_not_there_is_a_problem() -> None:
+    assert doctor.check_device(TrainingOptions(device="cpu"))[0].message.startswith("cpu, ")
+    absent = "mps" if not torch.backends.mps.is_available() else "cuda"
+    finding = only(doctor.check_device(TrainingOptions(device=absent)))
+    assert finding.state == "problem" and "training.device" in finding.message
+
+
+def test_weights_are_found_in_the_cache_or_said_to_be_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    finding = only(doctor.check_weights(ModelOptions(backbone="resnet18")))
+    assert finding.state == "warning" and "model.weights=FILE" in finding.message
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth").touch()
+    assert only(doctor.check_weights(ModelOptions(backbone="resnet18"))).state == "ok"
+    assert only(doctor.check_weights(ModelOptions(backbone="timm/resnet34"))).state == "warning"
+    assert only(doctor.check_weights(ModelOptions())).state == "ok"
+
+
+def test_a_file_of_weights_that_runs_code_is_a_problem(tmp_path: Path) -> None:
+    file = tmp_path / "best.pth"
+    torch.save({"weight": torch.zeros(3)}, file)
+    assert only(doctor.check_weights(ModelOptions(weights=str(file)))).state == "ok"
+    torch.save(torch.nn.Linear(1, 1), file)
+    finding = only(doctor.check_weights(ModelOptions(weights=str(file))))
+    assert finding.state == "problem" and "a whole pickled network" in finding.message
+
+
+def test_unreadable_images_and_small_classes_are_warned_of(photos: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(photos, tmp_path / "photos")
+    options = DatasetOptions(root="photos")
+    data, images = doctor.check_data(options, 0, tmp_path, tmp_path)
+    assert (data.state, images.state) == ("ok", "ok")
+    (root / "temple" / "00.jpg").write_bytes(b"no image")
+    (root / "temple" / "19.jpg").unlink()
+    data, images = doctor.check_data(options, 0, tmp_path, tmp_path)
+    assert data.state == "warning" and "temple has 19, the fewest" in data.message
+    assert images.state == "warning" and "00.jpg" in images.message
+    shutil.rmtree(root / "flower")
+    finding = only(doctor.check_data(options, 0, tmp_path, tmp_path))
+    assert finding.state == "problem" and "two classes" in finding.message
+
+
+def test_a_data_set_that_is_to_be_downloaded_is_not_downloaded(tmp_path: Path) -> None:
+    options = DatasetOptions(root="torchvision:Flowers102")
+    assert only(doctor.check_data(options, 0, tmp_path, tmp_path)).state == "warning"
+    assert only(doctor.check_data(DatasetOptions(), 0, tmp_path, tmp_path)).state == "ok"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_with_too_little_room_for_the_store_is_warned_of(tmp_path: Path) -> None:
+    assert doctor.check_activations(tmp_path / "store", 1e-3)[0].state == "ok"
+    finding = only(doctor.check_activations(tmp_path / "store", 1e9))
+    assert finding.state == "warning" and "lower activations.max_gb" in finding.message
+
+
+def test_the_tracking_store_is_opened_and_its_schema_compared(tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    uri = f"sqlite:///{file}"
+    assert "is made by the first run" in doctor.check_tracking(uri, tmp_path)[0].message
+    assert not file.exists()
+    shutil.copy(empty_tracking_store(), file)
+    assert doctor.check_tracking(uri, tmp_path)[0].state == "ok"
+    with sqlite3.connect(file) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0a8213491aaa'")
+    finding = doctor.check_tracking(uri, tmp_path)[0]
+    assert finding.state == "problem" and "mlflow db upgrade" in finding.message
+    file.write_bytes(b"not a database" * 100)
+    assert doctor.check_tracking(uri, tmp_path)[0].state == "problem"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "mlruns",
+        "nosuch://user:secret@localhost/name",
+        "postgresql://user:secret@localhost:1/name",
+        "http://user:secret@localhost:1",
+    ],
+)
+def test_a_store_that_cannot_be_opened_is_a_problem_and_its_password_no_output(
+    uri: str, tmp_path: Path
+) -> None:
+    finding = doctor.check_tracking(uri, tmp_path)[0]
+    assert finding.state == "problem"
+    assert "secret" not in finding.message
+
+
+def test_runs_whose_process_is_gone_are_told(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert doctor.check_runs(uri, "thawline") == [] and not list(tmp_path.iterdir())
+    shutil.copy(empty_tracking_store(), tmp_path / "mlflow.db")
+    client = MlflowClient(uri)
+    assert doctor.check_runs(uri, "thawline") == []
+    experiment = client.create_experiment("thawline")
+    client.create_run(experiment, tags=process_tags())
+    assert doctor.check_runs(uri, "thawline") == []
+    earlier = process_tags() | {BEGAN: "0"}  # of another process with the same number
+    run = client.create_run(experiment, tags=earlier, run_name="finetune")
+    finding = only(doctor.check_runs(uri, "thawline"))
+    assert finding.state == "warning" and f"finetune ({run.info.run_id})" in finding.message
+
+
+def test_shared_memory_that_is_too_small_for_decoders_is_told_with_the_cure(tmp_path: Path) -> None:
+    options = TrainingOptions(workers=4, batch_size=32)
+    finding = only(doctor.check_shared_memory(options, 224, tmp_path))
+    assert finding.state == "ok" and "MB in" in finding.message
+    finding = only(doctor.check_shared_memory(options, 10_000_000, tmp_path))
+    assert finding.state == "warning" and "--shm-size=1g" in finding.message
+    assert "training.workers" in finding.message
+    assert doctor.check_shared_memory(TrainingOptions(workers=0), 224, tmp_path) == []
+    assert doctor.check_shared_memory(options, 224, tmp_path / "absent") == []

@@ -1,0 +1,351 @@
+"""No split separates images that are the same or look the same."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+from sklearn.datasets import load_sample_images
+
+from thawline.data.near_duplicates.pairs import MAX_SIMILAR_PER_IMAGE
+from thawline.data.near_duplicates.search import (
+    find_in_two_splits,
+    find_pairs,
+    group_alike,
+)
+from thawline.data.sources import SPLITS, find_images, hash_files
+from thawline.data.splitting import split_dataset
+from thawline.options import DatasetOptions
+
+FRACTIONS = DatasetOptions().fractions
+NO_PAIRS = pd.DataFrame({name: [] for name in ("sha256", "other_sha256", "distance", "kind")})
+
+
+def hashed(table: pd.DataFrame) -> pd.DataFrame:
+    return table.assign(sha256=hash_files(table["path"].tolist()))
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """Return scikit-learn's handwritten digits, 8 px a side."""
+    folder = tmp_path_factory.mktemp("digits")
+    return hashed(find_images("sklearn:digits", folder, folder))
+
+
+COPIES = {
+    "larger": lambda image: image.resize((2 * image.width, 2 * image.height)),
+    "larger, blurred": lambda image: image.resize((12, 12) if image.width == 8 else (300, 250), 2),
+    "larger, in blocks": lambda image: image.resize((4 * image.width, 4 * image.height), 0),
+    "recompressed": lambda image: image,
+    "mirrored": ImageOps.mirror,
+    "mirrored and larger": lambda image: ImageOps.mirror(image.resize((64, 64))),
+}
+
+
+def plant(
+    images: pd.DataFrame, folder: Path, **options: int
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Return splits with altered copies of training images in val and test, and their originals."""
+    splits = split_dataset(images, FRACTIONS, seed=0)
+    rows, originals = [], {}
+    train = splits[splits["split"] == "train"].iloc[::3]
+    for number, row in enumerate(train.head(60).to_dict("records")):
+        kind = list(COPIES)[number % len(COPIES)]
+        ending = "jpg" if kind == "recompressed" else "png"
+        path = (folder / f"{number}.{ending}").as_posix()
+        COPIES[kind](Image.open(row["path"]).convert("RGB")).save(path, **options)
+        originals[path] = row["path"]
+        rows.append({**row, "path": path, "split": ("val", "test")[number % 2]})
+    return hashed(pd.concat([splits, pd.DataFrame(rows)], ignore_index=True)), originals
+
+
+def test_altered_copies_of_tiny_images_are_all_found_but_uncertain(
+    digits: pd.DataFrame, tmp_path: Path
+) -> None:
+    planted, originals = plant(digits, tmp_path, quality=75)
+    table = find_in_two_splits(planted, find_pairs(planted))
+    found = dict(zip(table["path"], table["other_path"], strict=True))
+    assert {path: found.get(path) for path in originals} == originals
+    assert len(found) < len(originals) + 5
+    assert set(table["kind"]) == {"uncertain"}
+
+
+def test_altered_copies_of_photographs_are_all_found_and_nothing_else(
+    hymenoptera: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "copies").mkdir()
+    images = find_images(str(hymenoptera), tmp_path, tmp_path)
+    planted, originals = plant(images, tmp_path / "copies", quality=30)
+    pairs = find_pairs(planted)
+    table = find_in_two_splits(planted, pairs)
+    assert dict(zip(table["path"], table["other_path"], strict=True)) == originals
+    assert set(table["kind"]) == {"near"} and table["distance"].is_monotonic_increasing
+    # Without splits of their own, no copy is separated from its original.
+    grouped = group_alike(planted[["path", "label", "sha256"]], pairs)
+    again = split_dataset(grouped, FRACTIONS, seed=1).merge(planted[["path", "sha256"]])
+    assert again.groupby("group")["path"].count().value_counts().to_dict() == {
+        1: len(images) - len(originals),
+        2: len(originals),
+    }
+    assert find_in_two_splits(again, pairs).empty
+
+
+def test_the_same_file_twice_is_exact_and_images_of_one_split_are_no_matter(
+    splits: pd.DataFrame,
+) -> None:
+    hashes = hash_files(splits["path"].tolist())
+    train, val, test = (splits.index[splits["split"] == name] for name in SPLITS)
+    hashes[train[1]] = hashes[train[0]]
+    hashes[val[0]] = hashes[test[0]] = hashes[train[2]]
+    exact = find_in_two_splits(splits.assign(sha256=hashes), NO_PAIRS)
+    assert exact["path"].tolist() == sorted(splits["path"][[val[0], test[0]]])
+    assert set(exact["other_path"]) <= set(splits["path"][[val[0], train[2]]])
+    assert set(exact["distance"]) == {0} and set(exact["kind"]) == {"exact"}
+
+
+def test_few_of_the_digits_are_alike(digits: pd.DataFrame) -> None:
+    pairs = find_pairs(digits)
+    assert len(pairs) < 10 and set(pairs["kind"]) == {"uncertain"}
+    assert group_alike(digits, pairs) is digits
+
+
+def test_a_blank_image_is_like_no_other(tmp_path: Path) -> None:
+    for name, grey in (("black", 0), ("white", 255), ("grey", 128)):
+        Image.new("RGB", (60, 40), (grey,) * 3).save(tmp_path / f"{name}.png")
+    table = pd.DataFrame({"path": sorted(map(str, tmp_path.glob("*.png"))), "label": "blank"})
+    assert find_pairs(hashed(table)).empty
+
+
+@given(data=st.data())
+def test_what_belongs_together_has_one_group_and_given_groups_are_not_torn_apart(
+    data: st.DataObject,
+) -> None:
+    count = data.draw(st.integers(6, 30))
+    codes = data.draw(st.lists(st.sampled_from("abcdefghijkl"), min_size=count, max_size=count))
+    images = pd.DataFrame({"path": [f"{n:02d}.png" for n in range(count)], "sha256": codes})
+    given_groups = data.draw(st.booleans())
+    if given_groups:
+        images["group"] = [data.draw(st.sampled_from("123456789")) for _ in codes]
+    own_splits = data.draw(st.booleans())
+    if own_splits:
+        images["split"] = [data.draw(st.sampled_from(SPLITS)) for _ in codes]
+    near = data.draw(st.lists(st.tuples(*[st.sampled_from("abcdefghijkl")] * 2), max_size=4))
+    pairs = pd.DataFrame(near, columns=["sha256", "other_sha256"])
+    pairs = pairs.assign(distance=0.01, kind=["near"] * len(pairs))
+    grouped = group_alike(images, pairs)
+    group = grouped["group"] if "group" in grouped else grouped["path"]
+    side = images["split"] if own_splits else pd.Series("", index=images.index)
+    assert (group.groupby([side, images["sha256"]]).nunique() == 1).all()
+    for one, two in near:
+        for name in side.unique():
+            both = group[images["sha256"].isin([one, two]) & (side == name)]
+            assert both.nunique() <= 1
+    if given_groups:
+        assert (group.groupby(images["group"]).nunique() == 1).all()
+    elif not near and images["sha256"].is_unique:
+        assert grouped is images
+    if not given_groups and not near:  # and nothing else is joined
+        assert group.nunique() == len(set(zip(side, codes, strict=True)))
+
+
+def test_copies_stay_on_one_side(photos: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(photos, tmp_path / "photos"))
+    original = sorted((root / "flower").iterdir())[0]
+    shutil.copy(original, original.with_name("copy.jpg"))
+    Image.open(original).save(original.with_name("copy_again.jpg"), quality=60)
+    images = hashed(find_images(str(root), root, root))
+    grouped = group_alike(images, find_pairs(images))
+    for seed in range(10):
+        splits = split_dataset(grouped, FRACTIONS, seed)
+        copies = splits[splits["path"].str.contains(f"copy|flower/{original.name}")]
+        assert len(copies) == 3 and copies["split"].nunique() == 1
+
+
+TEMPLE, FLOWER = load_sample_images().images
+
+
+def background(kind: str, side: int, rng: np.random.Generator) -> np.ndarray:
+    """Return what a fixed camera sees, (side + 4, side + 4, 3): it moves by up to 2 px."""
+    side += 4
+    if kind in ("temple", "flower"):
+        photograph = TEMPLE if kind == "temple" else FLOWER
+        top, left = rng.integers(0, photograph.shape[0] - side), rng.integers(0, 640 - side)
+        return photograph[top : top + side, left : left + side].astype(float)
+    if kind == "gradient":
+        light = np.linspace(60, 200, side)[:, None] * np.linspace(0.8, 1.1, side)
+        texture = Image.fromarray(rng.normal(0, 10, (side // 2, side // 2)).astype(np.float32))
+        gray = light + np.asarray(texture.resize((side, side), Image.Resampling.BICUBIC))
+    else:  # low contrast
+        shades = Image.fromarray(rng.normal(128, 6, (6, 6)).astype(np.float32))
+        gray = np.asarray(shades.resize((side, side), Image.Resampling.BICUBIC))
+    return np.repeat(gray[..., None], 3, axis=2)
+
+
+def photograph(
+    scene: np.ndarray, noise: float, rng: np.random.Generator, defective: bool = False
+) -> Image.Image:
+    """Return an image of a scene: shifted, lighter or darker, with noise and perhaps a defect."""
+    side = len(scene) - 4
+    top, left = rng.integers(0, 5, 2)
+    pixels = scene[top : top + side, left : left + side].copy()
+    if defective:
+        top, left = rng.integers(0, side - 16), rng.integers(0, side - 22)
+        pixels[top : top + 16, left : left + 22] += rng.choice([-50, 50])
+    pixels = pixels * rng.uniform(0.85, 1.15) + rng.normal(0, noise, pixels.shape)
+    return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
+
+
+def save_all(images: Sequence[Image.Image], folder: Path, ending: str) -> pd.DataFrame:
+    """Save the images of one class and return their manifest."""
+    folder.mkdir(parents=True)
+    options = {"quality": 90} if ending == "jpg" else {"compress_level": 1}
+    paths = [(folder / f"{number:02d}.{ending}").as_posix() for number in range(len(images))]
+    for image, path in zip(images, paths, strict=True):
+        image.save(path, **options)
+    return pd.DataFrame({"path": paths, "label": folder.name})
+
+
+@pytest.mark.parametrize(
+    ("kind", "side", "noise", "ending"),
+    [
+        ("temple", 160, 6, "png"),
+        ("flower", 96, 3, "jpg"),
+        ("flower", 256, 12, "jpg"),
+        ("gradient", 128, 3, "png"),
+        ("gradient", 192, 6, "jpg"),
+        ("gray", 128, 3, "jpg"),
+    ],
+)
+def test_images_of_a_fixed_camera_are_different_images(
+    tmp_path: Path, kind: str, side: int, noise: float, ending: str
+) -> None:
+    rng = np.random.default_rng(0)
+    scene = background(kind, side, rng)
+    classes = [
+        save_all([photograph(scene, noise, rng, bad) for _ in range(40)], tmp_path / name, ending)
+        for name, bad in (("good", False), ("defective", True))
+    ]
+    images = hashed(pd.concat(classes, ignore_index=True))
+    pairs = find_pairs(images)
+    label = images.set_index("sha256")["label"]
+    same_class = pairs["sha256"].map(label) == pairs["other_sha256"].map(label)
+    assert set(pairs["kind"][~same_class]) <= {"similar"}
+    assert (pairs["kind"] == "similar").sum() <= MAX_SIMILAR_PER_IMAGE * len(images)
+    grouped = group_alike(images, pairs)
+    group = grouped["group"] if "group" in grouped else grouped["path"]
+    assert group[images["label"] == "good"].nunique() >= 35
+    assert group[images["label"] == "defective"].nunique() >= 30
+    assert (images["label"].groupby(group).nunique() == 1).all()
+    split_dataset(grouped, FRACTIONS, seed=0)  # which needs groups of every class
+
+
+def test_twenty_copies_of_a_photograph_are_one_image(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    original = Image.fromarray(TEMPLE)
+    paths = []
+    for number, quality in enumerate(np.linspace(50, 95, 20).astype(int)):
+        scale = rng.uniform(0.6, 1)
+        size = round(scale * original.width), round(scale * original.height)
+        paths.append((tmp_path / f"{number}.jpg").as_posix())
+        original.resize(size).save(paths[-1], quality=int(quality))
+    images = hashed(pd.DataFrame({"path": paths, "label": "temple"}))
+    assert group_alike(images, find_pairs(images))["group"].nunique() == 1
+
+
+@pytest.mark.parametrize(("kind", "side", "noise"), [("flower", 160, 6), ("gray", 128, 6)])
+def test_copies_of_a_fixed_camera_s_image_are_linked_with_it_and_nothing_else(
+    tmp_path: Path, kind: str, side: int, noise: float
+) -> None:
+    rng = np.random.default_rng(0)
+    scene = background(kind, side, rng)
+    images = save_all([photograph(scene, noise, rng) for _ in range(12)], tmp_path / "good", "png")
+    original = Image.open(images["path"][4])
+    paths = [(tmp_path / "good" / name).as_posix() for name in ("a.jpg", "b.jpg", "mirrored.png")]
+    original.save(paths[0], quality=85)
+    original.save(paths[1], quality=70)
+    ImageOps.mirror(original).save(paths[2])
+    copies = pd.DataFrame({"path": paths, "label": "good"})
+    images = hashed(pd.concat([images, copies], ignore_index=True))
+    for some in (images[:14], images):  # a mirror image has no residual in common
+        grouped = group_alike(some, find_pairs(some))
+        linked = grouped[grouped["group"].duplicated(keep=False)]
+        expected = [images["path"][4], *some["path"][12:]]
+        assert sorted(linked["path"]) == sorted(expected)
+        assert linked["group"].nunique() == 1
+
+
+def test_copies_of_images_of_two_fixed_cameras_are_found(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    scene = background("flower", 128, rng)
+    other = scene.copy()
+    other[60:72, 40:60] += 40  # it looks nearly the same
+    images = [photograph(one, 6, rng) for one in (scene, other) for _ in range(20)]
+    manifest = save_all(images, tmp_path / "good", "png")
+    copy = (tmp_path / "good" / "copy.jpg").as_posix()
+    images[30].save(copy, quality=85)
+    manifest = pd.concat([manifest, pd.DataFrame({"path": [copy], "label": "good"})])
+    manifest = hashed(manifest.reset_index(drop=True))
+    grouped = group_alike(manifest, find_pairs(manifest))
+    assert grouped["group"].nunique() == 40
+    assert grouped["group"][40] == grouped["group"][30]
+
+
+def test_a_copy_in_another_class_is_similar_unless_a_class_is_shared(
+    photos: Path, tmp_path: Path
+) -> None:
+    original = photos / "flower" / "03.jpg"
+    copy = tmp_path / "copy.jpg"
+    Image.open(original).save(copy, quality=60)
+    paths = [str(original), str(copy)]
+    images = hashed(pd.DataFrame({"path": paths, "label": ["flower", "temple"]}))
+    assert find_pairs(images)["kind"].tolist() == ["similar"]
+    assert group_alike(images, find_pairs(images)) is images
+    again = images[:1].assign(label="temple")
+    assert find_pairs(pd.concat([images, again]))["kind"].tolist() == ["near"]
+
+
+def test_a_similar_image_does_not_hide_one_that_counts_as_the_same() -> None:
+    splits = pd.DataFrame(
+        {
+            "path": ["a.png", "b.png", "c.png"],
+            "label": ["bad", "good", "good"],
+            "split": ["train", "train", "test"],
+            "sha256": ["a", "b", "c"],
+        }
+    )
+    pairs = pd.DataFrame(
+        {
+            "sha256": ["a", "b"],
+            "other_sha256": ["c", "c"],
+            "distance": [0.001, 0.002],
+            "kind": ["similar", "near"],
+        }
+    )
+    for some, kind in ((pairs, "near"), (pairs[:1], "similar")):
+        assert find_in_two_splits(splits, some)["kind"].tolist() == [kind]
+
+
+@pytest.mark.parametrize("folder", ["a", "z"])
+def test_the_name_of_a_group_depends_on_contents_or_on_the_data_s_own_groups_only(
+    folder: str,
+) -> None:
+    codes = ["c", "b", "d", "b", "a"]
+    pairs = pd.DataFrame({"sha256": ["d"], "other_sha256": ["c"], "distance": 0, "kind": "near"})
+    images = pd.DataFrame({"path": [f"{folder}/{n}.png" for n in range(5)], "sha256": codes})
+    assert group_alike(images, pairs)["group"].tolist() == ["c", "b", "c", "b", "a"]
+    own = images.assign(group=["2", "1", "10", "3", "4"])
+    assert group_alike(own, pairs)["group"].tolist() == ["10", "1", "10", "1", "4"]
+
+
+def test_groups_of_two_splits_have_different_names() -> None:
+    images = pd.DataFrame({"path": ["0.png", "1.png", "2.png", "3.png"], "sha256": list("aabb")})
+    images["split"] = ["train", "test", "train", "train"]
+    grouped = group_alike(images, NO_PAIRS.astype("str"))
+    assert grouped["group"].tolist() == ["a train", "a test", "b", "b"]

@@ -1,0 +1,153 @@
+"""A table of images is read without an object for each of its rows."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from thawline.data.manifests import first_repeated, is_increasing, sort_texts
+from thawline.data.sources import find_images, hash_files
+from thawline.data.splitting import check_splits, split_dataset
+from thawline.errors import DataError
+from thawline.options import SplitFractions
+from thawline.training.loop import image_set
+
+
+@pytest.fixture
+def table(photos: Path, tmp_path: Path) -> pd.DataFrame:
+    """Return path, label, group, sha256 of copies of photographs beside the table to be written."""
+    paths = [f"{path.parent.name}/{path.name}" for path in sorted(photos.glob("*/*.jpg"))]
+    for path in paths:
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes((photos / path).read_bytes())
+    rows = pd.DataFrame({"path": paths})
+    rows["label"] = rows["path"].str.partition("/")[0]
+    rows["group"] = rows["label"] + rows["path"].str.slice(-5, -4)
+    rows["sha256"] = hash_files([str(tmp_path / path) for path in paths])
+    return rows.sample(frac=1, random_state=0)
+
+
+def read(file: Path, allow_outside: bool = False) -> pd.DataFrame:
+    return find_images(str(file), Path(), Path(), allow_outside)
+
+
+def test_parquet_says_the_same_as_a_csv(table: pd.DataFrame, tmp_path: Path) -> None:
+    table.to_csv(tmp_path / "list.csv", index=False)
+    table.to_parquet(tmp_path / "list.parquet", index=False)
+    from_csv, from_parquet = (read(tmp_path / f"list.{kind}") for kind in ("csv", "parquet"))
+    assert from_csv["path"].is_monotonic_increasing
+    assert list(from_csv) == ["path", "label", "group"]
+    kinds = from_parquet.dtypes.astype(str).tolist()[:3]
+    assert kinds == [str(from_csv["path"].dtype), "category", "category"]
+    assert list(from_parquet) == [*from_csv, "sha256"]
+    texts = from_parquet.drop(columns="sha256").astype("str")
+    pd.testing.assert_frame_equal(texts, from_csv)
+    one, other = (split_dataset(rows, SplitFractions(), 0) for rows in (from_csv, from_parquet))
+    columns = ["path", "label", "class_index", "split"]
+    as_before = other[columns].astype(one.dtypes[columns].to_dict())
+    pd.testing.assert_frame_equal(as_before, one[columns])
+
+
+@pytest.mark.parametrize("kind", ["digits", "bytes"])
+def test_hashes_that_a_table_brings_are_believed(
+    table: pd.DataFrame, tmp_path: Path, kind: str
+) -> None:
+    right = dict(zip(table["path"], table["sha256"], strict=True))
+    if kind == "bytes":
+        table = table.assign(sha256=[bytes.fromhex(digits) for digits in table["sha256"]])
+    table.to_parquet(tmp_path / "list.parquet", index=False)
+    splits = split_dataset(read(tmp_path / "list.parquet"), SplitFractions(), 0)
+    splits.to_parquet(tmp_path / "splits.parquet", index=False)  # as a catalog may have it
+    again = pd.read_parquet(tmp_path / "splits.parquet")
+    assert again.dtypes.astype(str).equals(splits.dtypes.astype(str))
+    assert check_splits(again)["sha256"].tolist() == splits["sha256"].tolist()
+    for path in table["path"]:
+        (tmp_path / path).write_bytes(b"changed, and nobody looks")
+    train = image_set(splits, "train", torch.device("cpu"))
+    rows = splits[splits["split"] == "train"]
+    (images,) = train.take([np.arange(len(rows))], view=3)
+    assert [image.path for image in images] == rows["path"].tolist()
+    assert train.labels.tolist() == rows["class_index"].tolist()
+    for image in images:
+        assert image.sha256 == right[Path(image.path).relative_to(tmp_path).as_posix()]
+        assert image.view == 3
+
+
+def test_files_are_hashed_where_the_table_brings_no_hashes(splits: pd.DataFrame) -> None:
+    val = image_set(splits, "val", torch.device("cpu"))
+    (images,) = val.take([[0, 2]])
+    assert len(val.labels) == (splits["split"] == "val").sum()
+    for image in images:
+        assert image.sha256 == hashlib.sha256(Path(image.path).read_bytes()).hexdigest()
+
+
+def test_links_are_followed_wherever_they_are_in_a_path(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "0.jpg").write_bytes((photos / "flower" / "00.jpg").read_bytes())
+    (tmp_path / "linked").symlink_to("real")
+    (tmp_path / "1.jpg").symlink_to("real/0.jpg")
+    (tmp_path / "outside").symlink_to(photos)
+    file = tmp_path / "list.parquet"
+    real = (tmp_path / "real" / "0.jpg").as_posix()
+    for name in ("linked/0.jpg", "1.jpg", "./real/0.jpg", "real/../linked//0.jpg", real):
+        pd.DataFrame({"path": [name], "label": ["a"]}).to_parquet(file)
+        assert read(file)["path"].tolist() == [real]
+    paths = ["1.jpg", "outside/flower/00.jpg"]
+    pd.DataFrame({"path": paths, "label": ["a", "b"]}).to_parquet(file)
+    assert (photos / "flower" / "00.jpg").as_posix() in read(file, True)["path"].tolist()
+    with pytest.raises(DataError, match=r"row 2: 'outside/flower/00.jpg' is outside of"):
+        read(file)
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"path": ["0.jpg"]}, "needs the columns path and label"),
+        ({"path": ["0.jpg", None], "label": ["a", "b"]}, "row 2: 'path' is empty"),
+        ({"path": ["0.jpg"], "label": [" "]}, "row 1: 'label' is empty"),
+        ({"path": ["0.jpg"], "label": ["a"], "split": ["valid"]}, "the split 'valid'"),
+        ({"path": ["0.jpg"], "label": [["a"]]}, "cannot be read as Parquet"),
+        ({"path": ["0.jpg", "1.jpg"], "label": ["a", "b"]}, r"1 file\(s\) .* first '1.jpg'"),
+        ({"path": ["0.jpg", "./0.jpg"], "label": ["a", "b"]}, "more than once"),
+        ({"path": ["0.jpg"], "label": ["a"], "sha256": ["12"]}, "64 hexadecimal digits"),
+        ({"path": ["0.jpg"], "label": ["a"], "sha256": ["z" * 64]}, "64 hexadecimal digits"),
+        ({"path": ["0.jpg"], "label": ["a"], "sha256": [None]}, "64 hexadecimal digits"),
+    ],
+)
+def test_what_is_wrong_with_a_parquet_file_is_said(
+    tmp_path: Path, columns: dict[str, list], said: str
+) -> None:
+    (tmp_path / "0.jpg").touch()
+    pd.DataFrame(columns).to_parquet(tmp_path / "list.parquet")
+    with pytest.raises(DataError, match=f"dataset.root: .*{said}"):
+        read(tmp_path / "list.parquet")
+
+
+def test_a_parquet_file_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        read(tmp_path / "list.parquet")
+
+
+@given(st.lists(st.lists(st.text(max_size=3), max_size=20), min_size=1, max_size=5), st.booleans())
+def test_parts_are_sorted_as_the_whole_would_be(chunks: list[list[str]], in_parts: bool) -> None:
+    texts = [text for chunk in chunks for text in chunk]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("thawline.data.manifests.BATCH", 1 if in_parts else 65536)
+        patch.setattr("thawline.data.manifests.SORTED", 7)
+        found, positions = sort_texts([pa.array(c, pa.large_string()) for c in chunks])
+    assert found.to_pylist() == sorted(texts) == [texts[place] for place in positions]
+    assert sorted(positions) == list(range(len(texts)))
+    assert is_increasing(found) == (len(set(texts)) == len(texts))
+    repeated = [
+        text
+        for text, before in zip(sorted(texts)[1:], sorted(texts), strict=False)
+        if text == before
+    ]
+    assert (first_repeated(found) in repeated) if repeated else first_repeated(found) is None

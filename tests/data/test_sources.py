@@ -1,0 +1,276 @@
+"""Images are found wherever they may lie, and decoded as what they show."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from thawline.data.sources import find_images, hash_files, image_size, read_image
+from thawline.errors import DataError
+
+
+def find(root: str, base: Path) -> pd.DataFrame:
+    return find_images(root, base=base, packaged_folder=base / "packaged")
+
+
+def save(path: Path, colour: tuple[int, int, int] = (200, 30, 30)) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (12, 10), colour).save(path)
+    return path
+
+
+def test_a_folder_per_class_is_found_relative_to_the_base(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("ants/b.JPG", "ants/a.jpeg", "bees/deep/c.png", "ants/._b.jpg", "bees/d.gif"):
+        save(tmp_path / "photos" / name)
+    manifest = find("photos", tmp_path)
+    assert list(manifest["label"]) == ["ants", "ants", "bees"]
+    assert [Path(p).name for p in manifest["path"]] == ["a.jpeg", "b.JPG", "c.png"]
+    assert all(Path(p).is_absolute() for p in manifest["path"])
+    (warning,) = caplog.messages
+    assert "1 file(s) are no images" in warning and "d.gif" in warning
+
+
+def test_split_folders_are_found(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for label in ("ants", "bees"):
+            save(tmp_path / split / label / "0.png")
+    manifest = find(".", tmp_path)
+    assert sorted(set(zip(manifest["split"], manifest["label"], strict=True))) == [
+        ("train", "ants"),
+        ("train", "bees"),
+        ("val", "ants"),
+        ("val", "bees"),
+    ]
+
+
+def test_a_csv_is_read_with_its_labels_as_text(tmp_path: Path) -> None:
+    for name in ("1.png", "2.png", "3.png"):
+        save(tmp_path / "photos" / name)
+    rows = [
+        "path,label,group,by",
+        "photos/1.png,007,a,x",
+        "photos/2.png,NA,a,y",
+        "photos/3.png,1,b,z",
+    ]
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    manifest = find("list.csv", tmp_path)
+    assert list(manifest.columns) == ["path", "label", "group"]
+    assert list(manifest["label"]) == ["007", "NA", "1"]
+
+
+def test_digits_are_written_once_as_they_are(tmp_path: Path) -> None:
+    manifest = find("sklearn:digits", tmp_path)
+    digits = load_digits()
+    assert (
+        manifest["label"].value_counts().sort_index().tolist()
+        == np.bincount(digits.target).tolist()
+    )
+    for row in manifest.iloc[::300].itertuples():
+        idx = int(Path(row.path).stem)
+        assert row.label == str(digits.target[idx])
+        pixels = np.asarray(Image.open(row.path), dtype=float)
+        np.testing.assert_allclose(pixels, digits.images[idx] * 255 / 16, atol=0.5)
+    before = Path(manifest["path"][0]).stat().st_mtime_ns
+    find("sklearn:digits", tmp_path)
+    assert Path(manifest["path"][0]).stat().st_mtime_ns == before
+
+
+def test_a_torchvision_data_set_becomes_image_files(tmp_path: Path) -> None:
+    raw = tmp_path / "packaged" / "torchvision" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for prefix, count in (("train", 20), ("t10k", 10)):  # MNIST's own file format, already there
+        labels = np.arange(count, dtype=np.uint8) % 10
+        pixels = np.repeat(labels * 20, 28 * 28).tobytes()
+        sizes = b"".join(n.to_bytes(4, "big") for n in (count, 28, 28))
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + sizes + pixels)
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(
+            b"\0\0\x08\x01" + count.to_bytes(4, "big") + labels.tobytes()
+        )
+    manifest = find("torchvision:MNIST", tmp_path)
+    assert manifest["split"].value_counts().to_dict() == {"train": 20, "test": 10}
+    three = manifest[manifest["label"].str.startswith("3")]
+    assert all(np.unique(np.asarray(Image.open(p))).tolist() == [60] for p in three["path"])
+
+
+CSVS = {
+    "no_label": "path\n0.png\n",
+    "absent": "path,label\n0.png,a\ngone.png,b\n",
+    "odd_split": "path,label,split\n0.png,a,valid\n",
+    "blank": "path,label\n0.png,\n",
+    "twice": "path,label\n0.png,a\n0.png,b\n",
+    "same_file": "path,label\n0.png,a\n./0.png,b\n",
+    "above": "path,label\n0.png,a\n../0.png,b\n",
+    "absolute": "path,label\n/etc/passwd,a\n",
+    "linked": "path,label\nleads_out.png,a\n",
+    "circle": "path,label\ncircle.png,a\n",
+    "nul": b"path,label\na\0.png,a\n",
+    "long": f"path,label\n{'a' * 5000}.png,a\n",
+    "latin": "path,label\nbär.png,a\n".encode("latin-1"),
+    "no_bytes": b"",
+    "commas": "path,label\n0.png,a,b\n",
+    "short": "path,label\n0.png\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("root", "said"),
+    [
+        ("nowhere", "does not exist"),
+        ("file.txt", "is neither a folder nor a CSV"),
+        ("no_folders", "holds no folder"),
+        ("empty_class", "class folder .*bees holds no image"),
+        ("uneven", "'wasps' is not in both"),
+        ("no_label.csv", "needs the columns path and label"),
+        ("absent.csv", r"1 file\(s\) that .* do not exist, first 'gone.png'"),
+        ("odd_split.csv", "names the split 'valid'"),
+        ("blank.csv", "line 2: 'label' is empty"),
+        ("twice.csv", "more than once"),
+        ("same_file.csv", "more than once"),
+        ("above.csv", r"above.csv, line 3: '../0.png' is outside of .*dataset.allow_outside"),
+        ("absolute.csv", r"line 2: '/etc/passwd' is outside of"),
+        ("linked.csv", r"line 2: 'leads_out.png' is outside of"),
+        ("circle.csv", "do not exist, first 'circle.png'|line 2: 'circle.png' is no path"),
+        ("nul.csv", "line 2: 'a.x00.png' is no path of a file|do not exist"),
+        ("long.csv", "do not exist"),
+        ("latin.csv", "cannot be read as a CSV in UTF-8"),
+        ("no_bytes.csv", "cannot be read as a CSV in UTF-8"),
+        ("commas.csv", "more values than there are columns"),
+        ("short.csv", "line 2: 'label' is empty"),
+        ("torchvision:CIFAR11", "torchvision has no data set 'CIFAR11'"),
+        ("sklearn:iris", "'sklearn:iris' is unknown"),
+    ],
+)
+def test_what_is_no_data_set_is_refused_with_its_parameter(
+    tmp_path: Path, root: str, said: str
+) -> None:
+    (tmp_path / "file.txt").write_text("x")
+    (tmp_path / "no_folders").mkdir()
+    for name in ("empty_class/ants", "uneven/train/ants", "uneven/train/wasps", "uneven/val/ants"):
+        save(tmp_path / name / "0.png")
+    (tmp_path / "empty_class/bees").mkdir()
+    save(tmp_path / "0.png")
+    (tmp_path / "leads_out.png").symlink_to("/etc/passwd")
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    for name, content in CSVS.items():
+        raw = content if isinstance(content, bytes) else content.encode()
+        (tmp_path / f"{name}.csv").write_bytes(raw)
+    with pytest.raises(DataError, match=f"dataset.root: .*({said})"):
+        find(root, tmp_path)
+
+
+def test_a_csv_names_files_elsewhere_where_that_is_allowed(tmp_path: Path) -> None:
+    save(tmp_path / "0.png")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "list.csv").write_text("path,label\n../0.png,a\n")
+    manifest = find_images("lists/list.csv", tmp_path, tmp_path, allow_outside=True)
+    assert manifest["path"].tolist() == [(tmp_path / "0.png").as_posix()]
+
+
+RED = np.array([200, 30, 30])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "RGBA", "CMYK"])
+def test_every_colour_mode_becomes_the_same_rgb(tmp_path: Path, mode: str) -> None:
+    file = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    image = Image.new("RGB", (8, 8), tuple(RED.tolist()))
+    (image.quantize() if mode == "P" else image.convert(mode)).save(file)
+    image = read_image(file)
+    assert image.mode == "RGB"
+    np.testing.assert_allclose(np.asarray(image), np.broadcast_to(RED, (8, 8, 3)), atol=2)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_twelve_bits_keep_their_grays_whatever_else_is_in_the_file(
+    tmp_path: Path, suffix: str
+) -> None:
+    ramp = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    brighter = ramp.copy()
+    brighter[0, 0] = 60_000
+    Image.fromarray(ramp).save(tmp_path / f"ramp.{suffix}")
+    Image.fromarray(brighter).save(tmp_path / f"brighter.{suffix}")
+    Image.fromarray(ramp // 16).save(tmp_path / f"dark.{suffix}")
+    for depth, levels in ((12, 256), ("auto", 17), (16, 17), (8, 256), (None, 256)):
+        seen = np.asarray(read_image(tmp_path / f"ramp.{suffix}", bit_depth=depth))[..., 0]
+        assert len(np.unique(seen)) == levels
+        if depth is not None:  # the rule depends on nothing in the file
+            other = np.asarray(read_image(tmp_path / f"brighter.{suffix}", bit_depth=depth))[..., 0]
+            assert (other.ravel()[1:] == seen.ravel()[1:]).all()
+    dark = np.asarray(read_image(tmp_path / f"dark.{suffix}", bit_depth=12))[..., 0]
+    assert dark.max() == 16  # and not white
+
+
+def test_floats_are_from_0_to_1_unless_a_depth_is_given(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    for name, factor in (("one", 1), ("deep", 4095)):
+        Image.fromarray(ramp * factor).save(tmp_path / f"{name}.tiff")
+    expected = np.arange(256).reshape(16, 16)
+    for name, depth in (("one", "auto"), ("deep", 12), ("one", None), ("deep", None)):
+        seen = np.asarray(read_image(tmp_path / f"{name}.tiff", bit_depth=depth))[..., 0]
+        assert (seen == expected).all(), (name, depth)
+    assert np.asarray(read_image(tmp_path / "deep.tiff"))[1:].min() == 255
+
+
+def test_greyscale_of_8_and_16_bits_looks_the_same(tmp_path: Path) -> None:
+    ramp = np.arange(0, 256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(ramp).save(tmp_path / "8.png")
+    Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "16.png")
+    eight, sixteen = (np.asarray(read_image(tmp_path / f"{n}.png")) for n in (8, 16))
+    assert eight.shape == (16, 16, 3)
+    np.testing.assert_allclose(eight, sixteen, atol=1)
+
+
+def test_transparency_lies_over_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([0, 0, 0] * 256)
+    palette.save(tmp_path / "palette.png", transparency=0)
+    for name in ("clear.png", "palette.png"):
+        assert np.asarray(read_image(tmp_path / name)).min() == 255
+
+
+def test_the_cameras_rotation_is_carried_out(tmp_path: Path) -> None:
+    image = Image.new("RGB", (20, 10), "black")
+    image.paste("white", (0, 0, 5, 10))  # a white left edge
+    exif = image.getexif()
+    exif[0x0112] = 6  # "turn by 90 degrees clockwise to see it upright"
+    image.save(tmp_path / "turned.png", exif=exif)
+    upright = np.asarray(read_image(tmp_path / "turned.png"))
+    assert upright.shape == (20, 10, 3)
+    assert upright[0].min() == 255 and upright[-1].max() == 0
+
+
+def test_bytes_are_read_like_the_file(tmp_path: Path) -> None:
+    file = save(tmp_path / "image.png")
+    assert read_image(file.read_bytes()).tobytes() == read_image(file).tobytes()
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tiff", "webp"])
+def test_the_size_is_that_of_the_upright_image(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"photo.{suffix}"
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.new("RGB", (64, 32)).save(file, exif=exif)
+        assert image_size(file) == read_image(file).size
+
+
+def test_a_jpeg_is_decoded_no_larger_than_needed(tmp_path: Path) -> None:
+    image = Image.new("RGB", (800, 400))
+    image.save(tmp_path / "photo.jpg")
+    image.save(tmp_path / "photo.png")
+    assert read_image(tmp_path / "photo.jpg", scale=0.1).size == (200, 100)
+    assert read_image(tmp_path / "photo.jpg", scale=0.6).size == (800, 400)
+    assert read_image(tmp_path / "photo.png", scale=0.1).size == (800, 400)
+
+
+def test_a_hash_is_of_the_content_alone(tmp_path: Path) -> None:
+    for name, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
+        (tmp_path / name).write_bytes(content)
+    first, second, other = hash_files([str(tmp_path / name) for name in "abc"])
+    assert first == second == hashlib.sha256(b"one").hexdigest() != other

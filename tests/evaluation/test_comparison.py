@@ -1,0 +1,343 @@
+"""The verdict on strategies is right, and cautious where it should be."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from rich.console import Console
+from scipy import stats
+from sklearn.metrics import confusion_matrix
+
+from helpers.trials import make_trials
+from thawline.errors import DataError
+from thawline.evaluation.comparison import Finished, compare, console_table, pool_confusion
+from thawline.evaluation.significance import correct_for_several, paired_test
+from thawline.reports.figures import comparison as figures
+
+SETS = {"head_only": 0.95, "freeze_to_layer3": 0.94, "full": 0.8}
+
+
+@st.composite
+def two_models(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    images = draw(st.integers(2, 40))
+    return tuple(draw(arrays(bool, (draw(st.integers(1, 4)), images))) for _ in range(2))
+
+
+def simulate(
+    rng: np.random.Generator,
+    repeats: int,
+    seeds: int,
+    images: int,
+    better: float = 0,
+    lucky: float = 0.3,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return right or wrong (repeats, seeds, images) of two models on images of equal hardness.
+
+    A model likes some images more than the other does, and some of its seeds are lucky on all.
+    """
+    hard = rng.normal(0, 2, (repeats, 1, images))
+    first, second = (
+        2
+        + by
+        + hard
+        + rng.normal(0, 1, hard.shape)
+        + rng.normal(0, lucky, (repeats, seeds, 1))
+        + rng.logistic(0, 1, (repeats, seeds, images))
+        > 0
+        for by in (better, 0)
+    )
+    return first, second
+
+
+def rate(first: np.ndarray, second: np.ndarray) -> float:
+    """Return how often the two are called different."""
+    pairs = zip(first, second, strict=True)
+    return float(np.mean([paired_test(a, b).p_value < 0.05 for a, b in pairs]))
+
+
+@given(models=two_models())
+def test_identical_predictions_are_no_difference(models: tuple[np.ndarray, np.ndarray]) -> None:
+    same, _ = models
+    result = paired_test(same, same)
+    assert (result.difference, result.p_value) == (0, 1)
+    assert result.low == pytest.approx(-result.high)
+
+
+@given(models=two_models())
+def test_exchanging_the_models_turns_the_sign_alone(
+    models: tuple[np.ndarray, np.ndarray],
+) -> None:
+    one, other = paired_test(*models), paired_test(*models[::-1])
+    assert other.difference == pytest.approx(-one.difference)
+    assert (other.low, other.high) == pytest.approx((-one.high, -one.low))
+    assert other.p_value == pytest.approx(one.p_value)
+
+
+@given(models=two_models())
+def test_the_interval_leaves_out_zero_where_p_is_below_5_percent(
+    models: tuple[np.ndarray, np.ndarray],
+) -> None:
+    result = paired_test(*models)
+    a, b = models
+    assert result.difference == pytest.approx(a.mean() - b.mean())
+    assert -1 <= result.low <= result.high <= 1
+    assert 0 <= result.p_value <= 1
+    if abs(result.p_value - 0.05) > 1e-9:
+        assert (result.low > 0 or result.high < 0) == (result.p_value < 0.05)
+
+
+@given(models=two_models(), order=st.randoms())
+def test_the_order_of_images_and_seeds_does_not_matter(
+    models: tuple[np.ndarray, np.ndarray], order: np.random.Generator
+) -> None:
+    a, b = models
+    images = list(range(a.shape[1]))
+    order.shuffle(images)
+    assert paired_test(a[::-1, images], b[:, images]) == pytest.approx(paired_test(a, b))
+
+
+@pytest.mark.parametrize("only_a", [5, 8, 12, 20, 40])
+@pytest.mark.parametrize("only_b", [0, 2, 3, 10])
+def test_one_training_each_gives_about_mcnemars_mid_p(only_a: int, only_b: int) -> None:
+    a, b = np.ones(300, dtype=bool), np.ones(300, dtype=bool)
+    a[:only_b], b[only_b : only_b + only_a] = False, False
+    both = only_a + only_b
+    exact = stats.binomtest(only_a, both).pvalue
+    mid_p = exact - stats.binom.pmf(min(only_a, only_b), both, 0.5)  # Fagerland et al. 2013
+    assert paired_test(a, b).p_value == pytest.approx(mid_p, abs=0.03 + 0.2 * mid_p)
+
+
+@pytest.mark.parametrize(("seeds", "images"), [(1, 153), (3, 60), (3, 153), (5, 1000)])
+def test_equal_models_are_called_different_in_hardly_more_than_5_percent(
+    seeds: int, images: int
+) -> None:
+    rng = np.random.default_rng(0)
+    lucky = 0 if seeds == 1 else 0.3  # one training of each is compared with no other seed
+    assert rate(*simulate(rng, 600, seeds, images, lucky=lucky)) <= 0.075
+
+
+def test_pooling_the_predictions_of_seeds_would_see_differences_where_none_are() -> None:
+    first, second = simulate(np.random.default_rng(0), 300, 5, 400)
+    flat = [each.reshape(300, -1) for each in (first, second)]
+    assert rate(*flat) > 0.2
+    assert rate(first, second) <= 0.075
+
+
+def test_a_better_model_is_found_with_enough_images_and_more_often_with_more_seeds() -> None:
+    rng = np.random.default_rng(0)
+    rates = [rate(*simulate(rng, 200, seeds, 1000, better=0.5, lucky=0.1)) for seeds in (1, 4)]
+    assert rates[0] < rates[1]
+    assert rates[1] > 0.9
+
+
+def test_a_test_needs_the_same_images() -> None:
+    with pytest.raises(DataError, match="found 3 and 4"):
+        paired_test(np.ones(3), np.ones((2, 4)))
+
+
+@given(p_values=st.lists(st.floats(0, 1), max_size=8))
+def test_holm_corrects_the_least_p_by_the_number_of_tests(p_values: list[float]) -> None:
+    corrected = correct_for_several(np.array(p_values))
+    assert len(corrected) == len(p_values)
+    for before, after in zip(p_values, corrected, strict=True):
+        assert before <= after <= min(1, before * len(p_values)) or after == max(corrected)
+    if p_values:
+        assert min(corrected) == min(1, min(p_values) * len(p_values))
+    assert correct_for_several(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])
+
+
+def test_the_table_has_means_and_students_interval_best_first() -> None:
+    trials = make_trials(SETS)
+    table = compare(trials).table.set_index("strategy")
+    assert table["test_accuracy"].is_monotonic_decreasing
+    for name, row in table.iterrows():
+        own = [trial for trial in trials if trial.strategy == name]
+        scores = [trial.metrics["test_accuracy"] for trial in own]
+        low, high = stats.t.interval(0.95, 2, np.mean(scores), stats.sem(scores))
+        assert row["test_accuracy"] == pytest.approx(np.mean(scores))
+        assert row["test_accuracy_low"] == pytest.approx(low)
+        assert row["test_accuracy_high"] == pytest.approx(min(1, high))
+        train = np.mean([trial.history["train_accuracy"].iloc[-1] for trial in own])
+        assert row["generalisation_gap"] == pytest.approx(train - np.mean(scores))
+        assert row["seeds"] == 3
+
+
+def test_training_accuracy_is_that_of_the_epoch_that_was_kept() -> None:
+    trial = make_trials({"full": 0.9}, seeds=1)[0]
+    table = compare([replace(trial, best_epoch=2)]).table
+    assert table["train_accuracy"].item() == trial.history["train_accuracy"].iloc[1]
+    untrained = replace(trial, best_epoch=0, history=trial.history.iloc[:0])
+    row = compare([untrained]).table.iloc[0]
+    assert np.isnan(row["train_accuracy"])
+    assert row["trainable_parameters"] == 0
+
+
+def test_images_of_a_group_are_compared_together() -> None:
+    trials = make_trials({"full": 0.9, "head_only": 0.75})
+    groups = [f"patient {number // 20}" for number in range(153)]
+    grouped = [
+        replace(trial, predictions=trial.predictions.assign(group=groups)) for trial in trials
+    ]
+    answers = {
+        name: np.stack(
+            [
+                trial.predictions["label"] == trial.predictions["prediction"]
+                for trial in trials
+                if trial.strategy == name
+            ]
+        )
+        for name in ("full", "head_only")
+    }
+    for found, of in ((compare(trials), None), (compare(grouped), groups)):
+        row = found.pairs.iloc[0]
+        expected = paired_test(answers["full"], answers["head_only"], of)
+        assert tuple(row[["difference", "low", "high", "p_value"]]) == expected
+    with pytest.raises(DataError, match="those of 'head_only' with seed 0 differ"):
+        compare([grouped[0], trials[3]])
+
+
+def test_one_seed_has_the_interval_of_its_metrics_and_a_caveat() -> None:
+    trials = make_trials(SETS, seeds=1)
+    comparison = compare(trials)
+    best = next(t for t in trials if t.strategy == comparison.verdict["best"])
+    row = comparison.table.iloc[0]
+    assert row["test_accuracy_low"] == best.metrics["test_accuracy_low"]
+    assert "how much another would change is not known" in comparison.verdict["sentence"]
+
+
+def test_a_clear_winner_beats_the_next() -> None:
+    verdict = compare(make_trials({"full": 0.97, "head_only": 0.6})).verdict
+    assert verdict["significant"]
+    assert verdict["recommended"] == "full"
+    assert verdict["sentence"].startswith("full beats head_only: +3")
+    assert "p < 0.001, in" in verdict["sentence"]
+
+
+def test_without_a_real_difference_the_cheaper_one_is_taken() -> None:
+    first, *others = make_trials({"head_only": 0.9, "full": 0.9})
+    verdict = compare([replace(first, seconds=1.0), *others]).verdict
+    assert not verdict["significant"]
+    assert verdict["recommended"] == "head_only"
+    assert "No real difference between" in verdict["sentence"]
+    assert "; take the cheaper one, head_only (" in verdict["sentence"]
+    assert verdict["low"] < 0 < verdict["high"]
+
+
+def test_among_several_equals_the_cheapest_is_taken_and_the_bad_one_is_none_of_them() -> None:
+    trials = make_trials({"bad_and_quick": 0.5, "a": 0.9, "b": 0.9, "c": 0.9})
+    comparison = compare(trials)
+    assert comparison.verdict["recommended"] == "a"
+    assert "the cheapest of the 3 that cannot be told apart, a (" in comparison.verdict["sentence"]
+    pairs = comparison.pairs.set_index("strategy")
+    assert pairs.loc["bad_and_quick", "p_holm"] < 0.001
+    assert (pairs["p_holm"] >= pairs["p_value"]).all()
+
+
+def test_one_strategy_alone_is_compared_with_nothing() -> None:
+    comparison = compare(make_trials({"full": 0.9}))
+    assert comparison.pairs.empty
+    assert comparison.verdict["sentence"].startswith("Only full was trained")
+
+
+def test_the_summary_is_json() -> None:
+    trial = make_trials({"full": 0.9}, seeds=1)[0]
+    comparison = compare([replace(trial, best_epoch=0), *make_trials({"head_only": 0.8})])
+    read = json.loads(json.dumps(comparison.summary(), allow_nan=False))
+    assert read["verdict"] == comparison.verdict
+    by_name = {row["strategy"]: row for row in read["strategies"]}
+    assert by_name["full"]["train_accuracy"] is None
+    assert read["pairs"][0]["p_value"] == comparison.pairs["p_value"].iloc[0]
+
+
+def test_trainings_that_cannot_be_compared_are_refused() -> None:
+    trials = make_trials({"full": 0.9, "head_only": 0.9}, seeds=1)
+    with pytest.raises(DataError, match="at least one"):
+        compare([])
+    with pytest.raises(DataError, match="'full' with seed 0 twice"):
+        compare([trials[0], trials[0]])
+    others = replace(trials[1], predictions=trials[1].predictions.iloc[1:])
+    with pytest.raises(DataError, match="those of 'head_only' with seed 0 differ"):
+        compare([trials[0], others])
+
+
+def test_the_pooled_confusion_counts_every_seed() -> None:
+    trials = make_trials({"full": 0.7}, classes=("7", "NA", "bee"))
+    counts = pool_confusion(trials)
+    names = ["7", "NA", "bee"]
+    expected = sum(
+        confusion_matrix(t.predictions["label"], t.predictions["prediction"], labels=names)
+        for t in trials
+    )
+    assert (list(counts.index), list(counts.columns)) == (names, names)
+    assert (counts.to_numpy() == expected).all()
+
+
+def test_the_console_table_fits_80_columns_and_shows_all_of_every_name() -> None:
+    names = ["full", "[bold]mine[/bold]", "a_very_long_name_of_a_strategy_with_many_phases"]
+    table = compare(make_trials(dict.fromkeys(names, 0.9))).table
+    table["trainable_parameters"] = 123_456_789
+    console = Console(width=80, file=io.StringIO())
+    console.print(console_table(table))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    joined = "".join(line[:20].strip().split(" ")[0] for line in lines)
+    for name in names:
+        assert name in joined
+    assert "123,456,789" in "".join(lines)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 8), letters=st.integers(1, 24))
+def test_labels_in_the_cost_figure_do_not_overlap_on_a_phone_or_wider(
+    seed: int, count: int, letters: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    trials = make_trials(
+        {f"{i:x>{letters}}": a for i, a in enumerate(rng.uniform(0.6, 0.9, count))}
+    )
+    figure = figures.cost_against_accuracy(compare(trials).table)
+    left, right = figure.layout.xaxis.range
+    bottom, top = figure.layout.yaxis.range
+    plotted = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
+    for width in (222, 400, 900):
+        boxes = []
+        for note in figure.layout.annotations:
+            x = width * (note.x - left) / (right - left)
+            y = plotted * (top - note.y) / (top - bottom) + note.ay
+            long = 6.6 * letters
+            start = x - {"left": 0, "center": long / 2, "right": long}[note.xanchor]
+            assert start > -5
+            boxes.append((start, start + long, y - 7, y + 7))
+        assert not [
+            (one, other)
+            for idx, one in enumerate(boxes)
+            for other in boxes[:idx]
+            if one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
+        ]
+
+
+def test_every_seed_and_strategy_is_drawn_in_a_look_of_its_own() -> None:
+    trials: list[Finished] = make_trials({f"strategy {i}": 0.9 for i in range(10)}, seeds=2)
+    table = compare(trials).table
+    means = [t for t in figures.compared_curves(trials, table).data if t.showlegend]
+    looks = {(line.line.color, line.line.dash, line.marker.symbol) for line in means}
+    assert len(means) == len(looks) == 10
+    figure = figures.comparison_figure(trials, table)
+    dots = [x for trace in figure.data if trace.mode == "markers" for x in np.asarray(trace.x)]
+    shown = {trial.metrics["test_accuracy"] for trial in trials}
+    assert shown <= set(dots)
+
+
+def test_a_mean_curve_ends_with_the_first_of_its_seeds() -> None:
+    long, short = make_trials({"full": 0.9}, seeds=2)
+    trials = [long, replace(short, history=short.history.iloc[:3])]
+    curves = figures.compared_curves(trials, compare(trials).table)
+    lengths = [len(trace.x) for trace in curves.data]
+    assert lengths == [5, 3, 3] * 2

@@ -1,0 +1,84 @@
+"""Made-up trainings, as a comparison gets them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from thawline.evaluation.comparison import Finished
+from thawline.evaluation.metrics import score
+from thawline.options import EvaluationOptions
+
+OPTIONS = EvaluationOptions()
+
+
+def make_trials(
+    accuracies: dict[str, float],
+    seeds: int = 3,
+    images: int = 153,
+    classes: tuple[str, ...] = ("ants", "bees"),
+    epochs: int = 5,
+) -> list[Finished]:
+    """Return a training for each strategy and seed; images differ in how hard they are."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, len(classes), images)
+    hard = rng.normal(0, 1.5, images)
+    return [
+        make_trial(rng, name, seed, accuracy, truth, hard, classes, epochs, 7.0 * (place + 1) ** 2)
+        for place, (name, accuracy) in enumerate(accuracies.items())
+        for seed in range(seeds)
+    ]
+
+
+def make_trial(
+    rng: np.random.Generator,
+    strategy: str,
+    seed: int,
+    accuracy: float,
+    truth: np.ndarray,
+    hard: np.ndarray,
+    classes: tuple[str, ...],
+    epochs: int,
+    seconds: float,
+) -> Finished:
+    """Return one training with about that test accuracy."""
+    noisy = hard + rng.normal(0, 1, len(truth))
+    right = noisy < np.quantile(noisy, np.clip(accuracy + rng.normal(0, 0.01), 0, 1))
+    wrong = (truth + rng.integers(1, len(classes), len(truth))) % len(classes)
+    guess = np.where(right, truth, wrong)
+    table = rng.dirichlet(np.ones(len(classes)), len(truth)) * 0.4
+    table[np.arange(len(truth)), guess] += 0.6
+    columns = [f"probability_{name}" for name in classes]
+    predictions = pd.DataFrame(
+        {
+            "path": [f"test/{idx}.jpg" for idx in range(len(truth))],
+            "label": np.array(classes)[truth],
+            "prediction": np.array(classes)[guess],
+        }
+    ).join(pd.DataFrame(table, columns=columns))
+    metrics, *_ = score(predictions, OPTIONS)
+    learnt = 1 - np.exp(-np.arange(1, epochs + 1) / 2) + rng.normal(0, 0.02, epochs)
+    history = pd.DataFrame(
+        {
+            "epoch": np.arange(1, epochs + 1),
+            "phase": 1,
+            "train_loss": 0.8 - 0.6 * learnt,
+            "train_accuracy": np.clip(0.5 + 0.47 * learnt, 0, 1),
+            "val_loss": 0.8 - 0.5 * learnt + rng.normal(0, 0.02, epochs),
+            "val_accuracy": np.clip(0.5 + (accuracy - 0.5) * learnt, 0, 1),
+            "images_per_second": 100.0,
+            "thaw_line": "flatten",
+            "trainable_parameters": round(2562 * seconds),
+            "lr": 0.005,
+        }
+    )
+    settings = {
+        "strategy": strategy,
+        "seed": str(seed),
+        "dataset.root": "../shared/my photographs",
+        "training.epochs": str(epochs),
+    }
+    return Finished(
+        strategy, seed, metrics, predictions, history, epochs, seconds * rng.uniform(0.9, 1.1),
+        settings,
+    )  # fmt: skip

@@ -1,0 +1,226 @@
+"""A classifier comes back from disk as it was, with all that belongs to it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file, save_model
+
+from thawline.data.transforms import evaluation_view, normalise
+from thawline.errors import CheckpointError, DataError
+from thawline.networks.building import IMAGENET, build_network
+from thawline.networks.classifier import (
+    Classifier,
+    RequestLimits,
+    check_request,
+    classify,
+    load_classifier,
+    read_ancestors,
+    save_classifier,
+)
+from thawline.options import ModelOptions
+
+SEEN = frozenset(f"{number:064x}" for number in range(5))
+TRUSTED = ModelOptions(trust_code=True)  # to import the networks of these tests
+PREPROCESSING = IMAGENET.model_copy(update={"size": 64, "resize": 73})
+
+
+def make(**options: object) -> Classifier:
+    model = ModelOptions(**{"backbone": "helpers.networks:SmallNet", "weights": "none", **options})
+    network, _ = build_network(model, 2, 64, seed=3)
+    network.to(memory_format=torch.channels_last)
+    return Classifier(
+        network.eval(), ("flower", "temple"), PREPROCESSING, model, {"epoch": 2}, SEEN
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"head": "mlp"},
+        {"head_dropout": 0.2},
+        {"log_probabilities": True},
+        {"backbone": "squeezenet1_1"},
+        {"backbone": "helpers.networks:ChannelwiseResNet", "head": "own"},
+    ],
+)
+def test_what_is_loaded_is_what_was_saved(tmp_path: Path, options: dict) -> None:
+    saved = make(**options)
+    save_classifier(saved, tmp_path / "classifier")
+    loaded = load_classifier(tmp_path / "classifier", TRUSTED)
+    images = torch.randn(2, 3, 64, 64)
+    tensors = loaded.network.state_dict()
+    assert all(torch.equal(tensors[n], t) for n, t in saved.network.state_dict().items())
+    torch.testing.assert_close(loaded.network(images), saved.network(images))
+    assert not loaded.network.training
+    for field in ("class_names", "preprocessing", "model", "training", "seen"):
+        assert getattr(loaded, field) == getattr(saved, field)
+
+
+def test_the_files_can_be_read_without_thawline(tmp_path: Path) -> None:
+    save_classifier(make(), tmp_path / "classifier")
+    description = json.loads((tmp_path / "classifier" / "classifier.json").read_text())
+    assert description["class_names"] == ["flower", "temple"]
+    assert load_file(tmp_path / "classifier" / "model.safetensors")["linear.weight"].shape == (
+        2,
+        16,
+    )
+
+
+def test_a_classifier_is_never_overwritten_nor_left_half_written(tmp_path: Path) -> None:
+    save_classifier(make(), tmp_path / "classifier")
+    with pytest.raises(FileExistsError):
+        save_classifier(make(), tmp_path / "classifier")
+    broken = make()
+    broken.training["not"] = object()  # JSON cannot hold it
+    with pytest.raises(TypeError):
+        save_classifier(broken, tmp_path / "other")
+    assert [p.name for p in tmp_path.iterdir()] == ["classifier"]
+
+
+def test_another_format_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no classifier"):
+        load_classifier(tmp_path)
+    (tmp_path / "classifier.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(CheckpointError, match="has format 99"):
+        load_classifier(tmp_path)
+
+
+def edit(folder: Path, change: Callable[[dict], object]) -> None:
+    file = folder / "classifier.json"
+    description = json.loads(file.read_text())
+    change(description)
+    file.write_text(json.dumps(description))
+
+
+def test_versions_are_written_and_a_file_without_them_is_read(tmp_path: Path) -> None:
+    saved = make()
+    save_classifier(saved, tmp_path / "classifier")
+    description = json.loads((tmp_path / "classifier" / "classifier.json").read_text())
+    assert description["versions"]["torch"] == version("torch")
+    assert description["versions"].keys() == {"thawline", "torch", "torchvision", "timm", "python"}
+
+    def as_before(description: dict) -> None:
+        del description["versions"]
+        description["format"] = 1
+        for new in ("trust_pickle", "min_loaded", "keep_head_rows"):
+            del description["model"][new]
+        description["model"]["head_dropout"] = 0.4  # of the mlp that it is not
+
+    edit(tmp_path / "classifier", as_before)
+    loaded = load_classifier(tmp_path / "classifier", TRUSTED)
+    assert torch.equal(loaded.network.linear.weight, saved.network.linear.weight)
+
+
+def test_the_file_that_it_was_fine_tuned_from_is_not_needed(tmp_path: Path) -> None:
+    save_classifier(make(), tmp_path / "classifier")
+    edit(
+        tmp_path / "classifier", lambda d: d["model"].update(weights="gone.pth", trust_pickle=True)
+    )
+    assert load_classifier(tmp_path / "classifier", TRUSTED).model.weights == "gone.pth"
+
+
+def test_a_classifier_imports_only_what_the_run_names_itself(tmp_path: Path) -> None:
+    save_classifier(make(), tmp_path / "classifier")
+    marker = tmp_path / "marker"
+    command = {"backbone": "subprocess:check_call", "arguments": {"args": ["touch", str(marker)]}}
+    own = ModelOptions(backbone="helpers.networks:SmallNet")
+    assert load_classifier(tmp_path / "classifier", own).model.backbone == "helpers.networks:SmallNet"
+    other = ModelOptions(backbone="helpers.networks:ResidualNet")
+    for trusted in (None, ModelOptions(), other):
+        with pytest.raises(
+            CheckpointError, match=r"names the factory helpers.networks:SmallNet.*trust_code"
+        ):
+            load_classifier(tmp_path / "classifier", trusted)
+    for change in (command, command | {"trust_code": True}, command | {"trust_pickle": True}):
+        edit(tmp_path / "classifier", lambda d, change=change: d["model"].update(change))
+        for trusted in (None, ModelOptions(), own):
+            with pytest.raises(CheckpointError, match="Nothing was imported"):
+                load_classifier(tmp_path / "classifier", trusted)
+    assert not marker.exists()
+
+
+def test_weights_of_a_classifier_say_which_images_they_have_seen(tmp_path: Path) -> None:
+    folder = tmp_path / "classifier"
+    save_classifier(make(), folder)
+    weights = folder / "model.safetensors"
+    link, renamed, copy = tmp_path / "link", folder / "best.safetensors", tmp_path / "a.safetensors"
+    link.symlink_to(weights)
+    for file in (renamed, copy):
+        shutil.copy(weights, file)
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"weight": torch.zeros(2)}, foreign)
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "best.pth")
+    for file in (weights, link, renamed):
+        assert read_ancestors(ModelOptions(weights=str(file))) == SEEN
+    (folder / "seen_images.txt").unlink()
+    for file in (weights, link, renamed, copy):
+        assert read_ancestors(ModelOptions(weights=str(file))) is None
+    save_model(make().network, str(weights))  # as an earlier version wrote it
+    assert read_ancestors(ModelOptions(weights=str(weights))) is None
+    assert load_classifier(folder, TRUSTED).seen == frozenset()
+    for other in ("default", "none", str(foreign), str(tmp_path / "best.pth")):
+        assert read_ancestors(ModelOptions(weights=other)) == frozenset()
+
+
+def test_trust_is_not_saved_with_a_classifier(tmp_path: Path) -> None:
+    save_classifier(make(trust_code=True), tmp_path / "classifier")
+    assert not load_classifier(tmp_path / "classifier", TRUSTED).model.trust_code
+
+
+def test_a_damaged_classifier_is_refused(tmp_path: Path) -> None:
+    save_classifier(make(), tmp_path / "classifier")
+    weights = tmp_path / "classifier" / "model.safetensors"
+    whole = weights.read_bytes()
+    for damaged in (b"", whole[:-10], whole.replace(b"layer1", b"layer9")):
+        weights.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors' is damaged"):
+            load_classifier(tmp_path / "classifier", TRUSTED)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="is damaged"):
+        load_classifier(tmp_path / "classifier", TRUSTED)
+    for key in ("model", "class_names", "format"):
+        edit(tmp_path / "classifier", lambda description, key=key: description.pop(key))
+        with pytest.raises(CheckpointError, match="holds no classifier"):
+            load_classifier(tmp_path / "classifier", TRUSTED)
+
+
+def test_arguments_that_no_network_takes_are_named(tmp_path: Path) -> None:
+    save_classifier(make(), tmp_path / "classifier")
+    arguments = {"replace_stride_with_dilation": [True]}
+    change = {"backbone": "resnet18", "arguments": arguments, "head": "linear"}
+    edit(tmp_path / "classifier", lambda description: description["model"].update(change))
+    with pytest.raises(CheckpointError, match=r"resnet18 cannot be made with.*stride"):
+        load_classifier(tmp_path / "classifier")
+
+
+def test_paths_and_bytes_are_classified_alike_in_any_batch(splits: pd.DataFrame) -> None:
+    classifier = make()
+    paths = splits["path"].head(5).tolist()
+    by_path = classify(classifier, paths, batch_size=2)
+    by_bytes = classify(classifier, [Path(p).read_bytes() for p in paths])
+    pd.testing.assert_frame_equal(by_path, by_bytes, atol=1e-6)
+    views = torch.stack([evaluation_view(path, PREPROCESSING) for path in paths])
+    logits = classifier.network(normalise(views, PREPROCESSING))
+    top, idx = logits.softmax(dim=1).max(dim=1)
+    assert by_path["label"].tolist() == [classifier.class_names[i] for i in idx]
+    assert by_path["probability"].tolist() == pytest.approx(top.tolist(), abs=1e-6)
+
+
+def test_a_request_is_bounded_before_an_image_is_decoded() -> None:
+    header = b"P5 4000 3000 255\n"  # of an image without a single pixel
+    with pytest.raises(DataError, match="Image 2 has 4000 x 3000 px; max_megapixels is 10"):
+        check_request([b"P5 1 1 255\n0", header], RequestLimits(max_megapixels=10))
+    with pytest.raises(DataError, match=r"3 images are too many .*max_images is 2"):
+        check_request([header] * 3, RequestLimits(max_images=2))
+    with pytest.raises(DataError, match=r"2.0 MB are too many .*max_mb is 1.5"):
+        check_request([bytes(10**6)] * 2, RequestLimits(max_mb=1.5))
+    with pytest.raises(DataError, match="Image 1 cannot be read: not an image"):
+        check_request([b"no image"], RequestLimits())
+    check_request(["no bytes"] * 1000, RequestLimits(max_images=1))

@@ -1,0 +1,110 @@
+"""Parameters are checked as a whole, and every message names the parameter."""
+
+import pytest
+
+from conftest import ROOT
+from thawline.errors import ParameterError
+from thawline.hooks.configuration import read_configuration
+from thawline.options import Options, Parameters, SweepOptions, validate_parameters
+
+
+@pytest.fixture
+def raw(monkeypatch: pytest.MonkeyPatch) -> dict:
+    monkeypatch.delenv("THAWLINE_SWEEP_STORAGE", raising=False)
+    return read_configuration(ROOT, "base")["parameters"]
+
+
+def put(tree: dict, name: str, value: object) -> dict:
+    *groups, last = name.split(".")
+    inner = tree
+    for group in groups:
+        inner = inner.setdefault(group, {})
+    inner[last] = value
+    return tree
+
+
+def test_conf_base_spells_out_every_option_with_its_default(raw: dict) -> None:
+    given = validate_parameters(raw)
+    space = SweepOptions(space=given.sweep.space)
+    assert given == Parameters(strategies=given.strategies, sweep=space)
+    assert raw.keys() == Parameters.model_fields.keys()
+    groups = {name: value for name, value in given if isinstance(value, Options)}
+    assert len(groups) > 12
+    for name, value in groups.items():
+        assert raw[name].keys() == type(value).model_fields.keys(), name
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("strategy", "nonsense", ["strategy: 'nonsense'", "auto, finetune_then_freeze"]),
+        ("trian.lr", 3, ["trian: unknown", "did you mean 'training'"]),
+        ("training.ephocs", 3, ["training.ephocs: unknown", "did you mean 'epochs'"]),
+        ("dataset.fractions.vla", 0.1, ["dataset.fractions.vla: unknown", "did you mean 'val'"]),
+        ("training.epochs", -1, ["training.epochs", "greater than or equal to 0", "given -1"]),
+        ("training.optimizer", "adam", ["training.optimizer", "'adamw' or 'sgd'", "given 'adam'"]),
+        ("dataset.fractions.train", 0.9, ["dataset.fractions", "add up to 1, not 1.2"]),
+        ("transforms.crop_scale", 1.5, ["transforms.crop_scale", "less than or equal to 1"]),
+        ("model.min_loaded", 95, ["model.min_loaded", "less than or equal to 1", "given 95"]),
+        ("model", {"head": "own", "head_dropout": 0.2}, ["model: head_dropout: 0.2"]),
+        ("predict.batch_size", 0, ["predict.batch_size", "greater than 0", "given 0"]),
+        ("registry.nmae", "ants", ["registry.nmae: unknown", "did you mean 'name'"]),
+        ("seed", "x", ["seed", "given 'x'"]),
+        (
+            "evaluation.bootstrap_samples",
+            500,
+            ["evaluation.bootstrap_samples: removed", "without resampling", "Leave it out."],
+        ),
+        ("compare.strategies", ["full", "head_onyl"], ["'head_onyl' is not a strategy; did you"]),
+        ("compare.seeds", 2**32 + 1, ["compare.seeds: 4294967297 from seed 0 on", "4294967295"]),
+        ("model.head", "own", ["model.head: own needs a network of your own"]),
+        ("training.schedule", "cosin", ["given 'cosin'; did you mean 'cosine'?"]),
+        (
+            "strategies.mine.phases",
+            [{"trainable": [], "epochs": 1, "lr": 0.1}],
+            ["strategies.mine.phases.0.trainable", "at least 1"],
+        ),
+        ("strategies.mine", {"phases": []}, ["strategies.mine.phases", "at least 1"]),
+        (
+            "strategies.head_only.phases",
+            [{"trainable": "all", "epochs": 1, "lr": 0.1, "lr_decya": 0.5}],
+            ["strategies.head_only.phases.0.lr_decya: unknown", "did you mean 'lr_decay'"],
+        ),
+    ],
+)
+def test_a_wrong_parameter_is_named_with_what_is_possible(
+    raw: dict, name: str, value: object, said: list[str]
+) -> None:
+    with pytest.raises(ParameterError) as caught:
+        validate_parameters(put(raw, name, value))
+    for words in said:
+        assert words in str(caught.value)
+
+
+def test_all_wrong_parameters_are_named_at_once(raw: dict) -> None:
+    put(put(raw, "training.lr", 0), "evaluation.top_k", "many")
+    with pytest.raises(ParameterError, match=r"(?s)training\.lr.*evaluation\.top_k"):
+        validate_parameters(raw)
+
+
+def test_contradictions_are_named_together_and_beside_impossible_values(raw: dict) -> None:
+    put(put(raw, "model.log_probabilities", True), "augmentation.mixup", 0.2)
+    put(put(raw, "training.label_smoothing", 0.1), "compare.strategies", ["fulll"])
+    contradictions = r"'fulll'.*training\.label_smoothing.*augmentation\.mixup"
+    with pytest.raises(ParameterError, match=rf"(?s){contradictions}"):
+        validate_parameters(raw)
+    put(raw, "training.lr", -1)
+    with pytest.raises(ParameterError, match=rf"(?s)training\.lr: .*{contradictions}"):
+        validate_parameters(raw)
+
+
+def test_label_smoothing_and_log_probabilities_exclude_each_other(raw: dict) -> None:
+    put(put(raw, "training.label_smoothing", 0.1), "model.log_probabilities", True)
+    with pytest.raises(ParameterError, match=r"training\.label_smoothing.*model\.log_probabil"):
+        validate_parameters(raw)
+
+
+def test_engine_ray_is_short_for_its_name(raw: dict) -> None:
+    assert validate_parameters(put(raw, "engine", "ray")).engine.name == "ray"
+    with pytest.raises(ParameterError, match=r"engine\.name: .*'raay'; did you mean 'ray'"):
+        validate_parameters(put(raw, "engine", "raay"))

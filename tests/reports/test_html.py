@@ -1,0 +1,309 @@
+"""The report opens from the file system, looks right at any size, and trusts no name."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+import yaml
+from PIL import Image
+
+from conftest import ROOT
+from helpers.trials import make_trials
+from thawline.evaluation.comparison import compare, pool_confusion
+from thawline.options import CompareOptions, validate_parameters
+from thawline.reports.figures.data import class_balance
+from thawline.reports.figures.evaluation import confusion_matrix
+from thawline.reports.finetune import FIGURES, finetune_sections
+from thawline.reports.html import (
+    Illustration,
+    Section,
+    comparison_sections,
+    html_report,
+    kedro_command,
+)
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+
+CHROMIUM = shutil.which("chromium")
+EVIL = "<script>window.broken = 1</script>"
+IMAGE = "<img src=x onerror='window.broken = 1'>"
+LINK = '"><a href="javascript:window.broken=1">bees</a><b>bold'
+CLASSES = ("ants", "</script><script>window.broken = 1</script>", "bees" * 10, IMAGE, LINK)
+NAMES = {
+    "head_only": 0.9,
+    "freeze_to_layer3": 0.89,
+    "full": 0.91,
+    f"mine_{EVIL}": 0.7,
+    "a_long_name_of_a_strategy_with_many_phases": 0.85,
+}
+PHASE = {"trainable": {"last": 1}, "epochs": 1, "lr": 0.1}
+FACTS = {
+    "Data": f"photos/{IMAGE}/{LINK}.csv {EVIL}",
+    "Classes": ", ".join(CLASSES),
+    "Backbone": "resnet18",
+    "Date": "2026-11-21",
+}
+
+
+class Outline(HTMLParser):
+    """Collect tags with their attributes, and the data of scripts."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1][0] == "script":
+            self.scripts[-1] += data
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.tags)
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    trials = make_trials(NAMES, images=200, classes=CLASSES)
+    comparison = compare(trials)
+    sections = comparison_sections(trials, comparison)
+    return html_report("Which strategy?", FACTS, comparison.verdict["sentence"], sections)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[playwright.Browser]:
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium on the PATH")
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with playwright.sync_playwright() as starter:
+        browser = starter.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser
+        browser.close()
+
+
+def test_the_page_is_one_file_with_plotly_in_it_once(page: str) -> None:
+    outline = Outline(page)
+    assert not [a for _, a in outline.tags if a.keys() & {"src", "href"}]
+    assert page.count("plotly.js v") == 1
+    plots = 3 + len(NAMES)
+    scripts = [a for tag, a in outline.tags if tag == "script"]
+    assert len(scripts) == plots + 2  # plotly.js, and what draws
+    assert outline.count("figure") == plots
+
+
+def test_names_are_text_wherever_they_stand(page: str) -> None:
+    own = page.replace(max(Outline(page).scripts, key=len), "")  # plotly.js
+    assert not [name for name in (EVIL, IMAGE, LINK, CLASSES[1]) if name in own]
+    assert not {name for name, _ in Outline(own).tags} & {"img", "a", "b"}
+    assert "&lt;script&gt;window.broken" in own
+    for script in Outline(page).scripts[:-2]:
+        assert json.loads(script)["data"]
+        assert "<" not in script
+
+
+def test_the_page_is_marked_up_for_readers_of_all_kinds(page: str) -> None:
+    outline = Outline(page)
+    assert ("html", {"lang": "en"}) in outline.tags
+    assert 'content="width=device-width, initial-scale=1"' in page
+    assert outline.count("h1") == 1
+    headings = re.findall(r"<h2[^>]*>([^<]*)", page)
+    assert headings == [
+        "Strategies",
+        "Accuracy",
+        "Cost",
+        "Learning curves",
+        "Confusion",
+        "Is the best really better?",
+        "Repeat a row",
+    ]
+    assert {a["scope"] for tag, a in outline.tags if tag == "th"} == {"col", "row"}
+    plots = [a for tag, a in outline.tags if a.get("class") == "plot"]
+    assert all(a["role"] == "img" and a["aria-label"] for a in plots)
+    assert outline.count("details") == len(NAMES)
+
+
+def test_the_same_arguments_give_the_same_page() -> None:
+    trials = make_trials({"full": 0.9}, seeds=1)
+    pages = {
+        html_report("t", {}, "v", comparison_sections(trials, compare(trials))) for _ in range(2)
+    }
+    assert len(pages) == 1
+
+
+def test_a_row_is_repeated_by_its_command() -> None:
+    assert kedro_command({"strategy": "full", "training.lr": "0.1", "views": "None"}) == (
+        "kedro run --pipeline=finetune --params=strategy=full,training.lr=0.1,views=null"
+    )
+    quoted = kedro_command({"dataset.root": "my photos; rm *"})
+    assert quoted == "kedro run --pipeline=finetune '--params=dataset.root=my photos; rm *'"
+    trial = make_trials({"full": 0.9}, seeds=1)[0]
+    trial = replace(trial, settings=trial.settings | {"transforms.mean": "[0.5, 0.5, 0.5]"})
+    recipe = comparison_sections([trial], compare([trial]))[-1].recipes[0]
+    assert "transforms.mean" not in recipe.commands
+    assert "put transforms.mean into conf/local/parameters.yml" in recipe.note
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), [(360, 740), (1280, 900)])
+def test_the_page_is_whole_from_the_file_system_at_any_size_and_scheme(
+    page: str, browser: playwright.Browser, tmp_path: Path, width: int, height: int, scheme: str
+) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(page, encoding="utf-8")
+    viewport = {"width": width, "height": height}
+    tab = browser.new_page(viewport=viewport, color_scheme=scheme, has_touch=width < 500)
+    said: list[str] = []
+    asked: list[str] = []
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(file.as_uri())
+    tab.wait_for_function("document.querySelectorAll('.plot .main-svg').length > 0")
+    for plot in tab.locator(".plot").all():
+        box = plot.locator(".main-svg").first.bounding_box()
+        assert box and box["height"] > 100 and 200 < box["width"] <= width
+        assert plot.locator(".trace, .heatmaplayer image").count()
+    assert asked == [file.as_uri()]
+    assert said == []
+    assert tab.evaluate("document.documentElement.scrollWidth") == width
+    assert tab.evaluate("window.broken") is None
+    assert overlapping_labels(tab) == []
+    colours = tab.evaluate(
+        "[getComputedStyle(document.body).color,"
+        " getComputedStyle(document.querySelector('.plot .xtick text')).fill]"
+    )
+    assert colours[0] == colours[1]
+    tab.emulate_media(color_scheme="light" if scheme == "dark" else "dark")
+    tab.wait_for_function(
+        "before => getComputedStyle(document.querySelector('.plot .xtick text')).fill !== before",
+        arg=colours[1],
+    )
+    tab.close()
+
+
+def overlapping_labels(tab: playwright.Page) -> list[list[str]]:
+    """Return pairs of strategies' names that touch in the accuracy and the cost figure."""
+    return tab.evaluate("""() => [0, 1].flatMap(idx => {
+      const plot = document.querySelectorAll('.plot')[idx];
+      const frame = plot.getBoundingClientRect();
+      const labels = [...plot.querySelectorAll('.annotation-text')].map(
+        node => [node.textContent, node.getBoundingClientRect()]);
+      const clipped = labels.filter(([_, a]) => a.left < frame.left || a.right > frame.right
+        || a.top < frame.top || a.bottom > frame.bottom).map(([name]) => [name, 'the edge']);
+      const touching = labels.flatMap(([name, a], i) => labels.slice(0, i).filter(([_, b]) =>
+        a.left < b.right - 1 && b.left < a.right - 1 && a.top < b.bottom - 3
+        && b.top < a.bottom - 3).map(([other]) => [name, other]));
+      return [...clipped, ...touching];
+    })""")
+
+
+def test_the_button_copies_the_command(
+    page: str, browser: playwright.Browser, tmp_path: Path
+) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(page, encoding="utf-8")
+    tab = browser.new_page()
+    tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    tab.goto(file.as_uri())
+    details = tab.locator("details").first
+    details.locator("summary").click()
+    details.locator("button").click()
+    details.locator("button", has_text="Copied").wait_for(timeout=5000)
+    copied = tab.evaluate("navigator.clipboard.readText()")
+    assert copied == details.locator("code").inner_text()
+    assert copied.count("kedro run --pipeline=finetune") == 3
+    tab.close()
+
+
+def test_names_are_text_in_what_is_drawn_and_in_what_a_pointer_shows(
+    browser: playwright.Browser, tmp_path: Path
+) -> None:
+    rows = [(f"{name}/{LINK}.jpg", name, "train") for name in CLASSES]
+    balance = class_balance(pd.DataFrame(rows, columns=["path", "label", "split"]))
+    counts = pool_confusion(make_trials({"full": 0.9}, seeds=1, images=200, classes=CLASSES))
+    figures = [balance, confusion_matrix(counts)]
+    sections = [Section(IMAGE, LINK, illustrations=[Illustration(IMAGE, one) for one in figures])]
+    for name, text in (
+        ("report.html", html_report(LINK, {}, IMAGE, sections)),
+        ("balance.html", balance.to_html(include_plotlyjs=True)),  # as MLflow keeps it
+        ("confusion.html", figures[1].to_html(include_plotlyjs=True)),
+    ):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        tab = browser.new_page(viewport={"width": 1000, "height": 1600})
+        asked: list[str] = []
+        tab.on("request", lambda request, asked=asked: asked.append(request.url))
+        tab.goto((tmp_path / name).as_uri())
+        tab.wait_for_selector(".main-svg .ytick text, .main-svg .xtick text")
+        for plot in tab.locator(".nsewdrag").all():
+            box = plot.bounding_box()
+            assert box
+            seen = set()
+            for idx in range(len(CLASSES)):  # along the diagonal
+                share = (idx + 0.5) / len(CLASSES)
+                across, down = box["width"] * share, box["height"] * share
+                tab.mouse.move(box["x"] + across, box["y"] + down)
+                tab.wait_for_timeout(120)
+                seen |= set(tab.locator(".hovertext").all_text_contents())
+            assert any("<img" in text for text in seen), seen
+            assert any('"><a' in text for text in seen), seen
+            assert tab.locator(".main-svg a, .main-svg img, .hoverlayer a").count() == 0
+        assert tab.evaluate("window.broken") is None
+        assert asked == [(tmp_path / name).as_uri()]
+        tab.close()
+
+
+def test_any_sections_make_a_page(browser: playwright.Browser, tmp_path: Path) -> None:
+    sections = [
+        Section("Only text", "Nothing else."),
+        Section("A table", table=pd.DataFrame({"name": ["a"], "value": ["1"]})),
+        Section(
+            "A figure", illustrations=[Illustration("A line", go.Figure(go.Scatter(y=[1, 2])))]
+        ),
+        Section(
+            "A picture", illustrations=[Illustration("Red", Image.new("RGB", (300, 40), "red"))]
+        ),
+    ]
+    file = tmp_path / "report.html"
+    file.write_text(html_report("Title", {}, "Verdict.", sections), encoding="utf-8")
+    tab = browser.new_page()
+    tab.goto(file.as_uri())
+    assert tab.locator("h2").all_inner_texts() == ["Only text", "A table", "A figure", "A picture"]
+    tab.wait_for_selector(".plot .scatterlayer .trace")
+    assert tab.evaluate("document.querySelector('img').naturalWidth") == 300
+    tab.close()
+
+
+def test_the_report_on_a_training_leaves_out_what_is_empty_and_says_how_to_repeat_it() -> None:
+    drawn = go.Figure(go.Scatter(y=[1]), layout={"title": {"text": "Drawn"}})
+    shown: dict[str, go.Figure | Image.Image] = dict.fromkeys(FIGURES, drawn)
+    shown |= {"stage_probes_figure": go.Figure(), "mistakes": Image.new("RGB", (9, 9))}
+    strategies = {name: {"phases": [PHASE]} for name in ("mine", *CompareOptions().strategies)}
+    parameters = validate_parameters({"seed": 3, "strategy": "mine", "strategies": strategies})
+    *sections, repeat = finetune_sections(parameters, shown)
+    captions = [figure.caption for section in sections for figure in section.illustrations]
+    assert captions.count("Drawn.") == len(FIGURES) - 2
+    assert captions.count("Mistakes.") == 1
+    (recipe,) = repeat.recipes
+    assert recipe.commands == "kedro run --pipeline=finetune --params=seed=3,strategy=mine"
+    assert kedro_command({}) == "kedro run --pipeline=finetune"
+
+
+def test_every_figure_of_the_report_is_an_entry_that_kedro_viz_and_mlflow_show() -> None:
+    catalog = yaml.safe_load((ROOT / "conf/base/catalog.yml").read_text(encoding="utf-8"))
+    for name in FIGURES:
+        assert catalog[name]["type"] in {"plotly.JSONDataset", "thawline.datasets.PictureDataset"}
+        assert catalog[name]["metadata"]["mlflow"] == ["artifact"]

@@ -1,0 +1,583 @@
+"""What the store gives back is what would be computed, whatever happens to it in between."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import re
+import signal
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image as PillowImage
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from conftest import child_process
+from thawline.data import files, loading
+from thawline.data.loading import ViewLoader
+from thawline.data.sources import codec_versions, hash_files
+from thawline.data.transforms import DECODING_VERSION, build_transforms
+from thawline.errors import DataError
+from thawline.networks.building import IMAGENET, build_network
+from thawline.options import ModelOptions, Phase, TrainingOptions, TransformOptions
+from thawline.thaw import cache
+from thawline.thaw import features as activations
+from thawline.thaw.cache import ActivationStore, CachePartition
+from thawline.thaw.features import (
+    ACTIVATIONS,
+    NOTHING,
+    VIEWS,
+    ActivationLoader,
+    Cost,
+    Image,
+    cheapest,
+    merge,
+    view_seed,
+)
+from thawline.thaw.freezing import freeze_layers
+from thawline.thaw.line import split_at_thaw_line
+from thawline.training.loop import TrainingResult, prepare, train
+
+HEAD = Phase(trainable={"last": 1}, epochs=4, lr=0.01)
+TWO_STAGES = Phase(trainable={"last": 2}, epochs=2, lr=0.01)
+ALL = Phase(trainable="all", epochs=2, lr=0.003)
+FULL = 10.0  # GB
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ActivationStore:
+    return ActivationStore(tmp_path / "activations", FULL)
+
+
+def tensors_of(numbers: list[int]) -> tuple[Tensor, Tensor]:
+    """Return two tensors a number that tell it from any other."""
+    values = torch.tensor(numbers, dtype=torch.float32)
+    return (
+        values[:, None, None, None].expand(-1, 2, 3, 3).contiguous(),
+        values[:, None].to(torch.bfloat16),
+    )
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=20), st.randoms(use_true_random=False))
+def test_parts_come_together_in_their_places(owners: list[int], chance: random.Random) -> None:
+    count = len(owners)
+    whole = tensors_of([*range(count)])
+    parts = []
+    for owner in chance.sample(range(4), 4):
+        rows = [row for row in range(count) if owners[row] == owner]
+        chance.shuffle(rows)
+        if rows:
+            parts.append((rows, [tensor[rows] for tensor in whole]))
+    merged = merge(count, parts)
+    assert all(torch.equal(a, b) for a, b in zip(merged, whole, strict=True))
+
+
+# What to keep
+
+
+def test_a_cost_is_told_in_units_that_fit() -> None:
+    assert str(Cost(12_345, 0.00678)) == "12 kB and 6.78 ms an image"
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([ACTIVATIONS, VIEWS]),
+        st.builds(Cost, st.integers(1, 10**6), st.floats(0, 1)),
+    ),
+    st.floats(0, 1),
+    st.integers(1, 10**5),
+    st.floats(0, 1e10),
+)
+def test_what_fits_and_costs_least_is_kept(
+    costs: dict[str, Cost], nothing: float, entries: int, max_bytes: float
+) -> None:
+    costs = {NOTHING: Cost(0, nothing), **costs}
+    chosen = costs[cheapest(costs, entries, max_bytes)]
+    assert chosen.bytes * entries <= max_bytes
+    assert all(
+        cost.seconds >= chosen.seconds or cost.bytes * entries > max_bytes
+        for cost in costs.values()
+    )
+
+
+def test_activations_no_larger_than_views_are_kept_without_weighing(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(activations, "cheapest", None)
+    with caplog.at_level(logging.INFO):
+        setting.load()
+    said = "The store keeps activations (0 kB an image, no more than the view itself)"
+    assert caplog.messages.count(said) == 1
+    (row,) = setting.store.contents().to_dict("records")
+    assert row["holds"] == "SmallNet up to flatten, evaluation views"
+    setting.network = network_of(backbone="resnet18")
+    setting.phase = Phase(trainable={"last": 4}, epochs=1, lr=1)
+    with pytest.raises(TypeError):  # here there is something to weigh
+        setting.load()
+
+
+# The loader
+
+
+def network_of(seed: int = 0, backbone: str = "helpers.networks:SmallNet") -> nn.Module:
+    options = ModelOptions(backbone=backbone, weights="none")
+    return build_network(options, 2, 32, seed)[0]
+
+
+class Setting:
+    """Everything that activations depend on, each of which a test may change."""
+
+    def __init__(self, store: ActivationStore, paths: list[str]) -> None:
+        self.store, self.paths, self.network = store, paths, network_of()
+        self.phase, self.seed, self.dtype, self.pretrained = HEAD, 0, torch.float32, IMAGENET
+        self.options = TransformOptions(size=32)
+        self.before_each_run: Callable[[nn.Module, tuple], None] = lambda *_: None
+        self.before_loading: Callable[[], None] = lambda: None
+
+    def load(self, view: int | None = None) -> tuple[list[Tensor], int]:
+        """Return what crosses the line in two batches, and how many images were computed."""
+        freeze_layers(self.network, self.phase)
+        transforms = build_transforms(self.options, self.pretrained, self.seed)
+        line = split_at_thaw_line(self.network, transforms.preprocessing.size)
+        if line.below is not None:
+            line.below.register_forward_pre_hook(self.before_each_run)
+        self.loader = loader = ActivationLoader(
+            line, transforms, ViewLoader(transforms, workers=0), self.store,
+            torch.device("cpu"), self.dtype, entries=100,
+        )  # fmt: skip
+        hashes = hash_files(self.paths)
+        images = [Image(p, h, view) for p, h in zip(self.paths, hashes, strict=True)]
+        self.before_loading()
+        batches = [tuple(t.clone() for t in some) for some in loader.load([images[:3], images[3:]])]
+        assert loader.read + loader.computed == len(self.paths)
+        columns = zip(*batches, strict=True)
+        return [torch.cat(column) for column in columns], loader.computed
+
+
+@pytest.fixture
+def setting(store: ActivationStore, photos: Path, tmp_path: Path) -> Setting:
+    """Return copies of five photographs, and the rest."""
+    paths = []
+    for source in sorted(photos.glob("*/*.jpg"))[:5]:
+        target = tmp_path / source.name
+        target.write_bytes(source.read_bytes())
+        paths.append(str(target))
+    return Setting(store, paths)
+
+
+def test_a_second_time_nothing_is_computed_and_all_is_the_same(setting: Setting) -> None:
+    for phase in (HEAD, TWO_STAGES, ALL):
+        setting.phase = phase
+        for view in (None, 0, 1):
+            first, computed = setting.load(view)
+            again, computed_again = setting.load(view)
+            assert (computed, computed_again) == (5, 0)
+            assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_another_strategy_with_the_same_line_finds_all(setting: Setting) -> None:
+    setting.load()
+    setting.phase = Phase(trainable=("linear.weight",), epochs=1, lr=1)
+    assert setting.load()[1] == 0
+
+
+def _reweigh(setting: Setting) -> None:
+    with torch.no_grad():
+        setting.network.conv1.weight[0, 0, 0, 0] += 1e-3
+
+
+def _move_statistics(setting: Setting) -> None:
+    setting.network.layer1[1].running_mean[0] += 1e-3
+
+
+def _restructure(setting: Setting) -> None:
+    setting.network.conv1.stride = (1, 1)
+
+
+def _rewrite_code(setting: Setting) -> None:
+    class Leaky(nn.ReLU):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.leaky_relu(x, 0.1)
+
+    setting.network.layer1[2].__class__ = Leaky
+    Leaky.__name__ = "ReLU"
+
+
+def _edit_files(setting: Setting) -> None:
+    for path in setting.paths:
+        with PillowImage.open(path) as image:
+            edited = image.convert("RGB").rotate(90)
+        edited.save(path)
+
+
+def _set(**changes: object) -> Callable[[Setting], None]:
+    def change(setting: Setting) -> None:
+        for name, value in changes.items():
+            setattr(setting, name, value)
+
+    change.__name__ = " ".join(changes)
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _reweigh,
+        _move_statistics,
+        _restructure,
+        _rewrite_code,
+        _edit_files,
+        _set(seed=1),
+        _set(dtype=torch.bfloat16),
+        _set(options=TransformOptions(size=32, rotation=0)),
+        _set(options=TransformOptions(size=48)),
+        _set(pretrained=IMAGENET.model_copy(update={"mean": (0.5, 0.5, 0.5)})),
+        _set(pretrained=IMAGENET.model_copy(update={"interpolation": "bicubic"})),
+    ],
+)
+def test_no_change_ever_hits_a_stale_entry(
+    setting: Setting, change: Callable[[Setting], None]
+) -> None:
+    before, _ = setting.load(view=0)
+    change(setting)
+    after, computed = setting.load(view=0)
+    assert computed == 5
+    setting.store.max_bytes = 0
+    expected, _ = setting.load(view=0)
+    assert all(torch.equal(a, b) for a, b in zip(after, expected, strict=True))
+    if before[0].shape == after[0].shape:
+        assert not torch.equal(before[0].float(), after[0].float())
+
+
+def test_only_what_is_new_is_computed(setting: Setting) -> None:
+    everything = setting.paths
+    setting.paths = everything[:4]
+    assert setting.load()[1] == 4
+    setting.paths = everything[::-1]
+    some, computed = setting.load()
+    setting.store.max_bytes = 0
+    assert computed == 1
+    assert all(torch.equal(a, b) for a, b in zip(some, setting.load()[0], strict=True))
+
+
+def test_copies_of_a_file_share_an_entry(setting: Setting) -> None:
+    copied = Path(setting.paths[0]).with_name("copy.jpg")
+    copied.write_bytes(Path(setting.paths[0]).read_bytes())
+    setting.load()
+    setting.paths = [str(copied), *setting.paths]
+    assert setting.load()[1] == 0
+
+
+def test_what_vanishes_from_the_disk_in_mid_epoch_is_computed_again(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = setting.load()
+    read = CachePartition.read
+
+    def vanish(self: CachePartition, keys: list[bytes]) -> tuple[Tensor, ...]:
+        setting.store.empty()
+        return read(self, keys)
+
+    monkeypatch.setattr(CachePartition, "read", vanish)
+    found, _ = setting.load()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_an_image_file_that_vanished_before_the_first_is_decoded_is_named(setting: Setting) -> None:
+    setting.network = network_of(backbone="resnet18")  # whose activations are larger than a view
+    setting.phase = Phase(trainable={"last": 4}, epochs=1, lr=1)
+    setting.before_loading = Path(setting.paths[0]).unlink
+    with pytest.raises(DataError, match=rf"{setting.paths[0]}: .*FileNotFoundError"):
+        setting.load()
+
+
+def test_an_image_file_that_vanished_after_its_entry_was_evicted_is_named(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting.load()
+    read = CachePartition.read
+
+    def vanish(self: CachePartition, keys: list[bytes]) -> tuple[Tensor, ...]:
+        setting.store.empty()
+        Path(setting.paths[0]).unlink(missing_ok=True)
+        return read(self, keys)
+
+    monkeypatch.setattr(CachePartition, "read", vanish)
+    with pytest.raises(DataError, match=rf"{setting.paths[0]}: .*FileNotFoundError"):
+        setting.load()
+
+
+def test_the_choice_never_shows_in_what_is_yielded(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Four stages of ResNet-18 are trained: what layer1 yields is larger than a view.
+    setting.network = network_of(backbone="resnet18")
+    setting.phase = Phase(trainable={"last": 4}, epochs=1, lr=1)
+    setting.dtype = torch.bfloat16
+    results = []
+    for kept in (ACTIVATIONS, VIEWS, NOTHING):
+        setting.store.empty()
+        monkeypatch.setattr(activations, "cheapest", lambda *_, kept=kept: kept)
+        with caplog.at_level(logging.INFO):
+            results += [setting.load(view=1)[0], setting.load(view=1)[0]]
+        cost = r"\d+ kB and \d+\.\d\d ms an image"
+        one, other = (n for n in (VIEWS, NOTHING, ACTIVATIONS) if n != kept)
+        wanted = rf"The store keeps {kept} \({cost}; {one} {cost}, {other} {cost}\)"
+        said = [m for m in caplog.messages if m.startswith("The store keeps")]
+        assert re.fullmatch(wanted, said[0]) and len(said) == (1 if kept == ACTIVATIONS else 2)
+        caplog.clear()
+        holds = " ".join(setting.store.contents()["holds"])
+        assert holds == {
+            ACTIVATIONS: "ResNet up to layer1_1_relu_1, random views",
+            VIEWS: "random views",
+            NOTHING: "",
+        }[kept]  # fmt: skip
+    for result in results:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+def test_without_room_nothing_is_written_or_measured(
+    setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    setting.store.max_bytes = 0
+    with caplog.at_level(logging.INFO):
+        assert setting.load()[1] == setting.load()[1] == 5
+    assert not setting.store.folder.exists() and "The store keeps" not in caplog.text
+
+
+def test_a_summary_counts_what_was_read_and_computed(setting: Setting) -> None:
+    for phase, kept in ((HEAD, "activations"), (ALL, "views")):
+        setting.phase = phase
+        setting.load()
+        assert setting.loader.summary() == f"0 {kept} were read, 5 computed"
+        assert setting.loader.seconds_saved == 0
+        setting.load()
+        saved = setting.loader.seconds_saved
+        expected = f"5 {kept} were read, 0 computed; reading saved about {saved:.1f} s"
+        assert saved > 0 and setting.loader.summary() == expected
+
+
+def test_what_is_stored_says_how_it_came_about(setting: Setting) -> None:
+    setting.seed = 3
+    setting.load()
+    setting.load(view=0)
+    told = {}
+    for path in setting.store.folder.glob("*/*.safetensors"):
+        with safe_open(path, framework="pt") as shard:
+            description = json.loads(shard.metadata()["description"])
+        told[description["holds"]] = description
+    evaluation = told["SmallNet up to flatten, evaluation views"]
+    transforms = build_transforms(setting.options, setting.pretrained, 3)
+    assert evaluation["preprocessing"] == transforms.preprocessing.model_dump(mode="json")
+    assert evaluation["packages"] == {n: version(n) for n in ("torch", "torchvision", "pillow")}
+    assert evaluation["decoding"] == DECODING_VERSION
+    assert evaluation["codecs"] == codec_versions() and "jpg" in evaluation["codecs"]
+    assert evaluation["below"].keys() == {"weights", "structure", "precision", "answer"}
+    assert evaluation["below"]["precision"] == "torch.float32"
+    assert told["SmallNet up to flatten, random views"] == {
+        **evaluation,
+        "holds": "SmallNet up to flatten, random views",
+        "augmentation": transforms.options.model_dump(mode="json"),
+        "seed": 3,
+    }
+
+
+def test_the_seed_of_a_view_is_the_same_in_every_version() -> None:
+    transforms = build_transforms(TransformOptions(size=32), IMAGENET, seed=5)
+    assert view_seed(Image("any.jpg", "0" * 64, 2), transforms) == 32957317658254044
+
+
+def test_where_memory_is_short_fewer_images_run_at_once(
+    setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, _ = setting.load()
+    setting.store.empty()
+
+    def refuse(_: nn.Module, arguments: tuple) -> None:
+        if len(arguments[0]) > most:
+            raise RuntimeError("CUDA out of memory." if most else "broken")
+
+    most, setting.before_each_run = 2, refuse
+    found, _ = setting.load()
+    torch.testing.assert_close(found, expected)
+    said = [m for m in caplog.messages if m.startswith("The device has no memory")]
+    assert said == [
+        f"The device has no memory for {a} images at once: what is frozen runs on {b}"
+        for a, b in ((8, 4), (4, 2))
+    ]
+    most = 0
+    with pytest.raises(RuntimeError, match="broken"):
+        setting.load()
+
+
+# Training
+
+
+def options(**changes: object) -> TrainingOptions:
+    return TrainingOptions(**{"workers": 0, "precision": "fp32", "batch_size": 8, **changes})
+
+
+def run(
+    splits: pd.DataFrame,
+    store: ActivationStore | None,
+    *phases: Phase,
+    backbone: str = "helpers.networks:SmallNet",
+    views: int | None = 1,
+    seed: int = 0,
+    **changes: object,
+) -> TrainingResult:
+    transforms = build_transforms(TransformOptions(size=32), IMAGENET, seed)
+    network = network_of(backbone=backbone)
+    setup = prepare(network, splits, transforms, options(**changes), seed, views, store)
+    return train(setup, phases)
+
+
+def assert_same(first: TrainingResult, second: TrainingResult) -> None:
+    assert all(torch.equal(first.last[name], second.last[name]) for name in first.last)
+    assert all(torch.equal(first.best[name], second.best[name]) for name in first.best)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("backbone", ["helpers.networks:SmallNet", "timm/tf_efficientnet_lite0"])
+def test_with_and_without_the_store_the_weights_are_equal(
+    splits: pd.DataFrame, store: ActivationStore, precision: str, backbone: str
+) -> None:
+    phases = [phase.model_copy(update={"epochs": 2}) for phase in (HEAD, TWO_STAGES, ALL)]
+    kwargs = {"backbone": backbone, "precision": precision}
+    without = run(splits, None, *phases, **kwargs)
+    assert_same(without, run(splits, store, *phases, **kwargs))
+    assert_same(without, run(splits, store, *phases, **kwargs))
+    assert not store.contents().empty
+
+
+# The first operation above the line of each of these writes to its input.
+IN_PLACE = ("efficientnet_b0", "efficientnet_v2_s", "mobilenet_v3_small", "mnasnet0_5")
+
+
+@pytest.mark.parametrize("backbone", IN_PLACE)
+def test_dropout_in_place_above_the_line_leaves_cached_activations_as_they_are(
+    splits: pd.DataFrame, store: ActivationStore, backbone: str
+) -> None:
+    without = run(splits, None, HEAD, backbone=backbone)
+    assert_same(without, run(splits, store, HEAD, backbone=backbone))  # an empty store
+    assert_same(without, run(splits, store, HEAD, backbone=backbone))  # a full one
+    assert store.contents()["entries"].sum() == (splits["split"] != "test").sum()
+
+
+def test_balanced_sampling_decodes_and_computes_an_image_once(
+    splits: pd.DataFrame, store: ActivationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rare = splits["split"].eq("train") & splits["label"].eq("flower")
+    few = splits.drop(splits.index[rare][3:]).reset_index(drop=True)
+    decoded: list[str] = []
+    read = loading.training_view
+    monkeypatch.setattr(
+        loading, "training_view", lambda path, *rest: decoded.append(path) or read(path, *rest)
+    )
+    run(few, store, HEAD, sampling="balanced")
+    once = few.loc[few["split"] == "train", "path"].tolist()
+    assert sorted(decoded) == sorted({*decoded}) and {*decoded} <= {*once}
+    assert store.contents()["entries"].sum() == len(decoded) + (few["split"] == "val").sum()
+    kwargs = {"sampling": "balanced", "backbone": "timm/tf_efficientnet_lite0"}
+    assert_same(run(few, None, TWO_STAGES, **kwargs), run(few, store, TWO_STAGES, **kwargs))
+
+
+def test_the_line_changes_weights_by_rounding_only(
+    splits: pd.DataFrame, store: ActivationStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Adam divides by the gradient's size, so that rounding alone can turn a step's sign; and batch
+    # norm over eight small images multiplies it.
+    norm = {"batch_norm": "eval"}
+    kwargs = {"backbone": "resnet18", "optimizer": "sgd"}
+    phases = [phase.model_copy(update=norm) for phase in (HEAD, TWO_STAGES)]
+    split = run(splits, store, *phases, **kwargs)
+    from thawline.thaw.line import ThawLine
+    from thawline.training import loop as training
+
+    monkeypatch.setattr(training, "split_at_thaw_line", lambda n, _: ThawLine(None, n, n))
+    whole = run(splits, None, *phases, **kwargs)
+    for name, tensor in whole.last.items():
+        torch.testing.assert_close(split.last[name], tensor, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("views", "computed"), [(1, [28, 0, 0, 0]), (3, [28, 28, 28, 0])])
+def test_a_view_is_computed_in_the_epoch_that_first_needs_it(
+    splits: pd.DataFrame, store: ActivationStore, views: int, computed: list[int]
+) -> None:
+    seen: list[int] = []
+
+    def count(*_: object) -> None:
+        contents = store.contents()
+        random_views = contents["holds"].str.contains("random")
+        seen.append(int(contents.loc[random_views, "entries"].sum()))
+
+    transforms = build_transforms(TransformOptions(size=32), IMAGENET)
+    setup = prepare(network_of(), splits, transforms, options(), 0, views, store)
+    train(setup, [HEAD], on_epoch=count)
+    assert [b - a for a, b in zip([0, *seen], seen, strict=False)] == computed
+
+
+def test_fresh_views_are_never_kept_but_validation_is(
+    splits: pd.DataFrame, store: ActivationStore
+) -> None:
+    run(splits, store, HEAD, views=None)
+    (row,) = store.contents().to_dict("records")
+    assert row["holds"].endswith("evaluation views")
+    assert row["entries"] == (splits["split"] == "val").sum()
+
+
+def test_phases_each_have_their_line(
+    splits: pd.DataFrame, store: ActivationStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        run(splits, store, HEAD, TWO_STAGES, ALL)
+    crossings = {holds.partition(",")[0] for holds in store.contents()["holds"]}
+    assert {"SmallNet up to flatten", "SmallNet up to layer1_3"} <= crossings
+    assert "Phase 1: 102 activations were read, 34 computed" in caplog.text
+
+
+# Several processes
+
+
+def _train_in_child(store: ActivationStore, splits: pd.DataFrame, seed: int, dies: bool) -> None:
+    def sync(path: Path) -> None:
+        time.sleep(0.5 if dies else 0.005)
+        if dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    cache.SHARD_BYTES = 2000  # many short writes
+    files.sync = sync
+    logging.disable()
+    run(splits, store, HEAD, TWO_STAGES, views=2, seed=seed)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="starts its processes by fork")
+def test_processes_killed_while_writing_leave_a_store_to_rely_on(
+    splits: pd.DataFrame, tmp_path: Path
+) -> None:
+    store = ActivationStore(tmp_path / "shared", FULL)
+    for seed in range(3):
+        killed = child_process(_train_in_child, store, splits, seed, True)
+        other = child_process(_train_in_child, store, splits, seed, False)
+        killed.start()
+        while killed.is_alive() and len(list(store.folder.glob("*/*.unfinished"))) <= seed:
+            time.sleep(0.005)
+        other.start()  # beside the file that will never be whole
+        killed.join()
+        other.join()
+        assert (killed.exitcode, other.exitcode) == (-signal.SIGKILL, 0)
+    assert len(list(store.folder.glob("*/*.unfinished"))) == 3  # each died in the middle of a file
+    alone = ActivationStore(tmp_path / "alone", FULL)
+    for seed in range(3):
+        expected = run(splits, alone, HEAD, TWO_STAGES, views=2, seed=seed)
+        assert_same(expected, run(splits, store, HEAD, TWO_STAGES, views=2, seed=seed))

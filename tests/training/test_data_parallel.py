@@ -1,0 +1,134 @@
+"""Workers that share each batch learn what one process does."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from conftest import child_process
+from thawline.data.transforms import build_transforms
+from thawline.networks.building import IMAGENET, build_network
+from thawline.options import ModelOptions, Phase, TrainingOptions, TransformOptions
+from thawline.thaw.cache import ActivationStore
+from thawline.training import data_parallel
+from thawline.training.loop import prepare, train
+
+WORKERS = 2
+HEAD = Phase(trainable={"last": 1}, epochs=2, lr=0.01)
+ALL = Phase(trainable="all", epochs=2, lr=0.003)
+WEIGHED = {"class_weights": "balanced", "accumulate": 2, "clip_norm": 0.5, "ema": 0.9}
+
+
+def run(splits: pd.DataFrame, folder: Path, backbone: str, sync: bool, changes: dict) -> Any:
+    """Train without dropout, of which every worker draws its own."""
+    model = ModelOptions(backbone=backbone, weights="none")
+    network, _ = build_network(model, 2, 32, 0)
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    options = TrainingOptions(
+        **{"workers": 0, "precision": "fp32", "batch_size": 10, "optimizer": "sgd", **changes}
+    )
+    transforms = build_transforms(TransformOptions(size=32), IMAGENET)
+    store = ActivationStore(folder / "store", 1)
+    setup = prepare(network, splits, transforms, options, 0, 2, store, sync_batch_norm=sync)
+    return train(setup, [HEAD, ALL])
+
+
+def meet(rank: int, folder: Path) -> None:
+    """Become one of the workers."""
+    if sys.platform == "linux":  # a machine need not know its own name
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    meeting = f"file://{folder}/meeting"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=WORKERS)
+
+
+def _work(rank: int, folder: Path, splits: pd.DataFrame, *arguments: Any) -> None:
+    logging.disable()
+    torch.set_num_threads(1)
+    meet(rank, folder)
+    result = run(splits, folder, *arguments)
+    torch.save((result.last, result.best, result.history.to_dict()), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def on_workers(target: Callable[..., None], folder: Path, *arguments: Any) -> list[Any]:
+    """Return what each of two processes has saved."""
+    processes = [child_process(target, rank, folder, *arguments) for rank in range(WORKERS)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * WORKERS
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORKERS)]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "changes"),
+    [("helpers.networks:SmallNet", WEIGHED), ("timm/resnet10t", {})],
+)
+def test_two_workers_learn_what_one_does(
+    splits: pd.DataFrame, tmp_path: Path, backbone: str, changes: dict
+) -> None:
+    alone = run(splits, tmp_path / "alone", backbone, True, changes)
+    (last, _, history), other = on_workers(_work, tmp_path, splits, backbone, True, changes)
+    for name, tensor in alone.last.items():
+        torch.testing.assert_close(last[name], tensor, atol=1e-4, rtol=1e-4)
+    assert all(torch.equal(tensor, other[0][name]) for name, tensor in last.items())
+    for column in ("train_loss", "val_loss", "train_accuracy", "val_accuracy"):
+        found = pd.Series(history[column])
+        pd.testing.assert_series_equal(found, alone.history[column], check_names=False, atol=1e-5)
+
+
+def test_without_synced_batch_norm_workers_hold_the_same_network_all_the_same(
+    splits: pd.DataFrame, tmp_path: Path
+) -> None:
+    (last, best, _), other = on_workers(_work, tmp_path, splits, "helpers.networks:SmallNet", False, {})
+    assert all(torch.equal(tensor, other[0][name]) for name, tensor in last.items())
+    assert all(torch.equal(tensor, other[1][name]) for name, tensor in best.items())
+
+
+def _normalised(norm: nn.BatchNorm2d, images: Tensor) -> list[Tensor | None]:
+    outputs = norm(images.requires_grad_())
+    (outputs**3).sum().backward()
+    return [outputs.detach(), images.grad, norm.running_mean, norm.running_var]
+
+
+def _normalise(rank: int, folder: Path, images: Tensor, affine: bool) -> None:
+    meet(rank, folder)
+    norm = nn.BatchNorm2d(3, affine=affine)
+    with data_parallel.SyncedBatchNorm():
+        found = _normalised(norm, data_parallel.share(images).clone())
+    data_parallel.add_up_gradients(norm.parameters())
+    torch.save([*found, *(p.grad for p in norm.parameters())], folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+# One image leaves none to the second worker.
+@pytest.mark.parametrize(("count", "affine"), [(7, True), (7, False), (1, True)])
+def test_synced_batch_norm_is_batch_norm_of_the_whole_batch(
+    tmp_path: Path, count: int, affine: bool
+) -> None:
+    images = torch.randn(count, 3, 4, 5, generator=torch.Generator().manual_seed(0)) * 3 + 5
+    norm = nn.BatchNorm2d(3, affine=affine)
+    of_images = _normalised(norm, images.clone())
+    of_all = [p.grad for p in norm.parameters()]
+    for rank, found in enumerate(on_workers(_normalise, tmp_path, images, affine)):
+        mine = [tensor[rank::WORKERS] for tensor in of_images[:2] if tensor is not None]
+        for one, other in zip(found, [*mine, *of_images[2:], *of_all], strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_one_process_alone_shares_with_nobody() -> None:
+    assert data_parallel.share([3, 1, 2]) == [3, 1, 2]
+    assert data_parallel.add_up(0.1, 2, device=torch.device("cpu")) == (0.1, 2)

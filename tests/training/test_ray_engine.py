@@ -1,0 +1,85 @@
+"""Workers of a Ray cluster return what a training in this process does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from thawline.data.transforms import build_transforms
+from thawline.errors import DataError, ParameterError
+from thawline.networks.building import IMAGENET, build_network
+from thawline.options import EngineOptions, ModelOptions, Phase, TrainingOptions, TransformOptions
+from thawline.thaw.cache import ActivationStore
+from thawline.training import loop as training
+from thawline.training import ray_engine
+from thawline.training.state import TrainingStates
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all
+
+ENGINE = EngineOptions(name="ray", workers=2)
+PHASES = [
+    Phase(trainable={"last": 1}, epochs=2, lr=0.01),
+    Phase(trainable="all", epochs=2, lr=0.003),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray_engine.connect(ENGINE)
+    yield
+    ray.shutdown()
+
+
+def arguments_of(splits: pd.DataFrame, folder: Path) -> dict[str, Any]:
+    """Return a training without dropout, of which every worker draws its own."""
+    model = ModelOptions(backbone="timm/resnet10t", weights="none")
+    return {
+        "network": build_network(model, 2, 32, 0)[0],
+        "splits": splits,
+        "transforms": build_transforms(TransformOptions(size=32), IMAGENET),
+        "options": TrainingOptions(workers=0, precision="fp32", batch_size=10, optimizer="sgd"),
+        "seed": 0,
+        "views": 2,
+        "store": ActivationStore(folder / "store", 1),
+    }
+
+
+@pytest.mark.slow  # 45 s, most of which Ray takes to start workers
+def test_two_workers_return_what_one_process_does(splits: pd.DataFrame, tmp_path: Path) -> None:
+    arguments = arguments_of(splits, tmp_path / "ray")
+    before = {name: tensor.clone() for name, tensor in arguments["network"].state_dict().items()}
+    rows: list[dict[str, Any]] = []
+    states = TrainingStates(tmp_path / "states")
+    found = ray_engine.train(arguments, PHASES, ENGINE, states, lambda row, _: rows.append(row))
+    alone = training.train(training.prepare(**arguments_of(splits, tmp_path / "alone")), PHASES)
+
+    for name, tensor in alone.last.items():
+        torch.testing.assert_close(found.last[name], tensor, atol=1e-4, rtol=1e-4)
+    of_time = ["seconds", "images_per_second"]
+    first, second = (one.history.drop(columns=of_time) for one in (found, alone))
+    pd.testing.assert_frame_equal(first, second, atol=1e-4)
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    assert found.freeze_contract == alone.freeze_contract
+    # What this process was given stays as it is, and nothing is left but what is to be resumed.
+    network = arguments["network"].state_dict()
+    assert all(torch.equal(tensor, network[name]) for name, tensor in before.items())
+    assert {path.suffix for path in states.folder.iterdir()} == {".pt"}
+    states.forget()
+    assert not [*states.folder.iterdir()]
+
+
+def test_more_workers_than_there_are_processors_are_refused() -> None:
+    with pytest.raises(ParameterError, match=r"engine\.workers: 1000 with a CPU"):
+        ray_engine.divide(ENGINE.model_copy(update={"workers": 1000}))
+
+
+def test_an_image_that_has_vanished_is_named(splits: pd.DataFrame, tmp_path: Path) -> None:
+    gone = splits.assign(path=splits["path"].where(splits.index != 3, str(tmp_path / "gone.jpg")))
+    with pytest.raises(DataError, match=r"gone\.jpg: this image was there when the run began"):
+        ray_engine.train(arguments_of(gone, tmp_path), PHASES, ENGINE)

@@ -1,0 +1,310 @@
+"""A training that is killed goes on where it was, and ends as if nothing had happened."""
+
+import logging
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from conftest import child_process
+from thawline.data.transforms import build_transforms, make_mix
+from thawline.errors import DataError, TrainingError
+from thawline.networks.building import IMAGENET, build_network
+from thawline.options import (
+    AugmentationOptions,
+    ModelOptions,
+    Phase,
+    TrainingOptions,
+    TransformOptions,
+)
+from thawline.thaw.cache import ActivationStore
+from thawline.training import state as interruptions
+from thawline.training.loop import TrainingResult, prepare, train
+from thawline.training.state import TrainingStates
+
+GRADUAL = tuple(
+    Phase(trainable={"last": last}, epochs=2, lr=0.01, lr_decay=0.3) for last in (1, 2, 3, 4)
+)
+OPTIONS = {"workers": 0, "precision": "fp32", "batch_size": 8}
+
+
+def run(
+    splits: pd.DataFrame,
+    states: TrainingStates | None = None,
+    phases: tuple[Phase, ...] = GRADUAL,
+    store: ActivationStore | None = None,
+    mixup: float = 0,
+    on_epoch: object = None,
+    **options: object,
+) -> TrainingResult:
+    model = ModelOptions(backbone="helpers.networks:SmallNet", weights="none")
+    setup = prepare(
+        build_network(model, 2, 32, seed=0)[0],
+        splits,
+        build_transforms(TransformOptions(size=32), IMAGENET),
+        TrainingOptions(**{**OPTIONS, **options}),
+        seed=0,
+        views=2,
+        store=store,
+        mix=make_mix(AugmentationOptions(mixup=mixup), 2),
+    )
+    return train(setup, phases, states, on_epoch)
+
+
+class Interrupted(Exception):
+    """Stands for whatever ends a process."""
+
+
+def interrupt(after: int) -> object:
+    """Return what stops a training when it has reported an epoch, before that one is saved."""
+
+    def on_epoch(_: dict, epoch: int) -> None:
+        if epoch > after:
+            raise Interrupted
+
+    return on_epoch
+
+
+def assert_same(first: TrainingResult, second: TrainingResult) -> None:
+    for one, other in ((first.best, second.best), (first.last, second.last)):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert first.best_epoch == second.best_epoch
+    assert first.freeze_contract == second.freeze_contract
+    pd.testing.assert_frame_equal(
+        first.history.drop(columns=["images_per_second", "seconds"]),
+        second.history.drop(columns=["images_per_second", "seconds"]),
+    )
+
+
+@pytest.fixture
+def states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingStates:
+    monkeypatch.setattr(interruptions, "LARGEST_SHARE", 1e9)  # every epoch is saved
+    return TrainingStates(tmp_path / "states")
+
+
+@pytest.mark.parametrize("after", range(1, 8))
+def test_a_training_interrupted_in_any_epoch_ends_with_the_same_bits(
+    splits: pd.DataFrame, states: TrainingStates, after: int
+) -> None:
+    undisturbed = run(splits)
+    with pytest.raises(Interrupted):
+        run(splits, states, on_epoch=interrupt(after))
+    assert_same(run(splits, states, resume=True), undisturbed)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "sgd", "schedule": "step", "step_epochs": 1},
+        {"ema": 0.9, "sampling": "balanced"},
+        {"mixup": 0.4, "clip_norm": 0.5, "accumulate": 2},
+        {"patience": 1, "monitor": "val_loss"},
+        {"precision": "bf16"},
+        {"precision": "fp16"},
+    ],
+    ids=str,
+)
+def test_whatever_the_options_it_goes_on_exactly(
+    splits: pd.DataFrame, states: TrainingStates, options: dict
+) -> None:
+    undisturbed = run(splits, **options)
+    reported = len(undisturbed.history)
+    for after in range(1, reported, 2):
+        with pytest.raises(Interrupted):
+            run(splits, states, on_epoch=interrupt(after), resume=after > 1, **options)
+    assert_same(run(splits, states, resume=True, **options), undisturbed)
+
+
+def test_the_generator_of_an_apple_gpu_goes_on_too(
+    splits: pd.DataFrame, states: TrainingStates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restored: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: torch.tensor([1, 2, 3]))
+    monkeypatch.setattr(torch.mps, "set_rng_state", restored.append)
+    with pytest.raises(Interrupted):
+        run(splits, states, on_epoch=interrupt(2), device="cpu")
+    run(splits, states, resume=True, device="cpu")
+    assert [state.tolist() for state in restored] == [[1, 2, 3]]
+
+
+def test_another_training_is_not_gone_on_with(
+    splits: pd.DataFrame, states: TrainingStates, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(Interrupted):
+        run(splits, states, on_epoch=interrupt(3))
+    slower = tuple(phase.model_copy(update={"lr": 0.001}) for phase in GRADUAL)
+    for changed in (
+        {"phases": slower}, {"batch_size": 4}, {"mixup": 0.2}, {"label_smoothing": 0.1},
+    ):  # fmt: skip
+        caplog.clear()
+        resumed = run(splits, states, resume=True, **changed)
+        assert "no training with these data, weights and parameters" in caplog.text
+        assert_same(resumed, run(splits, **changed))
+
+
+def test_without_resume_it_starts_anew(splits: pd.DataFrame, states: TrainingStates) -> None:
+    with pytest.raises(Interrupted):
+        run(splits, states, on_epoch=interrupt(3))
+    epochs = []
+    run(splits, states, on_epoch=lambda _, epoch: epochs.append(epoch))
+    assert epochs == list(range(1, 9))
+
+
+def test_a_training_that_has_ended_is_not_repeated_until_it_is_forgotten(
+    splits: pd.DataFrame, states: TrainingStates, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = run(splits, states)
+    told = []
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        again = run(splits, states, resume=True, on_epoch=lambda row, epoch: told.append(row))
+    assert_same(again, first)
+    assert "Training goes on after epoch 8" in caplog.text
+    assert "epoch 8 (phase 4)" not in caplog.text  # that one was not trained again
+    assert [row["val_loss"] for row in told] == first.history["val_loss"].tolist()
+    states.forget()
+    assert list(states.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(("damaged", "goes_on"), [(1, "after epoch 2"), (2, None)])
+def test_a_damaged_state_is_said_and_the_one_before_it_is_taken(
+    splits: pd.DataFrame,
+    states: TrainingStates,
+    caplog: pytest.LogCaptureFixture,
+    damaged: int,
+    goes_on: str | None,
+) -> None:
+    with pytest.raises(Interrupted):
+        run(splits, states, on_epoch=interrupt(3))
+    previous, newest = sorted(states.folder.iterdir())
+    assert previous.name == f"{newest.stem}.previous.pt"
+    for file in (newest, previous)[:damaged]:
+        file.write_bytes(file.read_bytes()[:500])
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        assert_same(run(splits, states, resume=True), run(splits))
+    assert caplog.text.count("is damaged") == damaged
+    assert (f"Training goes on {goes_on}" in caplog.text) == (goes_on is not None)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_full_disk_keeps_the_state_that_is_there(
+    splits: pd.DataFrame, states: TrainingStates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file to be written is a link to a device on which there is no room."""
+    save = torch.save
+
+    def save_without_room(state: dict, path: Path) -> None:
+        if len(state["course"]["history"]) > 3:
+            path.symlink_to("/dev/full")
+        save(state, path)
+
+    monkeypatch.setattr(interruptions.torch, "save", save_without_room)
+    with pytest.raises(Interrupted):
+        run(splits, states, on_epoch=interrupt(5))
+    assert len(list(states.folder.iterdir())) == 2  # and nothing unfinished
+    monkeypatch.undo()
+    assert_same(run(splits, states, resume=True), run(splits))
+
+
+def test_a_store_that_cannot_be_written_costs_only_time(
+    splits: pd.DataFrame, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "store").write_text("in the way of the folder")
+    store = ActivationStore(tmp_path / "store", 1)
+    assert_same(run(splits, store=store), run(splits))
+    assert "The store cannot be written" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_vanished_image_is_named_and_training_goes_on_when_it_is_back(
+    splits: pd.DataFrame, states: TrainingStates, tmp_path: Path, workers: int
+) -> None:
+    undisturbed = run(splits)
+    image = Path(splits.loc[splits["split"] == "train", "path"].iloc[0])
+    away = tmp_path / "away"
+
+    def vanish(_: dict, epoch: int) -> None:
+        if epoch == 3:
+            image.rename(away)
+
+    try:
+        with pytest.raises(DataError, match=rf"{image}: .*FileNotFoundError.*training\.resume"):
+            run(splits, states, on_epoch=vanish, workers=workers)
+        with pytest.raises(DataError, match=rf"{image}: "):
+            run(splits, states, resume=True)
+    finally:
+        away.rename(image)
+    assert_same(run(splits, states, resume=True), undisturbed)
+
+
+def test_after_a_loss_that_is_not_finite_the_state_before_is_there(
+    splits: pd.DataFrame, states: TrainingStates
+) -> None:
+    explodes = Phase(trainable="all", epochs=1, lr=1e30, optimizer="sgd")
+    with pytest.raises(TrainingError, match=r"of epoch 3 \(phase 2\)"):
+        run(splits, states, phases=(GRADUAL[0], explodes), warmup=0)
+    _, file = sorted(states.folder.iterdir())
+    assert len(torch.load(file, weights_only=True)["course"]["history"]) == 2
+
+
+def test_saving_takes_little_of_the_time(
+    splits: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saves = []
+    states = TrainingStates(tmp_path)
+    write = interruptions.write_whole
+    monkeypatch.setattr(
+        interruptions, "write_whole", lambda *a: (saves.append(1), time.sleep(0.1), write(*a))
+    )
+    run(splits, states)  # epochs of a few hundredths of a second
+    assert len(saves) == 1
+
+
+def _train_in_child(splits: pd.DataFrame, folder: Path, activations: Path) -> None:
+    logging.disable()
+    interruptions.LARGEST_SHARE = 1e9
+    (folder.parent / "began").touch()
+    run(splits, TrainingStates(folder), store=ActivationStore(activations, 1), resume=True)
+
+
+def test_sigkill_at_random_moments_changes_nothing(
+    splits: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = run(splits)
+    moments = random.Random(0)
+    seconds, kills, phases = 0.5, 0, set()  # as long as the training may go on; it adapts itself
+    began = tmp_path / "began"
+    while kills < 3 or len(phases) < 2:  # test_kills.py has more
+        assert kills < 100
+        began.unlink(missing_ok=True)
+        child = child_process(_train_in_child, splits, tmp_path / "states", tmp_path / "store")
+        child.start()
+        while not began.exists():
+            assert child.is_alive()
+            time.sleep(0.002)
+        start = time.perf_counter()
+        child.join(moments.uniform(0, seconds))
+        if child.is_alive():
+            os.kill(child.pid, signal.SIGKILL)
+            kills += 1
+            seconds *= 1.3
+            child.join()
+        else:
+            seconds = time.perf_counter() - start
+            assert child.exitcode == 0
+        for file in (tmp_path / "states").glob("*.pt"):
+            course = torch.load(file, weights_only=True)["course"]
+            phases.add(course["phase"])
+            if len(course["history"]) == 8 or child.exitcode == 0:
+                file.unlink()  # it has come to its end: the next one starts from the beginning
+    states = TrainingStates(tmp_path / "states")
+    store = ActivationStore(tmp_path / "store", 1)
+    assert_same(run(splits, states, store=store, resume=True), undisturbed)
