@@ -73,7 +73,7 @@ class ServedModelDataset(AbstractDataset[ServedModel, str | None]):
             save_classifier(data.classifier, folder)
             info = mlflow.pyfunc.log_model(
                 name=self._name,
-                python_model=str(PACKAGE / "serving.py"),
+                python_model=str(PACKAGE / "serving" / "mlflow_model.py"),
                 artifacts={CLASSIFIER: str(folder)},
                 code_paths=[str(PACKAGE)],
                 model_config=RequestLimits().model_dump(),  # so that a server may change them
