@@ -16,7 +16,7 @@ from torch import nn
 from thawline.data.sources import find_images
 from thawline.data.splitting import split_dataset
 from thawline.data.transforms import Transforms, build_transforms
-from thawline.networks.building import EMBEDDED, build_network, pretrained_preprocessing
+from thawline.networks.building import BUNDLED_BACKBONE, build_network, pretrained_preprocessing
 from thawline.options import DatasetOptions, ModelOptions, Phase, TransformOptions
 from thawline.thaw.freezing import freeze_layers
 
@@ -43,7 +43,7 @@ def photographs(root: Path, seed: int | None = None) -> pd.DataFrame:
 
 def build(backbone: str, strategy: str, seed: int = 0) -> tuple[nn.Module, Transforms]:
     """Return a network frozen as the strategy says, and its transforms at their defaults."""
-    weights = "default" if backbone == EMBEDDED else "none"  # nothing is downloaded
+    weights = "default" if backbone == BUNDLED_BACKBONE else "none"  # nothing is downloaded
     model = ModelOptions(backbone=backbone, weights=weights)
     pretrained = pretrained_preprocessing(model)
     transforms = build_transforms(TransformOptions(), pretrained, seed)

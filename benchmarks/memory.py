@@ -23,7 +23,7 @@ from benchmarks import common
 from thawline.data.transforms import build_transforms
 from thawline.networks.building import IMAGENET, build_network
 from thawline.options import ModelOptions, TrainingOptions, TransformOptions
-from thawline.thaw.cache import ActivationStore
+from thawline.thaw.cache import ActivationCache
 from thawline.training.loop import prepare, train
 
 SIZE = 128
@@ -54,7 +54,7 @@ def measure(count: int, strategy: str) -> dict[str, str]:
         transforms = build_transforms(TransformOptions(size=SIZE), IMAGENET)
         network, _ = build_network(model, 2, SIZE, seed=0)
         phase = common.PHASES[strategy].model_copy(update={"epochs": 2})
-        store = ActivationStore(Path(temporary, "store"), max_gb=100)
+        store = ActivationCache(Path(temporary, "store"), max_gb=100)
         before, _ = common.peak_mb()
         start = time.perf_counter()
         train(prepare(network, splits, transforms, TrainingOptions(), 0, 1, store), [phase])
@@ -72,12 +72,12 @@ def measure(count: int, strategy: str) -> dict[str, str]:
 
 
 def generate(folder: Path, count: int) -> pd.DataFrame:
-    """Return the table of splits of so many JPEG files of coloured clouds, 9 in 10 for training."""
+    """Return the table of splits of so many JPEG files of colored clouds, 9 in 10 for training."""
 
     def write(idx: int) -> str:
         rng = np.random.default_rng(idx)
-        colour = np.array([90, 20, 20] if idx % 2 else [20, 20, 90])
-        clouds = (rng.integers(0, 166, (12, 16, 3)) + colour).astype(np.uint8)
+        color = np.array([90, 20, 20] if idx % 2 else [20, 20, 90])
+        clouds = (rng.integers(0, 166, (12, 16, 3)) + color).astype(np.uint8)
         path = folder / f"{idx}.jpg"
         Image.fromarray(clouds).resize((200, 150), Image.Resampling.BICUBIC).save(path)
         return str(path)

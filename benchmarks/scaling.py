@@ -35,15 +35,15 @@ from benchmarks.screening import write_photographs
 from thawline.data.loading import View, ViewLoader
 from thawline.data.splitting import split_dataset
 from thawline.options import DatasetOptions, EngineOptions, Phase, TrainingOptions
-from thawline.thaw.cache import ActivationStore
-from thawline.thaw.features import CHUNK
+from thawline.thaw.cache import ActivationCache
+from thawline.thaw.features import CPU_CHUNK_SIZE
 from thawline.thaw.line import split_at_thaw_line
 from thawline.training import data_parallel, ray_engine
 from thawline.training.memory import keep_freed_memory
 
 BACKBONE = "timm/tf_efficientnet_lite0"
 BATCH = 32  # images, of all workers together
-VIEWS = 4  # as augmentation.views
+VIEWS = 4  # as augmentation.views_per_image
 ACTIVATION = 4 * 1280  # bytes of an image before the head
 PARAMETERS = 3.4e6
 ROUNDS = {"decode": 100, "below": 30, "full": 10, "full_forward": 10, "read": 1}
@@ -245,15 +245,17 @@ def seconds_of(stage: str, folder: Path, batch: int) -> float:
     network, transforms = common.build(BACKBONE, "head_only" if stage == "below" else "full")
     network.to(memory_format=torch.channels_last)
     size = transforms.preprocessing.size
-    batch = CHUNK if stage == "below" else batch
+    batch = CPU_CHUNK_SIZE if stage == "below" else batch
     images = torch.randn(batch, 3, size, size).to(memory_format=torch.channels_last)
     if stage == "decode":
         paths = itertools.cycle(sorted(map(str, (folder / "images").rglob("*.jpg"))))
-        batches = [[View(next(paths), n) for n in range(CHUNK)] for _ in range(2 * ROUNDS[stage])]
+        batches = [
+            [View(next(paths), n) for n in range(CPU_CHUNK_SIZE)] for _ in range(2 * ROUNDS[stage])
+        ]
         views = ViewLoader(transforms, workers=1).load(batches)
-        return timed(lambda: next(views), CHUNK, stage)
+        return timed(lambda: next(views), CPU_CHUNK_SIZE, stage)
     if stage == "read":
-        return 3 * size**2 / ActivationStore(folder / "probe", 1).bytes_per_second()
+        return 3 * size**2 / ActivationCache(folder / "probe", 1).bytes_per_second()
     if stage == "below":
         below = split_at_thaw_line(network, size).below
         assert below is not None
@@ -323,7 +325,7 @@ def arguments_of(splits: pd.DataFrame, folder: Path, strategy: str) -> dict[str,
         "options": TrainingOptions(precision="fp32", batch_size=BATCH),
         "seed": 0,
         "views": 1,
-        "store": ActivationStore(folder, 10),
+        "store": ActivationCache(folder, 10),
         "log_probabilities": False,
         "mix": None,
     }

@@ -34,13 +34,13 @@ from thawline.options import (
     Strategy,
     TrainingOptions,
 )
-from thawline.thaw.cache import ActivationStore
-from thawline.training.state import TrainingStates
+from thawline.thaw.cache import ActivationCache
+from thawline.training.state import TrainingCheckpoints
 
 ROOT = Path(__file__).parents[1]
 TUTORIAL = "tutorial loop"
 SHORT = 20  # seconds; of what takes less, the median of three processes is given
-DEFAULT_VIEWS = str(AugmentationOptions().views)
+DEFAULT_VIEWS = str(AugmentationOptions().views_per_image)
 
 
 def main() -> None:
@@ -142,12 +142,12 @@ def measure(task: argparse.Namespace) -> dict[str, Any]:
                     model=ModelOptions(backbone=task.backbone),
                     options=TrainingOptions(batch_size=task.batch_size, device=task.device),
                     augmentation=AugmentationOptions(
-                        views=None if task.what == "null" else int(task.what)
+                        views_per_image=None if task.what == "null" else int(task.what)
                     ),
                     activation_options=ActivationOptions(), engine=EngineOptions(), seed=0,
-                    activation_store=partial(ActivationStore, Path(folder, "store")),
-                    training_states=TrainingStates(Path(folder, "states")),
-                    live_metrics=lambda metrics, epoch: None,
+                    activation_cache=partial(ActivationCache, Path(folder, "store")),
+                    training_checkpoints=TrainingCheckpoints(Path(folder, "states")),
+                    metric_logger=lambda metrics, epoch: None,
                 )  # fmt: skip
                 result[name] = time.perf_counter() - start
                 if task.what != "1":
@@ -193,7 +193,7 @@ def whole_processes(arguments: argparse.Namespace, backbone: str, plain: float) 
         for views, store in (("1", "empty"), ("1", "full"), (DEFAULT_VIEWS, "empty")):
             parameters = (
                 f"dataset.root={arguments.root.resolve()},model.backbone={backbone},"
-                f"model.weights=none,strategy=head_only,augmentation.views={views},"
+                f"model.weights=none,strategy=head_only,augmentation.views_per_image={views},"
                 f"training.epochs={arguments.epochs},training.batch_size={arguments.batch_size}"
             )
             command = ["kedro", "run", "--to-nodes=evaluate_model", f"--params={parameters}"]

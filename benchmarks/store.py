@@ -27,7 +27,7 @@ from thawline.data.loading import ViewLoader
 from thawline.data.transforms import build_transforms
 from thawline.networks.building import IMAGENET
 from thawline.options import TransformOptions
-from thawline.thaw.cache import ActivationStore
+from thawline.thaw.cache import ActivationCache
 from thawline.thaw.features import ACTIVATIONS, ActivationLoader, Image
 from thawline.thaw.line import ThawLine
 
@@ -66,7 +66,7 @@ def measure(entries: int, values: int) -> tuple[int, int, int, float, int]:
     """Return a row of the table for a cache of so many entries."""
     logging.getLogger("thawline").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
-        store = ActivationStore(Path(folder), max_gb=1000)
+        store = ActivationCache(Path(folder), max_gb=1000)
         images = [Image(f"{number}.jpg", f"{number:064x}") for number in range(entries)]
         _fill(store, images, values)
         gc.collect()
@@ -80,7 +80,7 @@ def measure(entries: int, values: int) -> tuple[int, int, int, float, int]:
     return entries, len(files), round(size / 1e6), round(taken / entries, 1), round(rate)
 
 
-def _loader(store: ActivationStore, values: int, entries: int) -> ActivationLoader:
+def _loader(store: ActivationCache, values: int, entries: int) -> ActivationLoader:
     transforms = build_transforms(TransformOptions(size=32), IMAGENET)
     line = ThawLine(Flatten(values), nn.Identity(), nn.Identity(), ("flatten",))  # type: ignore[arg-type]
     return ActivationLoader(
@@ -89,7 +89,7 @@ def _loader(store: ActivationStore, values: int, entries: int) -> ActivationLoad
     )  # fmt: skip
 
 
-def _fill(store: ActivationStore, images: list[Image], values: int) -> None:
+def _fill(store: ActivationCache, images: list[Image], values: int) -> None:
     """Write an entry for each image."""
     partition = _loader(store, values, len(images)).partition(ACTIVATIONS, images)
     assert partition is not None

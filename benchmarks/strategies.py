@@ -1,7 +1,7 @@
 """Test accuracy, time and trained parameters of every strategy over five seeds.
 
     python -m benchmarks.strategies [--strategies head_only lp_ft] [--seeds 5] [--per-class 50]
-        [--set transforms.size=256 training.ema=0.99]
+        [--set transforms.size=256 training.ema_decay=0.99]
 
 Options are those of conf/base, changed by `--set`. Every row starts with an empty store, chooses
 the best epoch by validation, and measures the test split once.
@@ -31,7 +31,7 @@ from thawline.networks.building import build_network, pretrained_preprocessing
 from thawline.networks.classifier import Classifier
 from thawline.options import AUTO, Parameters, Strategies, validate_parameters
 from thawline.pipelines.finetune.nodes import choose_strategy
-from thawline.thaw.cache import ActivationStore
+from thawline.thaw.cache import ActivationCache
 from thawline.training.loop import prepare, train
 
 CONF = Path(__file__).parents[1] / "conf" / "base"
@@ -98,7 +98,7 @@ def measure(
     network, _ = build_network(model, len(names), transforms.preprocessing.size, seed, names)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        folder_store = partial(ActivationStore, Path(folder))
+        folder_store = partial(ActivationCache, Path(folder))
         auto = parameters.auto
         if strategy == PROBE:
             strategy, auto = AUTO, auto.model_copy(update={"by": "probe"})
@@ -120,7 +120,7 @@ def measure(
             transforms,
             parameters.training,
             seed,
-            views=parameters.augmentation.views,
+            views=parameters.augmentation.views_per_image,
             store=folder_store(parameters.activations.max_gb),
             mix=make_mix(parameters.augmentation, len(names)),
         )

@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks import common, tutorial
-from thawline.networks.building import EMBEDDED
+from thawline.networks.building import BUNDLED_BACKBONE
 from thawline.options import TrainingOptions
-from thawline.thaw.cache import ActivationStore
+from thawline.thaw.cache import ActivationCache
 from thawline.training.loop import prepare, train
 
 NULL = "null"
@@ -62,7 +62,7 @@ def main() -> None:
 def measure(arguments: argparse.Namespace, how: str, seed: int) -> tuple[float, float]:
     """Return test accuracy, and the seconds of training with an empty store."""
     splits = common.photographs(arguments.root, seed)
-    network, transforms = common.build(EMBEDDED, arguments.strategy, seed)
+    network, transforms = common.build(BUNDLED_BACKBONE, arguments.strategy, seed)
     phase = common.PHASES[arguments.strategy].model_copy(update={"epochs": arguments.epochs})
     start = time.perf_counter()
     if how == TUTORIAL:
@@ -76,7 +76,7 @@ def measure(arguments: argparse.Namespace, how: str, seed: int) -> tuple[float, 
             setup = prepare(
                 network, splits, transforms, options, seed,
                 views=None if how == NULL else int(how),
-                store=ActivationStore(Path(folder), max_gb=10),
+                store=ActivationCache(Path(folder), max_gb=10),
             )  # fmt: skip
             result = train(setup, [phase])
         network.load_state_dict(result.best)

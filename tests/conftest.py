@@ -147,7 +147,7 @@ def finished_project(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> 
     return project
 
 
-QUICK = "training.epochs=2,training.workers=0,training.precision=fp32,transforms.size=64"
+QUICK = "training.epochs=2,training.num_workers=0,training.precision=fp32,transforms.size=64"
 
 
 def copy_project(target: Path) -> Path:

@@ -19,9 +19,9 @@ from thawline.networks.classifier import load_classifier
 from thawline.options import TransformOptions
 from thawline.sweep import storage as sweep_storage
 from thawline.sweep import study as sweeping
-from thawline.thaw.cache import ActivationStore
+from thawline.thaw.cache import ActivationCache
 from thawline.training.loop import prepare, train
-from thawline.training.state import TrainingStates
+from thawline.training.state import TrainingCheckpoints
 
 OLD = Path(__file__).parent / "golden" / "written_at_679d403"
 
@@ -74,13 +74,13 @@ def test_an_earlier_training_goes_on_or_is_named_and_an_earlier_store_is_no_obst
     tmp_path: Path, splits: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     shutil.copytree(OLD, tmp_path / "old")
-    store = ActivationStore(tmp_path / "old" / "activations", max_gb=1)
+    store = ActivationCache(tmp_path / "old" / "activations", max_gb=1)
     assert len(store.contents()) == 2
     transforms = build_transforms(TransformOptions(size=32), IMAGENET, seed=0)
     network, _ = build_network(records.SMALL_NET, 10, 32, seed=0)
     options = records.FP32.model_copy(update={"resume": True})
     setup = prepare(network, splits, transforms, options, seed=0, views=1, store=store)
-    states = TrainingStates(tmp_path / "old" / "training_states")
+    states = TrainingCheckpoints(tmp_path / "old" / "training_states")
     with caplog.at_level(logging.INFO):
         history = train(setup, [records.HEAD, records.ALL], states).history
     said = " ".join(caplog.messages)

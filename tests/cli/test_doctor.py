@@ -17,7 +17,7 @@ from thawline.options import DatasetOptions, ModelOptions, TrainingOptions
 from thawline.tracking.stale_runs import BEGAN, process_tags
 
 
-def only(findings: list[doctor.Finding]) -> doctor.Finding:
+def only(findings: list[doctor.CheckResult]) -> doctor.CheckResult:
     (finding,) = findings
     return finding
 
@@ -162,11 +162,11 @@ def test_runs_whose_process_is_gone_are_told(tmp_path: Path) -> None:
 
 
 def test_shared_memory_that_is_too_small_for_decoders_is_told_with_the_cure(tmp_path: Path) -> None:
-    options = TrainingOptions(workers=4, batch_size=32)
+    options = TrainingOptions(num_workers=4, batch_size=32)
     finding = only(doctor.check_shared_memory(options, 224, tmp_path))
     assert finding.state == "ok" and "MB in" in finding.message
     finding = only(doctor.check_shared_memory(options, 10_000_000, tmp_path))
     assert finding.state == "warning" and "--shm-size=1g" in finding.message
-    assert "training.workers" in finding.message
-    assert doctor.check_shared_memory(TrainingOptions(workers=0), 224, tmp_path) == []
+    assert "training.num_workers" in finding.message
+    assert doctor.check_shared_memory(TrainingOptions(num_workers=0), 224, tmp_path) == []
     assert doctor.check_shared_memory(options, 224, tmp_path / "absent") == []

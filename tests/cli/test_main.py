@@ -12,7 +12,7 @@ from torchvision.models import resnet18
 
 from helpers.networks import SmallNet
 from thawline.cli.main import main
-from thawline.thaw.cache import ActivationStore, cache_key
+from thawline.thaw.cache import ActivationCache, cache_key
 
 
 def thawline(*arguments: str) -> Result:
@@ -99,7 +99,7 @@ def test_activations_are_shown_and_removed_from_any_folder_of_a_project(
     below_project: Path,
 ) -> None:
     folder = below_project / "data" / "04_feature" / "activations"
-    partition = ActivationStore(folder, max_gb=1).partition({"holds": "activations"})
+    partition = ActivationCache(folder, max_gb=1).partition({"holds": "activations"})
     partition.add([cache_key("0" * 64, None)], (torch.zeros(1, 250_000),))
     partition.flush()
     done = thawline("activations")

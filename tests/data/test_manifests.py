@@ -33,8 +33,8 @@ def table(photos: Path, tmp_path: Path) -> pd.DataFrame:
     return rows.sample(frac=1, random_state=0)
 
 
-def read(file: Path, allow_outside: bool = False) -> pd.DataFrame:
-    return find_images(str(file), Path(), Path(), allow_outside)
+def read(file: Path, allow_external_paths: bool = False) -> pd.DataFrame:
+    return find_images(str(file), Path(), Path(), allow_external_paths)
 
 
 def test_parquet_says_the_same_as_a_csv(table: pd.DataFrame, tmp_path: Path) -> None:

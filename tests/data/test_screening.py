@@ -20,7 +20,7 @@ from PIL import Image, PngImagePlugin
 
 from conftest import divide_photos
 from thawline.data import screening
-from thawline.data.near_duplicates.search import find_in_two_splits, find_pairs
+from thawline.data.near_duplicates.search import find_cross_split_duplicates, find_pairs
 from thawline.data.screening import Problem, ScreeningCache, check_leakage, examine, screen_images
 from thawline.data.sources import find_images, hash_files
 from thawline.data.splitting import split_dataset
@@ -285,7 +285,7 @@ def test_a_class_with_too_few_images_is_left_out_and_one_with_none_is_refused(co
 
 def test_copies_in_two_classes_are_all_kept_when_asked_for(corpus: Path) -> None:
     shutil.copy(corpus / "ants" / "0.png", corpus / "bees" / "copy.png")
-    clean, quarantine = screen_images(find(corpus), ScreeningOptions(contradictions="keep"))
+    clean, quarantine = screen_images(find(corpus), ScreeningOptions(conflicting_labels="keep"))
     assert len(clean) == 2 * ANTS + 1 and quarantine["kept"].all()
 
 
@@ -362,7 +362,7 @@ def test_a_test_image_that_is_in_training_too_stops_the_run(
         Image.open(photos / "flower" / "03.jpg").save(leak, quality=60)
     clean, _ = screen_images(find(root), OPTIONS)
     splits = split_dataset(clean, DatasetOptions().fractions, 0)
-    found = find_in_two_splits(splits.merge(clean[["path", "sha256"]]), find_pairs(clean))
+    found = find_cross_split_duplicates(splits.merge(clean[["path", "sha256"]]), find_pairs(clean))
     with pytest.raises(DataError, match=rf"leak.jpg \(flower\)(?s:.*){kind}(?s:.*)on_leak=warn"):
         check_leakage(found, OPTIONS)
     check_leakage(found, ScreeningOptions(on_leak="warn"))

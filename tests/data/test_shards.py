@@ -89,7 +89,7 @@ def test_shards_train_the_same_weights_as_the_folder_they_were_made_of(
             ModelOptions(backbone="helpers.networks:SmallNet", weights="none"), 2, 32, 0
         )
         transforms = build_transforms(TransformOptions(size=32), IMAGENET)
-        options = TrainingOptions(workers=0, precision="fp32", batch_size=8)
+        options = TrainingOptions(num_workers=0, precision="fp32", batch_size=8)
         setup = prepare(network, splits.drop(columns="sha256"), transforms, options, seed=0)
         weights.append(train(setup, [Phase(trainable="all", epochs=1, lr=0.003)]).last)
     pd.testing.assert_frame_equal(*tables)

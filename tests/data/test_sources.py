@@ -17,9 +17,9 @@ def find(root: str, base: Path) -> pd.DataFrame:
     return find_images(root, base=base, packaged_folder=base / "packaged")
 
 
-def save(path: Path, colour: tuple[int, int, int] = (200, 30, 30)) -> Path:
+def save(path: Path, color: tuple[int, int, int] = (200, 30, 30)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (12, 10), colour).save(path)
+    Image.new("RGB", (12, 10), color).save(path)
     return path
 
 
@@ -132,7 +132,10 @@ CSVS = {
         ("blank.csv", "line 2: 'label' is empty"),
         ("twice.csv", "more than once"),
         ("same_file.csv", "more than once"),
-        ("above.csv", r"above.csv, line 3: '../0.png' is outside of .*dataset.allow_outside"),
+        (
+            "above.csv",
+            r"above.csv, line 3: '../0.png' is outside of .*dataset.allow_external_paths",
+        ),
         ("absolute.csv", r"line 2: '/etc/passwd' is outside of"),
         ("linked.csv", r"line 2: 'leads_out.png' is outside of"),
         ("circle.csv", "do not exist, first 'circle.png'|line 2: 'circle.png' is no path"),
@@ -168,7 +171,7 @@ def test_a_csv_names_files_elsewhere_where_that_is_allowed(tmp_path: Path) -> No
     save(tmp_path / "0.png")
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "list.csv").write_text("path,label\n../0.png,a\n")
-    manifest = find_images("lists/list.csv", tmp_path, tmp_path, allow_outside=True)
+    manifest = find_images("lists/list.csv", tmp_path, tmp_path, allow_external_paths=True)
     assert manifest["path"].tolist() == [(tmp_path / "0.png").as_posix()]
 
 
@@ -176,7 +179,7 @@ RED = np.array([200, 30, 30])
 
 
 @pytest.mark.parametrize("mode", ["RGB", "P", "RGBA", "CMYK"])
-def test_every_colour_mode_becomes_the_same_rgb(tmp_path: Path, mode: str) -> None:
+def test_every_color_mode_becomes_the_same_rgb(tmp_path: Path, mode: str) -> None:
     file = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
     image = Image.new("RGB", (8, 8), tuple(RED.tolist()))
     (image.quantize() if mode == "P" else image.convert(mode)).save(file)
@@ -216,7 +219,7 @@ def test_floats_are_from_0_to_1_unless_a_depth_is_given(tmp_path: Path) -> None:
     assert np.asarray(read_image(tmp_path / "deep.tiff"))[1:].min() == 255
 
 
-def test_greyscale_of_8_and_16_bits_looks_the_same(tmp_path: Path) -> None:
+def test_grayscale_of_8_and_16_bits_looks_the_same(tmp_path: Path) -> None:
     ramp = np.arange(0, 256, dtype=np.uint8).reshape(16, 16)
     Image.fromarray(ramp).save(tmp_path / "8.png")
     Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "16.png")

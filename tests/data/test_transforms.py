@@ -21,7 +21,7 @@ from thawline.data.transforms import (
     Transforms,
     build_transforms,
     evaluation_view,
-    normalise,
+    normalize,
     training_view,
 )
 from thawline.errors import ParameterError
@@ -47,7 +47,7 @@ def transforms_for(backbone: str, **changes: object) -> Transforms:
 
 def seen(source: bytes, transforms: Transforms) -> Tensor:
     views = evaluation_view(source, transforms.preprocessing)[None]
-    return normalise(views, transforms.preprocessing)[0]
+    return normalize(views, transforms.preprocessing)[0]
 
 
 def test_evaluation_equals_torchvisions_own_preset() -> None:
@@ -121,7 +121,7 @@ def test_a_crop_larger_than_the_image_is_refused() -> None:
 
 
 def test_no_augmentation_is_possible() -> None:
-    still = transforms_for("resnet18", crop_scale=1, rotation=0, horizontal_flip=0)
+    still = transforms_for("resnet18", min_crop_scale=1, rotation=0, horizontal_flip=0)
     square = encoded(NOISE.resize((256, 256)))
     views = [training_view(square, still, seed) for seed in range(5)]
     assert all(torch.equal(view, views[0]) for view in views)
@@ -130,7 +130,7 @@ def test_no_augmentation_is_possible() -> None:
 def test_the_bit_depth_is_kept_with_the_preprocessing() -> None:
     ramp = Image.fromarray(np.arange(4096, dtype=np.uint16).reshape(64, 64))
     for depth, brightest in (("auto", 16), (12, 255)):
-        whole = {"size": 64, "resize": 64, "crop_scale": 1, "rotation": 0}
+        whole = {"size": 64, "resize": 64, "min_crop_scale": 1, "rotation": 0}
         both = transforms_for("resnet18", bit_depth=depth, **whole)
         assert both.preprocessing.bit_depth == depth
         views = (evaluation_view(encoded(ramp), both.preprocessing),

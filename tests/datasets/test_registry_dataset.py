@@ -32,14 +32,14 @@ from thawline.networks.classifier import Classifier, save_classifier
 from thawline.options import ModelOptions, TrainingOptions
 from thawline.serving.champion import Champion, Verdict, judge, model_name
 
-TRAINING = TrainingOptions(device="cpu", workers=0)
+TRAINING = TrainingOptions(device="cpu", num_workers=0)
 OWN = ModelOptions(backbone="helpers.networks:BrightnessNet", weights="none")
-MIDDLE = 128  # of the grey levels: what is darker, is labelled dark
+MIDDLE = 128  # of the gray levels: what is darker, is labeled dark
 GOOD, MIDDLING, LUCKY, BAD = 128, 80, 86, 40  # so many levels are taken for dark
 
 
 def classifier(threshold: int, names: tuple[str, str] = ("bright", "dark")) -> Classifier:
-    """Return a classifier that takes the grey levels below a threshold for dark."""
+    """Return a classifier that takes the gray levels below a threshold for dark."""
     preprocessing = Preprocessing(
         size=4, resize=4, interpolation="nearest", mean=(0, 0, 0), std=(1, 1, 1)
     )
@@ -51,9 +51,9 @@ def classifier(threshold: int, names: tuple[str, str] = ("bright", "dark")) -> C
 
 
 @pytest.fixture(scope="module")
-def greys(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    """Return splits of one image for each grey level: the even ones are tested."""
-    folder = tmp_path_factory.mktemp("greys")
+def grays(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    """Return splits of one image for each gray level: the even ones are tested."""
+    folder = tmp_path_factory.mktemp("grays")
     rows = []
     for level in range(256):
         path = (folder / f"{level}.png").as_posix()
@@ -79,54 +79,54 @@ def seen_in(splits: pd.DataFrame) -> set[str]:
     return {*hash_files(splits.loc[splits["split"] != "test", "path"].tolist())}
 
 
-def test_only_a_model_that_is_better_by_more_than_chance_wins(greys: pd.DataFrame) -> None:
+def test_only_a_model_that_is_better_by_more_than_chance_wins(grays: pd.DataFrame) -> None:
     champion = Champion("1", classifier(MIDDLING))
-    verdicts = {t: challenge(t, greys, champion) for t in (GOOD, LUCKY, MIDDLING, BAD)}
+    verdicts = {t: challenge(t, grays, champion) for t in (GOOD, LUCKY, MIDDLING, BAD)}
     assert [v.wins for v in verdicts.values()] == [True, False, False, False]
     assert verdicts[GOOD].difference == pytest.approx(24 / 128)
     assert verdicts[GOOD].p_value < 1e-5
     assert 0.05 < verdicts[LUCKY].p_value < 0.5 and "luck" in verdicts[LUCKY].reason
     assert verdicts[MIDDLING].p_value == 1 and "no better" in verdicts[MIDDLING].reason
     assert "1.0000 against 0.8125" in verdicts[GOOD].reason
-    assert challenge(BAD, greys, None).wins
+    assert challenge(BAD, grays, None).wins
 
 
-def test_images_that_one_of_them_was_trained_on_do_not_count(greys: pd.DataFrame) -> None:
-    paths = greys.loc[greys["split"] == "test", "path"].tolist()
+def test_images_that_one_of_them_was_trained_on_do_not_count(grays: pd.DataFrame) -> None:
+    paths = grays.loc[grays["split"] == "test", "path"].tolist()
     hashes = hash_files(paths)
-    verdict = challenge(GOOD, greys, Champion("1", classifier(MIDDLING), frozenset(hashes[:100])))
+    verdict = challenge(GOOD, grays, Champion("1", classifier(MIDDLING), frozenset(hashes[:100])))
     assert verdict.images == 28 and not verdict.wins  # the 24 it was wrong on are not among them
-    verdict = challenge(GOOD, greys, Champion("1", classifier(MIDDLING), frozenset(hashes)))
+    verdict = challenge(GOOD, grays, Champion("1", classifier(MIDDLING), frozenset(hashes)))
     assert not verdict.wins and "trained or validated on 128 of 128 test images" in verdict.reason
-    copies = greys.copy()  # of test images in its own training split
+    copies = grays.copy()  # of test images in its own training split
     copies.loc[copies["split"] == "train", "path"] = paths[:64]
     assert challenge(GOOD, copies, Champion("1", classifier(MIDDLING))).images == 64
 
 
-def test_images_of_one_group_count_as_one(greys: pd.DataFrame) -> None:
+def test_images_of_one_group_count_as_one(grays: pd.DataFrame) -> None:
     champion = Champion("1", classifier(MIDDLING))
-    grouped = greys.assign(group=(greys.index // 32).astype(str))  # the champion errs in two of 8
+    grouped = grays.assign(group=(grays.index // 32).astype(str))  # the champion errs in two of 8
     verdict = challenge(GOOD, grouped, champion)
     assert verdict.images == 128 and verdict.difference == pytest.approx(24 / 128)
     assert not verdict.wins and verdict.p_value > 0.05
     assert "on 128 images of 8 groups" in verdict.reason and "luck" in verdict.reason
-    alone = challenge(GOOD, greys.assign(group=greys["path"]), champion)
-    assert alone == challenge(GOOD, greys, champion)
+    alone = challenge(GOOD, grays.assign(group=grays["path"]), champion)
+    assert alone == challenge(GOOD, grays, champion)
 
 
-def test_answers_that_are_known_are_not_computed_again(greys: pd.DataFrame) -> None:
-    paths = greys.loc[greys["split"] == "test", "path"].tolist()
+def test_answers_that_are_known_are_not_computed_again(grays: pd.DataFrame) -> None:
+    paths = grays.loc[grays["split"] == "test", "path"].tolist()
     known = dict.fromkeys(hash_files(paths)[:10], "bright")  # all of them wrong
-    verdict = challenge(GOOD, greys, Champion("1", classifier(GOOD), answers=known))
+    verdict = challenge(GOOD, grays, Champion("1", classifier(GOOD), answers=known))
     assert verdict.wins and verdict.difference == pytest.approx(10 / 128)
 
 
-def test_what_cannot_be_compared_leaves_the_champion(greys: pd.DataFrame) -> None:
+def test_what_cannot_be_compared_leaves_the_champion(grays: pd.DataFrame) -> None:
     other = Champion("1", classifier(BAD, ("ants", "bees")))
-    verdict = challenge(GOOD, greys, other)
+    verdict = challenge(GOOD, grays, other)
     assert not verdict.wins and "knows the classes ants, bees" in verdict.reason
     assert "registry.name" in verdict.reason
-    lost = challenge(GOOD, greys, Champion("7", problem="it is gone"))
+    lost = challenge(GOOD, grays, Champion("7", problem="it is gone"))
     assert not lost.wins and "(version 7) cannot be used (it is gone)" in lost.reason
 
 
@@ -144,14 +144,14 @@ def connect(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def uris(store: Path, greys: pd.DataFrame) -> dict[int, str]:
+def uris(store: Path, grays: pd.DataFrame) -> dict[int, str]:
     """Return where the model of each threshold was logged."""
     found: dict[int, str] = {}
     for threshold in (GOOD, MIDDLING, LUCKY, BAD):
         dataset = ServedModelDataset("classifier")
-        example = Path(greys["path"][0]).read_bytes()
+        example = Path(grays["path"][0]).read_bytes()
         with mlflow.start_run():
-            seen = frozenset(seen_in(greys))
+            seen = frozenset(seen_in(grays))
             model = dataclasses.replace(classifier(threshold), seen=seen)
             dataset.save(ServedModel(model, [example]))
         found[threshold] = str(dataset.load())
@@ -178,30 +178,30 @@ def champion(name: str) -> str:
 
 
 def test_the_registry_keeps_the_champion_and_says_why(
-    store: Path, uris: dict[int, str], greys: pd.DataFrame
+    store: Path, uris: dict[int, str], grays: pd.DataFrame
 ) -> None:
     champions, results = [], []
     for threshold in (MIDDLING, BAD, LUCKY, GOOD):
-        results.append(register(store, "greys", uris[threshold], threshold, greys))
-        champions.append(champion("greys"))
+        results.append(register(store, "grays", uris[threshold], threshold, grays))
+        champions.append(champion("grays"))
     assert champions == ["1", "1", "1", "4"]
     assert [r["registered_version"] for r in results] == ["1", "2", "3", "4"]
     assert [r["champion_version"] for r in results] == champions
-    version = mlflow.MlflowClient().get_model_version("greys", "3")
+    version = mlflow.MlflowClient().get_model_version("grays", "3")
     assert version.description == version.tags["registration_reason"]
     assert (
-        "version 3 of 'greys' does not become champion: test accuracy 0.8359" in version.description
+        "version 3 of 'grays' does not become champion: test accuracy 0.8359" in version.description
     )
     assert version.tags["compared_images"] == "128" and version.tags["p_value"] == "0.180721"
-    answer = mlflow.pyfunc.load_model("models:/greys@champion").predict(greys["path"].tolist())
-    assert answer["label"].tolist() == greys["label"].tolist()
+    answer = mlflow.pyfunc.load_model("models:/grays@champion").predict(grays["path"].tolist())
+    assert answer["label"].tolist() == grays["label"].tolist()
 
 
 def test_a_model_is_found_by_alias_version_run_uri_folder_and_as_the_latest(
-    store: Path, uris: dict[int, str], greys: pd.DataFrame
+    store: Path, uris: dict[int, str], grays: pd.DataFrame
 ) -> None:
-    register(store, "found", uris[BAD], BAD, greys)
-    register(store, "found", uris[GOOD], GOOD, greys)
+    register(store, "found", uris[BAD], BAD, grays)
+    register(store, "found", uris[GOOD], GOOD, grays)
     run = mlflow.MlflowClient().get_logged_model(uris[GOOD].removeprefix("models:/")).source_run_id
     for name, threshold in (("2024", BAD), ("2025", GOOD)):
         save_classifier(classifier(threshold), store / "06_models/classifier" / name / "classifier")
@@ -220,9 +220,9 @@ def test_a_model_is_found_by_alias_version_run_uri_folder_and_as_the_latest(
 
 
 def test_a_champion_s_lineage_comes_with_it(
-    store: Path, uris: dict[int, str], greys: pd.DataFrame
+    store: Path, uris: dict[int, str], grays: pd.DataFrame
 ) -> None:
-    register(store, "lineage", uris[BAD], BAD, greys)
+    register(store, "lineage", uris[BAD], BAD, grays)
     asked: list[Champion | None] = []
 
     def judge_none(champion: Champion | None) -> Verdict:
@@ -231,11 +231,11 @@ def test_a_champion_s_lineage_comes_with_it(
 
     registry(store, "lineage").register(uris[GOOD], {}, judge_none)
     (champion,) = asked
-    assert champion and champion.seen == seen_in(greys)
+    assert champion and champion.seen == seen_in(grays)
 
 
 def test_what_hinders_the_registry_ends_no_run(
-    store: Path, uris: dict[int, str], greys: pd.DataFrame
+    store: Path, uris: dict[int, str], grays: pd.DataFrame
 ) -> None:
     def verdict(uri: str | None, name: str | None) -> str:
         result = registry(store, name).register(uri, {}, lambda _: Verdict(True, "first"))
@@ -246,28 +246,30 @@ def test_what_hinders_the_registry_ends_no_run(
     assert verdict(uris[GOOD], "a/b").startswith("not registered as 'a/b': ")  # MLflow refuses it
     dataset = ServedModelDataset("classifier")
     with mlflow.start_run():
-        example = Path(greys["path"][0]).read_bytes()
+        example = Path(grays["path"][0]).read_bytes()
         dataset.save(ServedModel(classifier(BAD), [example]))
     uri = str(dataset.load())
-    register(store, "lost", uri, BAD, greys)
+    register(store, "lost", uri, BAD, grays)
     location = mlflow.get_logged_model(uri.removeprefix("models:/")).artifact_location
     shutil.rmtree(location.removeprefix("file://"))
-    result = register(store, "lost", uris[GOOD], GOOD, greys)
+    result = register(store, "lost", uris[GOOD], GOOD, grays)
     assert result["champion_version"] == "1" and result["registered_version"] == "2"
     assert "(version 1) cannot be used" in result["registration_reason"]
 
 
 def test_a_champion_that_names_other_code_is_not_imported_and_can_be_named(
-    store: Path, uris: dict[int, str], greys: pd.DataFrame
+    store: Path, uris: dict[int, str], grays: pd.DataFrame
 ) -> None:
-    register(store, "foreign", uris[BAD], BAD, greys)
+    register(store, "foreign", uris[BAD], BAD, grays)
     folder = store / "06_models" / "classifier"
     foreign = RegistryDataset(str(folder), str(store), "registration.json").load()(
         "foreign", ModelOptions()
     )
-    with pytest.raises(ParameterError, match=r"predict\.model: .*names the factory helpers.networks:Br"):
+    with pytest.raises(
+        ParameterError, match=r"predict\.model: .*names the factory helpers.networks:Br"
+    ):
         foreign.load("predict.model", "champion")
-    result = foreign.register(uris[GOOD], {}, lambda champion: challenge(GOOD, greys, champion))
+    result = foreign.register(uris[GOOD], {}, lambda champion: challenge(GOOD, grays, champion))
     assert result["champion_version"] == "1"
     assert "cannot be used (model.trust_code:" in result["registration_reason"]
 
@@ -284,10 +286,10 @@ def test_the_default_name_follows_from_data_set_and_classes() -> None:
 
 
 def test_predict_takes_the_model_that_the_project_registered_last(
-    store: Path, uris: dict[int, str], greys: pd.DataFrame
+    store: Path, uris: dict[int, str], grays: pd.DataFrame
 ) -> None:
     for name in ("first", "second"):
-        register(store, name, uris[GOOD], GOOD, greys)
+        register(store, name, uris[GOOD], GOOD, grays)
     with pytest.raises(ParameterError, match="no model of this project is registered yet"):
         registry(store, "auto").load("predict.model", "champion")
     for number, name in enumerate(("second", "first", None)):
@@ -303,16 +305,16 @@ def test_predict_takes_the_model_that_the_project_registered_last(
 
 
 def test_a_newer_model_that_knows_other_classes_is_told(
-    store: Path, uris: dict[int, str], greys: pd.DataFrame, caplog: pytest.LogCaptureFixture
+    store: Path, uris: dict[int, str], grays: pd.DataFrame, caplog: pytest.LogCaptureFixture
 ) -> None:
-    register(store, "shared", uris[GOOD], GOOD, greys)
+    register(store, "shared", uris[GOOD], GOOD, grays)
     registry(store, "shared").load("predict.model", "champion")
     assert not caplog.messages
     dataset = ServedModelDataset("classifier")
     with mlflow.start_run():
         other = classifier(GOOD, ("ant", "bee"))
-        dataset.save(ServedModel(other, [Path(greys["path"][0]).read_bytes()]))
-    register(store, "shared", str(dataset.load()), GOOD, greys)
+        dataset.save(ServedModel(other, [Path(grays["path"][0]).read_bytes()]))
+    register(store, "shared", str(dataset.load()), GOOD, grays)
     assert champion("shared") == "1"
     caplog.clear()
     registry(store, "shared").load("predict.model", "champion")
@@ -324,10 +326,10 @@ def test_a_newer_model_that_knows_other_classes_is_told(
 
 
 def test_a_newer_model_that_cannot_be_looked_at_hinders_nothing(
-    store: Path, uris: dict[int, str], greys: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+    store: Path, uris: dict[int, str], grays: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = "somebody's"
-    register(store, name, uris[GOOD], GOOD, greys)
+    register(store, name, uris[GOOD], GOOD, grays)
     broken = store / "06_models" / "classifier" / "9999" / "classifier" / "classifier.json"
     broken.parent.mkdir(parents=True)
 
@@ -369,13 +371,13 @@ def register_beside_another(
 
 
 def test_two_registrations_at_once_end_with_the_right_champion(
-    store: Path, uris: dict[int, str], greys: pd.DataFrame
+    store: Path, uris: dict[int, str], grays: pd.DataFrame
 ) -> None:
     for name in NAMES[1:]:
-        register(store, name, uris[BAD], BAD, greys)
+        register(store, name, uris[BAD], BAD, grays)
     barrier = multiprocessing.get_context("forkserver").Barrier(2)
     processes = [
-        child_process(register_beside_another, store, uris[threshold], threshold, greys, barrier)
+        child_process(register_beside_another, store, uris[threshold], threshold, grays, barrier)
         for threshold in (GOOD, MIDDLING)
     ]
     for process in processes:

@@ -112,7 +112,7 @@ def test_kedro_viz_shows_the_nodes_the_numbers_and_the_figures(
         for figure in ("learning_curves", "confusion_matrix"):
             page.goto(f"{address}/?sn={figure}")
             page.wait_for_selector(".js-plotly-plot")
-        page.goto(f"{address}/?sn=mistakes")
+        page.goto(f"{address}/?sn=misclassified_images")
         page.wait_for_selector("img[src^='data:image']")
         page.goto(f"{address}/?sn=metrics")
         page.wait_for_selector("text=test_macro_f1")

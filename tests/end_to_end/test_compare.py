@@ -24,7 +24,7 @@ class Compared:
     def __init__(self, project: Path, photos: Path) -> None:
         self.project = project
         self.params = f"dataset.root={photos},{QUICK},training.epochs=1"
-        two = "compare.strategies=head_only lp_ft,compare.seeds=2"
+        two = "compare.strategies=head_only lp_ft,compare.num_seeds=2"
         done = kedro(project, "run", "--pipeline=compare", f"--params={self.params},{two}")
         assert done.returncode == 0, done.stdout + done.stderr
         self.log = re.sub(r"\s+", " ", done.stdout)
@@ -102,7 +102,7 @@ def test_a_terminated_comparison_is_marked_as_killed_with_its_trainings(
 ) -> None:
     options = f"dataset.root={photos},{QUICK},training.epochs=500,compare.strategies=head_only"
     process = start_kedro(project, "run", "--pipeline=compare", f"--params={options}")
-    states = project / "data" / "06_models" / "training_states"
+    states = project / "data" / "06_models" / "training_checkpoints"
     while not list(states.glob("*.pt")):
         assert process.poll() is None
         time.sleep(0.05)

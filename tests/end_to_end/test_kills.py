@@ -29,7 +29,7 @@ LONGEST = 1000  # seconds of a run
 KILLS = int(os.environ.get("KILLS", "50"))  # of each pipeline
 VARIANTS = {
     "finetune": "strategy=lp_ft",
-    "compare": "compare.strategies=head_only lp_ft,compare.seeds=2,seed=3",
+    "compare": "compare.strategies=head_only lp_ft,compare.num_seeds=2,seed=3",
 }
 OF_TIME = ["seconds", "images_per_second"]  # what no two runs share
 READERS: dict[str, Callable[[Path], Any]] = {

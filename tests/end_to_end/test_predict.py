@@ -51,7 +51,7 @@ def folder(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     transparent = photo.copy()
     transparent.putalpha(cut)
     transparent.save(folder / "alpha.png")
-    photo.convert("L").save(folder / "grey.png")
+    photo.convert("L").save(folder / "gray.png")
     photo.convert("CMYK").save(folder / "cmyk.jpg")
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
@@ -93,7 +93,7 @@ def test_every_file_of_the_folder_is_a_row(table: pd.DataFrame, folder: Path) ->
         *bad,
         "cmyk.jpg",
         "deep.png",
-        "grey.png",
+        "gray.png",
         "plain.jpg",
         "turned.jpg",
     ]

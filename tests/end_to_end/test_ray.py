@@ -57,7 +57,7 @@ def test_two_workers_train_the_run_that_one_process_does(
     pd.testing.assert_frame_equal(
         found.drop(columns=OF_TIME), expected.drop(columns=OF_TIME), atol=TOLERANCE
     )
-    assert not [*project.glob("data/06_models/training_states/*")]
+    assert not [*project.glob("data/06_models/training_checkpoints/*")]
 
 
 @pytest.mark.parametrize("strategy", ["head_only", "full"])
@@ -129,7 +129,7 @@ def test_a_run_that_is_stopped_leaves_no_worker_and_can_be_resumed(
     gone, alive = psutil.wait_procs(workers, timeout=30)
     assert gone
     assert not alive
-    assert [*project.glob("data/06_models/training_states/*.pt")]
+    assert [*project.glob("data/06_models/training_checkpoints/*.pt")]
     client = mlflow.MlflowClient(f"sqlite:///{project}/mlflow.db")
     (run,) = client.search_runs([client.get_experiment_by_name("thawline").experiment_id])
     assert run.info.status == "KILLED"

@@ -127,7 +127,7 @@ def test_artifacts_and_the_data_set_are_logged(run: mlflow.entities.Run) -> None
         "calibration.json",
         "reliability_diagram.html",
         "per_class_figure.html",
-        "mistakes.png",
+        "misclassified_images.png",
         "class_balance.html",
         "image_sizes.html",
         "sample_images.png",
@@ -333,7 +333,7 @@ def test_scratch_starts_from_random_weights_and_tables_may_be_parquet(
     rows = [(str(path), path.parent.name, f"{path.parent.name} {path.stem}") for path in paths]
     table = pd.DataFrame(rows, columns=["path", "label", "group"])
     table.to_parquet(project / "list.parquet")
-    data = "dataset.root=list.parquet,dataset.allow_outside=true"
+    data = "dataset.root=list.parquet,dataset.allow_external_paths=true"
     options = f"--params={data},strategy=scratch,{QUICK}"
     done = kedro(project, "run", "--pipeline=finetune", "--to-nodes=build_model", options)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -370,7 +370,7 @@ def test_a_strategy_of_ones_own_is_trained_and_without_a_store_nothing_is_writte
         "strategies: {mine: {phases: [{trainable: {last: 1}, epochs: 1, lr: 0.1},"
         " {trainable: [head, 'blocks.6.*.conv_pw.*'], epochs: 1, lr: 0.01, batch_norm: eval}]}}"
     )
-    options = f"dataset.root={photos},strategy=mine,transforms.size=32,training.workers=0"
+    options = f"dataset.root={photos},strategy=mine,transforms.size=32,training.num_workers=0"
     options += ",activations.max_gb=0"
     done = kedro(project, "run", "--to-nodes=train_model", f"--params={options}")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -417,7 +417,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
     project: Path, gradual: Path, photos: Path
 ) -> None:
     options = f"--params=dataset.root={photos},{GRADUAL}"
-    states = project / "data" / "06_models" / "training_states"
+    states = project / "data" / "06_models" / "training_checkpoints"
     process = start_kedro(project, "run", "--to-nodes=train_model", options)
     while not list(states.glob("*.pt")):
         assert process.poll() is None
@@ -456,14 +456,14 @@ def test_the_rate_is_swept_on_the_command_line(project: Path, photos: Path) -> N
     assert done.returncode == 0, done.stdout + done.stderr
     suggested = json.loads(latest(project, "08_reporting/suggested_lr.json").read_text())
     assert f"Suggested: training.lr={suggested['suggested_lr']:.2g}" in done.stdout
-    sweep = pd.read_csv(latest(project, "08_reporting/lr_sweep.csv"))
+    sweep = pd.read_csv(latest(project, "08_reporting/lr_range_test.csv"))
     assert suggested["suggested_lr"] in sweep["lr"].tolist()
 
 
 def test_a_second_run_computes_no_activations_and_gives_the_same_weights(
     project: Path, photos: Path
 ) -> None:
-    options = f"--params=dataset.root={photos},augmentation.views=1,{QUICK}"
+    options = f"--params=dataset.root={photos},augmentation.views_per_image=1,{QUICK}"
     outputs, states = [], []
     for start in ((), ("--from-nodes=build_transforms",)):  # the second has the splits from disk
         done = kedro(project, "run", *start, "--to-nodes=train_model", options)

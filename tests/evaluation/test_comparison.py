@@ -17,8 +17,8 @@ from sklearn.metrics import confusion_matrix
 
 from helpers.trials import make_trials
 from thawline.errors import DataError
-from thawline.evaluation.comparison import Finished, compare, console_table, pool_confusion
-from thawline.evaluation.significance import correct_for_several, paired_test
+from thawline.evaluation.comparison import TrainingOutcome, compare, console_table, pool_confusion
+from thawline.evaluation.significance import holm_correction, paired_test
 from thawline.reports.figures import comparison as figures
 
 SETS = {"head_only": 0.95, "freeze_to_layer3": 0.94, "full": 0.8}
@@ -144,13 +144,13 @@ def test_a_test_needs_the_same_images() -> None:
 
 @given(p_values=st.lists(st.floats(0, 1), max_size=8))
 def test_holm_corrects_the_least_p_by_the_number_of_tests(p_values: list[float]) -> None:
-    corrected = correct_for_several(np.array(p_values))
+    corrected = holm_correction(np.array(p_values))
     assert len(corrected) == len(p_values)
     for before, after in zip(p_values, corrected, strict=True):
         assert before <= after <= min(1, before * len(p_values)) or after == max(corrected)
     if p_values:
         assert min(corrected) == min(1, min(p_values) * len(p_values))
-    assert correct_for_several(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm_correction(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])
 
 
 def test_the_table_has_means_and_students_interval_best_first() -> None:
@@ -165,7 +165,7 @@ def test_the_table_has_means_and_students_interval_best_first() -> None:
         assert row["test_accuracy_low"] == pytest.approx(low)
         assert row["test_accuracy_high"] == pytest.approx(min(1, high))
         train = np.mean([trial.history["train_accuracy"].iloc[-1] for trial in own])
-        assert row["generalisation_gap"] == pytest.approx(train - np.mean(scores))
+        assert row["generalization_gap"] == pytest.approx(train - np.mean(scores))
         assert row["seeds"] == 3
 
 
@@ -324,7 +324,7 @@ def test_labels_in_the_cost_figure_do_not_overlap_on_a_phone_or_wider(
 
 
 def test_every_seed_and_strategy_is_drawn_in_a_look_of_its_own() -> None:
-    trials: list[Finished] = make_trials({f"strategy {i}": 0.9 for i in range(10)}, seeds=2)
+    trials: list[TrainingOutcome] = make_trials({f"strategy {i}": 0.9 for i in range(10)}, seeds=2)
     table = compare(trials).table
     means = [t for t in figures.compared_curves(trials, table).data if t.showlegend]
     looks = {(line.line.color, line.line.dash, line.marker.symbol) for line in means}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from conftest import kedro
 from helpers.networks import BrightnessNet
 from thawline.data.sources import name_files
-from thawline.data.transforms import Preprocessing, evaluation_view, normalise
+from thawline.data.transforms import Preprocessing, evaluation_view, normalize
 from thawline.errors import DataError, ParameterError
 from thawline.evaluation.explanations import attribute, choose_worst, explain, find_spatial_module
 from thawline.hooks.hooks import ProjectHook
@@ -30,13 +30,13 @@ from thawline.pipelines.explain.nodes import explain_predictions
 from thawline.reports.figures.attributions import overlay
 
 METHODS = ("grad_cam", "guided_grad_cam", "integrated_gradients")
-OPTIONS = TrainingOptions(workers=0, device="cpu")
+OPTIONS = TrainingOptions(num_workers=0, device="cpu")
 ANT, BEE = 310, 309  # of ImageNet's classes
 
 
 def build(backbone: str, size: int, **arguments: object) -> tuple[nn.Module, Tensor]:
     """Return a network with random weights in evaluation mode, and two images of noise."""
-    options = ModelOptions(backbone=backbone, weights="none", arguments=arguments)
+    options = ModelOptions(backbone=backbone, weights="none", backbone_kwargs=arguments)
     network, _ = build_network(options, 3, size, seed=0)
     noise = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     return network.eval(), noise
@@ -173,7 +173,7 @@ def central_mass(weights: str, photographs: list[tuple[Path, int]], seed: int = 
     preprocessing = pretrained_preprocessing(ModelOptions())
     views = torch.stack([evaluation_view(path, preprocessing) for path, _ in photographs])
     classes = [number for _, number in photographs]
-    maps = attribute(network, normalise(views, preprocessing), classes, "grad_cam").double()
+    maps = attribute(network, normalize(views, preprocessing), classes, "grad_cam").double()
     edge = round(0.15 * maps.shape[1])
     inside = maps[:, edge:-edge, edge:-edge].sum(dim=(1, 2)) / maps.sum(dim=(1, 2)).clamp_min(1e-30)
     return float(inside.mean())
@@ -273,9 +273,9 @@ def test_paths_come_from_the_command_line_separated_by_blanks() -> None:
             validate_parameters(raw | {"explain": {"images": images}})
 
 
-def test_more_evidence_is_lighter_also_in_grey() -> None:
+def test_more_evidence_is_lighter_also_in_gray() -> None:
     evidence = torch.linspace(0, 1, 64).repeat(64, 1)
-    light = np.asarray(overlay(Image.new("RGB", (64, 64), "grey"), evidence).convert("L"))
+    light = np.asarray(overlay(Image.new("RGB", (64, 64), "gray"), evidence).convert("L"))
     assert (np.diff(light[0].astype(int)) >= 0).all()
     assert light[0, -1] > light[0, 0] + 60
 
@@ -310,14 +310,14 @@ def test_finetune_explains_and_the_pipeline_explain_does_so_alone(finished_proje
     reporting = finished_project / "data" / "08_reporting"
     (picture,) = (reporting / "attributions.png").glob("*/*.png")
     before = Image.open(picture)
-    (table,) = (reporting / "explained.csv").glob("*/*.csv")
+    (table,) = (reporting / "explained_images.csv").glob("*/*.csv")
     named = pd.read_csv(table)["path"].head(2).tolist()
     done = kedro(
         finished_project, "run", "--pipeline=explain",
         f"--params=explain.images={' '.join(named)},explain.method=integrated_gradients",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    latest = max((reporting / "explained.csv").iterdir()) / "explained.csv"
+    latest = max((reporting / "explained_images.csv").iterdir()) / "explained_images.csv"
     assert pd.read_csv(latest)["path"].tolist() == named
     after = Image.open(max((reporting / "attributions.png").iterdir()) / "attributions.png")
     assert after.height < before.height

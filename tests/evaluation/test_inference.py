@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from thawline.data.sources import find_files
-from thawline.data.transforms import evaluation_view, normalise
+from thawline.data.transforms import evaluation_view, normalize
 from thawline.errors import DataError, ParameterError
 from thawline.evaluation.inference import decode, predict_files
 from thawline.evaluation.metrics import predict_split
@@ -29,7 +29,7 @@ from thawline.options import (
 from thawline.pipelines.predict.nodes import predict_folder
 
 PREPROCESSING = IMAGENET.model_copy(update={"size": 32, "resize": 36})
-TRAINING = TrainingOptions(device="cpu", workers=0)
+TRAINING = TrainingOptions(device="cpu", num_workers=0)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_labels_are_those_of_the_evaluation(splits: pd.DataFrame) -> None:
     network = build_network(model, 2, 32, seed=1)[0].eval()
     views = [evaluation_view(path, PREPROCESSING) for path in splits["path"]]
     with torch.inference_mode():  # or else one class would be the answer to all
-        logits = network(normalise(torch.stack(views), PREPROCESSING))
+        logits = network(normalize(torch.stack(views), PREPROCESSING))
         network.linear.bias -= logits.mean(dim=0)
     two = Classifier(network, ("flower", "temple"), PREPROCESSING, model)
     wanted = predict_split(two, splits, "train", 7, TRAINING)

@@ -42,7 +42,7 @@ def by_stage(digits: pd.DataFrame) -> list[np.ndarray]:
     transforms = build_transforms(TransformOptions(size=SIZE), pretrained_preprocessing(model))
     hashes = hash_files(digits["path"].tolist())
     images = [View(*pair) for pair in zip(digits["path"], hashes, strict=True)]
-    options = TrainingOptions(workers=0, precision="fp32")
+    options = TrainingOptions(num_workers=0, precision="fp32")
     return stage_features(network, images, transforms, options)
 
 

@@ -18,7 +18,7 @@ from thawline.reports.figures.evaluation import confusion_matrix
 from thawline.reports.figures.training import learning_curves
 
 NAMES = ["ant", "bee", "wasp"]
-TRAINING = TrainingOptions(workers=0)
+TRAINING = TrainingOptions(num_workers=0)
 
 
 def predictions_of(count: int, seed: int) -> pd.DataFrame:

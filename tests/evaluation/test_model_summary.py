@@ -24,12 +24,12 @@ from thawline.evaluation.model_summary import (
 from thawline.networks.building import IMAGENET, build_network
 from thawline.options import LastStages, ModelOptions, Phase, TrainingOptions, TransformOptions
 from thawline.reports.figures.model import stage_figure, weight_change_figure
-from thawline.thaw.cache import ActivationStore
+from thawline.thaw.cache import ActivationCache
 from thawline.thaw.freezing import freeze_layers
 from thawline.thaw.line import split_at_thaw_line
 
 SIZE = 32
-OPTIONS = TrainingOptions(workers=0, device="cpu")
+OPTIONS = TrainingOptions(num_workers=0, device="cpu")
 TRANSFORMS = build_transforms(TransformOptions(size=SIZE), IMAGENET)
 
 
@@ -106,7 +106,7 @@ def test_what_is_frozen_did_not_move_and_what_is_trained_did(
 ) -> None:
     before = SmallNet().eval()
     after = moved(before, "layer2", "linear")
-    store = ActivationStore(tmp_path, 1)
+    store = ActivationCache(tmp_path, 1)
     change = weight_change(before, after, splits, TRANSFORMS, OPTIONS, store).set_index("stage")
     for stage in ("stem", "layer1"):
         assert change.loc[stage, "relative_l2"] == 0 and change.loc[stage, "cka"] == 1

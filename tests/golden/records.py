@@ -37,7 +37,7 @@ from thawline.options import (
     validate_parameters,
 )
 from thawline.sweep.study import identity
-from thawline.thaw.cache import ActivationStore
+from thawline.thaw.cache import ActivationCache
 from thawline.training.loop import prepare, train
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +45,7 @@ RECORDS = Path(__file__).with_name("records.json")
 SMALL_NET = ModelOptions(backbone="helpers.networks:SmallNet", weights="none")
 LITE0 = ModelOptions()
 FP32 = TrainingOptions(
-    optimizer="sgd", batch_size=16, device="cpu", precision="fp32", workers=0, warmup=0
+    optimizer="sgd", batch_size=16, device="cpu", precision="fp32", num_workers=0, warmup_ratio=0
 )
 HEAD = Phase(trainable={"last": 1}, epochs=2, lr=0.005)
 ALL = Phase(trainable="all", epochs=2, lr=0.02, lr_decay=0.5)
@@ -93,7 +93,7 @@ def losses_of_steps(
     logger.setLevel(logging.DEBUG)
     try:
         setup = prepare(
-            network, splits, transforms, FP32, seed=0, views=1, store=ActivationStore(store, 1)
+            network, splits, transforms, FP32, seed=0, views=1, store=ActivationCache(store, 1)
         )
         history = train(setup, phases).history
     finally:
@@ -139,7 +139,7 @@ def metrics_of_a_run(folder: Path) -> dict[str, float]:
 
     project = copy_project(folder.parent / "project")
     options = f"dataset.root={folder},transforms.size=32,training.precision=fp32"
-    options += ",training.epochs=2,training.workers=0,training.optimizer=sgd,training.lr=0.05"
+    options += ",training.epochs=2,training.num_workers=0,training.optimizer=sgd,training.lr=0.05"
     done = kedro(project, "run", "--to-nodes=report.calibrate", f"--params={options}")
     assert done.returncode == 0, done.stdout + done.stderr
     found: dict[str, float] = {}

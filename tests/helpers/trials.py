@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from thawline.evaluation.comparison import Finished
+from thawline.evaluation.comparison import TrainingOutcome
 from thawline.evaluation.metrics import score
 from thawline.options import EvaluationOptions
 
@@ -18,7 +18,7 @@ def make_trials(
     images: int = 153,
     classes: tuple[str, ...] = ("ants", "bees"),
     epochs: int = 5,
-) -> list[Finished]:
+) -> list[TrainingOutcome]:
     """Return a training for each strategy and seed; images differ in how hard they are."""
     rng = np.random.default_rng(0)
     truth = rng.integers(0, len(classes), images)
@@ -40,7 +40,7 @@ def make_trial(
     classes: tuple[str, ...],
     epochs: int,
     seconds: float,
-) -> Finished:
+) -> TrainingOutcome:
     """Return one training with about that test accuracy."""
     noisy = hard + rng.normal(0, 1, len(truth))
     right = noisy < np.quantile(noisy, np.clip(accuracy + rng.normal(0, 0.01), 0, 1))
@@ -78,7 +78,7 @@ def make_trial(
         "dataset.root": "../shared/my photographs",
         "training.epochs": str(epochs),
     }
-    return Finished(
+    return TrainingOutcome(
         strategy, seed, metrics, predictions, history, epochs, seconds * rng.uniform(0.9, 1.1),
         settings,
     )  # fmt: skip

@@ -12,14 +12,14 @@ from kedro.pipeline import Pipeline, node
 from kedro.runner import SequentialRunner
 from kedro_datasets.json import JSONDataset
 
-from thawline.hooks.hooks import WholeFilesHook
+from thawline.hooks.hooks import AtomicSaveHook
 
 
 def save(folder: Path, version: str | None, data: Any) -> None:
     """Save data as a run with the project's hooks does."""
     saves = Version(version, version) if version else None  # as ProjectHook has it
     catalog = DataCatalog({"entry": JSONDataset(filepath=f"{folder}/entry.json", version=saves)})
-    hook, manager = WholeFilesHook(), _create_hook_manager()
+    hook, manager = AtomicSaveHook(), _create_hook_manager()
     manager.register(hook)
     pipeline = Pipeline([node(lambda: data, None, "entry")])
     arguments = {"run_params": {}, "pipeline": pipeline, "catalog": catalog}

@@ -44,7 +44,7 @@ def test_a_new_head_finds_its_place_and_width(backbone: str, head: str, kind: st
 
 def test_inception_keeps_no_second_head() -> None:
     arguments = {"init_weights": False}
-    network = build(backbone="inception_v3", weights="none", size=96, arguments=arguments)
+    network = build(backbone="inception_v3", weights="none", size=96, backbone_kwargs=arguments)
     assert network.train()(torch.randn(2, 3, 96, 96)).shape == (2, 3)
 
 
@@ -82,13 +82,15 @@ def test_a_linear_head_has_dropout_on_demand(dropout: float | None, layers: list
 
 
 def test_the_mlp_has_its_dropout_by_default() -> None:
-    assert build(backbone="helpers.networks:SmallNet", weights="none", head="mlp").linear[2].p == 0.4
+    assert (
+        build(backbone="helpers.networks:SmallNet", weights="none", head="mlp").linear[2].p == 0.4
+    )
 
 
 @pytest.mark.parametrize("backbone", ["CifarResNet20", "ChannelwiseResNet"])
 def test_a_head_of_ones_own_is_kept_and_gets_the_number_of_classes(backbone: str) -> None:
-    own = {"backbone": f"helpers.networks:{backbone}", "weights": "none", "head": "own"}
-    network = build(classes=4, arguments={"stem_stride": 4}, **own)
+    own = {"backbone": f"helpers.networks:{backbone}", "weights": "none", "head": "builtin"}
+    network = build(classes=4, backbone_kwargs={"stem_stride": 4}, **own)
     assert head_name(network) == "linear" and network.conv1.stride == (4, 4)
     assert type(network.linear).__name__ in ("Linear", "ChannelwiseLinear")
     assert network.linear.weight.shape == (4, 64)
@@ -101,12 +103,12 @@ def test_a_head_of_ones_own_is_kept_and_gets_the_number_of_classes(backbone: str
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"backbone": "resnet18"}, r"model\.head: own .*resnet18 comes from a library"),
-        ({"backbone": "timm/resnet18"}, r"model\.head: own .*comes from a library"),
-        ({"backbone": "helpers.networks:SmallNet"}, r"model\.head: own .*num_classes"),
+        ({"backbone": "resnet18"}, r"model\.head: builtin .*resnet18 comes from a library"),
+        ({"backbone": "timm/resnet18"}, r"model\.head: builtin .*comes from a library"),
+        ({"backbone": "helpers.networks:SmallNet"}, r"model\.head: builtin .*num_classes"),
         (
-            {"backbone": "helpers.networks:CifarResNet20", "arguments": {"num_classes": 7}},
-            r"model\.arguments\.num_classes: 7 ",
+            {"backbone": "helpers.networks:CifarResNet20", "backbone_kwargs": {"num_classes": 7}},
+            r"model\.backbone_kwargs\.num_classes: 7 ",
         ),
         (
             {"backbone": "helpers.networks:CifarResNet20", "log_probabilities": True},
@@ -117,18 +119,20 @@ def test_a_head_of_ones_own_is_kept_and_gets_the_number_of_classes(backbone: str
 )
 def test_a_head_of_ones_own_needs_a_network_that_builds_it(options: dict, said: str) -> None:
     with pytest.raises(ParameterError, match=said):
-        build(weights="none", head="own", **options)
+        build(weights="none", head="builtin", **options)
 
 
 def test_a_head_of_ones_own_that_is_to_be_replaced_is_refused() -> None:
     arguments = {"num_classes": 5}
-    with pytest.raises(ParameterError, match=r"linear layers only.*model\.head=own"):
-        build(backbone="helpers.networks:ChannelwiseResNet", weights="none", arguments=arguments)
+    with pytest.raises(ParameterError, match=r"linear layers only.*model\.head=builtin"):
+        build(
+            backbone="helpers.networks:ChannelwiseResNet", weights="none", backbone_kwargs=arguments
+        )
 
 
 def test_timm_reads_no_file_unchecked() -> None:
-    with pytest.raises(ParameterError, match=r"model\.arguments\.checkpoint_path"):
-        build(backbone="timm/resnet18", arguments={"checkpoint_path": "a.pth"})
+    with pytest.raises(ParameterError, match=r"model\.backbone_kwargs\.checkpoint_path"):
+        build(backbone="timm/resnet18", backbone_kwargs={"checkpoint_path": "a.pth"})
 
 
 def test_rows_of_imagenet_classes_are_kept_from_named_weights(
@@ -177,10 +181,12 @@ def test_a_network_that_ends_in_a_softmax_is_refused() -> None:
 
 
 def test_arguments_reach_the_constructor() -> None:
-    network = build(backbone="helpers.networks:SmallNet", weights="none", arguments={"width": 4})
+    network = build(
+        backbone="helpers.networks:SmallNet", weights="none", backbone_kwargs={"width": 4}
+    )
     assert network.linear.in_features == 8
-    with pytest.raises(ParameterError, match=r"model\.arguments: .*depth"):
-        build(backbone="helpers.networks:SmallNet", weights="none", arguments={"depth": 4})
+    with pytest.raises(ParameterError, match=r"model\.backbone_kwargs: .*depth"):
+        build(backbone="helpers.networks:SmallNet", weights="none", backbone_kwargs={"depth": 4})
 
 
 @pytest.mark.parametrize(

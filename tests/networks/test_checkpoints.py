@@ -38,7 +38,13 @@ from thawline.networks.checkpoints import (
     without_prefixes,
 )
 from thawline.networks.classifier import Classifier, classify, save_classifier
-from thawline.networks.weights import LoadReport, OldHead, adapt_channels, keep_rows, load_backbone
+from thawline.networks.weights import (
+    LoadReport,
+    PretrainedHead,
+    adapt_channels,
+    keep_rows,
+    load_backbone,
+)
 from thawline.options import ModelOptions
 
 RESNET20 = ROOT.parent / "shared" / "data" / "checkpoints" / "resnet20-12fca82f.th"
@@ -364,8 +370,8 @@ def test_other_precisions_become_the_networks(
 
 def test_whole_numbers_are_not_taken_for_weights(tmp_path: Path, source: State) -> None:
     source["conv1.weight"] = (100 * source["conv1.weight"]).to(torch.int8)
-    torch.save(source, tmp_path / "quantised.pth")
-    assert load(SmallNet(), tmp_path / "quantised.pth", 0.5).reshaped == ("conv1.weight",)
+    torch.save(source, tmp_path / "quantized.pth")
+    assert load(SmallNet(), tmp_path / "quantized.pth", 0.5).reshaped == ("conv1.weight",)
 
 
 def test_one_of_two_tied_names_is_enough(tmp_path: Path) -> None:
@@ -387,12 +393,12 @@ def test_equal_channels_give_the_same_answer_whatever_their_number(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(4, before, 3, 3, generator=generator, dtype=torch.float64)
-    grey = torch.randn(2, 1, 8, 8, generator=generator, dtype=torch.float64)
+    gray = torch.randn(2, 1, 8, 8, generator=generator, dtype=torch.float64)
     adapted = adapt_channels(weight, after)
     assert adapted.shape == (4, after, 3, 3)
     torch.testing.assert_close(
-        nn.functional.conv2d(grey.expand(-1, after, -1, -1), adapted),
-        nn.functional.conv2d(grey.expand(-1, before, -1, -1), weight),
+        nn.functional.conv2d(gray.expand(-1, after, -1, -1), adapted),
+        nn.functional.conv2d(gray.expand(-1, before, -1, -1), weight),
     )
 
 
@@ -410,12 +416,14 @@ def test_a_stem_for_other_channels_is_adapted_and_said_so(
     torch.manual_seed(1)
     trained = CifarResNet20(in_channels=channels).eval()
     torch.save(trained.state_dict(), tmp_path / "stem.pth")
-    options = ModelOptions(backbone="helpers.networks:CifarResNet20", weights=str(tmp_path / "stem.pth"))
+    options = ModelOptions(
+        backbone="helpers.networks:CifarResNet20", weights=str(tmp_path / "stem.pth")
+    )
     network, report = build_network(options, 10, 32, seed=0)
     assert report.stem == said and said in str(report) and not report.problems()
-    grey = torch.randn(2, 1, 32, 32)
+    gray = torch.randn(2, 1, 32, 32)
     torch.testing.assert_close(
-        network.eval()(grey.expand(-1, 3, -1, -1)), trained(grey.expand(-1, channels, -1, -1))
+        network.eval()(gray.expand(-1, 3, -1, -1)), trained(gray.expand(-1, channels, -1, -1))
     )
 
 
@@ -442,7 +450,7 @@ def test_rows_of_classes_that_both_heads_have_are_kept(animals: Path, head: dict
     assert report.replaced == ("linear.weight", "linear.bias")
     assert "rows kept of 2 (gnu, bee)" in str(report)
     fresh, _ = build_network(
-        options.model_copy(update={"keep_head_rows": False}), 3, 64, 0, class_names=names
+        options.model_copy(update={"reuse_head": False}), 3, 64, 0, class_names=names
     )
     new = next(m for m in fresh.linear.modules() if isinstance(m, nn.Linear))
     assert torch.equal(new.weight[0], linear.weight[0])
@@ -495,7 +503,9 @@ def test_a_classifier_of_ours_goes_on_with_its_classes(tmp_path: Path) -> None:
 
 
 def test_a_name_that_occurs_twice_keeps_no_row() -> None:
-    old = OldHead({"weight": torch.ones(3, 2), "bias": torch.ones(3)}, ("crane", "crane", "drake"))
+    old = PretrainedHead(
+        {"weight": torch.ones(3, 2), "bias": torch.ones(3)}, ("crane", "crane", "drake")
+    )
     head = nn.Linear(2, 2)
     assert keep_rows(head, old, ("crane", "drake")) == ("drake",)
     assert head.weight[1].tolist() == [1, 1] and head.weight[0].tolist() != [1, 1]
@@ -511,12 +521,12 @@ def test_a_name_that_occurs_twice_keeps_no_row() -> None:
     ],
 )
 def test_a_head_of_another_kind_or_width_keeps_nothing(tensors: State) -> None:
-    assert keep_rows(nn.Linear(2, 2), OldHead(tensors, ("a", "b")), ("a", "b")) == ()
+    assert keep_rows(nn.Linear(2, 2), PretrainedHead(tensors, ("a", "b")), ("a", "b")) == ()
 
 
 def test_a_head_without_bias_keeps_its_answers() -> None:
     head = nn.Linear(2, 2)
-    assert keep_rows(head, OldHead({"weight": torch.ones(2, 2)}), ()) == "all"
+    assert keep_rows(head, PretrainedHead({"weight": torch.ones(2, 2)}), ()) == "all"
     assert head.bias.tolist() == [0, 0]
 
 
@@ -525,7 +535,9 @@ def test_a_head_of_ones_own_is_loaded_where_it_fits(tmp_path: Path) -> None:
     trained = ChannelwiseResNet(4)
     torch.save(trained.state_dict(), tmp_path / "own.pth")
     options = ModelOptions(
-        backbone="helpers.networks:ChannelwiseResNet", weights=str(tmp_path / "own.pth"), head="own"
+        backbone="helpers.networks:ChannelwiseResNet",
+        weights=str(tmp_path / "own.pth"),
+        head="builtin",
     )
     network, report = build_network(options, 4, 64, seed=0)
     assert report.kept_rows == "all" and not report.problems()
@@ -598,7 +610,9 @@ def test_what_a_pickle_would_import_is_told_without_running_it(
     }
     torch.save(SmallNet(), tmp_path / "whole.pt")
     told = describe_checkpoint(tmp_path / "whole.pt")
-    assert told["kind"] == "a whole pickled network" and "networks.SmallNet" in told["imports"]
+    assert (
+        told["kind"] == "a whole pickled network" and "helpers.networks.SmallNet" in told["imports"]
+    )
     assert not (malformed / "created").exists()
 
 
@@ -648,8 +662,8 @@ def test_the_network_in_the_documentation_works(
     options = ModelOptions(
         backbone="my_networks:ChannelwiseResNet",
         weights=str(tmp_path / "resnet20.th"),
-        head="own",
-        arguments={"stem_stride": 1},
+        head="builtin",
+        backbone_kwargs={"stem_stride": 1},
     )
     network, report = build_network(options, 3, 32, seed=0)
     assert report.unexpected == ("module.linear.weight", "module.linear.bias")

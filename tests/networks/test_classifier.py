@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file, save_model
 
-from thawline.data.transforms import evaluation_view, normalise
+from thawline.data.transforms import evaluation_view, normalize
 from thawline.errors import CheckpointError, DataError
 from thawline.networks.building import IMAGENET, build_network
 from thawline.networks.classifier import (
@@ -47,7 +47,7 @@ def make(**options: object) -> Classifier:
         {"head_dropout": 0.2},
         {"log_probabilities": True},
         {"backbone": "squeezenet1_1"},
-        {"backbone": "helpers.networks:ChannelwiseResNet", "head": "own"},
+        {"backbone": "helpers.networks:ChannelwiseResNet", "head": "builtin"},
     ],
 )
 def test_what_is_loaded_is_what_was_saved(tmp_path: Path, options: dict) -> None:
@@ -109,7 +109,7 @@ def test_versions_are_written_and_a_file_without_them_is_read(tmp_path: Path) ->
     def as_before(description: dict) -> None:
         del description["versions"]
         description["format"] = 1
-        for new in ("trust_pickle", "min_loaded", "keep_head_rows"):
+        for new in ("trust_pickle", "min_loaded", "reuse_head"):
             del description["model"][new]
         description["model"]["head_dropout"] = 0.4  # of the mlp that it is not
 
@@ -129,9 +129,14 @@ def test_the_file_that_it_was_fine_tuned_from_is_not_needed(tmp_path: Path) -> N
 def test_a_classifier_imports_only_what_the_run_names_itself(tmp_path: Path) -> None:
     save_classifier(make(), tmp_path / "classifier")
     marker = tmp_path / "marker"
-    command = {"backbone": "subprocess:check_call", "arguments": {"args": ["touch", str(marker)]}}
+    command = {
+        "backbone": "subprocess:check_call",
+        "backbone_kwargs": {"args": ["touch", str(marker)]},
+    }
     own = ModelOptions(backbone="helpers.networks:SmallNet")
-    assert load_classifier(tmp_path / "classifier", own).model.backbone == "helpers.networks:SmallNet"
+    assert (
+        load_classifier(tmp_path / "classifier", own).model.backbone == "helpers.networks:SmallNet"
+    )
     other = ModelOptions(backbone="helpers.networks:ResidualNet")
     for trusted in (None, ModelOptions(), other):
         with pytest.raises(
@@ -207,7 +212,7 @@ def test_paths_and_bytes_are_classified_alike_in_any_batch(splits: pd.DataFrame)
     by_bytes = classify(classifier, [Path(p).read_bytes() for p in paths])
     pd.testing.assert_frame_equal(by_path, by_bytes, atol=1e-6)
     views = torch.stack([evaluation_view(path, PREPROCESSING) for path in paths])
-    logits = classifier.network(normalise(views, PREPROCESSING))
+    logits = classifier.network(normalize(views, PREPROCESSING))
     top, idx = logits.softmax(dim=1).max(dim=1)
     assert by_path["label"].tolist() == [classifier.class_names[i] for i in idx]
     assert by_path["probability"].tolist() == pytest.approx(top.tolist(), abs=1e-6)

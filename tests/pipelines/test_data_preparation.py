@@ -84,7 +84,7 @@ def test_a_warm_start_moves_what_was_seen_out_of_the_test_split_or_stops(
     hashes = camera.set_index("path")["sha256"]
     seen = frozenset(hashes[first.loc[first["split"] != "test", "path"]])
     model = ModelOptions(backbone="timm/resnet18", weights="none",
-                         arguments={"channels": [4, 4, 8, 8]})  # fmt: skip
+                         backbone_kwargs={"channels": [4, 4, 8, 8]})  # fmt: skip
     network, _ = build_network(model, 2, 32, seed=0)
     ancestor = Classifier(network.eval(), ("defective", "good"), IMAGENET, model, seen=seen)
     save_classifier(ancestor, tmp_path / "classifier")

@@ -182,15 +182,15 @@ def test_the_page_is_whole_from_the_file_system_at_any_size_and_scheme(
     assert tab.evaluate("document.documentElement.scrollWidth") == width
     assert tab.evaluate("window.broken") is None
     assert overlapping_labels(tab) == []
-    colours = tab.evaluate(
+    colors = tab.evaluate(
         "[getComputedStyle(document.body).color,"
         " getComputedStyle(document.querySelector('.plot .xtick text')).fill]"
     )
-    assert colours[0] == colours[1]
+    assert colors[0] == colors[1]
     tab.emulate_media(color_scheme="light" if scheme == "dark" else "dark")
     tab.wait_for_function(
         "before => getComputedStyle(document.querySelector('.plot .xtick text')).fill !== before",
-        arg=colours[1],
+        arg=colors[1],
     )
     tab.close()
 
@@ -290,7 +290,7 @@ def test_any_sections_make_a_page(browser: playwright.Browser, tmp_path: Path) -
 def test_the_report_on_a_training_leaves_out_what_is_empty_and_says_how_to_repeat_it() -> None:
     drawn = go.Figure(go.Scatter(y=[1]), layout={"title": {"text": "Drawn"}})
     shown: dict[str, go.Figure | Image.Image] = dict.fromkeys(FIGURES, drawn)
-    shown |= {"stage_probes_figure": go.Figure(), "mistakes": Image.new("RGB", (9, 9))}
+    shown |= {"stage_probes_figure": go.Figure(), "misclassified_images": Image.new("RGB", (9, 9))}
     strategies = {name: {"phases": [PHASE]} for name in ("mine", *CompareOptions().strategies)}
     parameters = validate_parameters({"seed": 3, "strategy": "mine", "strategies": strategies})
     *sections, repeat = finetune_sections(parameters, shown)

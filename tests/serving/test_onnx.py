@@ -56,7 +56,7 @@ def test_the_description_says_all_that_one_needs(tmp_path: Path) -> None:
     assert description["class_names"] == ["a", "b", "c"]
     assert description["input"]["shape"] == ["batch", 3, 64, 64]
     steps = description["preprocessing"]
-    assert steps["resize_shorter_side"] == 72 and steps["centre_crop"] == 64
+    assert steps["resize_shorter_side"] == 72 and steps["center_crop"] == 64
     assert steps["mean"] == list(IMAGENET.mean) and steps["interpolation"] == "bilinear"
     assert steps["antialias"] and steps["scale"] == 1 / 255
 

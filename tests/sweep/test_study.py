@@ -24,7 +24,7 @@ from thawline.options import Parameters, validate_parameters
 from thawline.pipelines.sweep import nodes
 from thawline.sweep import storage as sweep_storage
 from thawline.sweep import study as sweeping
-from thawline.thaw.cache import ActivationStore
+from thawline.thaw.cache import ActivationCache
 from thawline.training.loop import OnEpoch
 
 CONF = Path(__file__).parents[2] / "conf" / "base"
@@ -141,7 +141,7 @@ def test_what_depends_on_the_strategy_is_tried_with_that_strategy_only(
     space = {
         "strategies.lp_ft.phases.1.lr": LR | {"strategies": ["lp_ft"]},
         "strategy": {"type": "categorical", "choices": ["head_only", "lp_ft"]},
-        "training.accumulate": {"type": "int", "low": 1, "high": 3},
+        "training.gradient_accumulation_steps": {"type": "int", "low": 1, "high": 3},
     }
     parameters = make({"space": space, "trials": 10})
     sweeping.check_space(parameters)
@@ -159,7 +159,9 @@ def test_what_depends_on_the_strategy_is_tried_with_that_strategy_only(
 
 
 @settings(max_examples=30)
-@given(st.dictionaries(st.sampled_from(["lr", "ema", "label_smoothing"]), st.floats(0.01, 0.9)))
+@given(
+    st.dictionaries(st.sampled_from(["lr", "ema_decay", "label_smoothing"]), st.floats(0.01, 0.9))
+)
 def test_values_by_dotted_name_change_these_and_nothing_else(values: dict[str, float]) -> None:
     before = make()
     after = sweeping.with_values(before, {f"training.{n}": v for n, v in values.items()})
@@ -197,7 +199,7 @@ def test_interrupted_or_not_the_same_seed_tries_the_same(
 def test_without_a_number_of_trials_the_time_ends_a_sweep(
     tmp_path: Path, splits: pd.DataFrame
 ) -> None:
-    parameters = make({"trials": None, "minutes": 0.01})
+    parameters = make({"trials": None, "timeout_minutes": 0.01})
     study = study_of(tmp_path / "a.db", parameters, splits)
     start = time.monotonic()
     sweeping.run_trials(study, parameters, quick)
@@ -240,7 +242,7 @@ def test_other_images_make_another_study_and_a_moved_folder_does_not(
         moved.loc[row, "path"] = str(copy)
     assert sweeping.identity(make(), moved) == whole
     assert sweeping.identity(make(), splits.iloc[1:]) != whole
-    others = {"sweep": {"trials": 7, "pruner": "none"}, "training": {"workers": 0}}
+    others = {"sweep": {"trials": 7, "pruner": "none"}, "training": {"num_workers": 0}}
     assert sweeping.identity(make(**others), splits) == whole
 
 
@@ -249,14 +251,14 @@ def test_test_images_change_nothing(tmp_path: Path, splits: pd.DataFrame) -> Non
     is_test = blind["split"] == "test"
     blind.loc[is_test, "path"] = "nowhere"
     blind.loc[is_test, "class_index"] = 1 - blind.loc[is_test, "class_index"]
-    options = {"workers": 0, "epochs": 1, "precision": "fp32"}
+    options = {"num_workers": 0, "epochs": 1, "precision": "fp32"}
     parameters = make({"trials": 1}, training=options, transforms={"size": 32})
     found = []
     for name, table in (("a", splits), ("b", blind)):
         study, trials = nodes.run_sweep(
             parameters,
-            nodes.drop_test(table),
-            lambda _, name=name: ActivationStore(tmp_path / name, 1),
+            nodes.drop_test_split(table),
+            lambda _, name=name: ActivationCache(tmp_path / name, 1),
             lambda _, name=name: sweep_storage.open_storage(f"sqlite:///{tmp_path}/{name}.db"),
             lambda *_: nullcontext(lambda _: None),
             lambda *_: None,

@@ -24,14 +24,14 @@ from torch import Tensor
 
 from conftest import child_process
 from thawline.thaw import cache
-from thawline.thaw.cache import ActivationStore, CachePartition, cache_key
+from thawline.thaw.cache import ActivationCache, CachePartition, cache_key
 
 FULL = 10.0  # GB
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ActivationStore:
-    return ActivationStore(tmp_path / "activations", FULL)
+def store(tmp_path: Path) -> ActivationCache:
+    return ActivationCache(tmp_path / "activations", FULL)
 
 
 def keys_of(numbers: list[int]) -> list[bytes]:
@@ -64,14 +64,14 @@ def assert_read(partition: CachePartition, numbers: list[int]) -> None:
 def test_entries_come_back_in_any_order_and_in_another_process_too(
     tmp_path_factory: pytest.TempPathFactory, batches: list[list[int]], order: random.Random
 ) -> None:
-    store = ActivationStore(tmp_path_factory.mktemp("store"), FULL)
+    store = ActivationCache(tmp_path_factory.mktemp("store"), FULL)
     partition = store.partition({"holds": "numbers"})
     for batch in batches:
         partition.add(keys_of(batch), tensors_of(batch))
         partition.flush()
     known = sorted({number for batch in batches for number in batch})
     order.shuffle(known)
-    for one in (partition, ActivationStore(store.folder, FULL).partition({"holds": "numbers"})):
+    for one in (partition, ActivationCache(store.folder, FULL).partition({"holds": "numbers"})):
         assert len(one) == len(known)
         assert_read(one, known)
     unknown = cache_key("f" * 64, None)
@@ -80,14 +80,14 @@ def test_entries_come_back_in_any_order_and_in_another_process_too(
         partition.read([unknown])
 
 
-def test_more_than_ten_tensors_keep_their_order(store: ActivationStore) -> None:
+def test_more_than_ten_tensors_keep_their_order(store: ActivationCache) -> None:
     partition = store.partition({"holds": "many"})
     partition.add(keys_of([1]), [torch.full((1,), idx) for idx in range(12)])
     partition.flush()
     assert [tensor.item() for tensor in partition.read(keys_of([1]))] == [*range(12)]
 
 
-def test_another_description_is_another_partition(store: ActivationStore) -> None:
+def test_another_description_is_another_partition(store: ActivationCache) -> None:
     partition = store.partition({"holds": "numbers", "seed": 0})
     partition.add(keys_of([1]), tensors_of([1]))
     partition.flush()
@@ -100,7 +100,7 @@ def test_the_least_recently_used_goes_first_and_the_bound_holds(
 ) -> None:
     caplog.set_level(logging.INFO)
     one = torch.zeros(1, 250_000)  # 1 MB
-    store = ActivationStore(tmp_path, max_gb=0.0035)
+    store = ActivationCache(tmp_path, max_gb=0.0035)
     partition = store.partition({"holds": "zeros"})
     for number in range(3):
         partition.add(keys_of([number]), [one])
@@ -121,7 +121,7 @@ def test_the_least_recently_used_goes_first_and_the_bound_holds(
 
 
 def test_a_damaged_shard_is_removed_and_the_rest_still_read(
-    store: ActivationStore, caplog: pytest.LogCaptureFixture
+    store: ActivationCache, caplog: pytest.LogCaptureFixture
 ) -> None:
     partition = store.partition({"holds": "numbers"})
     for number in (1, 2):
@@ -135,7 +135,7 @@ def test_a_damaged_shard_is_removed_and_the_rest_still_read(
     assert not damaged.exists() and len(reopened) == 1
 
 
-def test_what_a_killed_process_left_is_never_read_and_later_removed(store: ActivationStore) -> None:
+def test_what_a_killed_process_left_is_never_read_and_later_removed(store: ActivationCache) -> None:
     partition = store.partition({"holds": "numbers"})
     partition.add(keys_of([1]), tensors_of([1]))
     partition.flush()
@@ -149,7 +149,7 @@ def test_what_a_killed_process_left_is_never_read_and_later_removed(store: Activ
     assert not old.exists() and new.exists()  # the new one may still be being written
 
 
-def test_contents_name_what_is_there_and_empty_removes_it(store: ActivationStore) -> None:
+def test_contents_name_what_is_there_and_empty_removes_it(store: ActivationCache) -> None:
     assert store.contents().empty
     partition = store.partition({"holds": "ResNet up to flatten, random views"})
     partition.add(keys_of([1, 2]), tensors_of([1, 2]))
@@ -167,7 +167,7 @@ def test_a_disk_that_cannot_be_written_to_costs_time_but_not_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("in the way of the folder")
-    partition = ActivationStore(tmp_path / "file", FULL).partition({"holds": "numbers"})
+    partition = ActivationCache(tmp_path / "file", FULL).partition({"holds": "numbers"})
     partition.add(keys_of([1]), tensors_of([1]))
     with caplog.at_level(logging.WARNING):
         partition.flush()
@@ -176,7 +176,7 @@ def test_a_disk_that_cannot_be_written_to_costs_time_but_not_the_run(
     assert re.fullmatch(wanted, said) and len(partition) == 0
 
 
-def test_contents_say_how_much_there_is_and_when_it_was_last_used(store: ActivationStore) -> None:
+def test_contents_say_how_much_there_is_and_when_it_was_last_used(store: ActivationCache) -> None:
     for holds, shards in (("zeros", 1), ("ones", 2)):
         partition = store.partition({"holds": holds})
         for number in range(shards):
@@ -197,7 +197,7 @@ def test_contents_say_how_much_there_is_and_when_it_was_last_used(store: Activat
 
 @pytest.mark.parametrize("limit", [5 * 80, 10**6])
 def test_entries_wait_until_there_are_enough_of_them(
-    store: ActivationStore, monkeypatch: pytest.MonkeyPatch, limit: int
+    store: ActivationCache, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
     monkeypatch.setattr(cache, "SHARD_BYTES", limit)
     partition = store.partition({"holds": "numbers"})
@@ -213,7 +213,7 @@ def test_entries_wait_until_there_are_enough_of_them(
 
 
 def test_the_time_that_entries_once_took_is_known_to_later_processes(
-    store: ActivationStore,
+    store: ActivationCache,
 ) -> None:
     partition = store.partition({"holds": "numbers"})
     partition.add(keys_of([1, 2]), tensors_of([1, 2]), seconds=3)
@@ -234,14 +234,14 @@ def test_the_time_that_entries_once_took_is_known_to_later_processes(
     assert_read(again, [5, 1])
 
 
-def test_the_disk_is_measured_and_nothing_is_left_on_it(store: ActivationStore) -> None:
+def test_the_disk_is_measured_and_nothing_is_left_on_it(store: ActivationCache) -> None:
     rate = store.bytes_per_second()
     assert 1e5 < rate < 1e12
     assert not [*store.folder.iterdir()]
 
 
 def test_entries_that_wait_can_be_read_and_writing_to_their_tensors_does_not_change_them(
-    store: ActivationStore,
+    store: ActivationCache,
 ) -> None:
     partition = store.partition({"holds": "numbers"})
     tensors = tensors_of([1, 2])
@@ -255,7 +255,7 @@ def test_entries_that_wait_can_be_read_and_writing_to_their_tensors_does_not_cha
     assert_read(partition, [3, 1, 3, 2])
 
 
-def test_the_index_takes_at_most_64_bytes_per_entry(store: ActivationStore) -> None:
+def test_the_index_takes_at_most_64_bytes_per_entry(store: ActivationCache) -> None:
     count = 50_000
     keys = [cache_key(f"{number:064x}", None) for number in range(count)]
     store.partition({"holds": "bytes"}).add(keys, [torch.zeros(count, 1, dtype=torch.uint8)])
@@ -272,7 +272,7 @@ def test_the_index_takes_at_most_64_bytes_per_entry(store: ActivationStore) -> N
 
 
 def test_more_shards_than_may_be_open_are_all_read(
-    store: ActivationStore, monkeypatch: pytest.MonkeyPatch
+    store: ActivationCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "MAX_OPEN_SHARDS", 2)
     partition = store.partition({"holds": "numbers"})
@@ -284,7 +284,7 @@ def test_more_shards_than_may_be_open_are_all_read(
 
 
 def test_a_process_that_may_open_few_files_reads_all_and_forgets_none(
-    store: ActivationStore,
+    store: ActivationCache,
 ) -> None:
     partition = store.partition({"holds": "few files"})
     for number in range(20):
@@ -302,7 +302,7 @@ def test_a_process_that_may_open_few_files_reads_all_and_forgets_none(
 
 
 def test_a_shard_that_a_network_file_system_lost_is_as_one_that_was_evicted(
-    store: ActivationStore, monkeypatch: pytest.MonkeyPatch
+    store: ActivationCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Stale(FileIO):
         def readinto(self, _: object) -> int:
@@ -320,7 +320,7 @@ def test_a_shard_that_a_network_file_system_lost_is_as_one_that_was_evicted(
 def test_files_have_the_mode_that_the_umask_gives_them(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
-        partition = ActivationStore(tmp_path, FULL).partition({"holds": "numbers"})
+        partition = ActivationCache(tmp_path, FULL).partition({"holds": "numbers"})
         partition.add(keys_of([1]), tensors_of([1]))
         partition.flush()
     finally:
@@ -329,12 +329,12 @@ def test_files_have_the_mode_that_the_umask_gives_them(tmp_path: Path) -> None:
     assert stat.S_IMODE(shard.stat().st_mode) == 0o644
 
 
-def _read_as_another_user(store: ActivationStore) -> None:
+def _read_as_another_user(store: ActivationCache) -> None:
     os.setuid(65534)
     partition = store.partition({"holds": "numbers"})
     assert_read(partition, [2, 1])
-    assert_read(ActivationStore(store.folder, 0).partition({"holds": "numbers"}), [1])
-    ActivationStore(store.folder, 0).evict()  # which it may not
+    assert_read(ActivationCache(store.folder, 0).partition({"holds": "numbers"}), [1])
+    ActivationCache(store.folder, 0).evict()  # which it may not
     assert_read(store.partition({"holds": "numbers"}), [1, 2])
 
 
@@ -344,7 +344,7 @@ def _read_as_another_user(store: ActivationStore) -> None:
 def test_another_user_reads_what_was_stored_and_cannot_remove_it() -> None:
     with tempfile.TemporaryDirectory() as folder:  # that of pytest is closed to others
         Path(folder).chmod(0o755)
-        store = ActivationStore(Path(folder), FULL)
+        store = ActivationCache(Path(folder), FULL)
         partition = store.partition({"holds": "numbers"})
         partition.add(keys_of([1, 2]), tensors_of([1, 2]))
         partition.flush()

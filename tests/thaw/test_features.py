@@ -32,7 +32,7 @@ from thawline.networks.building import IMAGENET, build_network
 from thawline.options import ModelOptions, Phase, TrainingOptions, TransformOptions
 from thawline.thaw import cache
 from thawline.thaw import features as activations
-from thawline.thaw.cache import ActivationStore, CachePartition
+from thawline.thaw.cache import ActivationCache, CachePartition
 from thawline.thaw.features import (
     ACTIVATIONS,
     NOTHING,
@@ -40,7 +40,7 @@ from thawline.thaw.features import (
     ActivationLoader,
     Cost,
     Image,
-    cheapest,
+    fastest_that_fits,
     merge,
     view_seed,
 )
@@ -55,8 +55,8 @@ FULL = 10.0  # GB
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ActivationStore:
-    return ActivationStore(tmp_path / "activations", FULL)
+def store(tmp_path: Path) -> ActivationCache:
+    return ActivationCache(tmp_path / "activations", FULL)
 
 
 def tensors_of(numbers: list[int]) -> tuple[Tensor, Tensor]:
@@ -102,7 +102,7 @@ def test_what_fits_and_costs_least_is_kept(
     costs: dict[str, Cost], nothing: float, entries: int, max_bytes: float
 ) -> None:
     costs = {NOTHING: Cost(0, nothing), **costs}
-    chosen = costs[cheapest(costs, entries, max_bytes)]
+    chosen = costs[fastest_that_fits(costs, entries, max_bytes)]
     assert chosen.bytes * entries <= max_bytes
     assert all(
         cost.seconds >= chosen.seconds or cost.bytes * entries > max_bytes
@@ -113,7 +113,7 @@ def test_what_fits_and_costs_least_is_kept(
 def test_activations_no_larger_than_views_are_kept_without_weighing(
     setting: Setting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(activations, "cheapest", None)
+    monkeypatch.setattr(activations, "fastest_that_fits", None)
     with caplog.at_level(logging.INFO):
         setting.load()
     said = "The store keeps activations (0 kB an image, no more than the view itself)"
@@ -137,7 +137,7 @@ def network_of(seed: int = 0, backbone: str = "helpers.networks:SmallNet") -> nn
 class Setting:
     """Everything that activations depend on, each of which a test may change."""
 
-    def __init__(self, store: ActivationStore, paths: list[str]) -> None:
+    def __init__(self, store: ActivationCache, paths: list[str]) -> None:
         self.store, self.paths, self.network = store, paths, network_of()
         self.phase, self.seed, self.dtype, self.pretrained = HEAD, 0, torch.float32, IMAGENET
         self.options = TransformOptions(size=32)
@@ -165,7 +165,7 @@ class Setting:
 
 
 @pytest.fixture
-def setting(store: ActivationStore, photos: Path, tmp_path: Path) -> Setting:
+def setting(store: ActivationCache, photos: Path, tmp_path: Path) -> Setting:
     """Return copies of five photographs, and the rest."""
     paths = []
     for source in sorted(photos.glob("*/*.jpg"))[:5]:
@@ -327,7 +327,7 @@ def test_the_choice_never_shows_in_what_is_yielded(
     results = []
     for kept in (ACTIVATIONS, VIEWS, NOTHING):
         setting.store.empty()
-        monkeypatch.setattr(activations, "cheapest", lambda *_, kept=kept: kept)
+        monkeypatch.setattr(activations, "fastest_that_fits", lambda *_, kept=kept: kept)
         with caplog.at_level(logging.INFO):
             results += [setting.load(view=1)[0], setting.load(view=1)[0]]
         cost = r"\d+ kB and \d+\.\d\d ms an image"
@@ -424,12 +424,12 @@ def test_where_memory_is_short_fewer_images_run_at_once(
 
 
 def options(**changes: object) -> TrainingOptions:
-    return TrainingOptions(**{"workers": 0, "precision": "fp32", "batch_size": 8, **changes})
+    return TrainingOptions(**{"num_workers": 0, "precision": "fp32", "batch_size": 8, **changes})
 
 
 def run(
     splits: pd.DataFrame,
-    store: ActivationStore | None,
+    store: ActivationCache | None,
     *phases: Phase,
     backbone: str = "helpers.networks:SmallNet",
     views: int | None = 1,
@@ -450,7 +450,7 @@ def assert_same(first: TrainingResult, second: TrainingResult) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("backbone", ["helpers.networks:SmallNet", "timm/tf_efficientnet_lite0"])
 def test_with_and_without_the_store_the_weights_are_equal(
-    splits: pd.DataFrame, store: ActivationStore, precision: str, backbone: str
+    splits: pd.DataFrame, store: ActivationCache, precision: str, backbone: str
 ) -> None:
     phases = [phase.model_copy(update={"epochs": 2}) for phase in (HEAD, TWO_STAGES, ALL)]
     kwargs = {"backbone": backbone, "precision": precision}
@@ -466,7 +466,7 @@ IN_PLACE = ("efficientnet_b0", "efficientnet_v2_s", "mobilenet_v3_small", "mnasn
 
 @pytest.mark.parametrize("backbone", IN_PLACE)
 def test_dropout_in_place_above_the_line_leaves_cached_activations_as_they_are(
-    splits: pd.DataFrame, store: ActivationStore, backbone: str
+    splits: pd.DataFrame, store: ActivationCache, backbone: str
 ) -> None:
     without = run(splits, None, HEAD, backbone=backbone)
     assert_same(without, run(splits, store, HEAD, backbone=backbone))  # an empty store
@@ -475,7 +475,7 @@ def test_dropout_in_place_above_the_line_leaves_cached_activations_as_they_are(
 
 
 def test_balanced_sampling_decodes_and_computes_an_image_once(
-    splits: pd.DataFrame, store: ActivationStore, monkeypatch: pytest.MonkeyPatch
+    splits: pd.DataFrame, store: ActivationCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rare = splits["split"].eq("train") & splits["label"].eq("flower")
     few = splits.drop(splits.index[rare][3:]).reset_index(drop=True)
@@ -493,7 +493,7 @@ def test_balanced_sampling_decodes_and_computes_an_image_once(
 
 
 def test_the_line_changes_weights_by_rounding_only(
-    splits: pd.DataFrame, store: ActivationStore, monkeypatch: pytest.MonkeyPatch
+    splits: pd.DataFrame, store: ActivationCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Adam divides by the gradient's size, so that rounding alone can turn a step's sign; and batch
     # norm over eight small images multiplies it.
@@ -512,7 +512,7 @@ def test_the_line_changes_weights_by_rounding_only(
 
 @pytest.mark.parametrize(("views", "computed"), [(1, [28, 0, 0, 0]), (3, [28, 28, 28, 0])])
 def test_a_view_is_computed_in_the_epoch_that_first_needs_it(
-    splits: pd.DataFrame, store: ActivationStore, views: int, computed: list[int]
+    splits: pd.DataFrame, store: ActivationCache, views: int, computed: list[int]
 ) -> None:
     seen: list[int] = []
 
@@ -528,7 +528,7 @@ def test_a_view_is_computed_in_the_epoch_that_first_needs_it(
 
 
 def test_fresh_views_are_never_kept_but_validation_is(
-    splits: pd.DataFrame, store: ActivationStore
+    splits: pd.DataFrame, store: ActivationCache
 ) -> None:
     run(splits, store, HEAD, views=None)
     (row,) = store.contents().to_dict("records")
@@ -537,7 +537,7 @@ def test_fresh_views_are_never_kept_but_validation_is(
 
 
 def test_phases_each_have_their_line(
-    splits: pd.DataFrame, store: ActivationStore, caplog: pytest.LogCaptureFixture
+    splits: pd.DataFrame, store: ActivationCache, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
         run(splits, store, HEAD, TWO_STAGES, ALL)
@@ -549,7 +549,7 @@ def test_phases_each_have_their_line(
 # Several processes
 
 
-def _train_in_child(store: ActivationStore, splits: pd.DataFrame, seed: int, dies: bool) -> None:
+def _train_in_child(store: ActivationCache, splits: pd.DataFrame, seed: int, dies: bool) -> None:
     def sync(path: Path) -> None:
         time.sleep(0.5 if dies else 0.005)
         if dies:
@@ -565,7 +565,7 @@ def _train_in_child(store: ActivationStore, splits: pd.DataFrame, seed: int, die
 def test_processes_killed_while_writing_leave_a_store_to_rely_on(
     splits: pd.DataFrame, tmp_path: Path
 ) -> None:
-    store = ActivationStore(tmp_path / "shared", FULL)
+    store = ActivationCache(tmp_path / "shared", FULL)
     for seed in range(3):
         killed = child_process(_train_in_child, store, splits, seed, True)
         other = child_process(_train_in_child, store, splits, seed, False)
@@ -577,7 +577,7 @@ def test_processes_killed_while_writing_leave_a_store_to_rely_on(
         other.join()
         assert (killed.exitcode, other.exitcode) == (-signal.SIGKILL, 0)
     assert len(list(store.folder.glob("*/*.unfinished"))) == 3  # each died in the middle of a file
-    alone = ActivationStore(tmp_path / "alone", FULL)
+    alone = ActivationCache(tmp_path / "alone", FULL)
     for seed in range(3):
         expected = run(splits, alone, HEAD, TWO_STAGES, views=2, seed=seed)
         assert_same(expected, run(splits, store, HEAD, TWO_STAGES, views=2, seed=seed))

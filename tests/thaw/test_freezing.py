@@ -10,7 +10,7 @@ from torch import nn
 
 from helpers.networks import SmallNet
 from thawline.errors import ParameterError, TrainingError
-from thawline.networks.building import build_network, outline
+from thawline.networks.building import build_network, build_on_meta_device
 from thawline.options import ModelOptions, Phase, Strategy
 from thawline.thaw.freezing import (
     check_frozen,
@@ -217,11 +217,11 @@ def test_names_that_a_backbone_lacks_are_found_in_its_outline_with_the_nearest()
     )
     whole = Phase(trainable="all", epochs=1, lr=1)
     strategies = {"mine": Strategy(phases=phases), "all": Strategy(phases=(whole, phases[0]))}
-    network = outline(ModelOptions(backbone="resnet18"))
+    network = build_on_meta_device(ModelOptions(backbone="resnet18"))
     assert network is not None and next(network.parameters()).is_meta
     meant = "of this network; did you mean 'layer4'? (stages: " + ", ".join(RESNET_STAGES) + ")"
     assert find_unknown_names(network, strategies) == [
         "strategies.mine.phases.1.trainable: 'layer44' matches no stage and no parameter " + meant,
         "strategies.mine.phases.1.stage_lr: 'laye4' is no stage " + meant,
     ]
-    assert outline(ModelOptions(backbone="helpers.networks:SmallNet")) is None
+    assert build_on_meta_device(ModelOptions(backbone="helpers.networks:SmallNet")) is None

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from thawline.networks.building import build_network
 from thawline.options import ModelOptions, Phase, TrainingOptions
 from thawline.thaw.freezing import freeze_layers
-from thawline.thaw.line import ThawLine, lies_below, split_at_thaw_line
+from thawline.thaw.line import ThawLine, modules_below_line, split_at_thaw_line
 from thawline.training.loop import make_accelerator
 
 SIZE = 64
@@ -38,7 +38,7 @@ ARGUMENTS = {  # as vit_b_16, but small
 @functools.cache
 def network_of(backbone: str) -> nn.Module:
     arguments = ARGUMENTS if backbone.endswith("Transformer") else {}
-    options = ModelOptions(backbone=backbone, weights="none", arguments=arguments)
+    options = ModelOptions(backbone=backbone, weights="none", backbone_kwargs=arguments)
     network, _ = build_network(options, 3, SIZE, seed=0)
     for module in network.modules():
         if (
@@ -306,9 +306,9 @@ def test_what_lies_below_is_told_in_the_order_of_the_forward() -> None:
     network = frozen("helpers.networks:SmallNet", "head")
     stages = [f"{stage}.{idx}" for stage in ("layer1", "layer2") for idx in range(4)]
     below = ["input_norm", "conv1", *stages, "pool"]
-    told = lies_below(network, split_at_thaw_line(network, SIZE).crossing)
+    told = modules_below_line(network, split_at_thaw_line(network, SIZE).crossing)
     assert list(told.items()) == [*((name, True) for name in below), ("linear", False)]
-    assert lies_below(frozen("helpers.networks:BranchingNet", "head"), ("images",)) == {}
+    assert modules_below_line(frozen("helpers.networks:BranchingNet", "head"), ("images",)) == {}
 
 
 def test_what_is_frozen_above_what_is_trained_stays_above(caplog: pytest.LogCaptureFixture) -> None:

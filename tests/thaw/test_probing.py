@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from thawline.data.sources import hash_files
-from thawline.data.transforms import build_transforms, evaluation_view, normalise
+from thawline.data.transforms import build_transforms, evaluation_view, normalize
 from thawline.errors import DataError
 from thawline.networks.building import IMAGENET, build_network
 from thawline.options import (
@@ -26,7 +26,7 @@ from thawline.options import (
     TrainingOptions,
     TransformOptions,
 )
-from thawline.thaw.cache import ActivationStore
+from thawline.thaw.cache import ActivationCache
 from thawline.thaw.features import Image as View
 from thawline.thaw.freezing import find_stages
 from thawline.thaw.probing import (
@@ -39,7 +39,7 @@ from thawline.thaw.probing import (
 
 CONF = Path(__file__).parents[2] / "conf" / "base" / "parameters_strategies.yml"
 STRATEGIES = Strategies(yaml.safe_load(CONF.read_text())["strategies"]).root
-OPTIONS = TrainingOptions(workers=0, precision="fp32")
+OPTIONS = TrainingOptions(num_workers=0, precision="fp32")
 SIZE = 64
 
 
@@ -115,7 +115,7 @@ def test_every_stage_is_probed_in_one_pass_that_the_store_keeps(
     network, _ = build_network(model, 2, SIZE, seed=0)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     transforms = build_transforms(TransformOptions(size=SIZE), IMAGENET)
-    store = ActivationStore(tmp_path, 1)
+    store = ActivationCache(tmp_path, 1)
     probes = probe_stages(network, splits, transforms, OPTIONS, 0, store)
     assert probes["stage"].tolist() == list(find_stages(network))[:-1]
     assert probes["accuracy"].between(0, 1).all()
@@ -190,10 +190,10 @@ def test_the_last_stage_s_features_are_what_the_head_sees(
     transforms = build_transforms(TransformOptions(size=SIZE), IMAGENET)
     paths = splits.loc[splits["split"] == "train", "path"].tolist()
     images = [View(*pair) for pair in zip(paths, hash_files(paths), strict=True)]
-    features = stage_features(network, images, transforms, OPTIONS, ActivationStore(tmp_path, 1))
+    features = stage_features(network, images, transforms, OPTIONS, ActivationCache(tmp_path, 1))
     views = torch.stack([evaluation_view(path, transforms.preprocessing) for path in paths])
     seen = []
     network.fc.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
     with torch.no_grad():
-        network.eval()(normalise(views, transforms.preprocessing))
+        network.eval()(normalize(views, transforms.preprocessing))
     torch.testing.assert_close(torch.from_numpy(features[-1]), seen[0], rtol=1e-3, atol=1e-4)

@@ -28,7 +28,7 @@ from thawline.tracking.redaction import (
     mask,
     mask_logs,
     mask_traceback,
-    take_password_out,
+    strip_credentials,
 )
 
 SECRET = "pa55word"
@@ -47,7 +47,10 @@ SECRET = "pa55word"
         ("{'password': 'pa55word', 'user': 'me'}", "{'password': '***', 'user': 'me'}"),
         ('{"api_key": "pa55word"}', '{"api_key": "***"}'),
         ("MLFLOW_TRACKING_TOKEN=pa55word", "MLFLOW_TRACKING_TOKEN=***"),
-        ("model.arguments.hf_token=pa55word,seed=1", "model.arguments.hf_token=***,seed=1"),
+        (
+            "model.backbone_kwargs.hf_token=pa55word,seed=1",
+            "model.backbone_kwargs.hf_token=***,seed=1",
+        ),
     ],
 )
 def test_passwords_become_stars(text: str, masked: str | None) -> None:
@@ -109,11 +112,11 @@ def test_the_address_of_a_server_has_no_password_but_mlflow_knows_it(
 ) -> None:
     for name in (USERNAME, PASSWORD):
         monkeypatch.setenv(name, "")
-    assert take_password_out("https://me:pa%2F55@host:5000/x") == "https://host:5000/x"
+    assert strip_credentials("https://me:pa%2F55@host:5000/x") == "https://host:5000/x"
     credentials = read_mlflow_creds()
     assert (credentials.username, credentials.password) == ("me", "pa/55")
     for other in ("sqlite:///mlflow.db", "http://host", "postgresql://u:p@h/d", "http://[::"):
-        assert take_password_out(other) == other
+        assert strip_credentials(other) == other
     assert os.environ[USERNAME] == "me"
 
 

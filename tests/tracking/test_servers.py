@@ -81,8 +81,8 @@ def test_what_is_logged_during_an_outage_arrives_as_it_was(
             server.stop()
         client.log_metric(run_id, "loss", 1 / epoch, timestamp=1000 + epoch, step=epoch)
     client.log_batch(run_id, metrics=[Metric("accuracy", 0.5, 1010, 6)])
-    client.set_tag(run_id, "colour", "red")
-    client.set_tag(run_id, "colour", "green")
+    client.set_tag(run_id, "color", "red")
+    client.set_tag(run_id, "color", "green")
     client.log_text(run_id, "first", "notes.txt")
     client.log_text(run_id, "second", "notes.txt")
     client.set_terminated(run_id, end_time=2000)
@@ -95,7 +95,7 @@ def test_what_is_logged_during_an_outage_arrives_as_it_was(
     client, _ = open_client(server, tmp_path, "buffer")  # as another process would
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED" and run.info.end_time == 2000
-    assert run.data.tags["colour"] == "green" and run.data.metrics["accuracy"] == 0.5
+    assert run.data.tags["color"] == "green" and run.data.metrics["accuracy"] == 0.5
     losses = [(m.step, m.timestamp, m.value) for m in client.get_metric_history(run_id, "loss")]
     assert losses == [(epoch, 1000 + epoch, 1 / epoch) for epoch in range(1, 7)]
     assert Path(client.download_artifacts(run_id, "notes.txt")).read_text() == "second"
@@ -106,11 +106,11 @@ def test_what_was_missed_is_sent_before_anything_new(server: RealServer, tmp_pat
     client, _ = open_client(server, tmp_path, "buffer")
     run_id = client.create_run("0").info.run_id
     server.stop()
-    client.set_tag(run_id, "colour", "red")
+    client.set_tag(run_id, "color", "red")
     server.start()
     time.sleep(2 * tracking.PAUSE)
-    client.set_tag(run_id, "colour", "green")
-    assert client.get_run(run_id).data.tags["colour"] == "green"
+    client.set_tag(run_id, "color", "green")
+    assert client.get_run(run_id).data.tags["color"] == "green"
 
 
 def test_what_needs_an_answer_waits_and_is_then_refused(
@@ -139,12 +139,12 @@ def test_a_server_whose_database_is_away_counts_as_away(
     with monkeypatch.context() as away:  # the server itself says that it is well
         for name in ("set_tag", "create_run"):
             away.setattr(SqlAlchemyStore, name, fail)
-        client.set_tag(run_id, "colour", "red")
+        client.set_tag(run_id, "color", "red")
         assert len(list((tmp_path / "outbox").glob("*.json"))) == 1
         with pytest.raises(TrackingError, match="does not answer"):
             client.create_run("0")
     servers.finish()
-    assert client.get_run(run_id).data.tags["colour"] == "red"
+    assert client.get_run(run_id).data.tags["color"] == "red"
 
 
 def test_a_run_may_fail_instead(server: RealServer, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_run_may_fail_instead(server: RealServer, tmp_path: Path) -> None:
     server.stop()
     time.sleep(1)  # it was there a moment ago
     with pytest.raises(TrackingError, match="does not answer"):
-        client.set_tag(run_id, "colour", "red")
+        client.set_tag(run_id, "color", "red")
     assert not (tmp_path / "outbox").exists()
 
 
@@ -170,7 +170,7 @@ def test_a_password_is_not_kept_and_what_is_refused_does_not_block_the_rest(
     client = MlflowClient(f"http://user:secret@127.0.0.1:{server.port}")
     run_id = client.create_run("0").info.run_id
     server.stop()
-    client.set_tag("0" * 32, "colour", "red")  # of a run that somebody has deleted meanwhile
+    client.set_tag("0" * 32, "color", "red")  # of a run that somebody has deleted meanwhile
     client.log_text(run_id, "text", "notes.txt")
     assert all("secret" not in p.read_text() for p in (tmp_path / "outbox").glob("*.json"))
     server.start()

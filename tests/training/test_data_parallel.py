@@ -19,14 +19,19 @@ from conftest import child_process
 from thawline.data.transforms import build_transforms
 from thawline.networks.building import IMAGENET, build_network
 from thawline.options import ModelOptions, Phase, TrainingOptions, TransformOptions
-from thawline.thaw.cache import ActivationStore
+from thawline.thaw.cache import ActivationCache
 from thawline.training import data_parallel
 from thawline.training.loop import prepare, train
 
 WORKERS = 2
 HEAD = Phase(trainable={"last": 1}, epochs=2, lr=0.01)
 ALL = Phase(trainable="all", epochs=2, lr=0.003)
-WEIGHED = {"class_weights": "balanced", "accumulate": 2, "clip_norm": 0.5, "ema": 0.9}
+WEIGHED = {
+    "class_weights": "balanced",
+    "gradient_accumulation_steps": 2,
+    "clip_norm": 0.5,
+    "ema_decay": 0.9,
+}
 
 
 def run(splits: pd.DataFrame, folder: Path, backbone: str, sync: bool, changes: dict) -> Any:
@@ -37,10 +42,10 @@ def run(splits: pd.DataFrame, folder: Path, backbone: str, sync: bool, changes: 
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     options = TrainingOptions(
-        **{"workers": 0, "precision": "fp32", "batch_size": 10, "optimizer": "sgd", **changes}
+        **{"num_workers": 0, "precision": "fp32", "batch_size": 10, "optimizer": "sgd", **changes}
     )
     transforms = build_transforms(TransformOptions(size=32), IMAGENET)
-    store = ActivationStore(folder / "store", 1)
+    store = ActivationCache(folder / "store", 1)
     setup = prepare(network, splits, transforms, options, 0, 2, store, sync_batch_norm=sync)
     return train(setup, [HEAD, ALL])
 
@@ -93,22 +98,24 @@ def test_two_workers_learn_what_one_does(
 def test_without_synced_batch_norm_workers_hold_the_same_network_all_the_same(
     splits: pd.DataFrame, tmp_path: Path
 ) -> None:
-    (last, best, _), other = on_workers(_work, tmp_path, splits, "helpers.networks:SmallNet", False, {})
+    (last, best, _), other = on_workers(
+        _work, tmp_path, splits, "helpers.networks:SmallNet", False, {}
+    )
     assert all(torch.equal(tensor, other[0][name]) for name, tensor in last.items())
     assert all(torch.equal(tensor, other[1][name]) for name, tensor in best.items())
 
 
-def _normalised(norm: nn.BatchNorm2d, images: Tensor) -> list[Tensor | None]:
+def _normalized(norm: nn.BatchNorm2d, images: Tensor) -> list[Tensor | None]:
     outputs = norm(images.requires_grad_())
     (outputs**3).sum().backward()
     return [outputs.detach(), images.grad, norm.running_mean, norm.running_var]
 
 
-def _normalise(rank: int, folder: Path, images: Tensor, affine: bool) -> None:
+def _normalize(rank: int, folder: Path, images: Tensor, affine: bool) -> None:
     meet(rank, folder)
     norm = nn.BatchNorm2d(3, affine=affine)
     with data_parallel.SyncedBatchNorm():
-        found = _normalised(norm, data_parallel.share(images).clone())
+        found = _normalized(norm, data_parallel.share(images).clone())
     data_parallel.add_up_gradients(norm.parameters())
     torch.save([*found, *(p.grad for p in norm.parameters())], folder / f"{rank}.pt")
     dist.destroy_process_group()
@@ -121,9 +128,9 @@ def test_synced_batch_norm_is_batch_norm_of_the_whole_batch(
 ) -> None:
     images = torch.randn(count, 3, 4, 5, generator=torch.Generator().manual_seed(0)) * 3 + 5
     norm = nn.BatchNorm2d(3, affine=affine)
-    of_images = _normalised(norm, images.clone())
+    of_images = _normalized(norm, images.clone())
     of_all = [p.grad for p in norm.parameters()]
-    for rank, found in enumerate(on_workers(_normalise, tmp_path, images, affine)):
+    for rank, found in enumerate(on_workers(_normalize, tmp_path, images, affine)):
         mine = [tensor[rank::WORKERS] for tensor in of_images[:2] if tensor is not None]
         for one, other in zip(found, [*mine, *of_images[2:], *of_all], strict=True):
             torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)

@@ -29,14 +29,16 @@ EVERYTHING = Phase(trainable="all", epochs=2, lr=0.003)
 
 
 def options(**changes: object) -> TrainingOptions:
-    return TrainingOptions(**{"workers": 0, "precision": "fp32", "batch_size": 8, **changes})
+    return TrainingOptions(**{"num_workers": 0, "precision": "fp32", "batch_size": 8, **changes})
 
 
 def transforms(size: int = 32) -> Transforms:
     return build_transforms(TransformOptions(size=size), IMAGENET)
 
 
-def network_of(backbone: str = "helpers.networks:SmallNet", seed: int = 0, **model: object) -> nn.Module:
+def network_of(
+    backbone: str = "helpers.networks:SmallNet", seed: int = 0, **model: object
+) -> nn.Module:
     return build_network(ModelOptions(backbone=backbone, weights="none", **model), 2, 32, seed)[0]
 
 
@@ -66,7 +68,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(splits: pd.DataF
 
 
 def test_the_number_of_workers_changes_nothing(splits: pd.DataFrame) -> None:
-    assert same(run(splits, HEAD).last, run(splits, HEAD, workers=2).last)
+    assert same(run(splits, HEAD).last, run(splits, HEAD, num_workers=2).last)
 
 
 def test_bf16_repeats_itself_too(splits: pd.DataFrame) -> None:
@@ -123,7 +125,7 @@ def test_a_loss_that_explodes_is_named_with_its_batch_and_its_rate(splits: pd.Da
         r"loss is (nan|inf) in batch 2 of 4 \(.*\.jpg and 5 more\) of epoch 1 .*Lower training\.lr"
     )
     with pytest.raises(TrainingError, match=said):
-        run(splits, phase, optimizer="sgd", warmup=0)
+        run(splits, phase, optimizer="sgd", warmup_ratio=0)
 
 
 class Memory:
@@ -141,7 +143,7 @@ class Memory:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"accumulate": 2}, {"class_weights": "balanced", "label_smoothing": 0.1}],
+    [{}, {"gradient_accumulation_steps": 2}, {"class_weights": "balanced", "label_smoothing": 0.1}],
     ids=str,
 )
 def test_where_memory_is_short_parts_of_a_batch_give_the_same_weights(
@@ -180,15 +182,15 @@ def test_a_device_without_memory_for_two_images_is_said_to_be_too_small(
 def test_accumulated_batches_equal_one_large_batch(splits: pd.DataFrame) -> None:
     frozen_norm = EVERYTHING.model_copy(update={"batch_norm": "eval"})
     even = splits.groupby(["split", "label"]).head(8)  # 16 training images
-    kwargs = {"optimizer": "sgd", "momentum": 0, "warmup": 0}
-    still = build_transforms(TransformOptions(size=32, crop_scale=1, rotation=0), IMAGENET)
+    kwargs = {"optimizer": "sgd", "momentum": 0, "warmup_ratio": 0}
+    still = build_transforms(TransformOptions(size=32, min_crop_scale=1, rotation=0), IMAGENET)
     one, two = (
         train(
             prepare(
                 _without_dropout(network_of()),
                 even,
                 still,
-                options(batch_size=size, accumulate=16 // size, **kwargs),
+                options(batch_size=size, gradient_accumulation_steps=16 // size, **kwargs),
                 seed=0,
             ),
             [frozen_norm],
@@ -205,14 +207,20 @@ def test_the_last_update_of_an_epoch_counts_all_its_images_alike(
 ) -> None:
     frozen_norm = EVERYTHING.model_copy(update={"batch_norm": "eval"})
     uneven = splits.drop(splits.index[splits["split"] == "train"][:5]).reset_index(drop=True)
-    kwargs = {"optimizer": "sgd", "momentum": 0, "warmup": 0, "schedule": "constant", **changes}
+    kwargs = {
+        "optimizer": "sgd",
+        "momentum": 0,
+        "warmup_ratio": 0,
+        "schedule": "constant",
+        **changes,
+    }
     results = [
         train(
             prepare(
                 _without_dropout(network_of()),
                 uneven,  # 23 training images: batches of 5 are 5, 5, 5, 5 and 3
                 transforms(),
-                options(batch_size=size, accumulate=accumulate, **kwargs),
+                options(batch_size=size, gradient_accumulation_steps=accumulate, **kwargs),
                 seed=0,
             ),
             [frozen_norm],
@@ -227,7 +235,7 @@ def test_the_last_update_of_an_epoch_counts_all_its_images_alike(
 def test_fp16_learns_what_fp32_learns_and_skips_updates_that_overflow(
     splits: pd.DataFrame, caplog: pytest.LogCaptureFixture
 ) -> None:
-    kwargs = {"optimizer": "sgd", "warmup": 0, "clip_norm": 1.0}
+    kwargs = {"optimizer": "sgd", "warmup_ratio": 0, "clip_norm": 1.0}
     results = [run(splits, HEAD, EVERYTHING, precision=p, **kwargs) for p in ("fp32", "fp16")]
     assert "CPUs compute fp16 slowly" in caplog.text
     losses = [result.history["train_loss"].tolist() for result in results]
@@ -282,7 +290,7 @@ VIT = {"image_size": 32, "patch_size": 16, "num_layers": 1, "num_heads": 2, "hid
 def test_weight_decay_spares_biases_norms_and_position_embeddings(
     backbone: str, arguments: dict, decayed: set[str]
 ) -> None:
-    network = network_of(backbone, arguments=arguments)
+    network = network_of(backbone, backbone_kwargs=arguments)
     names = {parameter: name for name, parameter in network.named_parameters()}
     for changes, expected in (({}, decayed), ({"decay_all": True}, {*names.values()})):
         freeze_layers(network, EVERYTHING)
@@ -347,7 +355,7 @@ def test_clipping_bounds_the_step(splits: pd.DataFrame) -> None:
     phase = Phase(trainable="all", epochs=1, lr=1.0)
     start = network_of().state_dict()
     kwargs = {"optimizer": "sgd", "momentum": 0, "weight_decay": 0, "clip_norm": 1e-4}
-    end = run(splits, phase, warmup=0, **kwargs).last
+    end = run(splits, phase, warmup_ratio=0, **kwargs).last
     moved = sum(
         (end[name] - start[name]).square().sum()
         for name in start
@@ -365,7 +373,7 @@ def test_clipping_bounds_the_step(splits: pd.DataFrame) -> None:
 def test_the_rate_rises_in_the_warm_up_and_never_afterwards(
     schedule: str, epochs: int, updates: int, warmup: float
 ) -> None:
-    chosen = options(schedule=schedule, warmup=warmup, step_epochs=3)
+    chosen = options(schedule=schedule, warmup_ratio=warmup, step_epochs=3)
     phase = HEAD.model_copy(update={"epochs": epochs})
     factors = [lr_factor(step, phase, updates, chosen) for step in range(epochs * updates)]
     start = int(warmup * len(factors))

@@ -12,13 +12,13 @@ from thawline.data.transforms import build_transforms
 from thawline.networks.building import IMAGENET, build_network
 from thawline.options import LrFindOptions, ModelOptions, Phase, TrainingOptions, TransformOptions
 from thawline.reports.figures.training import lr_curve
-from thawline.thaw.cache import ActivationStore
+from thawline.thaw.cache import ActivationCache
 from thawline.training.loop import prepare
 from thawline.training.lr_find import find_lr, suggest_lr
 
 SIZE = 64
 HEAD = Phase(trainable={"last": 1}, epochs=1, lr=0.005)
-OPTIONS = TrainingOptions(workers=0, precision="fp32", batch_size=8)
+OPTIONS = TrainingOptions(num_workers=0, precision="fp32", batch_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def test_rates_rise_by_one_factor_from_low_to_high(
     network: nn.Module, splits: pd.DataFrame
 ) -> None:
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    curve = sweep(network, splits, sweep={"low": 1e-5, "high": 1e-2, "steps": 31})
+    curve = sweep(network, splits, sweep={"start_lr": 1e-5, "end_lr": 1e-2, "steps": 31})
     np.testing.assert_allclose(curve["lr"], np.geomspace(1e-5, 1e-2, 31))
     after = network.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
@@ -46,14 +46,18 @@ def test_rates_rise_by_one_factor_from_low_to_high(
 def test_it_stops_where_the_loss_explodes_and_suggests_less(
     network: nn.Module, splits: pd.DataFrame, tmp_path: Path
 ) -> None:
-    store = ActivationStore(tmp_path, 1)
-    curve = sweep(network, splits, sweep={"low": 1e-4, "high": 1e5, "steps": 90}, store=store)
+    store = ActivationCache(tmp_path, 1)
+    curve = sweep(
+        network, splits, sweep={"start_lr": 1e-4, "end_lr": 1e5, "steps": 90}, store=store
+    )
     assert len(curve) < 90
     assert curve["smoothed"].iloc[-1] > 4 * curve["smoothed"].min()
     suggested = suggest_lr(curve)
     assert 1e-4 <= suggested < curve["lr"].iloc[-1]
     assert curve.loc[curve["lr"] > suggested, "smoothed"].min() < curve["smoothed"].iloc[0]
-    again = sweep(network, splits, sweep={"low": 1e-4, "high": 1e5, "steps": 90}, store=store)
+    again = sweep(
+        network, splits, sweep={"start_lr": 1e-4, "end_lr": 1e5, "steps": 90}, store=store
+    )
     pd.testing.assert_frame_equal(curve, again)
 
 
@@ -61,7 +65,7 @@ def test_the_rates_of_all_stages_rise_together(splits: pd.DataFrame) -> None:
     phase = Phase(trainable="all", epochs=1, lr=0.001, lr_decay=0.5, optimizer="sgd")
     model = ModelOptions(backbone="helpers.networks:SmallNet", weights="none")
     small, _ = build_network(model, 2, SIZE, seed=0)
-    curve = sweep(small, splits, phase, sweep={"low": 1e-4, "high": 1e-3, "steps": 20})
+    curve = sweep(small, splits, phase, sweep={"start_lr": 1e-4, "end_lr": 1e-3, "steps": 20})
     assert len(curve) == 20 and np.isfinite(curve["loss"]).all()
 
 

@@ -17,12 +17,12 @@ from thawline.options import (
     TransformOptions,
 )
 from thawline.thaw.freezing import find_stages, freeze_layers
-from thawline.training.ema import WeightAverage
+from thawline.training.ema import WeightEma
 from thawline.training.loop import TrainingResult, make_loss, make_optimizer, prepare, train
 
 MODEL = ModelOptions(backbone="helpers.networks:SmallNet", weights="none")
 STAGES = ["stem", "layer1", "layer2", "head"]
-OPTIONS = TrainingOptions(workers=0, precision="fp32", batch_size=8)
+OPTIONS = TrainingOptions(num_workers=0, precision="fp32", batch_size=8)
 
 trainable = st.one_of(
     st.just("all"),
@@ -126,7 +126,7 @@ def test_the_history_says_where_the_line_is_and_what_is_trained(splits: pd.DataF
     head = Phase(trainable={"last": 1}, epochs=1, lr=0.1)
     two = Phase(trainable={"last": 2}, epochs=1, lr=0.01, lr_decay=0.5)
     all_of_it = Phase(trainable="all", epochs=1, lr=0.001)
-    history = run(splits, head, two, all_of_it, warmup=0.0).history
+    history = run(splits, head, two, all_of_it, warmup_ratio=0.0).history
     assert history["phase"].tolist() == [1, 2, 3]
     assert history["thaw_line"].tolist() == ["flatten", "layer1_3", "images"]
     network, _ = build_network(MODEL, 2, 32, seed=0)
@@ -142,7 +142,7 @@ def test_a_phase_may_have_its_own_optimizer_schedule_and_patience(splits: pd.Dat
         trainable={"last": 1}, epochs=30, lr=1e-9, schedule="constant", optimizer="sgd", patience=2
     )
     thaw = Phase(trainable="all", epochs=2, lr=0.001)
-    history = run(splits, impatient, thaw, warmup=0.0).history
+    history = run(splits, impatient, thaw, warmup_ratio=0.0).history
     assert history["phase"].value_counts()[1] < 30
     assert history["phase"].value_counts()[2] == 2
     assert set(history["lr"].iloc[1:3]) == {1e-9}
@@ -158,7 +158,7 @@ def test_without_epochs_the_network_stays_as_it_was_loaded(splits: pd.DataFrame)
 
 def test_the_average_follows_the_weights_with_a_warm_up() -> None:
     weights = torch.zeros(3)
-    average = WeightAverage([weights], decay=0.9)
+    average = WeightEma([weights], decay=0.9)
     expected = torch.zeros(3)
     for update in range(1, 200):
         weights += 1
@@ -176,7 +176,7 @@ def test_with_an_average_the_network_ends_at_it(splits: pd.DataFrame) -> None:
     phases = [
         Phase(trainable={"last": last}, epochs=2, lr=0.01, batch_norm="eval") for last in (1, 2)
     ]
-    plain, averaged = run(splits, *phases), run(splits, *phases, ema=0.999)
+    plain, averaged = run(splits, *phases), run(splits, *phases, ema_decay=0.999)
     start = build_network(MODEL, 2, 32, seed=0)[0].state_dict()
     moved = {
         name: (averaged.last[name] - start[name]).norm() / (plain.last[name] - start[name]).norm()

@@ -14,10 +14,10 @@ from thawline.data.transforms import build_transforms
 from thawline.errors import DataError, ParameterError
 from thawline.networks.building import IMAGENET, build_network
 from thawline.options import EngineOptions, ModelOptions, Phase, TrainingOptions, TransformOptions
-from thawline.thaw.cache import ActivationStore
+from thawline.thaw.cache import ActivationCache
 from thawline.training import loop as training
 from thawline.training import ray_engine
-from thawline.training.state import TrainingStates
+from thawline.training.state import TrainingCheckpoints
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all
@@ -43,10 +43,10 @@ def arguments_of(splits: pd.DataFrame, folder: Path) -> dict[str, Any]:
         "network": build_network(model, 2, 32, 0)[0],
         "splits": splits,
         "transforms": build_transforms(TransformOptions(size=32), IMAGENET),
-        "options": TrainingOptions(workers=0, precision="fp32", batch_size=10, optimizer="sgd"),
+        "options": TrainingOptions(num_workers=0, precision="fp32", batch_size=10, optimizer="sgd"),
         "seed": 0,
         "views": 2,
-        "store": ActivationStore(folder / "store", 1),
+        "store": ActivationCache(folder / "store", 1),
     }
 
 
@@ -55,7 +55,7 @@ def test_two_workers_return_what_one_process_does(splits: pd.DataFrame, tmp_path
     arguments = arguments_of(splits, tmp_path / "ray")
     before = {name: tensor.clone() for name, tensor in arguments["network"].state_dict().items()}
     rows: list[dict[str, Any]] = []
-    states = TrainingStates(tmp_path / "states")
+    states = TrainingCheckpoints(tmp_path / "states")
     found = ray_engine.train(arguments, PHASES, ENGINE, states, lambda row, _: rows.append(row))
     alone = training.train(training.prepare(**arguments_of(splits, tmp_path / "alone")), PHASES)
 

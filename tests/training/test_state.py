@@ -22,22 +22,22 @@ from thawline.options import (
     TrainingOptions,
     TransformOptions,
 )
-from thawline.thaw.cache import ActivationStore
+from thawline.thaw.cache import ActivationCache
 from thawline.training import state as interruptions
 from thawline.training.loop import TrainingResult, prepare, train
-from thawline.training.state import TrainingStates
+from thawline.training.state import TrainingCheckpoints
 
 GRADUAL = tuple(
     Phase(trainable={"last": last}, epochs=2, lr=0.01, lr_decay=0.3) for last in (1, 2, 3, 4)
 )
-OPTIONS = {"workers": 0, "precision": "fp32", "batch_size": 8}
+OPTIONS = {"num_workers": 0, "precision": "fp32", "batch_size": 8}
 
 
 def run(
     splits: pd.DataFrame,
-    states: TrainingStates | None = None,
+    states: TrainingCheckpoints | None = None,
     phases: tuple[Phase, ...] = GRADUAL,
-    store: ActivationStore | None = None,
+    store: ActivationCache | None = None,
     mixup: float = 0,
     on_epoch: object = None,
     **options: object,
@@ -83,14 +83,14 @@ def assert_same(first: TrainingResult, second: TrainingResult) -> None:
 
 
 @pytest.fixture
-def states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingStates:
+def states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingCheckpoints:
     monkeypatch.setattr(interruptions, "LARGEST_SHARE", 1e9)  # every epoch is saved
-    return TrainingStates(tmp_path / "states")
+    return TrainingCheckpoints(tmp_path / "states")
 
 
 @pytest.mark.parametrize("after", range(1, 8))
 def test_a_training_interrupted_in_any_epoch_ends_with_the_same_bits(
-    splits: pd.DataFrame, states: TrainingStates, after: int
+    splits: pd.DataFrame, states: TrainingCheckpoints, after: int
 ) -> None:
     undisturbed = run(splits)
     with pytest.raises(Interrupted):
@@ -102,8 +102,8 @@ def test_a_training_interrupted_in_any_epoch_ends_with_the_same_bits(
     "options",
     [
         {"optimizer": "sgd", "schedule": "step", "step_epochs": 1},
-        {"ema": 0.9, "sampling": "balanced"},
-        {"mixup": 0.4, "clip_norm": 0.5, "accumulate": 2},
+        {"ema_decay": 0.9, "sampling": "balanced"},
+        {"mixup": 0.4, "clip_norm": 0.5, "gradient_accumulation_steps": 2},
         {"patience": 1, "monitor": "val_loss"},
         {"precision": "bf16"},
         {"precision": "fp16"},
@@ -111,7 +111,7 @@ def test_a_training_interrupted_in_any_epoch_ends_with_the_same_bits(
     ids=str,
 )
 def test_whatever_the_options_it_goes_on_exactly(
-    splits: pd.DataFrame, states: TrainingStates, options: dict
+    splits: pd.DataFrame, states: TrainingCheckpoints, options: dict
 ) -> None:
     undisturbed = run(splits, **options)
     reported = len(undisturbed.history)
@@ -122,7 +122,7 @@ def test_whatever_the_options_it_goes_on_exactly(
 
 
 def test_the_generator_of_an_apple_gpu_goes_on_too(
-    splits: pd.DataFrame, states: TrainingStates, monkeypatch: pytest.MonkeyPatch
+    splits: pd.DataFrame, states: TrainingCheckpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     restored: list[torch.Tensor] = []
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
@@ -135,7 +135,7 @@ def test_the_generator_of_an_apple_gpu_goes_on_too(
 
 
 def test_another_training_is_not_gone_on_with(
-    splits: pd.DataFrame, states: TrainingStates, caplog: pytest.LogCaptureFixture
+    splits: pd.DataFrame, states: TrainingCheckpoints, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(Interrupted):
         run(splits, states, on_epoch=interrupt(3))
@@ -149,7 +149,7 @@ def test_another_training_is_not_gone_on_with(
         assert_same(resumed, run(splits, **changed))
 
 
-def test_without_resume_it_starts_anew(splits: pd.DataFrame, states: TrainingStates) -> None:
+def test_without_resume_it_starts_anew(splits: pd.DataFrame, states: TrainingCheckpoints) -> None:
     with pytest.raises(Interrupted):
         run(splits, states, on_epoch=interrupt(3))
     epochs = []
@@ -158,7 +158,7 @@ def test_without_resume_it_starts_anew(splits: pd.DataFrame, states: TrainingSta
 
 
 def test_a_training_that_has_ended_is_not_repeated_until_it_is_forgotten(
-    splits: pd.DataFrame, states: TrainingStates, caplog: pytest.LogCaptureFixture
+    splits: pd.DataFrame, states: TrainingCheckpoints, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = run(splits, states)
     told = []
@@ -176,7 +176,7 @@ def test_a_training_that_has_ended_is_not_repeated_until_it_is_forgotten(
 @pytest.mark.parametrize(("damaged", "goes_on"), [(1, "after epoch 2"), (2, None)])
 def test_a_damaged_state_is_said_and_the_one_before_it_is_taken(
     splits: pd.DataFrame,
-    states: TrainingStates,
+    states: TrainingCheckpoints,
     caplog: pytest.LogCaptureFixture,
     damaged: int,
     goes_on: str | None,
@@ -196,7 +196,7 @@ def test_a_damaged_state_is_said_and_the_one_before_it_is_taken(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
 def test_a_full_disk_keeps_the_state_that_is_there(
-    splits: pd.DataFrame, states: TrainingStates, monkeypatch: pytest.MonkeyPatch
+    splits: pd.DataFrame, states: TrainingCheckpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The file to be written is a link to a device on which there is no room."""
     save = torch.save
@@ -218,14 +218,14 @@ def test_a_store_that_cannot_be_written_costs_only_time(
     splits: pd.DataFrame, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "store").write_text("in the way of the folder")
-    store = ActivationStore(tmp_path / "store", 1)
+    store = ActivationCache(tmp_path / "store", 1)
     assert_same(run(splits, store=store), run(splits))
     assert "The store cannot be written" in caplog.text
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_vanished_image_is_named_and_training_goes_on_when_it_is_back(
-    splits: pd.DataFrame, states: TrainingStates, tmp_path: Path, workers: int
+    splits: pd.DataFrame, states: TrainingCheckpoints, tmp_path: Path, workers: int
 ) -> None:
     undisturbed = run(splits)
     image = Path(splits.loc[splits["split"] == "train", "path"].iloc[0])
@@ -237,7 +237,7 @@ def test_a_vanished_image_is_named_and_training_goes_on_when_it_is_back(
 
     try:
         with pytest.raises(DataError, match=rf"{image}: .*FileNotFoundError.*training\.resume"):
-            run(splits, states, on_epoch=vanish, workers=workers)
+            run(splits, states, on_epoch=vanish, num_workers=workers)
         with pytest.raises(DataError, match=rf"{image}: "):
             run(splits, states, resume=True)
     finally:
@@ -246,11 +246,11 @@ def test_a_vanished_image_is_named_and_training_goes_on_when_it_is_back(
 
 
 def test_after_a_loss_that_is_not_finite_the_state_before_is_there(
-    splits: pd.DataFrame, states: TrainingStates
+    splits: pd.DataFrame, states: TrainingCheckpoints
 ) -> None:
     explodes = Phase(trainable="all", epochs=1, lr=1e30, optimizer="sgd")
     with pytest.raises(TrainingError, match=r"of epoch 3 \(phase 2\)"):
-        run(splits, states, phases=(GRADUAL[0], explodes), warmup=0)
+        run(splits, states, phases=(GRADUAL[0], explodes), warmup_ratio=0)
     _, file = sorted(states.folder.iterdir())
     assert len(torch.load(file, weights_only=True)["course"]["history"]) == 2
 
@@ -259,10 +259,10 @@ def test_saving_takes_little_of_the_time(
     splits: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saves = []
-    states = TrainingStates(tmp_path)
-    write = interruptions.write_whole
+    states = TrainingCheckpoints(tmp_path)
+    write = interruptions.write_atomic
     monkeypatch.setattr(
-        interruptions, "write_whole", lambda *a: (saves.append(1), time.sleep(0.1), write(*a))
+        interruptions, "write_atomic", lambda *a: (saves.append(1), time.sleep(0.1), write(*a))
     )
     run(splits, states)  # epochs of a few hundredths of a second
     assert len(saves) == 1
@@ -272,7 +272,7 @@ def _train_in_child(splits: pd.DataFrame, folder: Path, activations: Path) -> No
     logging.disable()
     interruptions.LARGEST_SHARE = 1e9
     (folder.parent / "began").touch()
-    run(splits, TrainingStates(folder), store=ActivationStore(activations, 1), resume=True)
+    run(splits, TrainingCheckpoints(folder), store=ActivationCache(activations, 1), resume=True)
 
 
 def test_sigkill_at_random_moments_changes_nothing(
@@ -305,6 +305,6 @@ def test_sigkill_at_random_moments_changes_nothing(
             phases.add(course["phase"])
             if len(course["history"]) == 8 or child.exitcode == 0:
                 file.unlink()  # it has come to its end: the next one starts from the beginning
-    states = TrainingStates(tmp_path / "states")
-    store = ActivationStore(tmp_path / "store", 1)
+    states = TrainingCheckpoints(tmp_path / "states")
+    store = ActivationCache(tmp_path / "store", 1)
     assert_same(run(splits, states, store=store, resume=True), undisturbed)

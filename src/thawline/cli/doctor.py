@@ -37,7 +37,7 @@ TIMEOUT = 3  # seconds, for a tracking server's answer
 State = Literal["ok", "warning", "problem"]
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """What a check found.
 
     Attributes:
@@ -51,7 +51,9 @@ class Finding(NamedTuple):
     message: str
 
 
-def examine(project: Path | None, env: str | None = None, params: str = "") -> Iterator[Finding]:
+def examine(
+    project: Path | None, env: str | None = None, params: str = ""
+) -> Iterator[CheckResult]:
     """Yield what all checks find, in the order in which it should be put right.
 
     Args:
@@ -62,7 +64,7 @@ def examine(project: Path | None, env: str | None = None, params: str = "") -> I
     versions = check_versions("thawline")
     yield from versions
     if any(finding.state == "problem" for finding in versions):
-        yield Finding("the rest", "warning", "not checked; put this right first and ask again")
+        yield CheckResult("the rest", "warning", "not checked; put this right first and ask again")
         return
     yield from check_extras("thawline")
     from thawline.options import TrainingOptions
@@ -70,12 +72,12 @@ def examine(project: Path | None, env: str | None = None, params: str = "") -> I
     if project is None:
         yield from check_device(TrainingOptions())
         missing = f"none in {Path.cwd()} or above it; go to the folder with Thawline's conf/"
-        yield Finding("project", "problem", missing)
+        yield CheckResult("project", "problem", missing)
         return
     yield from _examine_project(project, env, params)
 
 
-def _examine_project(project: Path, env: str | None, params: str) -> Iterator[Finding]:
+def _examine_project(project: Path, env: str | None, params: str) -> Iterator[CheckResult]:
     """Yield what the checks find of all that a project's configuration names."""
     from kedro.config import MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
@@ -96,9 +98,9 @@ def _examine_project(project: Path, env: str | None, params: str) -> Iterator[Fi
         YAMLError,
         ValueError,  # Kedro's, of a key that two files hold
     ) as error:
-        yield Finding("configuration", "problem", str(error))
+        yield CheckResult("configuration", "problem", str(error))
         return
-    yield Finding("configuration", "ok", f"{project / 'conf'}, environment {env or 'local'}")
+    yield CheckResult("configuration", "ok", f"{project / 'conf'}, environment {env or 'local'}")
     yield from check_device(parameters.training)
     size = parameters.transforms.size or USUAL_SIZE
     yield from check_shared_memory(parameters.training, size)
@@ -115,16 +117,16 @@ def _examine_project(project: Path, env: str | None, params: str) -> Iterator[Fi
         yield from check_runs(uri, experiment.get("name", "thawline"))
 
 
-def check_versions(package: str) -> list[Finding]:
+def check_versions(package: str) -> list[CheckResult]:
     """Return whether Python and all that an installed package requires are there, and fit."""
     try:
         needed = SpecifierSet(metadata(package)["Requires-Python"] or "")
     except PackageNotFoundError:
-        return [Finding("versions", "problem", f"{package} is not installed: pip install -e .")]
+        return [CheckResult("versions", "problem", f"{package} is not installed: pip install -e .")]
     python = platform.python_version()
     problems = []
     if not needed.contains(python):
-        problems.append(Finding("python", "problem", f"{python} is here, {needed} is needed"))
+        problems.append(CheckResult("python", "problem", f"{python} is here, {needed} is needed"))
     wanted = [Requirement(text) for text in requires(package) or []]
     problems += _unmet([r for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})])
     if not problems:
@@ -134,22 +136,22 @@ def check_versions(package: str) -> list[Finding]:
             for f in _unmet([r for r in pair if r.name == "torch"])
         ]
     shown = ", ".join(f"{name} {version(name)}" for name in SHOWN if not problems)
-    return problems or [Finding("versions", "ok", f"Python {python}, {shown}")]
+    return problems or [CheckResult("versions", "ok", f"Python {python}, {shown}")]
 
 
-def check_extras(package: str) -> list[Finding]:
+def check_extras(package: str) -> list[CheckResult]:
     """Return whether what `kedro run --pipeline=export` needs is installed."""
     wanted = [Requirement(text) for text in requires(package) or []]
     extra = [r for r in wanted if r.marker and r.marker.evaluate({"extra": "onnx"})]
     missing = _unmet([r for r in extra if not r.marker.evaluate({"extra": ""})])  # type: ignore[union-attr]
     if not missing:
-        return [Finding("extra onnx", "ok", "installed")]
+        return [CheckResult("extra onnx", "ok", "installed")]
     names = ", ".join(finding.name for finding in missing)
     advice = f"without {names}; pip install 'thawline[onnx]' if you want --pipeline=export"
-    return [Finding("extra onnx", "ok", advice)]
+    return [CheckResult("extra onnx", "ok", advice)]
 
 
-def check_device(options: TrainingOptions) -> list[Finding]:
+def check_device(options: TrainingOptions) -> list[CheckResult]:
     """Return what a training would compute on, and whether memory is short."""
     import joblib
     import psutil
@@ -160,23 +162,23 @@ def check_device(options: TrainingOptions) -> list[Finding]:
     try:
         accelerator = make_accelerator(options)
     except ThawlineError as error:
-        return [Finding("device", "problem", str(error))]
+        return [CheckResult("device", "problem", str(error))]
     device, dtype = accelerator.device, str(compute_dtype(accelerator)).removeprefix("torch.")
     cores = joblib.cpu_count()  # that affinity and the container allow
     free = psutil.virtual_memory().available
     name = f"{device.type}, {cores} cores"
     if device.type == "cuda":
         name = f"{torch.cuda.get_device_name()}, {torch.cuda.mem_get_info()[0] / 1e9:.1f} GB free"
-    found = [Finding("device", "ok", f"{name}; trains in {dtype}")]
+    found = [CheckResult("device", "ok", f"{name}; trains in {dtype}")]
     if free < LITTLE_MEMORY:
         advice = f"{free / 1e9:.1f} GB are free; close something, or lower training.batch_size"
-        return [*found, Finding("memory", "warning", advice)]
-    return [*found, Finding("memory", "ok", f"{free / 1e9:.1f} GB are free")]
+        return [*found, CheckResult("memory", "warning", advice)]
+    return [*found, CheckResult("memory", "ok", f"{free / 1e9:.1f} GB are free")]
 
 
 def check_shared_memory(
     options: TrainingOptions, size: int, folder: Path = SHARED
-) -> list[Finding]:
+) -> list[CheckResult]:
     """Return whether decoding processes have room to hand over their batches; nothing elsewhere.
 
     Args:
@@ -188,7 +190,7 @@ def check_shared_memory(
 
     from thawline.data.loading import MAX_WORKERS
 
-    workers = options.workers
+    workers = options.num_workers
     if workers is None:
         workers = min(joblib.cpu_count(), MAX_WORKERS)
     if not workers or not folder.is_dir():
@@ -196,15 +198,16 @@ def check_shared_memory(
     total = shutil.disk_usage(folder).total
     needed = (PREFETCHED * workers + 1) * options.batch_size * 3 * size**2
     if total >= needed:
-        return [Finding("shared memory", "ok", f"{total / 1e6:.0f} MB in {folder}")]
+        return [CheckResult("shared memory", "ok", f"{total / 1e6:.0f} MB in {folder}")]
     advice = (
         f"{total / 1e6:.0f} MB in {folder}, but {workers} decoding processes need"
-        f" {needed / 1e6:.0f} MB; start the container with --shm-size=1g, or lower training.workers"
+        f" {needed / 1e6:.0f} MB; start the container with --shm-size=1g, or lower"
+        f" training.num_workers"
     )
-    return [Finding("shared memory", "warning", advice)]
+    return [CheckResult("shared memory", "warning", advice)]
 
 
-def check_weights(options: ModelOptions) -> list[Finding]:
+def check_weights(options: ModelOptions) -> list[CheckResult]:
     """Return whether the weights that `model` names are on this machine."""
     from thawline.networks.building import find_weights, is_weights_file
     from thawline.networks.checkpoints import describe_checkpoint
@@ -215,25 +218,25 @@ def check_weights(options: ModelOptions) -> list[Finding]:
             described = describe_checkpoint(Path(weights).expanduser())
             if "imports" in described and not options.trust_pickle:
                 advice = f"{weights} is {described['kind']}; see thawline inspect {weights}"
-                return [Finding(name, "problem", advice)]
-            return [Finding(name, "ok", f"{weights}: {described['kind']}")]
+                return [CheckResult(name, "problem", advice)]
+            return [CheckResult(name, "ok", f"{weights}: {described['kind']}")]
         if weights == "none" or ":" in options.backbone:
-            return [Finding(name, "ok", f"none; {options.backbone} starts at random")]
+            return [CheckResult(name, "ok", f"none; {options.backbone} starts at random")]
         file, source = find_weights(options)
     except ThawlineError as error:
-        return [Finding(name, "problem", str(error))]
+        return [CheckResult(name, "problem", str(error))]
     if file is None:
         advice = (
             f"those of {options.backbone} are not here; the first run downloads them from {source}."
             " Without a network: download them elsewhere and give model.weights=FILE"
         )
-        return [Finding(name, "warning", advice)]
-    return [Finding(name, "ok", f"{options.backbone}: {file.name} in {file.parent}")]
+        return [CheckResult(name, "warning", advice)]
+    return [CheckResult(name, "ok", f"{options.backbone}: {file.name} in {file.parent}")]
 
 
 def check_data(
     options: DatasetOptions, seed: int, base: Path, packaged_folder: Path
-) -> list[Finding]:
+) -> list[CheckResult]:
     """Return whether there are images of every class, enough of them to split, and readable.
 
     Args:
@@ -249,14 +252,14 @@ def check_data(
     if library in ("sklearn", "torchvision") and not (packaged_folder / name).is_dir():
         if library == "torchvision":
             advice = f"{options.root} is not here; the first run downloads it to {packaged_folder}"
-            return [Finding("data", "warning", advice)]
+            return [CheckResult("data", "warning", advice)]
         if name == "digits":
-            return [Finding("data", "ok", f"{options.root} comes with scikit-learn")]
+            return [CheckResult("data", "ok", f"{options.root} comes with scikit-learn")]
     try:
-        manifest = find_images(options.root, base, packaged_folder, options.allow_outside)
+        manifest = find_images(options.root, base, packaged_folder, options.allow_external_paths)
         splits = split_dataset(manifest, options.fractions, seed)
     except (DataError, OSError) as error:
-        return [Finding("data", "problem", str(error))]
+        return [CheckResult("data", "problem", str(error))]
     counts = manifest["label"].value_counts()
     sizes = splits["split"].value_counts()
     parts = ", ".join(f"{sizes[split]} {split}" for split in ("train", "val", "test"))
@@ -264,24 +267,24 @@ def check_data(
     fewest = f"{counts.index[-1]} has {counts.iloc[-1]}, the fewest"
     if counts.iloc[-1] < FEW:
         few = f"{found} {fewest}: add images, or expect accuracies that are partly luck"
-        return [Finding("data", "warning", few), *_unreadable(manifest)]
-    return [Finding("data", "ok", f"{found} {fewest}"), *_unreadable(manifest)]
+        return [CheckResult("data", "warning", few), *_unreadable(manifest)]
+    return [CheckResult("data", "ok", f"{found} {fewest}"), *_unreadable(manifest)]
 
 
-def check_activations(folder: Path, max_gb: float) -> list[Finding]:
+def check_activations(folder: Path, max_gb: float) -> list[CheckResult]:
     """Return how large the store of activations is, and whether the disk holds what it may grow."""
-    from thawline.thaw.cache import ActivationStore
+    from thawline.thaw.cache import ActivationCache
 
-    used = ActivationStore(folder, max_gb).contents()["MB"].sum() / 1e3
+    used = ActivationCache(folder, max_gb).contents()["MB"].sum() / 1e3
     free = shutil.disk_usage(_existing(folder)).free / 1e9
     size = f"{used:.1f} of at most {max_gb:g} GB"
     if used + free < max_gb:
         advice = f"{size}, but only {free:.1f} GB are free on disk; lower activations.max_gb"
-        return [Finding("activations", "warning", advice)]
-    return [Finding("activations", "ok", size)]
+        return [CheckResult("activations", "warning", advice)]
+    return [CheckResult("activations", "ok", size)]
 
 
-def check_tracking(uri: str, project: Path) -> list[Finding]:
+def check_tracking(uri: str, project: Path) -> list[CheckResult]:
     """Return whether MLflow's store can be opened, and whether there is room for what runs log.
 
     Args:
@@ -289,13 +292,13 @@ def check_tracking(uri: str, project: Path) -> list[Finding]:
         project: folder that holds what runs log, as MLflow is configured here.
     """
     free = shutil.disk_usage(project).free
-    room = Finding("disk", "ok", f"{free / 1e9:.1f} GB are free in {project}")
+    room = CheckResult("disk", "ok", f"{free / 1e9:.1f} GB are free in {project}")
     if free < LITTLE_DISK:
         room = room._replace(state="warning", message=f"{room.message}; each run logs its model")
     return [_tracking_store(uri), room]
 
 
-def check_runs(uri: str, experiment: str) -> list[Finding]:
+def check_runs(uri: str, experiment: str) -> list[CheckResult]:
     """Return whether there are runs of an experiment that are said to run, but have no process.
 
     Args:
@@ -317,22 +320,22 @@ def check_runs(uri: str, experiment: str) -> list[Finding]:
     advice = (
         f"{names}: said to be running, but the process is gone; the next run marks it as KILLED"
     )
-    return [Finding("runs", "warning", advice)]
+    return [CheckResult("runs", "warning", advice)]
 
 
-def _tracking_store(uri: str) -> Finding:
+def _tracking_store(uri: str) -> CheckResult:
     scheme = uri.partition(":")[0]
     if scheme in ("http", "https"):
         return _server(uri)
     if scheme.startswith("databricks"):
-        return Finding("tracking", "warning", f"{uri} is not checked here")
+        return CheckResult("tracking", "warning", f"{uri} is not checked here")
     if "://" not in uri or scheme == "file":
         advice = f"MLflow no longer writes runs to a folder, {uri}; set sqlite:///mlflow.db"
-        return Finding("tracking", "problem", f"{advice} as server.mlflow_tracking_uri")
+        return CheckResult("tracking", "problem", f"{advice} as server.mlflow_tracking_uri")
     return _database(uri)
 
 
-def _server(uri: str) -> Finding:
+def _server(uri: str) -> CheckResult:
     import requests
     from urllib3.util import parse_url
 
@@ -341,13 +344,13 @@ def _server(uri: str) -> Finding:
         answer = requests.get(f"{uri.rstrip('/')}/health", timeout=TIMEOUT)
     except requests.RequestException as error:
         advice = f"{shown} does not answer ({type(error).__name__}); start it, or correct the URI"
-        return Finding("tracking", "problem", advice)
+        return CheckResult("tracking", "problem", advice)
     if not answer.ok:
-        return Finding("tracking", "problem", f"{shown} answers {answer.status_code}")
-    return Finding("tracking", "ok", f"{shown} answers")
+        return CheckResult("tracking", "problem", f"{shown} answers {answer.status_code}")
+    return CheckResult("tracking", "ok", f"{shown} answers")
 
 
-def _database(uri: str) -> Finding:
+def _database(uri: str) -> CheckResult:
     """Return whether a database can be opened and has the tables of the installed MLflow."""
     from alembic.migration import MigrationContext
     from alembic.script import ScriptDirectory
@@ -358,7 +361,9 @@ def _database(uri: str) -> Finding:
     try:
         url = make_url(uri)
     except SQLAlchemyError:
-        return Finding("tracking", "problem", "server.mlflow_tracking_uri is no URI of a database")
+        return CheckResult(
+            "tracking", "problem", "server.mlflow_tracking_uri is no URI of a database"
+        )
     shown = url.render_as_string(hide_password=True)
     if url.drivername == "sqlite" and not Path(url.database or "").exists():
         return _new_file(Path(url.database or ""))
@@ -369,25 +374,25 @@ def _database(uri: str) -> Finding:
     except (SQLAlchemyError, ImportError) as error:
         reason = _without(str(error).splitlines()[0], url.password)
         advice = f"{shown} cannot be opened: {reason}. Correct it in mlflow.yml, start the server"
-        return Finding("tracking", "problem", f"{advice}, or install its driver")
+        return CheckResult("tracking", "problem", f"{advice}, or install its driver")
     scripts = Path(_folder("mlflow"), "store", "db_migrations")
     wanted = ScriptDirectory(str(scripts)).get_current_head()
     if empty or found == wanted:
-        return Finding("tracking", "ok", shown)
+        return CheckResult("tracking", "ok", shown)
     advice = f"{shown} has tables of another MLflow ({found}, not {wanted}); make a copy, then"
-    return Finding("tracking", "problem", f"{advice} mlflow db upgrade URI")
+    return CheckResult("tracking", "problem", f"{advice} mlflow db upgrade URI")
 
 
-def _new_file(file: Path) -> Finding:
+def _new_file(file: Path) -> CheckResult:
     """Return whether SQLite can make a file."""
     folder = _existing(file.parent)
     if os.access(folder, os.W_OK):
-        return Finding("tracking", "ok", f"{file} is made by the first run")
+        return CheckResult("tracking", "ok", f"{file} is made by the first run")
     advice = f"{file} does not exist and {folder} cannot be written; set another URI in mlflow.yml"
-    return Finding("tracking", "problem", advice)
+    return CheckResult("tracking", "problem", advice)
 
 
-def _unreadable(manifest: Any) -> list[Finding]:
+def _unreadable(manifest: Any) -> list[CheckResult]:
     """Return a warning where some of the first images of the first classes cannot be decoded."""
     from thawline.data.screening import examine
     from thawline.options import ScreeningOptions
@@ -397,12 +402,12 @@ def _unreadable(manifest: Any) -> list[Finding]:
     found = (examine(path, ScreeningOptions()) for path in first)
     problems = [f"{facts.path}: {facts.detail}" for facts in found if facts.problem]
     if not problems:
-        return [Finding("images", "ok", f"the first {len(first)} that were tried can be read")]
+        return [CheckResult("images", "ok", f"the first {len(first)} that were tried can be read")]
     advice = f"{len(problems)} of {len(first)} that were tried cannot be read and will be left out"
-    return [Finding("images", "warning", f"{advice}, first {problems[0]}")]
+    return [CheckResult("images", "warning", f"{advice}, first {problems[0]}")]
 
 
-def _unmet(wanted: list[Requirement]) -> list[Finding]:
+def _unmet(wanted: list[Requirement]) -> list[CheckResult]:
     """Return a problem for each requirement that is not installed in a version that fits."""
     problems = []
     for requirement in wanted:
@@ -411,11 +416,11 @@ def _unmet(wanted: list[Requirement]) -> list[Finding]:
         try:
             found = version(name)
         except PackageNotFoundError:
-            problems.append(Finding(name, "problem", f"not installed: {repair}"))
+            problems.append(CheckResult(name, "problem", f"not installed: {repair}"))
             continue
         if not needed.contains(found, prereleases=True):
             message = f"{found} is here, {needed} is needed: {repair}"
-            problems.append(Finding(name, "problem", message))
+            problems.append(CheckResult(name, "problem", message))
     return problems
 
 

@@ -58,7 +58,9 @@ def main() -> None:
     metavar="PX",
     help="Side of the images; by default that of the pretrained weights.",
 )
-@click.option("--own-head", is_flag=True, help="As with model.head=own, for a network of your own.")
+@click.option(
+    "--own-head", is_flag=True, help="As with model.head=builtin, for a network of your own."
+)
 def stages(backbone: str, size: int | None, own_head: bool) -> None:
     """Show the stages of BACKBONE, which a strategy freezes or trains by name.
 
@@ -70,7 +72,7 @@ def stages(backbone: str, size: int | None, own_head: bool) -> None:
     from thawline.networks.stages import stage_table
     from thawline.options import ModelOptions
 
-    head = "own" if own_head else "linear"
+    head = "builtin" if own_head else "linear"
     options = ModelOptions(backbone=backbone, weights="none", head=head)
     try:
         size = size or pretrained_preprocessing(options).size
@@ -121,7 +123,7 @@ def activations(env: str | None, empty: bool) -> None:
     """
     from thawline.hooks.configuration import find_project, read_configuration
     from thawline.options import validate_parameters
-    from thawline.thaw.cache import ActivationStore
+    from thawline.thaw.cache import ActivationCache
 
     try:
         project = find_project()
@@ -129,7 +131,7 @@ def activations(env: str | None, empty: bool) -> None:
         max_gb = validate_parameters(configuration["parameters"]).activations.max_gb
     except ThawlineError as error:
         raise click.ClickException(str(error)) from error
-    store = ActivationStore(project / configuration["catalog"]["activations"]["filepath"], max_gb)
+    store = ActivationCache(project / configuration["catalog"]["activations"]["filepath"], max_gb)
     contents = store.contents()
     table = Table(*contents.columns)
     for row in contents.itertuples(index=False):

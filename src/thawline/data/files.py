@@ -13,7 +13,7 @@ from typing import Any
 FULL = re.compile("No space left on device|Disk quota exceeded|disk is full")
 
 
-def write_whole(target: Path, write: Callable[[Path], Any], previous: Path | None = None) -> None:
+def write_atomic(target: Path, write: Callable[[Path], Any], previous: Path | None = None) -> None:
     """Write a file that nobody ever sees unfinished, not even after the power failed.
 
     Args:

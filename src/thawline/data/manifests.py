@@ -50,13 +50,13 @@ class Table(NamedTuple):
     read: Callable[[str], Iterator[pa.Array]]
 
 
-def read_manifest(file: Path, allow_outside: bool) -> pd.DataFrame:
+def read_manifest(file: Path, allow_external_paths: bool) -> pd.DataFrame:
     """Return the manifest in a CSV or Parquet file; its paths are relative to the file's folder.
 
     Args:
         file: with the columns path, label and perhaps split and group; a Parquet file also with
             sha256, of each image's content, as 64 hexadecimal digits or 32 bytes.
-        allow_outside: whether it may name files outside of its folder.
+        allow_external_paths: whether it may name files outside of its folder.
 
     Returns:
         One row an image, sorted by path, which is absolute with all links followed. Label, split
@@ -80,7 +80,7 @@ def read_manifest(file: Path, allow_outside: bool) -> pd.DataFrame:
             raise DataError(
                 f"dataset.root: {file} names the split '{odd[0]}'; possible are train, val, test."
             )
-    paths, order = sort_texts(_read_paths(table, allow_outside))
+    paths, order = sort_texts(_read_paths(table, allow_external_paths))
     twice = first_repeated(paths)
     if twice is not None:
         raise DataError(f"dataset.root: {file} names the file '{twice}' more than once.")
@@ -146,12 +146,12 @@ def is_file(path: str | Path) -> bool:
 
 def is_increasing(texts: pa.ChunkedArray) -> bool:
     """Return whether each text comes after the one before it; then there is none twice."""
-    return all(pc.all(pc.less(*pair)).as_py() is not False for pair in _neighbours(texts))
+    return all(pc.all(pc.less(*pair)).as_py() is not False for pair in _neighbors(texts))
 
 
 def first_repeated(texts: pa.ChunkedArray) -> str | None:
     """Return the first of sorted texts that is the same as the one before it."""
-    for before, after in _neighbours(texts):
+    for before, after in _neighbors(texts):
         place = pc.index(pc.equal(before, after), True).as_py()
         if place >= 0:
             return str(after[place].as_py())
@@ -175,8 +175,8 @@ def _release() -> None:
     pa.default_memory_pool().release_unused()
 
 
-def _neighbours(texts: pa.ChunkedArray) -> Iterator[tuple[pa.Array, pa.Array]]:
-    """Yield pairs of arrays of neighbours: those within each chunk, and those across two."""
+def _neighbors(texts: pa.ChunkedArray) -> Iterator[tuple[pa.Array, pa.Array]]:
+    """Yield pairs of arrays of neighbors: those within each chunk, and those across two."""
     chunks = [chunk for chunk in texts.chunks if len(chunk)]
     for chunk in chunks:
         yield chunk[:-1], chunk[1:]
@@ -268,7 +268,7 @@ def _read_categories(table: Table, name: str) -> pd.Categorical:
     return categorical(texts for _, texts in _read_filled(table, name))
 
 
-def _read_paths(table: Table, allow_outside: bool) -> list[pa.Array]:
+def _read_paths(table: Table, allow_external_paths: bool) -> list[pa.Array]:
     """Return the absolute paths of the files, in batches, all links followed.
 
     Every file is looked at once, since nobody but the operating system knows whether it is there
@@ -284,7 +284,7 @@ def _read_paths(table: Table, allow_outside: bool) -> list[pa.Array]:
     with ThreadPoolExecutor(joblib.cpu_count()) as pool:
         for number, names in track(batches, "Looking for the images", total, transient=True):
             files, kinds = _follow(table, number, names, real_folder, pool)
-            if not allow_outside:
+            if not allow_external_paths:
                 _check_inside(table, number, names, files)
             missing = np.flatnonzero(kinds == ABSENT)
             if len(missing) and not absent:
@@ -373,7 +373,7 @@ def _check_inside(table: Table, number: int, names: pa.Array, files: pa.Array) -
         raise DataError(
             f"dataset.root: {table.file}, {table.row} {number + outside}: '{name}' is outside of"
             f" {folder} ({file}). Move the file or the table, or allow it with"
-            " dataset.allow_outside=true."
+            " dataset.allow_external_paths=true."
         )
 
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 from rich.progress import track
 
-from thawline.data.files import write_whole
+from thawline.data.files import write_atomic
 from thawline.data.shards import find_member
 from thawline.data.sources import FORMATS, find_bit_depth, is_deep, read_bytes, to_rgb
 from thawline.errors import DataError
@@ -36,7 +36,7 @@ STILL = ("JPEG", "MPO")
 # A JPEG is decoded at an eighth of its size: all its data are read all the same.
 SCALE = 1 / 16
 CHUNK = 64  # files that a thread takes at a time
-NAMED = 5  # files or pairs that a message names
+MAX_NAMES_IN_MESSAGE = 5  # files or pairs that a message names
 UNUSABLE = "\\udc"  # begins what stands for such a byte in a path, see thawline.data.sources
 SAME_IMAGE = ("exact", "near")  # kinds of pairs that count as one image in two splits
 QUARANTINE = ["path", "label", "problem", "detail", "kept"]
@@ -62,14 +62,14 @@ class Problem(StrEnum):
     UNUSABLE_NAME = "unusable_name"
     NAME_TOO_LONG = "name_too_long"
     VANISHED = "vanished"
-    CONTRADICTING_LABELS = "contradicting_labels"
+    CONTRADICTING_LABELS = "conflicting_labels"
     CLASS_TOO_SMALL = "class_too_small"
     WRONG_EXTENSION = "wrong_extension"
     DUPLICATE = "duplicate"
     CASE_CLASH = "case_clash"
 
 
-class Facts(NamedTuple):
+class FileRecord(NamedTuple):
     """What is known of a file; numbers are 0 and texts empty where it is not."""
 
     path: str
@@ -106,23 +106,23 @@ class ScreeningCache:
         """Take the file, which need not exist."""
         self.file = file
 
-    def read(self) -> dict[str, Facts]:
+    def read(self) -> dict[str, FileRecord]:
         """Return the facts by path: none where the file is missing or cannot be used."""
         try:
-            table = pd.read_parquet(self.file, columns=list(Facts._fields))
+            table = pd.read_parquet(self.file, columns=list(FileRecord._fields))
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, pa.ArrowException) as error:
             logger.warning("%s cannot be read and is made anew (%s)", self.file, error)
             return {}
-        columns = (table[name].tolist() for name in Facts._fields)
-        return {row[0]: Facts(*row) for row in zip(*columns, strict=True)}
+        columns = (table[name].tolist() for name in FileRecord._fields)
+        return {row[0]: FileRecord(*row) for row in zip(*columns, strict=True)}
 
-    def write(self, facts: Iterable[Facts]) -> None:
+    def write(self, facts: Iterable[FileRecord]) -> None:
         """Replace the facts."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        table = pd.DataFrame(facts, columns=list(Facts._fields))
-        write_whole(self.file, lambda path: table.to_parquet(path, index=False))
+        table = pd.DataFrame(facts, columns=list(FileRecord._fields))
+        write_atomic(self.file, lambda path: table.to_parquet(path, index=False))
 
 
 def screen_images(
@@ -174,12 +174,12 @@ def screen_images(
 
 
 def examine_all(
-    paths: Sequence[str], options: ScreeningOptions, known: Mapping[str, Facts]
-) -> list[Facts]:
+    paths: Sequence[str], options: ScreeningOptions, known: Mapping[str, FileRecord]
+) -> list[FileRecord]:
     """Return the facts of each file, in order; those `known` of unchanged files are taken over."""
     chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
 
-    def examine_chunk(chunk: Sequence[str]) -> list[Facts]:
+    def examine_chunk(chunk: Sequence[str]) -> list[FileRecord]:
         return [examine(path, options, known.get(path)) for path in chunk]
 
     with ThreadPoolExecutor(max_workers=joblib.cpu_count()) as pool, warnings.catch_warnings():
@@ -188,7 +188,7 @@ def examine_all(
         return list(chain(*track(found, "Opening images", len(chunks), transient=True)))
 
 
-def examine(path: str, options: ScreeningOptions, known: Facts | None = None) -> Facts:
+def examine(path: str, options: ScreeningOptions, known: FileRecord | None = None) -> FileRecord:
     """Return the facts of a file; whatever it is, nothing is raised.
 
     Args:
@@ -205,7 +205,7 @@ def examine(path: str, options: ScreeningOptions, known: Facts | None = None) ->
             facts = _decode(facts, options)
         problem = problem or _problem_of_size(facts, options)
     except OSError as error:  # the file is closed, away, or not there
-        facts, problem = Facts(path), _problem_of_access(path, error)
+        facts, problem = FileRecord(path), _problem_of_access(path, error)
     if problem is None or facts.problem:
         return facts
     return facts._replace(problem=problem[0].value, detail=problem[1])
@@ -218,7 +218,7 @@ def check_leakage(near_duplicates: pd.DataFrame, options: ScreeningOptions) -> N
     images that look alike.
 
     Args:
-        near_duplicates: as `near_duplicates.find_in_two_splits` returns it.
+        near_duplicates: as `near_duplicates.find_cross_split_duplicates` returns it.
         options: whether it is an error.
 
     Raises:
@@ -231,9 +231,9 @@ def check_leakage(near_duplicates: pd.DataFrame, options: ScreeningOptions) -> N
     pairs = [
         f"  {row.path} ({row.label}) is in {row.other_split} as {row.other_path}"
         f" ({row.other_label}), {row.kind}"
-        for row in leaks.head(NAMED).itertuples()
+        for row in leaks.head(MAX_NAMES_IN_MESSAGE).itertuples()
     ]
-    more = [f"  and {len(leaks) - NAMED} more"] * (len(leaks) > NAMED)
+    more = [f"  and {len(leaks) - MAX_NAMES_IN_MESSAGE} more"] * (len(leaks) > MAX_NAMES_IN_MESSAGE)
     message = "\n".join(
         [f"{len(leaks)} image(s) of the test split are in another split too:", *pairs, *more]
     )
@@ -245,21 +245,21 @@ def check_leakage(near_duplicates: pd.DataFrame, options: ScreeningOptions) -> N
     logger.warning("%s", message)
 
 
-def _remembered(known: Facts) -> bool:
+def _remembered(known: FileRecord) -> bool:
     """Return whether what is known was found by decoding the file."""
     return bool(known.sha256) and known.problem in REMEMBERED
 
 
-def _look_at(path: str) -> tuple[int, Facts]:
+def _look_at(path: str) -> tuple[int, FileRecord]:
     """Return the mode of a file and what its folder says of it; that of a shard for a member."""
     if member := find_member(path):
-        return stat.S_IFREG, Facts(path, member.size, member.mtime_ns)
+        return stat.S_IFREG, FileRecord(path, member.size, member.mtime_ns)
     status = os.stat(path)  # noqa: PTH116 - 5 times as fast as Path.stat, for 50,000 files
-    return status.st_mode, Facts(path, status.st_size, status.st_mtime_ns)
+    return status.st_mode, FileRecord(path, status.st_size, status.st_mtime_ns)
 
 
 def _problem_from_outside(
-    facts: Facts, mode: int, options: ScreeningOptions
+    facts: FileRecord, mode: int, options: ScreeningOptions
 ) -> tuple[Problem, str] | None:
     """Return what is wrong with a file that need not be opened to see it."""
     if stat.S_ISDIR(mode):
@@ -283,7 +283,7 @@ def _problem_of_folder(path: Path) -> tuple[Problem, str]:
     return Problem.PERMISSION_DENIED, "the folder cannot be listed"
 
 
-def _problem_of_size(facts: Facts, options: ScreeningOptions) -> tuple[Problem, str] | None:
+def _problem_of_size(facts: FileRecord, options: ScreeningOptions) -> tuple[Problem, str] | None:
     """Return whether an image has too many or too few pixels."""
     size = f"{facts.width} x {facts.height} px"
     if facts.width * facts.height > options.max_megapixels * 1e6:
@@ -310,7 +310,7 @@ def _problem_of_access(path: str, error: OSError) -> tuple[Problem, str]:
     return reasons.get(error.errno or 0, Problem.UNREADABLE), error.strerror or str(error)
 
 
-def _decode(facts: Facts, options: ScreeningOptions) -> Facts:
+def _decode(facts: FileRecord, options: ScreeningOptions) -> FileRecord:
     """Return the facts of a file with those that its content tells.
 
     Raises:
@@ -359,14 +359,15 @@ def _judge_contradictions(table: pd.DataFrame, options: ScreeningOptions) -> pd.
     """Return the table with a problem for each copy of an image that is in several classes."""
     good = table[table["problem"] == ""]
     contradicted = good[good.groupby("sha256")["label"].transform("nunique") > 1]
-    if contradicted.empty or options.contradictions == "keep":
+    if contradicted.empty or options.conflicting_labels == "keep":
         return table
     table = table.copy()
     for _, copies in contradicted.groupby("sha256"):
         classes = ", ".join(sorted(copies["label"].unique()))
         table.loc[copies.index, "problem"] = Problem.CONTRADICTING_LABELS.value
         table.loc[copies.index, "detail"] = (
-            f"copies of it are in the classes {classes}; screening.contradictions=keep takes all"
+            f"copies of it are in the classes {classes}; screening.conflicting_labels=keep"
+            f" takes all"
         )
     return table
 
@@ -452,8 +453,13 @@ def _others(rows: pd.DataFrame, key: pd.Series) -> pd.Series:
 def _stopped(quarantine: pd.DataFrame) -> str:
     """Return the message of a run that stops: how many for which reason, and the first of them."""
     counts = quarantine["problem"].value_counts()
-    named = [f"  {r.path}: {r.problem}, {r.detail}" for r in quarantine.head(NAMED).itertuples()]
-    more = [f"  and {len(quarantine) - NAMED} more"] * (len(quarantine) > NAMED)
+    named = [
+        f"  {r.path}: {r.problem}, {r.detail}"
+        for r in quarantine.head(MAX_NAMES_IN_MESSAGE).itertuples()
+    ]
+    more = [f"  and {len(quarantine) - MAX_NAMES_IN_MESSAGE} more"] * (
+        len(quarantine) > MAX_NAMES_IN_MESSAGE
+    )
     reasons = ", ".join(f"{count} {problem}" for problem, count in counts.items())
     return "\n".join(
         [

@@ -79,7 +79,7 @@ def read_member(place: Place) -> bytes:
     return content
 
 
-def find_labelled(shard: str, extensions: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+def find_labeled(shard: str, extensions: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """Yield the path and the label of each image in a shard.
 
     What belongs together has the same key, the name up to the first dot of its last part: KEY.jpg

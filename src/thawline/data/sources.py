@@ -53,7 +53,7 @@ Source = str | os.PathLike[str] | bytes
 
 
 def find_images(
-    root: str, base: Path, packaged_folder: Path, allow_outside: bool = False
+    root: str, base: Path, packaged_folder: Path, allow_external_paths: bool = False
 ) -> pd.DataFrame:
     """Return the manifest of a data set: path, label and, if the data brings them, split and group.
 
@@ -62,7 +62,7 @@ def find_images(
             Parquet file for `manifests.read_manifest`; `torchvision:NAME`; `sklearn:digits`.
         base: folder that a relative `root` is relative to.
         packaged_folder: where data sets of a package are downloaded to and written as image files.
-        allow_outside: whether such a file may name images outside of the folder that it lies in.
+        allow_external_paths: whether such a file may name images outside of its folder.
 
     Returns:
         One row per image, sorted by path; paths are absolute. `attrs` names the folder that they
@@ -83,7 +83,7 @@ def find_images(
     if path.is_dir():
         manifest = _scan_folder(path)
     elif path.is_file() and path.suffix.lower() in TABLES:
-        manifest = manifests.read_manifest(path, allow_outside)
+        manifest = manifests.read_manifest(path, allow_external_paths)
     else:
         raise _no_data(root, path)
     is_relative = folder.is_relative_to(base.resolve()) or not Path(root).expanduser().is_absolute()
@@ -359,7 +359,7 @@ def _scan_shards(files: Sequence[Path]) -> pd.DataFrame:
     """Return the manifest of shards; its labels are categories."""
     paths, labels = [], []
     for file in track(files, "Reading shards", transient=True):
-        rows = list(shards.find_labelled(file.as_posix(), IMG_EXTENSIONS))
+        rows = list(shards.find_labeled(file.as_posix(), IMG_EXTENSIONS))
         paths.append(pa.array([_as_text(path) for path, _ in rows], pa.large_string()))
         labels.append(pa.array([label for _, label in rows], pa.large_string()))
     if not any(map(len, paths)):
@@ -449,10 +449,10 @@ def _digits() -> list[tuple[str, Image.Image]]:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    grey = (digits.images * (255 / 16)).round().astype(np.uint8)  # the values go from 0 to 16
+    gray = (digits.images * (255 / 16)).round().astype(np.uint8)  # the values go from 0 to 16
     return [
         (f"{label}/{idx:04d}", Image.fromarray(pixels))
-        for idx, (pixels, label) in enumerate(zip(grey, digits.target, strict=True))
+        for idx, (pixels, label) in enumerate(zip(gray, digits.target, strict=True))
     ]
 
 

@@ -66,7 +66,7 @@ def build_transforms(
         seed: of the random views.
 
     Raises:
-        ParameterError: when the centre crop would be larger than the resized image.
+        ParameterError: when the center crop would be larger than the resized image.
     """
     own = {name: getattr(options, name) for name in Preprocessing.model_fields}
     changes = {name: value for name, value in own.items() if value is not None}
@@ -75,7 +75,7 @@ def build_transforms(
     preprocessing = pretrained.model_copy(update=changes)
     if preprocessing.resize < preprocessing.size:
         raise ParameterError(
-            f"transforms.resize: {preprocessing.resize} px is smaller than the centre crop of"
+            f"transforms.resize: {preprocessing.resize} px is smaller than the center crop of"
             f" {preprocessing.size} px (transforms.size, from the weights where null)."
         )
     return Transforms(preprocessing, options, seed)
@@ -102,7 +102,7 @@ def training_view(source: Source, transforms: Transforms, seed: int) -> Tensor:
     with open_image(source) as file, torch.random.fork_rng(devices=[]):
         width, height = upright_size(file)
         torch.default_generator.manual_seed(seed)  # the CPU's alone; 0.4 ms cheaper
-        crop = v2.RandomResizedCrop(size, scale=(options.crop_scale, 1.0))
+        crop = v2.RandomResizedCrop(size, scale=(options.min_crop_scale, 1.0))
         box = crop.make_params([torch.empty(0, height, width)])
         scale = size / min(box["height"], box["width"])
         image = to_rgb(file, scale, preprocessing.bit_depth)
@@ -116,7 +116,7 @@ def training_view(source: Source, transforms: Transforms, seed: int) -> Tensor:
 
 
 def evaluation_view(source: Source, preprocessing: Preprocessing) -> Tensor:
-    """Return the image resized and cropped at its centre, (3, size, size) uint8 RGB.
+    """Return the image resized and cropped at its center, (3, size, size) uint8 RGB.
 
     Raises:
         OSError: when the file cannot be read or is not an image.
@@ -143,7 +143,7 @@ def evaluation_view(source: Source, preprocessing: Preprocessing) -> Tensor:
     return transform(image)
 
 
-def normalise(views: Tensor, preprocessing: Preprocessing) -> Tensor:
+def normalize(views: Tensor, preprocessing: Preprocessing) -> Tensor:
     """Return views (N, 3, size, size) uint8 as the network sees them: float32, channels last."""
     views = views.contiguous(memory_format=torch.channels_last)  # while a value is one byte
     images = functional.to_dtype(views, torch.float32, scale=True)

@@ -7,11 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from thawline.datasets.tool_dataset import ToolDataset
-from thawline.thaw.cache import ActivationStore
+from thawline.datasets.tool_dataset import ResourceDataset
+from thawline.thaw.cache import ActivationCache
 
 
-class ActivationStoreDataset(ToolDataset[Callable[[float], ActivationStore]]):
+class ActivationCacheDataset(ResourceDataset[Callable[[float], ActivationCache]]):
     """Loads a function from `activations.max_gb` to the store in a folder.
 
     The store grows while a node trains, so it is not saved when the node has ended.
@@ -21,9 +21,9 @@ class ActivationStoreDataset(ToolDataset[Callable[[float], ActivationStore]]):
         """Take the folder."""
         self._filepath, self.metadata = Path(filepath), metadata
 
-    def load(self) -> Callable[[float], ActivationStore]:
-        """Return `ActivationStore` with its folder filled in."""
-        return partial(ActivationStore, self._filepath)
+    def load(self) -> Callable[[float], ActivationCache]:
+        """Return `ActivationCache` with its folder filled in."""
+        return partial(ActivationCache, self._filepath)
 
     def _exists(self) -> bool:
         return self._filepath.is_dir()

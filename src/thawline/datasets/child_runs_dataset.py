@@ -8,13 +8,13 @@ from typing import Any
 
 import mlflow
 
-from thawline.datasets.tool_dataset import ToolDataset
+from thawline.datasets.tool_dataset import ResourceDataset
 
 SetTags = Callable[[dict[str, Any]], Any]
 OpenRun = Callable[[str, dict[str, Any], dict[str, Any]], AbstractContextManager[SetTags]]
 
 
-class ChildRunsDataset(ToolDataset[OpenRun]):
+class ChildRunsDataset(ResourceDataset[OpenRun]):
     """Loads a function (name, parameters, tags) that opens a child of the active MLflow run.
 
     What is tracked inside its `with` block goes to the child, which fails where the block does, and

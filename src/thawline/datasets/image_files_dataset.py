@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from thawline.data.sources import name_files
-from thawline.datasets.tool_dataset import ToolDataset
+from thawline.datasets.tool_dataset import ResourceDataset
 
 
-class ImageFilesDataset(ToolDataset[Callable[..., list[str]]]):
+class ImageFilesDataset(ResourceDataset[Callable[..., list[str]]]):
     """Loads a function from `explain.images` to absolute paths."""
 
     def __init__(self, path: str, metadata: dict[str, Any] | None = None) -> None:

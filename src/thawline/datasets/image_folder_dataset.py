@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from thawline.data.sources import find_files
-from thawline.datasets.tool_dataset import ToolDataset
+from thawline.datasets.tool_dataset import ResourceDataset
 
 
-class ImageFolderDataset(ToolDataset[Callable[[str], list[str]]]):
+class ImageFolderDataset(ResourceDataset[Callable[[str], list[str]]]):
     """Loads a function from `predict.root` to the files there."""
 
     def __init__(self, path: str, metadata: dict[str, Any] | None = None) -> None:

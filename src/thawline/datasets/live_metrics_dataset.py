@@ -7,10 +7,10 @@ from typing import Any
 
 import mlflow
 
-from thawline.datasets.tool_dataset import ToolDataset
+from thawline.datasets.tool_dataset import ResourceDataset
 
 
-class LiveMetricsDataset(ToolDataset[Callable[[dict[str, Any], int], None]]):
+class MetricLoggerDataset(ResourceDataset[Callable[[dict[str, Any], int], None]]):
     """Loads a function (metrics, step) that writes to the active MLflow run, if there is one.
 
     A node that trains for an hour would otherwise show its curves only when it has ended. Metrics

@@ -8,7 +8,7 @@ from typing import Any
 
 from kedro.io import AbstractVersionedDataset, Version
 
-from thawline.data.files import write_whole
+from thawline.data.files import write_atomic
 from thawline.serving.onnx import OnnxModel
 
 MODEL_FILE = "model.onnx"
@@ -39,8 +39,10 @@ class OnnxDataset(AbstractVersionedDataset[OnnxModel, OnnxModel]):
         folder = Path(self._get_save_path())
         folder.mkdir(parents=True)
         text = json.dumps(data.description, indent=2, ensure_ascii=False)
-        write_whole(folder / MODEL_FILE, lambda file: file.write_bytes(data.model))
-        write_whole(folder / DESCRIPTION_FILE, lambda file: file.write_text(text, encoding="utf-8"))
+        write_atomic(folder / MODEL_FILE, lambda file: file.write_bytes(data.model))
+        write_atomic(
+            folder / DESCRIPTION_FILE, lambda file: file.write_text(text, encoding="utf-8")
+        )
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._filepath), "version": self._version}

@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 
 from thawline.data.sources import find_images
-from thawline.datasets.tool_dataset import ToolDataset
+from thawline.datasets.tool_dataset import ResourceDataset
 
 
-class RawImagesDataset(ToolDataset[Callable[..., pd.DataFrame]]):
+class RawImagesDataset(ResourceDataset[Callable[..., pd.DataFrame]]):
     """Loads a function from `dataset.root` to the manifest of the images there.
 
     Like a PartitionedDataset it loads something to call, so that the node decides by its parameters

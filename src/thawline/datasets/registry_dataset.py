@@ -17,7 +17,7 @@ from filelock import FileLock
 from mlflow.exceptions import MlflowException
 
 from thawline.datasets.served_model_dataset import CLASSIFIER
-from thawline.datasets.tool_dataset import ToolDataset
+from thawline.datasets.tool_dataset import ResourceDataset
 from thawline.errors import ParameterError, ThawlineError, TrackingError
 from thawline.networks.checkpoints import DESCRIPTION_FILE
 from thawline.networks.classifier import Classifier, load_classifier, read_seen
@@ -308,7 +308,7 @@ class Registry:
 OpenRegistry = Callable[[str | None, ModelOptions], Registry]
 
 
-class RegistryDataset(ToolDataset[OpenRegistry]):
+class RegistryDataset(ResourceDataset[OpenRegistry]):
     """Loads a function from `registry.name` and the run's model options to the `Registry`."""
 
     def __init__(

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from thawline.data.screening import ScreeningCache
-from thawline.datasets.tool_dataset import ToolDataset
+from thawline.datasets.tool_dataset import ResourceDataset
 
 
-class ScreeningCacheDataset(ToolDataset[ScreeningCache]):
+class ScreeningCacheDataset(ResourceDataset[ScreeningCache]):
     """Loads a `ScreeningCache` that keeps its table in a Parquet file."""
 
     def __init__(self, filepath: str, metadata: dict[str, Any] | None = None) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 from optuna.storages import BaseStorage
 
-from thawline.datasets.tool_dataset import ToolDataset
+from thawline.datasets.tool_dataset import ResourceDataset
 from thawline.sweep.storage import open_storage
 
 
-class SweepStorageDataset(ToolDataset[Callable[[str | None], BaseStorage]]):
+class SweepStorageDataset(ResourceDataset[Callable[[str | None], BaseStorage]]):
     """Loads a function from `sweep.storage`, a URL or None, to Optuna's storage.
 
     Without a URL it is an SQLite file, which several processes of one machine may share.

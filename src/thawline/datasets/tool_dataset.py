@@ -9,7 +9,7 @@ from kedro.io import AbstractDataset, DatasetError
 Tool = TypeVar("Tool")
 
 
-class ToolDataset(AbstractDataset[None, Tool]):
+class ResourceDataset(AbstractDataset[None, Tool]):
     """Loads something to call or to ask; whatever is written, is written through that."""
 
     def save(self, data: None) -> None:

@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from thawline.datasets.tool_dataset import ToolDataset
-from thawline.training.state import TrainingStates
+from thawline.datasets.tool_dataset import ResourceDataset
+from thawline.training.state import TrainingCheckpoints
 
 
-class TrainingStateDataset(ToolDataset[TrainingStates]):
+class TrainingCheckpointsDataset(ResourceDataset[TrainingCheckpoints]):
     """Loads the states in a folder, which are forgotten when the whole run has ended well."""
 
     def __init__(self, filepath: str, metadata: dict[str, Any] | None = None) -> None:
         """Take the folder."""
         self._filepath, self.metadata = Path(filepath), metadata
-        self._states = TrainingStates(self._filepath)
+        self._states = TrainingCheckpoints(self._filepath)
 
-    def load(self) -> TrainingStates:
+    def load(self) -> TrainingCheckpoints:
         """Return the states in the folder."""
         return self._states
 

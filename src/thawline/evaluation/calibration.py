@@ -10,7 +10,7 @@ from scipy.special import log_softmax, softmax
 from thawline.evaluation.metrics import as_arrays, probability_columns
 
 BINS = 15  # of equal width from 0 to 1, as in Guo et al. 2017
-COLDEST, HOTTEST = 0.02, 50.0  # temperatures that are looked at
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.02, 50.0  # temperatures that are looked at
 # Standard deviation of the logarithm of temperatures before any image is seen: most networks need
 # one between 0.6 and 1.6. Hundreds of images outweigh it; without it, a few dozen that are all
 # classified correctly would say that the classifier is never wrong.
@@ -82,7 +82,9 @@ def fit_temperature(predictions: pd.DataFrame) -> float:
         likelihood = float(chosen[np.arange(len(truth)), truth].sum())
         return log_temperature**2 / (2 * PRIOR**2) - likelihood
 
-    found = minimize_scalar(loss, bounds=np.log([COLDEST, HOTTEST]), method="bounded")
+    found = minimize_scalar(
+        loss, bounds=np.log([MIN_TEMPERATURE, MAX_TEMPERATURE]), method="bounded"
+    )
     return float(np.exp(found.x))
 
 

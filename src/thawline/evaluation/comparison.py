@@ -18,16 +18,16 @@ from thawline.evaluation.metrics import PROBABILITY, probability_columns
 from thawline.evaluation.significance import (
     CONFIDENCE,
     SIGNIFICANT,
-    correct_for_several,
+    holm_correction,
     paired_test,
 )
 
-TEN = 10  # seconds from which a decimal tells nothing
+DECIMALS_BELOW_SECONDS = 10  # seconds from which a decimal tells nothing
 MISSING = "-"
 
 
 @dataclass(frozen=True)
-class Finished:
+class TrainingOutcome:
     """What one training of one strategy came to.
 
     Attributes:
@@ -58,7 +58,7 @@ class Comparison(NamedTuple):
         table: a row a strategy, best first: strategy, seeds (their number), test_accuracy (mean
             over seeds) with test_accuracy_low and test_accuracy_high (95 % interval: Student's t
             over seeds, with one seed the interval of `evaluation.score`), test_loss (nats),
-            train_accuracy (of the epochs that were kept), generalisation_gap (train_accuracy -
+            train_accuracy (of the epochs that were kept), generalization_gap (train_accuracy -
             test_accuracy), seconds (means over seeds), trainable_parameters (in the phase with
             most). Training accuracy is that of augmented views in training mode, as the epoch went
             on, so the gap may be negative.
@@ -82,7 +82,7 @@ class Comparison(NamedTuple):
         return {"verdict": self.verdict, **rows}
 
 
-def compare(trials: Sequence[Finished]) -> Comparison:
+def compare(trials: Sequence[TrainingOutcome]) -> Comparison:
     """Return the strategies side by side, and whether the best really beats the next.
 
     Equal test accuracies are ordered by seconds. Where the predictions have groups, their images
@@ -103,15 +103,15 @@ def compare(trials: Sequence[Finished]) -> Comparison:
     return Comparison(table, pairs, _judge(table, pairs))
 
 
-def group_by_strategy(trials: Sequence[Finished]) -> dict[str, list[Finished]]:
+def group_by_strategy(trials: Sequence[TrainingOutcome]) -> dict[str, list[TrainingOutcome]]:
     """Return the trainings of each strategy, by seed."""
-    groups: dict[str, list[Finished]] = {}
+    groups: dict[str, list[TrainingOutcome]] = {}
     for trial in sorted(trials, key=lambda trial: trial.seed):
         groups.setdefault(trial.strategy, []).append(trial)
     return groups
 
 
-def pool_confusion(trials: Sequence[Finished]) -> pd.DataFrame:
+def pool_confusion(trials: Sequence[TrainingOutcome]) -> pd.DataFrame:
     """Return counts, a row a true and a column a predicted class, summed over trainings."""
     columns = probability_columns(trials[0].predictions)
     names = [name.removeprefix(PROBABILITY) for name in columns]
@@ -134,7 +134,7 @@ def console_table(table: pd.DataFrame) -> Table:
             f"{low:.1f} {high:.1f}",
             f"{row['test_loss']:.3f}",
             _or_missing(f"{100 * row['train_accuracy']:.1f}"),
-            _or_missing(f"{100 * row['generalisation_gap']:+.1f}"),
+            _or_missing(f"{100 * row['generalization_gap']:+.1f}"),
             f"{row['seconds']:,.0f}",
             f"{row['trainable_parameters']:,}",
         )
@@ -154,14 +154,14 @@ def format_points(difference: float, low: float, high: float) -> str:
 
 def format_seconds(seconds: float) -> str:
     """Return a time as it is printed: `7.1 s`, `62 s`."""
-    return f"{seconds:.1f} s" if seconds < TEN else f"{seconds:,.0f} s"
+    return f"{seconds:.1f} s" if seconds < DECIMALS_BELOW_SECONDS else f"{seconds:,.0f} s"
 
 
 def _or_missing(text: str) -> str:
     return MISSING if "nan" in text else text
 
 
-def _check(trials: Sequence[Finished]) -> None:
+def _check(trials: Sequence[TrainingOutcome]) -> None:
     if not trials:
         raise DataError("A comparison needs at least one finished training, found none.")
     keys = [(trial.strategy, trial.seed) for trial in trials]
@@ -181,18 +181,18 @@ def _check(trials: Sequence[Finished]) -> None:
             )
 
 
-def _images(trial: Finished) -> pd.DataFrame:
+def _images(trial: TrainingOutcome) -> pd.DataFrame:
     """Return path, label and, if the data have groups, group of the test images."""
     return trial.predictions.reindex(columns=["path", "label", "group"])
 
 
-def _correct(trials: Sequence[Finished]) -> np.ndarray:
+def _correct(trials: Sequence[TrainingOutcome]) -> np.ndarray:
     """Return whether each training (seeds, images) was right."""
     tables = (trial.predictions for trial in trials)
     return np.stack([(table["label"] == table["prediction"]).to_numpy() for table in tables])
 
 
-def _row(strategy: str, trials: Sequence[Finished]) -> dict[str, Any]:
+def _row(strategy: str, trials: Sequence[TrainingOutcome]) -> dict[str, Any]:
     # Rounded, so that the order in which seeds are added up does not part equals.
     accuracy = round(float(np.mean([trial.metrics["test_accuracy"] for trial in trials])), 12)
     low, high = _interval([trial.metrics for trial in trials])
@@ -206,7 +206,7 @@ def _row(strategy: str, trials: Sequence[Finished]) -> dict[str, Any]:
         "test_accuracy_high": high,
         "test_loss": float(np.mean([trial.metrics["test_loss"] for trial in trials])),
         "train_accuracy": train,
-        "generalisation_gap": train - accuracy,
+        "generalization_gap": train - accuracy,
         "seconds": float(np.mean([trial.seconds for trial in trials])),
         "trainable_parameters": 0 if parameters.empty else int(parameters.max()),
     }
@@ -220,7 +220,7 @@ def _interval(metrics: list[dict[str, float]]) -> tuple[float, float]:
     return float(max(0, np.mean(values) - half)), float(min(1, np.mean(values) + half))
 
 
-def _train_accuracy(trial: Finished) -> float:
+def _train_accuracy(trial: TrainingOutcome) -> float:
     """Return that of the epoch that was kept, NaN where there was none."""
     kept = trial.history["epoch"] == trial.best_epoch
     return float(trial.history.loc[kept, "train_accuracy"].mean())
@@ -234,7 +234,7 @@ def _compare_with_best(
     pairs = pd.DataFrame(
         rows, columns=["best", "strategy", "difference", "low", "high", "p_value"]
     ).astype({"p_value": float})
-    return pairs.assign(p_holm=correct_for_several(pairs["p_value"].to_numpy()))
+    return pairs.assign(p_holm=holm_correction(pairs["p_value"].to_numpy()))
 
 
 def _judge(table: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Any]:

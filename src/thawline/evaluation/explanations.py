@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from thawline.data.sources import describe_problem
-from thawline.data.transforms import Preprocessing, evaluation_view, normalise
+from thawline.data.transforms import Preprocessing, evaluation_view, normalize
 from thawline.errors import DataError, ParameterError
 from thawline.evaluation.metrics import as_arrays, worst_mistakes
 from thawline.networks.classifier import Classifier, probabilities
@@ -27,7 +27,7 @@ STEPS = 32  # of the path that integrated gradients follow
 AT_ONCE = 8  # of these steps
 
 
-class Explained(NamedTuple):
+class Explanations(NamedTuple):
     """Images, what a classifier says of them, and what in them speaks for that.
 
     Attributes:
@@ -63,7 +63,7 @@ def explain(
     images: pd.DataFrame,
     method: AttributionMethod,
     training: TrainingOptions,
-) -> Explained:
+) -> Explanations:
     """Return what the classifier says of images, and what in each speaks for it; in fp32.
 
     Args:
@@ -79,14 +79,14 @@ def explain(
     device = make_accelerator(training).device
     network = copy.deepcopy(classifier.network).eval().to(device)
     views = torch.stack([_view(path, classifier.preprocessing) for path in images["path"]])
-    inputs = normalise(views.to(device), classifier.preprocessing)
+    inputs = normalize(views.to(device), classifier.preprocessing)
     with torch.inference_mode():
         answers = torch.cat([probabilities(network(image[None])).cpu() for image in inputs])
     top, idx = answers.max(dim=1)
     table = images[["path", "label"]].reset_index(drop=True)
     table["prediction"] = [classifier.class_names[i] for i in idx]
     table["probability"] = top.tolist()
-    return Explained(table, views, attribute(network, inputs, idx.tolist(), method).cpu())
+    return Explanations(table, views, attribute(network, inputs, idx.tolist(), method).cpu())
 
 
 def attribute(
@@ -97,12 +97,12 @@ def attribute(
     All works on a copy of the network. `grad_cam` (Selvaraju et al. 2017, arXiv:1610.02391) is
     coarse, the last spatial stage's maps weighted by their gradients; `guided_grad_cam` multiplies
     it by the size of guided backpropagation's gradient, in a network without ReLU the plain one;
-    `integrated_gradients` (Sundararajan et al. 2017, arXiv:1703.01365) go from the mean colour to
-    the image. The latter two are added up over the colours; what speaks against the class is 0.
+    `integrated_gradients` (Sundararajan et al. 2017, arXiv:1703.01365) go from the mean color to
+    the image. The latter two are added up over the colors; what speaks against the class is 0.
 
     Args:
         network: from images to logits (N, C).
-        images: (N, 3, size, size) float32, normalised, on the network's device.
+        images: (N, 3, size, size) float32, normalized, on the network's device.
         targets: index of a class for each image.
         method: how.
 
@@ -142,7 +142,7 @@ def find_spatial_module(network: nn.Module, image: Tensor) -> str:
 
     Args:
         network: in evaluation mode, without operations in place.
-        image: (1, 3, size, size), normalised.
+        image: (1, 3, size, size), normalized.
 
     Raises:
         ParameterError: when there is none.

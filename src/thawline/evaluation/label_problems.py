@@ -1,4 +1,4 @@
-"""Find images that are probably labelled wrongly, or out of place."""
+"""Find images that are probably labeled wrongly, or out of place."""
 
 from __future__ import annotations
 
@@ -93,14 +93,14 @@ def _folds(labels: np.ndarray, groups: np.ndarray, repeat: int, seed: int) -> St
 def find_outliers(splits: pd.DataFrame, features: np.ndarray) -> pd.DataFrame:
     """Return the images that are like no others, the oddest first.
 
-    Odd is an image whose cosine distance to its ten nearest neighbours is far out of what is usual:
+    Odd is an image whose cosine distance to its ten nearest neighbors is far out of what is usual:
     more than three interquartile ranges above the upper quartile.
 
     Returns:
-        path, split, label and distance, the mean to the neighbours (0: the same, 1: unrelated).
+        path, split, label and distance, the mean to the neighbors (0: the same, 1: unrelated).
     """
-    neighbours = min(NEIGHBOURS, len(splits) - 1)
-    index = NearestNeighbors(n_neighbors=neighbours, metric="cosine").fit(features)
+    neighbors = min(NEIGHBOURS, len(splits) - 1)
+    index = NearestNeighbors(n_neighbors=neighbors, metric="cosine").fit(features)
     distances = index.kneighbors()[0].mean(axis=1)
     lower, upper = np.percentile(distances, [25, 75])
     table = splits[["path", "split", "label"]].assign(distance=distances)

@@ -20,7 +20,7 @@ from torchmetrics.functional.classification import (
 
 from thawline.data.loading import View, ViewLoader
 from thawline.data.splitting import class_names
-from thawline.data.transforms import Transforms, normalise
+from thawline.data.transforms import Transforms, normalize
 from thawline.errors import DataError
 from thawline.evaluation.significance import accuracy_interval
 from thawline.networks.classifier import Classifier, probabilities
@@ -40,7 +40,7 @@ def make_infer(classifier: Classifier, training: TrainingOptions) -> Callable[[T
 
     @torch.inference_mode()
     def infer(views: Tensor) -> Tensor:
-        images = normalise(views.to(device, non_blocking=True), classifier.preprocessing)
+        images = normalize(views.to(device, non_blocking=True), classifier.preprocessing)
         return probabilities(network(images)).cpu()
 
     return infer
@@ -74,7 +74,7 @@ def predict_split(
     views = [View(path) for path in rows["path"]]
     batches = [views[start : start + batch_size] for start in range(0, len(views), batch_size)]
     transforms = Transforms(preprocessing, TransformOptions())
-    loader = ViewLoader(transforms, training.workers, pin_memory)
+    loader = ViewLoader(transforms, training.num_workers, pin_memory)
     decoded = track(
         loader.load(batches), f"Predicting the {split} split", len(batches), transient=True
     )

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from thawline.data.transforms import Transforms
 from thawline.networks.stages import HEAD, Stage, find_stages, stage_table
 from thawline.options import Phase, TrainingOptions
-from thawline.thaw.cache import ActivationStore
+from thawline.thaw.cache import ActivationCache
 from thawline.thaw.freezing import freeze_layers, freeze_report
-from thawline.thaw.line import lies_below
+from thawline.thaw.line import modules_below_line
 from thawline.thaw.probing import compute_features, line_of_stages
 from thawline.training.loop import image_set
 
 MOST_IMAGES = 256  # of the validation split that representations are compared on
-FROZEN, PARTLY, TRAINED = "frozen", "partly", "trained"
+FROZEN, PARTLY, TRAINING_GROUPS = "frozen", "partly", "trained"
 
 
 def describe_stages(
@@ -44,7 +44,7 @@ def describe_stages(
     for number, phase in reversed([*enumerate(phases, start=1)]):
         rows = report[report["phase"] == number].set_index("stage").loc[table["stage"]]
         table[f"phase_{number}"] = [
-            FROZEN if not trainable else TRAINED if trainable == parameters else PARTLY
+            FROZEN if not trainable else TRAINING_GROUPS if trainable == parameters else PARTLY
             for trainable, parameters in rows[["trainable", "parameters"]].to_numpy()
         ]
         freeze_layers(network, phase)
@@ -61,7 +61,7 @@ def weight_change(
     splits: pd.DataFrame,
     transforms: Transforms,
     options: TrainingOptions,
-    store: ActivationStore | None = None,
+    store: ActivationCache | None = None,
 ) -> pd.DataFrame:
     """Return how far training moved each stage, a row a stage from the input on.
 
@@ -70,7 +70,7 @@ def weight_change(
         relative_l2: norm of the change of all its parameters, in units of their norm before. The
             head is new, so its change is that from its random beginning.
         statistics_l2: the same of running means and variances of its batch norm; empty without.
-        cka: linear centred kernel alignment (Kornblith et al. 2019, arXiv:1905.00414) of what the
+        cka: linear centerd kernel alignment (Kornblith et al. 2019, arXiv:1905.00414) of what the
             stage yields before and after, averaged over positions, for at most 256 images of the
             validation split; 1 is the same representation but for rotation and scale. Empty for the
             head, and for a stage without modules.
@@ -107,7 +107,7 @@ def weight_change(
 
 
 def linear_cka(first: Tensor, second: Tensor) -> float:
-    """Return the linear centred kernel alignment of two sets of features of the same images.
+    """Return the linear centerd kernel alignment of two sets of features of the same images.
 
     Kornblith et al. 2019, arXiv:1905.00414: from 0 to 1, and exactly 1 for equal features.
 
@@ -119,8 +119,8 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
         return 1.0
     grams = []
     for features in (first, second):
-        centred = features.double() - features.double().mean(dim=0)
-        grams.append(centred @ centred.T)
+        centerd = features.double() - features.double().mean(dim=0)
+        grams.append(centerd @ centerd.T)
     norms = grams[0].norm() * grams[1].norm()
     return float((grams[0] * grams[1]).sum() / norms) if norms else 0.0
 
@@ -137,7 +137,7 @@ def line_places(table: pd.DataFrame) -> dict[int, float]:
 
 def _below(network: nn.Module, crossing: Sequence[str]) -> list[float]:
     """Return for each stage the share of the modules in it that lie below a thaw line."""
-    used = lies_below(network, crossing)
+    used = modules_below_line(network, crossing)
     shares = []
     for stage in find_stages(network).values():
         inside = [below for name, below in used.items() if _is_in(name, stage)]
@@ -189,7 +189,7 @@ def _alignments(
     splits: pd.DataFrame,
     transforms: Transforms,
     options: TrainingOptions,
-    store: ActivationStore | None,
+    store: ActivationCache | None,
 ) -> dict[str, float]:
     """Return the CKA of each stage that has modules, but the head."""
     val_set = image_set(splits, "val", torch.device("cpu"))

@@ -162,13 +162,13 @@ def paired_test(correct_a: np.ndarray, correct_b: np.ndarray, groups: Groups = N
     ]
     variance = sum(part for part, _ in parts)
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
-    centre, error = padded.mean(), np.sqrt(variance)
+    center, error = padded.mean(), np.sqrt(variance)
     half = student.ppf((1 + CONFIDENCE) / 2, freedom) * error
     return PairedTest(
         difference=float(difference),
-        low=float(max(-1, centre - half)),
-        high=float(min(1, centre + half)),
-        p_value=float(2 * student.sf(abs(centre) / error, freedom)),
+        low=float(max(-1, center - half)),
+        high=float(min(1, center + half)),
+        p_value=float(2 * student.sf(abs(center) / error, freedom)),
     )
 
 
@@ -188,7 +188,7 @@ def _scatter(correct: np.ndarray, group: np.ndarray) -> float:
     return max(0.0, by_training.var(ddof=1) - noise) / len(units)
 
 
-def correct_for_several(p_values: np.ndarray) -> np.ndarray:
+def holm_correction(p_values: np.ndarray) -> np.ndarray:
     """Return p-values (tests,) corrected for their number by Holm's method (1979)."""
     order = np.argsort(p_values, kind="stable")
     steps = p_values[order] * np.arange(len(order), 0, -1)

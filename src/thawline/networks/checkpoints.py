@@ -36,7 +36,7 @@ DEPTH = 3  # wrappers in wrappers; a pickle can contain itself
 LEGACY_PICKLES = 4  # torch.save before 1.6: magic number, protocol, system, content
 ARCHIVE = b"PK\x03\x04"  # torch.save since 1.6
 # What tensors themselves need in a file of the older format.
-HARMLESS = re.compile(
+SAFE_GLOBALS = re.compile(
     r"torch\.\w+|torch\.(_utils|_tensor|storage)\.\w+|collections\.OrderedDict|argparse\.Namespace"
     r"|numpy\.(dtype|_?core\.multiarray\.scalar)|_codecs\.encode"
 )
@@ -172,7 +172,7 @@ def unsafe_globals(path: Path) -> list[str]:
     with path.open("rb") as file, contextlib.suppress(*UNREADABLE):
         for _ in range(LEGACY_PICKLES):
             names.update(_imports(file))
-    return sorted(name for name in names if not HARMLESS.fullmatch(name))
+    return sorted(name for name in names if not SAFE_GLOBALS.fullmatch(name))
 
 
 def _imports(file: BinaryIO) -> Iterator[str]:

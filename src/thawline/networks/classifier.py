@@ -19,13 +19,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from thawline.data.files import write_whole
+from thawline.data.files import write_atomic
 from thawline.data.sources import Source, describe_problem, image_size
-from thawline.data.transforms import Preprocessing, evaluation_view, normalise
+from thawline.data.transforms import Preprocessing, evaluation_view, normalize
 from thawline.errors import CheckpointError, DataError, ThawlineError
 from thawline.networks.building import build_network
 from thawline.networks.checkpoints import DESCRIPTION_FILE, SEEN_FILE, WEIGHTS_FILE
-from thawline.options import ModelOptions, Options
+from thawline.options import RENAMED, ModelOptions, Options
 
 FORMAT = 3
 WRITER = "thawline"  # key in the metadata of the weights, by which a copy is recognized
@@ -37,7 +37,7 @@ class Classifier:
     """A network and what belongs to it.
 
     Attributes:
-        network: from normalised images (N, 3, size, size) to logits (N, classes).
+        network: from normalized images (N, 3, size, size) to logits (N, classes).
         class_names: in the order of the network's outputs.
         preprocessing: what the network expects of an image.
         model: how the network is built.
@@ -66,7 +66,7 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
     unfinished.mkdir(parents=True)
     try:
         written_by = {WRITER: version(WRITER)}
-        write_whole(
+        write_atomic(
             unfinished / WEIGHTS_FILE,
             lambda file: save_model(classifier.network, str(file), written_by),
         )
@@ -137,8 +137,9 @@ def load_classifier(folder: Path, own: ModelOptions | None = None) -> Classifier
         raise
     except Exception as error:  # whatever a constructor may raise for arguments from elsewhere
         raise CheckpointError(
-            f"'{folder}': {model.backbone} cannot be made with {model.arguments}"
-            f" ({type(error).__name__}: {error}). Correct model.arguments in {DESCRIPTION_FILE}."
+            f"'{folder}': {model.backbone} cannot be made with {model.backbone_kwargs}"
+            f" ({type(error).__name__}: {error}). Correct model.backbone_kwargs in"
+            f" {DESCRIPTION_FILE}."
         ) from error
     try:
         load_model(network, folder / WEIGHTS_FILE)
@@ -196,7 +197,12 @@ def _check_factory(folder: Path, model: ModelOptions, own: ModelOptions | None) 
 
 def _model_options(description: dict[str, Any]) -> ModelOptions:
     """Return how the network is built, from the JSON of any format so far."""
-    options = dict(description["model"])
+    options = {
+        RENAMED.get(f"model.{name}", name).removeprefix("model."): value
+        for name, value in description["model"].items()
+    }
+    if options["head"] == "own":
+        options["head"] = "builtin"
     if description["format"] == 1 and options["head"] == "linear":
         options["head_dropout"] = None  # was the mlp's alone, but written for both
     return ModelOptions(**options)
@@ -256,7 +262,7 @@ def classify(
     for start in range(0, len(images), batch_size):
         batch = enumerate(images[start : start + batch_size], start + 1)
         views = torch.stack([_view(image, number, preprocessing) for number, image in batch])
-        logits = network(normalise(views, preprocessing))
+        logits = network(normalize(views, preprocessing))
         answers.append(rank(probabilities(logits), classifier.class_names, top_k))
     return pd.concat(answers, ignore_index=True)
 

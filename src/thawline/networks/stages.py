@@ -17,7 +17,9 @@ from thawline.networks.building import head_name
 
 HEAD = "head"
 LARGE = 0.8  # a module with more of the backbone's parameters is looked into for its stages
-ALIKE = 3  # so many modules of one class side by side are the stages, however large the last is
+MIN_SIBLINGS = (
+    3  # so many modules of one class side by side are the stages, however large the last is
+)
 MANY = 10  # with more modules than that side by side, each is a block and no stage
 SHRINKING = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)  # with a stride
 
@@ -133,7 +135,7 @@ def _units(network: nn.Module, head: str) -> Units:
             return units
         name, largest = max(layered, key=lambda unit: _size(unit[1]))
         alike = sum(type(module) is type(largest) for _, module in layered)
-        is_stage = alike >= ALIKE and not isinstance(largest, nn.ModuleList)
+        is_stage = alike >= MIN_SIBLINGS and not isinstance(largest, nn.ModuleList)
         if is_stage or _size(largest) <= LARGE * sum(_size(module) for _, module in layered):
             return units
         position = units.index((name, largest))

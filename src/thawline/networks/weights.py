@@ -21,7 +21,7 @@ KeptRows = tuple[str, ...] | Literal["all"]
 
 
 @dataclass(frozen=True)
-class OldHead:
+class PretrainedHead:
     """The classifier that pretrained weights came with.
 
     Attributes:
@@ -84,7 +84,7 @@ class LoadReport:
 
 def load_backbone(
     network: nn.Module, head_name: str, checkpoint: Checkpoint, min_loaded: float
-) -> tuple[LoadReport, OldHead]:
+) -> tuple[LoadReport, PretrainedHead]:
     """Load the backbone's tensors of a checkpoint into `network`; its head is left as it is.
 
     Tensors are converted to the network's types. A first convolution for another number of channels
@@ -131,7 +131,7 @@ def load_backbone(
     _check_loaded(network, report, min_loaded)
     network.load_state_dict(fitting, strict=False)
     old = {name.removeprefix(f"{head_name}."): tensor for name, tensor in head.items()}
-    return report, OldHead(old, checkpoint.class_names)
+    return report, PretrainedHead(old, checkpoint.class_names)
 
 
 def match_names(names: Iterable[str], wanted: Iterable[str], head_name: str) -> dict[str, str]:
@@ -159,7 +159,7 @@ def match_names(names: Iterable[str], wanted: Iterable[str], head_name: str) -> 
 
 
 @torch.no_grad()
-def keep_rows(head: nn.Linear, old: OldHead, class_names: Sequence[str]) -> KeptRows:
+def keep_rows(head: nn.Linear, old: PretrainedHead, class_names: Sequence[str]) -> KeptRows:
     """Copy the weights of the classes that both heads have, and return these classes' names.
 
     Where the old head's classes are not known, it is kept whole ("all") if it has as many.
@@ -194,7 +194,7 @@ def keep_rows(head: nn.Linear, old: OldHead, class_names: Sequence[str]) -> Kept
     return kept
 
 
-def keep_whole(head: nn.Module, old: OldHead, class_names: Sequence[str]) -> KeptRows:
+def keep_whole(head: nn.Module, old: PretrainedHead, class_names: Sequence[str]) -> KeptRows:
     """Load the old head into one of the same kind, if it has the same shapes and classes.
 
     Args:

@@ -42,13 +42,32 @@ AttributionMethod = Literal["grad_cam", "guided_grad_cam", "integrated_gradients
 
 AUTO = "auto"  # the strategy that is chosen by the data
 # What the result of a training depends on, besides the images.
-TRAINED = (
+TRAINING_GROUPS = (
     "seed", "strategy", "strategies", "transforms", "augmentation", "model", "auto", "training",
 )  # fmt: skip
 # Parameters of earlier versions, by dotted name: why each is gone, and what to do.
 REMOVED = {
     "evaluation.bootstrap_samples": "the interval of the accuracy is computed without resampling,"
     " from the test images and their groups. Leave it out.",
+}
+
+
+# Parameters and values with a new name.
+RENAMED = {
+    "augmentation.views": "augmentation.views_per_image",
+    "compare.seeds": "compare.num_seeds",
+    "dataset.allow_outside": "dataset.allow_external_paths",
+    "lr_find.high": "lr_find.end_lr",
+    "lr_find.low": "lr_find.start_lr",
+    "model.arguments": "model.backbone_kwargs",
+    "model.keep_head_rows": "model.reuse_head",
+    "screening.contradictions": "screening.conflicting_labels",
+    "sweep.minutes": "sweep.timeout_minutes",
+    "training.accumulate": "training.gradient_accumulation_steps",
+    "training.ema": "training.ema_decay",
+    "training.warmup": "training.warmup_ratio",
+    "training.workers": "training.num_workers",
+    "transforms.crop_scale": "transforms.min_crop_scale",
 }
 
 
@@ -82,7 +101,7 @@ class DatasetOptions(Options):
         description="a folder per class, a folder with train/ val/ test/, a folder of tar shards, "
         "a CSV or Parquet file, torchvision:NAME or sklearn:digits",
     )
-    allow_outside: bool = Field(
+    allow_external_paths: bool = Field(
         False,
         description="a CSV or Parquet file may name images outside of the folder that it lies in",
     )
@@ -98,7 +117,7 @@ class ScreeningOptions(Options):
     on_problem: Literal["quarantine", "error"] = Field(
         "quarantine", description="set such files aside in a table, or stop the run"
     )
-    contradictions: Literal["drop", "keep"] = Field(
+    conflicting_labels: Literal["drop", "keep"] = Field(
         "drop", description="all copies of an image that stands in several classes"
     )
     near_duplicates: Literal["group", "report", "off"] = Field(
@@ -133,7 +152,7 @@ class TransformOptions(Options):
     """Preprocessing and augmentation; null takes what the weights were trained with."""
 
     size: PositiveInt | None = Field(None, description="px, side of the square network input")
-    resize: PositiveInt | None = Field(None, description="px, shorter side before the centre crop")
+    resize: PositiveInt | None = Field(None, description="px, shorter side before the center crop")
     interpolation: Interpolation | None = Field(None, description="of every resize")
     mean: Channels | None = Field(None, description="per channel, of values from 0 to 1")
     std: Channels | None = Field(None, description="per channel, of values from 0 to 1")
@@ -142,7 +161,7 @@ class TransformOptions(Options):
         description="of the values in grayscale files of more than 8 bits; auto: 16 for integers, "
         "and floats are from 0 to 1",
     )
-    crop_scale: float = Field(
+    min_crop_scale: float = Field(
         0.08, gt=0, le=1, description="smallest share of the image's area a training crop keeps"
     )
     rotation: float = Field(15, ge=0, le=180, description="degrees, at most, to either side")
@@ -153,14 +172,14 @@ class TransformOptions(Options):
         if self.std is not None and min(self.std) <= 0:
             raise ValueError("std must be greater than 0 for every channel")
         if self.size and self.resize and self.resize < self.size:
-            raise ValueError("resize must not be smaller than size: the centre crop would not fit")
+            raise ValueError("resize must not be smaller than size: the center crop would not fit")
         return self
 
 
 class AugmentationOptions(Options):
     """How many random views of each training image there are, and whether they are mixed."""
 
-    views: PositiveInt | None = Field(
+    views_per_image: PositiveInt | None = Field(
         4, description="random views of each image, in turn; null: a new one in every epoch"
     )
     mixup: NonNegativeFloat = Field(
@@ -184,7 +203,7 @@ class ModelOptions(Options):
         min_length=1,
         description="default, none, a name of torchvision's weights enum, or a file",
     )
-    arguments: dict[str, Any] = Field({}, description="keyword arguments of the constructor")
+    backbone_kwargs: dict[str, Any] = Field({}, description="keyword arguments of the constructor")
     trust_pickle: bool = Field(
         False, description="let a file of weights run the code in it (whole pickled networks)"
     )
@@ -195,24 +214,31 @@ class ModelOptions(Options):
     min_loaded: Probability = Field(
         0.95, description="share of the backbone's tensors that a file of weights must bring"
     )
-    head: Literal["linear", "mlp", "own"] = Field(
-        "linear", description="the new classifier; own: the one your own network builds"
+    head: Literal["linear", "mlp", "builtin"] = Field(
+        "linear", description="the new classifier; builtin: the one that your own network builds"
     )
     head_hidden: PositiveInt = Field(256, description="units of the mlp's hidden layer")
     head_dropout: Probability | None = Field(
         None, description="dropout probability of the new head; null: 0.4 for mlp, 0 for linear"
     )
-    keep_head_rows: bool = Field(
+    reuse_head: bool = Field(
         True, description="keep the old head's weights of classes that the new one has too"
     )
     log_probabilities: bool = Field(False, description="LogSoftmax with NLLLoss")
 
+    @field_validator("head", mode="before")
+    @classmethod
+    def _own_is_builtin(cls, head: Any) -> Any:
+        if head == "own":
+            raise ValueError("own: renamed to builtin")
+        return head
+
     @model_validator(mode="after")
     def _own_head_is_left_alone(self) -> ModelOptions:
-        if self.head == "own" and self.head_dropout is not None:
+        if self.head == "builtin" and self.head_dropout is not None:
             raise ValueError(
                 f"head_dropout: {self.head_dropout:g} cannot be put into a head of your own; leave"
-                " it null and let your network's constructor take it from model.arguments"
+                " it null and let your network's constructor take it from model.backbone_kwargs"
             )
         return self
 
@@ -283,14 +309,14 @@ class TrainingOptions(Options):
     )
     lr: PositiveFloat | None = Field(None, description="of every phase, instead of its own")
     batch_size: PositiveInt = Field(32, description="images a step")
-    accumulate: PositiveInt = Field(1, description="batches before the optimizer moves")
+    gradient_accumulation_steps: PositiveInt = Field(1, description="batches per optimizer step")
     optimizer: Optimizer = "adamw"
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
     weight_decay: NonNegativeFloat = 0.01
     decay_all: bool = Field(
         False, description="weight decay also acts on biases, norms and position embeddings"
     )
-    warmup: float = Field(0.1, ge=0, lt=1, description="share of a phase's steps")
+    warmup_ratio: float = Field(0.1, ge=0, lt=1, description="share of a phase's steps")
     schedule: Schedule = "cosine"
     step_epochs: PositiveInt = Field(10, description="epochs between two drops of the rate")
     step_factor: float = Field(0.1, gt=0, lt=1, description="what a drop multiplies it by")
@@ -299,7 +325,7 @@ class TrainingOptions(Options):
     sampling: Literal["shuffled", "balanced"] = Field(
         "shuffled", description="every image once an epoch, or every class equally often"
     )
-    ema: Fraction | None = Field(
+    ema_decay: Fraction | None = Field(
         None, description="decay a step of the moving average of the weights; null: no average"
     )
     clip_norm: PositiveFloat | None = Field(None, description="largest gradient norm")
@@ -314,7 +340,9 @@ class TrainingOptions(Options):
         description="auto: bf16 if the hardware has it, else fp32; fp16 scales the loss, for GPUs "
         "without bf16",
     )
-    workers: int | None = Field(None, ge=0, description="decoding processes; null: one per core")
+    num_workers: int | None = Field(
+        None, ge=0, description="decoding processes; null: one per core"
+    )
 
 
 class ActivationOptions(Options):
@@ -328,14 +356,14 @@ class ActivationOptions(Options):
 class LrFindOptions(Options):
     """The sweep of the learning rate."""
 
-    low: PositiveFloat = Field(1e-5, description="first learning rate of the head")
-    high: PositiveFloat = Field(1.0, description="last learning rate of the head")
+    start_lr: PositiveFloat = Field(1e-5, description="first learning rate of the head")
+    end_lr: PositiveFloat = Field(1.0, description="last learning rate of the head")
     steps: int = Field(100, ge=20, description="updates from the one to the other")
 
     @model_validator(mode="after")
     def _in_order(self) -> LrFindOptions:
-        if self.low >= self.high:
-            raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
+        if self.start_lr >= self.end_lr:
+            raise ValueError(f"start_lr ({self.start_lr:g}) must be below end_lr ({self.end_lr:g})")
         return self
 
 
@@ -378,7 +406,7 @@ class SweepOptions(Options):
     trials: PositiveInt | None = Field(
         20, description="that the study has in the end, earlier ones included; null: no bound"
     )
-    minutes: PositiveFloat | None = Field(
+    timeout_minutes: PositiveFloat | None = Field(
         None, description="after which this command begins no further trial; null: no bound"
     )
     sampler: Literal["tpe", "random"] = "tpe"
@@ -395,8 +423,8 @@ class SweepOptions(Options):
 
     @model_validator(mode="after")
     def _ends(self) -> SweepOptions:
-        if self.trials is None and self.minutes is None:
-            raise ValueError("trials and minutes are both null; give one of them")
+        if self.trials is None and self.timeout_minutes is None:
+            raise ValueError("trials and timeout_minutes are both null; give one of them")
         return self
 
 
@@ -415,7 +443,7 @@ class CompareOptions(Options):
         min_length=1,
         description="names of strategies; on the command line separated by blanks",
     )
-    seeds: PositiveInt = Field(
+    num_seeds: PositiveInt = Field(
         3, description="trainings of each strategy: with seed, seed + 1, … on the same splits"
     )
 
@@ -569,14 +597,16 @@ class Parameters(Options):
             problems.append(
                 f"strategies.{AUTO}: this name stands for the choice by data; take another one"
             )
-        if self.seed + self.compare.seeds > LARGEST_SEED + 1:
+        if self.seed + self.compare.num_seeds > LARGEST_SEED + 1:
             problems.append(
-                f"compare.seeds: {self.compare.seeds} from seed {self.seed} on go beyond the"
+                f"compare.num_seeds: {self.compare.num_seeds} from seed {self.seed} on go"
+                f" beyond the"
                 f" largest possible, {LARGEST_SEED}; lower seed"
             )
-        if self.model.head == "own" and ":" not in self.model.backbone:
+        if self.model.head == "builtin" and ":" not in self.model.backbone:
             problems.append(
-                f"model.head: own needs a network of your own, and {self.model.backbone} comes from"
+                f"model.head: builtin needs a network of your own, and {self.model.backbone}"
+                f" comes from"
                 " a library; give model.backbone=package.module:Factory, or model.head=linear or"
                 " mlp"
             )
@@ -599,7 +629,7 @@ class Parameters(Options):
 
         By dotted name; for instance `sweep` is not among it.
         """
-        groups = {*TRAINED, "dataset", "screening", "evaluation"} - {"strategies"}
+        groups = {*TRAINING_GROUPS, "dataset", "screening", "evaluation"} - {"strategies"}
         tree, default = (
             dict(flatten(parameters.model_dump(mode="json", include=groups)))
             for parameters in (self, Parameters(strategies=self.strategies))
@@ -669,6 +699,8 @@ def _describe(problem: Any) -> str:
     """Return one line on one of pydantic's error records."""
     location = [str(part) for part in problem["loc"]]
     name = ".".join(location)
+    if problem["type"] == "extra_forbidden" and name in RENAMED:
+        return f"{name}: renamed to {RENAMED[name]}"
     if problem["type"] == "extra_forbidden" and name in REMOVED:
         return f"{name}: removed: {REMOVED[name]}"
     if problem["type"] == "extra_forbidden":

@@ -12,7 +12,7 @@ from thawline.options import Parameters
 from thawline.reports.html import Illustration, Recipe, Section, kedro_command
 
 
-class Shown(NamedTuple):
+class SectionSpec(NamedTuple):
     """A part of the report: its heading, what stands under it, and its catalog entries."""
 
     title: str
@@ -22,36 +22,36 @@ class Shown(NamedTuple):
 
 # In this order; each entry is a figure or a picture of the catalog.
 SHOWN = (
-    Shown("Training", "", ("learning_curves", "stage_probes_figure")),
-    Shown(
+    SectionSpec("Training", "", ("learning_curves", "stage_probes_figure")),
+    SectionSpec(
         "Where it errs",
         "All of this is measured on the test split, which had no part in the training.",
-        ("confusion_matrix", "per_class_figure", "mistakes"),
+        ("confusion_matrix", "per_class_figure", "misclassified_images"),
     ),
-    Shown(
+    SectionSpec(
         "How sure it is",
         "A classifier can be trusted to be as sure as it says where the points lie on the dotted"
         " line. Temperature scaling divides the logits by one number, fitted on the validation"
         " split; it changes no prediction, only how sure it is.",
         ("reliability_diagram",),
     ),
-    Shown(
+    SectionSpec(
         "What it looks at",
         "Parts of the image that speak for the predicted class.",
         ("attributions",),
     ),
-    Shown(
+    SectionSpec(
         "The network",
         "What lies below the thaw line runs once for each view of an image; what lies above it is"
         " trained. A stage that is frozen has not moved.",
         ("stage_figure", "weight_change_figure"),
     ),
-    Shown(
+    SectionSpec(
         "The data",
         "",
         ("class_balance", "image_sizes", "sample_images", "training_views"),
     ),
-    Shown(
+    SectionSpec(
         "Labels to look at",
         "None of these images was changed or left out; look at them before you trust the figures"
         " above. The tables with all rows are label_errors, near_duplicates and outliers.",

@@ -21,7 +21,7 @@ from thawline.data.splitting import class_names
 from thawline.evaluation.comparison import (
     MISSING,
     Comparison,
-    Finished,
+    TrainingOutcome,
     format_p,
     format_points,
     format_seconds,
@@ -133,7 +133,7 @@ def data_facts(root: str, backbone: str, splits: pd.DataFrame) -> dict[str, str]
     }
 
 
-def comparison_sections(trials: Sequence[Finished], comparison: Comparison) -> list[Section]:
+def comparison_sections(trials: Sequence[TrainingOutcome], comparison: Comparison) -> list[Section]:
     """Return what a report on a comparison shows, strategies in the order of its table."""
     table, groups = comparison.table, group_by_strategy(trials)
     accuracy = compared_accuracy(trials, table)
@@ -153,7 +153,7 @@ def comparison_sections(trials: Sequence[Finished], comparison: Comparison) -> l
         Section("Learning curves", illustrations=[_illustrate(curves)]),
         Section(
             "Confusion",
-            "Test images by true and predicted class, summed over seeds. The stronger the colour,"
+            "Test images by true and predicted class, summed over seeds. The stronger the color,"
             " the larger the share of the true class.",
             illustrations=[_confusion(name, groups[name]) for name in table["strategy"]],
         ),
@@ -184,7 +184,7 @@ def _illustrate(figure: go.Figure) -> Illustration:
     return Illustration(figure.layout.title.text + ".", figure)
 
 
-def _confusion(name: str, trials: Sequence[Finished]) -> Illustration:
+def _confusion(name: str, trials: Sequence[TrainingOutcome]) -> Illustration:
     figure = confusion_matrix(pool_confusion(trials))
     return Illustration(name, figure.update_traces(showscale=False))
 
@@ -199,7 +199,7 @@ def _data_uri(figure: go.Figure | Image.Image) -> str:
 
 
 def _plain(figure: go.Figure) -> dict[str, Any]:
-    """Return a figure for the page, which has its title as caption and colours of its own."""
+    """Return a figure for the page, which has its title as caption and colors of its own."""
     plain = json.loads(figure.to_json())  # arrays as plotly.js wants them, null for NaN
     layout = plain["layout"]
     for name in ("template", "title"):
@@ -218,7 +218,7 @@ def _strategy_table(table: pd.DataFrame) -> pd.DataFrame:
         "95 % interval": [f"{percent(low)} to {percent(high)}" for low, high in limits],
         "Test loss": table["test_loss"].map("{:.3f}".format),
         "Training accuracy": table["train_accuracy"].map(percent),
-        "Gap (points)": (100 * table["generalisation_gap"]).map(points),
+        "Gap (points)": (100 * table["generalization_gap"]).map(points),
         "Time": table["seconds"].map(format_seconds),
         "Parameters trained": table["trainable_parameters"].map("{:,}".format),
         "Seeds": table["seeds"].map(str),
@@ -240,7 +240,7 @@ def _pairs_section(pairs: pd.DataFrame) -> Section:
     return Section("Is the best really better?", THE_TEST, pd.DataFrame(shown))
 
 
-def _recipe(name: str, trials: Sequence[Finished]) -> Recipe:
+def _recipe(name: str, trials: Sequence[TrainingOutcome]) -> Recipe:
     settings = [
         {"strategy": trial.strategy, "seed": str(trial.seed)} | trial.settings for trial in trials
     ]

@@ -17,7 +17,7 @@ from thawline.evaluation.significance import SIGNIFICANT, paired_test
 from thawline.networks.classifier import Classifier
 from thawline.options import TrainingOptions
 
-FEWEST = 2  # images that two models can be compared on
+MIN_SHARED_IMAGES = 2  # images that two models can be compared on
 MAX_NAMED_CLASSES = 5  # in a message
 
 
@@ -137,7 +137,7 @@ def judge(
         return Verdict(False, problem)
     unseen = predictions.assign(hash=hashes)
     unseen = unseen[~unseen["hash"].isin(champion.seen.union(seen))]
-    if len(unseen) < FEWEST:
+    if len(unseen) < MIN_SHARED_IMAGES:
         count = len(predictions) - len(unseen)
         return Verdict(
             False,

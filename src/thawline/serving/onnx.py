@@ -12,7 +12,7 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from thawline.data.transforms import normalise
+from thawline.data.transforms import normalize
 from thawline.errors import ExportError
 from thawline.networks.classifier import Classifier
 
@@ -117,7 +117,7 @@ def _check_images(classifier: Classifier) -> Tensor:
     resize = v2.Resize([size, size], antialias=True)
     pieces = [resize(photos[idx % 2][:, 40 * idx :, 60 * idx :]) for idx in range(count - 2)]
     noise = torch.randint(256, (2, 3, size, size), generator=generator, dtype=torch.uint8)
-    return normalise(torch.cat([noise[:1], torch.stack(pieces), noise[1:]]), preprocessing)
+    return normalize(torch.cat([noise[:1], torch.stack(pieces), noise[1:]]), preprocessing)
 
 
 def _describe(classifier: Classifier, difference: float) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def _describe(classifier: Classifier, difference: float) -> dict[str, Any]:
                 "resize so that the shorter side has resize_shorter_side pixels and the longer one"
                 " int(resize_shorter_side * longer / shorter), with Pillow's Image.resize, which"
                 " smooths when it makes an image smaller (antialiasing)",
-                "crop centre_crop pixels square: left = round((width - centre_crop) / 2), top"
+                "crop center_crop pixels square: left = round((width - center_crop) / 2), top"
                 " likewise, half to even",
                 "multiply by scale, subtract mean, divide by std, channel by channel",
             ],
@@ -149,7 +149,7 @@ def _describe(classifier: Classifier, difference: float) -> dict[str, Any]:
             "resize_shorter_side": preprocessing.resize,
             "interpolation": preprocessing.interpolation,
             "antialias": preprocessing.interpolation != "nearest",
-            "centre_crop": size,
+            "center_crop": size,
             "channel_order": "RGB",
             "scale": 1 / 255,
             "mean": list(preprocessing.mean),

@@ -25,7 +25,7 @@ from thawline.errors import ParameterError, TrainingError, did_you_mean
 from thawline.networks.building import is_weights_file
 from thawline.options import (
     AUTO,
-    TRAINED,
+    TRAINING_GROUPS,
     Dimension,
     Parameters,
     SweepOptions,
@@ -37,7 +37,7 @@ from thawline.training.loop import OnEpoch, progress_bar, score
 
 logger = logging.getLogger(__name__)
 
-WITHOUT_EFFECT = ("training.resume", "training.workers", "training.device")
+WITHOUT_EFFECT = ("training.resume", "training.num_workers", "training.device")
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 Train = Callable[[int, dict[str, Any], Parameters, OnEpoch], None]
@@ -114,8 +114,12 @@ def identity(parameters: Parameters, splits: pd.DataFrame) -> dict[str, Any]:
         parameters: of the run.
         splits: the table of `split_dataset`; test images, if they are in it, do not count.
     """
-    tree = parameters.model_dump(mode="json", include=set(TRAINED))
-    for group, name in (("training", "resume"), ("training", "workers"), ("model", "trust_code")):
+    tree = parameters.model_dump(mode="json", include=set(TRAINING_GROUPS))
+    for group, name in (
+        ("training", "resume"),
+        ("training", "num_workers"),
+        ("model", "trust_code"),
+    ):
         del tree[group][name]
     tree["dataset"] = {"seed": parameters.dataset.seed}  # of the views; that of the splits shows
     possible = possible_strategies(parameters)
@@ -169,7 +173,7 @@ def direction(parameters: Parameters) -> Literal["maximize", "minimize"]:
 
 
 def run_trials(study: optuna.study.Study, parameters: Parameters, train: Train) -> None:
-    """Run trials until the study has `sweep.trials`, or for `sweep.minutes`.
+    """Run trials until the study has `sweep.trials`, or for `sweep.timeout_minutes`.
 
     Any number of processes may do so on one study: together they make exactly so many trials, and
     each of them returns when all have ended. A trial that a killed process left behind is tried
@@ -187,7 +191,7 @@ def run_trials(study: optuna.study.Study, parameters: Parameters, train: Train) 
     """
     options = parameters.sweep
     wanted = options.trials or math.inf
-    end = time.monotonic() + 60 * (options.minutes or math.inf)
+    end = time.monotonic() + 60 * (options.timeout_minutes or math.inf)
     adopted: set[int] = set()
     with progress_bar("Sweep, trial") as bar, no_experimental_warnings():
         task = bar.add_task("", total=options.trials, epoch="", figures="")
@@ -433,7 +437,7 @@ def _refusal(name: str) -> str:
     if name == "training.monitor":
         return "it is what trials are compared by; set it once"
     known = group in Parameters.model_fields
-    if name in WITHOUT_EFFECT or (known and group not in TRAINED):
+    if name in WITHOUT_EFFECT or (known and group not in TRAINING_GROUPS):
         return "it does not change what a network learns; set it once"
     return ""
 

@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from thawline.data.files import sync, write_whole
+from thawline.data.files import sync, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def cache_key(sha256: str, view: int | None) -> bytes:
     return bytes.fromhex(sha256[-24:]) + (0 if view is None else view + 1).to_bytes(4, "little")
 
 
-class ActivationStore:
+class ActivationCache:
     """A folder of partitions that together hold at most `max_gb`."""
 
     def __init__(self, folder: Path, max_gb: float) -> None:
@@ -156,9 +156,9 @@ class CachePartition:
     """
 
     def __init__(
-        self, folder: Path, description: str, store: ActivationStore, pin_memory: bool = False
+        self, folder: Path, description: str, store: ActivationCache, pin_memory: bool = False
     ) -> None:
-        """Open the partition in `folder`, which need not exist; see `ActivationStore.partition`."""
+        """Open the partition in `folder`, which need not exist; see `ActivationCache.partition`."""
         self._folder, self.description, self._store = folder, description, store
         self._pin_memory = pin_memory
         self._shards: dict[int, str] = {}  # their files, by number
@@ -254,7 +254,9 @@ class CachePartition:
         self._waiting, self._waiting_seconds = {}, 0.0
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self._folder / name, lambda file: save_file({"rows": rows}, file, metadata))
+            write_atomic(
+                self._folder / name, lambda file: save_file({"rows": rows}, file, metadata)
+            )
         except (OSError, SafetensorError) as error:  # no reason for training to end
             logger.warning("Cannot write %s (%s): it will be computed again", name, error)
         self._store.evict()

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from thawline.data.loading import View, ViewLoader, decode
 from thawline.data.sources import codec_versions
-from thawline.data.transforms import DECODING_VERSION, Transforms, normalise
-from thawline.thaw.cache import ActivationStore, CachePartition, Tensors, cache_key
+from thawline.data.transforms import DECODING_VERSION, Transforms, normalize
+from thawline.thaw.cache import ActivationCache, CachePartition, Tensors, cache_key
 from thawline.thaw.freezing import hash_tensors
 from thawline.thaw.line import ThawLine
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 # Images that a CPU computes at once. With 8 instead of 32 the activations stay in its caches (370
 # instead of 230 images/s through EfficientNet-Lite0, 70 instead of 54 through ResNet-50); and with
 # always as many, results do not depend on which images happen to be missing from the store.
-CHUNK = 8
+CPU_CHUNK_SIZE = 8
 MAX_READ_BYTES = 1_000_000  # of activations, per read that serves several batches
 MEASURED = 8  # images that tell what an entry costs
 ACTIVATIONS, VIEWS, NOTHING = "activations", "views", "nothing"
@@ -83,7 +83,7 @@ class Cost(NamedTuple):
         return f"{self.bytes / 1e3:.0f} kB and {self.seconds * 1e3:.2f} ms an image"
 
 
-def cheapest(costs: dict[str, Cost], entries: int, max_bytes: float) -> str:
+def fastest_that_fits(costs: dict[str, Cost], entries: int, max_bytes: float) -> str:
     """Return the name of what costs the least time among what fits on the disk for all entries."""
     fitting = [name for name, cost in costs.items() if cost.bytes * entries <= max_bytes]
     return min(fitting, key=lambda name: costs[name].seconds)
@@ -106,7 +106,7 @@ class ActivationLoader:
         line: ThawLine,
         transforms: Transforms,
         loader: ViewLoader,
-        store: ActivationStore,
+        store: ActivationCache,
         device: torch.device,
         dtype: torch.dtype,
         entries: int,
@@ -127,7 +127,9 @@ class ActivationLoader:
         self._below = line.below
         if self._below is not None:
             self._below.to(device, dtype).to(memory_format=torch.channels_last)
-        self._chunk = CHUNK if device.type == "cpu" else sys.maxsize  # less where memory is short
+        self._chunk = (
+            CPU_CHUNK_SIZE if device.type == "cpu" else sys.maxsize
+        )  # less where memory is short
         self._bytes = 0  # an image's activations
         self._partitions = self._open_partitions(line) if store.max_bytes else {}
         self._keeping = None if store.max_bytes else NOTHING
@@ -305,7 +307,7 @@ class ActivationLoader:
         """Return what crosses the line (N, …) for views (N, 3, size, size) uint8."""
         if self._below is None:
             preprocessing = self._transforms.preprocessing
-            return (normalise(views.to(self._device, non_blocking=True), preprocessing),)
+            return (normalize(views.to(self._device, non_blocking=True), preprocessing),)
         while True:
             chunk = min(self._chunk, len(views)) if self._device.type != "cpu" else self._chunk
             try:
@@ -332,7 +334,7 @@ class ActivationLoader:
                 full = some
                 if len(some) < chunk:  # not always: a copy would leave page-locked memory
                     full = torch.cat([some, some[:1].expand(chunk - len(some), -1, -1, -1)])
-                images = normalise(full.to(self._device, non_blocking=True), preprocessing)
+                images = normalize(full.to(self._device, non_blocking=True), preprocessing)
                 tensors = self._below(images.to(self._dtype))
                 parts.append([tensor[: len(some)] for tensor in tensors])
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
@@ -360,7 +362,7 @@ class ActivationLoader:
         }
         if self._bytes:
             costs[ACTIVATIONS] = Cost(self._bytes, self._bytes / rate)
-        chosen = cheapest(costs, self._entries, self._store.max_bytes)
+        chosen = fastest_that_fits(costs, self._entries, self._store.max_bytes)
         rest = ", ".join(f"{name} {cost}" for name, cost in costs.items() if name != chosen)
         logger.info("The store keeps %s (%s; %s)", chosen, costs[chosen], rest)
         return chosen

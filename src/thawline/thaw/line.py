@@ -118,7 +118,7 @@ def _split(network: nn.Module, size: int, modes: dict[nn.Module, bool]) -> ThawL
     return line
 
 
-def lies_below(network: nn.Module, crossing: Iterable[str]) -> dict[str, bool]:
+def modules_below_line(network: nn.Module, crossing: Iterable[str]) -> dict[str, bool]:
     """Return for each module and bare parameter that a forward uses whether it is below a line.
 
     They come in the order of the forward; there are none where it cannot be traced.

@@ -23,7 +23,7 @@ from thawline.data.transforms import Transforms, evaluation_view
 from thawline.errors import DataError
 from thawline.evaluation.significance import effective_images
 from thawline.options import AutoOptions, LastStages, Strategy, TrainingOptions
-from thawline.thaw.cache import ActivationStore, Tensors
+from thawline.thaw.cache import ActivationCache, Tensors
 from thawline.thaw.features import ActivationLoader, Image
 from thawline.thaw.freezing import find_stages
 from thawline.thaw.line import ThawLine
@@ -100,12 +100,12 @@ def probe_stages(
     transforms: Transforms,
     options: TrainingOptions,
     seed: int,
-    store: ActivationStore | None = None,
+    store: ActivationCache | None = None,
 ) -> pd.DataFrame:
     """Return how well a linear classifier does on the pooled output of each stage but the head.
 
     Every stage is measured in one pass over the training images, without augmentation; probes are
-    logistic regressions on standardised features (Alain and Bengio 2016, arXiv:1610.01644), judged
+    logistic regressions on standardized features (Alain and Bengio 2016, arXiv:1610.01644), judged
     by cross-validation, so that no other split is looked at. Images of a group stay in one fold.
 
     Returns:
@@ -138,12 +138,12 @@ def stage_features(
     images: Sequence[Image],
     transforms: Transforms,
     options: TrainingOptions,
-    store: ActivationStore | None = None,
+    store: ActivationCache | None = None,
 ) -> list[np.ndarray]:
     """Return the pooled output of each stage but the head for each image's evaluation view.
 
     Returns:
-        (N, features) float32 for each stage, from the input on; only the mean colours where the
+        (N, features) float32 for each stage, from the input on; only the mean colors where the
         head is all there is.
     """
     line = line_of_stages(network)
@@ -164,7 +164,7 @@ def compute_features(
     images: Sequence[Image],
     transforms: Transforms,
     options: TrainingOptions,
-    store: ActivationStore | None,
+    store: ActivationCache | None,
     description: str,
     dtype: torch.dtype | None = None,
     keep: bool = True,
@@ -185,8 +185,8 @@ def compute_features(
     loader = ActivationLoader(
         line,
         transforms,
-        ViewLoader(transforms, options.workers, accelerator.device.type == "cuda"),
-        store or ActivationStore(Path(), max_gb=0),
+        ViewLoader(transforms, options.num_workers, accelerator.device.type == "cuda"),
+        store or ActivationCache(Path(), max_gb=0),
         accelerator.device,
         dtype or compute_dtype(accelerator),
         entries=len(images),

@@ -53,7 +53,7 @@ def mask_traceback(error: BaseException) -> str | None:
     return masked if masked != plain else None
 
 
-def take_password_out(uri: str) -> str:
+def strip_credentials(uri: str) -> str:
     """Return the URI of a tracking server without user and password, which the environment keeps.
 
     MLflow prints and reports the address of its server, and takes both from there as well:

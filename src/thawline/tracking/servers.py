@@ -43,7 +43,7 @@ from mlflow.tracking._tracking_service.utils import (
 from mlflow.utils.credentials import get_default_host_creds
 from urllib3.util import parse_url
 
-from thawline.data.files import write_whole
+from thawline.data.files import write_atomic
 from thawline.errors import TrackingError
 
 logger = logging.getLogger(__name__)
@@ -87,9 +87,9 @@ class Outbox:
         if attachment is not None:
             path.with_suffix("").mkdir()
             copy = path.with_suffix("") / attachment.name
-            write_whole(copy, lambda file: shutil.copyfile(attachment, file))
+            write_atomic(copy, lambda file: shutil.copyfile(attachment, file))
         text = json.dumps({"to": self._receiver, **entry})
-        write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
+        write_atomic(path, lambda file: file.write_text(text, encoding="utf-8"))
 
     def deliver(self, send: Callable[[Entry, Path], bool]) -> None:
         """Send all entries in their order, as long as that works, and forget what was sent.

@@ -129,7 +129,7 @@ class _SyncedBatchNorm(torch.autograd.Function):
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, mean, var, count = context.saved_tensors
         sums = torch.zeros(2, len(mean), dtype=mean.dtype, device=mean.device)
-        if len(input):  # sums of the gradient times the normalised input, and of the gradient
+        if len(input):  # sums of the gradient times the normalized input, and of the gradient
             _, *both = torch.ops.aten.native_batch_norm_backward(
                 gradient, input, weight, mean, var, None, None, False, context.eps,
                 [False, True, True],
@@ -138,7 +138,7 @@ class _SyncedBatchNorm(torch.autograd.Function):
         wanted = context.needs_input_grad[3:5]  # of weight and bias, from this worker's images
         own = [of if want else None for of, want in zip(sums.clone(), wanted, strict=True)]
         dist.all_reduce(sums)
-        # weight / deviation * (gradient - its mean - normalised input * the mean of their product),
+        # weight / deviation * (gradient - its mean - normalized input * the mean of their product),
         # as two passes over the images: gradient * scale + (input * slope + constant)
         inverse = (var + context.eps).rsqrt()
         mean_product, mean_gradient = sums / count

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class WeightAverage:
+class WeightEma:
     """An exponential moving average of tensors that an optimizer moves.
 
     The decay of update t is at most (1 + t) / (10 + t), as in timm's ModelEmaV3, so that the

@@ -33,7 +33,7 @@ from thawline.data.transforms import Mix, Transforms
 from thawline.errors import ParameterError, TrainingError
 from thawline.networks.precision import use_full_float32
 from thawline.options import Phase, TrainingOptions
-from thawline.thaw.cache import ActivationStore
+from thawline.thaw.cache import ActivationCache
 from thawline.thaw.features import ActivationLoader, Image
 from thawline.thaw.freezing import (
     check_frozen,
@@ -53,7 +53,7 @@ from thawline.training.data_parallel import (
     share,
     workers,
 )
-from thawline.training.ema import WeightAverage
+from thawline.training.ema import WeightEma
 from thawline.training.memory import keep_freed_memory
 from thawline.training.micro_batches import (
     Loss,
@@ -62,7 +62,7 @@ from thawline.training.micro_batches import (
     explain_memory,
     loss_weight,
 )
-from thawline.training.state import TrainingStates
+from thawline.training.state import TrainingCheckpoints
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ COLUMNS = [
     "val_accuracy", "seconds", "thaw_line", "trainable_parameters", "lr",
 ]  # fmt: skip
 
-NAMED = 3  # images of a batch that a message names
+MAX_NAMES_IN_MESSAGE = 3  # images of a batch that a message names
 FP16 = torch.float16
 # PyTorch's own 65,536 overflows at first, and so skips steps of which a short training has few.
 INITIAL_SCALE = 1024.0
@@ -103,7 +103,7 @@ class TrainingResult(NamedTuple):
 
 
 @dataclass
-class Course:
+class TrainingProgress:
     """How far training has come: with the tensors and the generators all that resuming needs.
 
     Attributes:
@@ -115,7 +115,7 @@ class Course:
         best: the changed tensors in the best epoch.
         best_epoch: its number, 0 before the first.
         best_score: see `score`.
-        since_best: epochs of this phase since the best one.
+        epochs_since_best: epochs of this phase since the best one.
         micro_batch: images of a batch that the device has memory for at once; None: all.
     """
 
@@ -127,21 +127,21 @@ class Course:
     best: State = field(default_factory=dict)
     best_epoch: int = 0
     best_score: tuple[float, float] = (-math.inf, -math.inf)
-    since_best: int = 0
+    epochs_since_best: int = 0
     micro_batch: int | None = None
 
     def begin(self, phase: int, network: nn.Module) -> None:
         """Note the beginning of a phase, for which the network is frozen already."""
         frozen = frozen_tensors(network)
-        self.phase, self.since_best, self.sha256_before = phase, 0, hash_tensors(frozen)
+        self.phase, self.epochs_since_best, self.sha256_before = phase, 0, hash_tensors(frozen)
         known = {*frozen, *self.changed}
         self.changed += [name for name in network.state_dict() if name not in known]
 
     def has_ended(self, phase: Phase, options: TrainingOptions) -> bool:
         """Return whether the phase has had its epochs, or too many without a better one."""
         patience = phase.patience or options.patience
-        if patience and self.since_best >= patience:
-            logger.info("Phase %d stops: no better epoch in %d", self.phase, self.since_best)
+        if patience and self.epochs_since_best >= patience:
+            logger.info("Phase %d stops: no better epoch in %d", self.phase, self.epochs_since_best)
             return True
         return sum(row["phase"] == self.phase for row in self.history) >= phase.epochs
 
@@ -199,7 +199,7 @@ class ImageSet(NamedTuple):
         return Image(self.paths[row].as_py(), sha256, view)
 
 
-class Setup(NamedTuple):
+class TrainingContext(NamedTuple):
     """What all phases of a training have in common."""
 
     network: nn.Module
@@ -208,7 +208,7 @@ class Setup(NamedTuple):
     val_set: ImageSet
     loss_function: Loss
     loader: ViewLoader
-    store: ActivationStore
+    store: ActivationCache
     transforms: Transforms
     options: TrainingOptions
     seed: int
@@ -234,20 +234,20 @@ class Setup(NamedTuple):
         return self.train_set.take(batches, epoch % self.views if self.views else epoch)
 
 
-class PhaseSetup(NamedTuple):
+class PhaseContext(NamedTuple):
     """What one phase is trained with."""
 
     line: ThawLine
     activations: ActivationLoader
     optimizer: torch.optim.Optimizer
     schedule: LambdaLR
-    average: WeightAverage | None
+    average: WeightEma | None
 
 
 def train(
-    setup: Setup,
+    setup: TrainingContext,
     phases: Sequence[Phase],
-    states: TrainingStates | None = None,
+    states: TrainingCheckpoints | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> TrainingResult:
     """Train a network in place, phase after phase, and return its best and its last state.
@@ -270,18 +270,18 @@ def train(
     """
     network, options = setup.network, setup.options
     initial = {name: _copy(tensor) for name, tensor in network.state_dict().items()}
-    course, saved, current = Course(), None, None
+    course, saved, current = TrainingProgress(), None, None
     if states:
         key = _key(initial, phases, setup)
         saved = states.load(key) if options.resume else None
     if saved:
-        course = Course(**saved["course"])
+        course = TrainingProgress(**saved["course"])
         network.load_state_dict(saved["tensors"], strict=False)
         logger.info("Training goes on after epoch %d", len(course.history))
         if on_epoch:
             for row in course.history:
                 on_epoch(row, row["epoch"])
-    steps, epochs = batches_an_epoch(setup), sum(phase.epochs for phase in phases)
+    steps, epochs = batches_per_epoch(setup), sum(phase.epochs for phase in phases)
     with progress_bar("Training, epoch") as bar:
         task = bar.add_task(
             "", total=steps * epochs, completed=steps * len(course.history), epoch="", figures=""
@@ -326,11 +326,11 @@ def prepare(
     options: TrainingOptions,
     seed: int,
     views: int | None = None,
-    store: ActivationStore | None = None,
+    store: ActivationCache | None = None,
     log_probabilities: bool = False,
     mix: Mix | None = None,
     sync_batch_norm: bool = False,
-) -> Setup:
+) -> TrainingContext:
     """Seed all generators, bring the network to its device and return what will train it there.
 
     Args:
@@ -357,14 +357,14 @@ def prepare(
     logger.info("Training on %s in %s", accelerator.device, compute_dtype(accelerator))
     if mix:
         logger.info("%s: all of the network runs in every step, and nothing is kept", mix)
-    return Setup(
+    return TrainingContext(
         network,
         accelerator,
         image_set(splits, "train", accelerator.device),
         image_set(splits, "val", accelerator.device),
         make_loss(splits, options, log_probabilities).to(accelerator.device),
-        ViewLoader(transforms, options.workers, accelerator.device.type == "cuda"),
-        store if store and not mix else ActivationStore(Path(), max_gb=0),
+        ViewLoader(transforms, options.num_workers, accelerator.device.type == "cuda"),
+        store if store and not mix else ActivationCache(Path(), max_gb=0),
         transforms,
         options,
         seed,
@@ -379,8 +379,8 @@ def prepare(
 
 
 def prepare_phase(
-    setup: Setup, phase: Phase, previous: torch.optim.Optimizer | None = None
-) -> PhaseSetup:
+    setup: TrainingContext, phase: Phase, previous: torch.optim.Optimizer | None = None
+) -> PhaseContext:
     """Freeze the network as a phase needs it, and return what trains the rest.
 
     Raises:
@@ -399,11 +399,11 @@ def prepare_phase(
         entries=(setup.views or 0) * len(setup.train_set.labels) + len(setup.val_set.labels),
     )  # fmt: skip
     optimizer = make_optimizer(network, phase, setup.options, previous)
-    schedule = make_schedule(optimizer, phase, batches_an_epoch(setup), setup.options)
-    return PhaseSetup(line, activations, optimizer, schedule, _average(network, setup.options))
+    schedule = make_schedule(optimizer, phase, batches_per_epoch(setup), setup.options)
+    return PhaseContext(line, activations, optimizer, schedule, _average(network, setup.options))
 
 
-def batches_an_epoch(setup: Setup) -> int:
+def batches_per_epoch(setup: TrainingContext) -> int:
     """Return the number of batches of training images."""
     return len(setup.train_set.shuffle(torch.Generator(), setup.options.batch_size))
 
@@ -546,7 +546,7 @@ def make_schedule(
     optimizer: torch.optim.Optimizer, phase: Phase, batches: int, options: TrainingOptions
 ) -> LambdaLR:
     """Return the schedule of a phase with so many batches an epoch, to step after each update."""
-    updates = math.ceil(batches / options.accumulate)
+    updates = math.ceil(batches / options.gradient_accumulation_steps)
     return LambdaLR(optimizer, lambda update: lr_factor(update, phase, updates, options))
 
 
@@ -557,7 +557,7 @@ def lr_factor(step: int, phase: Phase, updates_per_epoch: int, options: Training
     or a drop every `step_epochs`, or nothing.
     """
     total = phase.epochs * updates_per_epoch
-    warmup = int(options.warmup * total)
+    warmup = int(options.warmup_ratio * total)
     if step < warmup:
         return (step + 1) / (warmup + 1)
     schedule = phase.schedule or options.schedule
@@ -569,7 +569,10 @@ def lr_factor(step: int, phase: Phase, updates_per_epoch: int, options: Training
 
 
 def _run_epoch(
-    setup: Setup, current: PhaseSetup, course: Course, update_bar: Callable[..., None]
+    setup: TrainingContext,
+    current: PhaseContext,
+    course: TrainingProgress,
+    update_bar: Callable[..., None],
 ) -> None:
     """Train for an epoch, validate, and note in `course` how it went and whether it is the best."""
     start = time.perf_counter()
@@ -582,10 +585,10 @@ def _run_epoch(
         row |= _validate(setup, current, course)
         _check_finite(row["val_loss"], f"val_loss is {row['val_loss']} after", course, current)
         reached = score(row, setup.options.monitor)
-        course.since_best += 1
+        course.epochs_since_best += 1
         if reached > course.best_score:
             course.best, course.best_score = _tensors(setup.network, course.changed), reached
-            course.best_epoch, course.since_best = row["epoch"], 0
+            course.best_epoch, course.epochs_since_best = row["epoch"], 0
     row |= {
         "seconds": time.perf_counter() - start,
         "thaw_line": ", ".join(current.line.crossing),
@@ -599,7 +602,10 @@ def _run_epoch(
 
 
 def _train_epoch(
-    setup: Setup, current: PhaseSetup, course: Course, update_bar: Callable[..., None]
+    setup: TrainingContext,
+    current: PhaseContext,
+    course: TrainingProgress,
+    update_bar: Callable[..., None],
 ) -> dict[str, float]:
     """Return the mean loss, the accuracy and the speed of one pass over the training images."""
     options, device = setup.options, setup.accelerator.device
@@ -622,8 +628,8 @@ def _train_epoch(
             images, targets = setup.mix(crossing[0], truth)
             inputs = (images,)
         weight = setup.loss_weight(positions)
-        if (step - 1) % options.accumulate == 0:
-            update = whole_order[step - 1 : step - 1 + options.accumulate]
+        if (step - 1) % options.gradient_accumulation_steps == 0:
+            update = whole_order[step - 1 : step - 1 + options.gradient_accumulation_steps]
             update_weight = sum(map(setup.loss_weight, update))
         with SyncedBatchNorm() if setup.sync_batch_norm else nullcontext():
             loss, outputs, course.micro_batch = add_gradients(
@@ -632,7 +638,7 @@ def _train_epoch(
                 partial(_backward, setup, weight / update_weight), course.micro_batch,
                 may_divide=not setup.sync_batch_norm,
             )  # fmt: skip
-        if step % options.accumulate == 0 or step == len(order):
+        if step % options.gradient_accumulation_steps == 0 or step == len(order):
             add_up_gradients(trained)
             if not setup.sync_batch_norm:
                 average_statistics(setup.network)
@@ -668,19 +674,21 @@ def _train_epoch(
     }
 
 
-def _answer(setup: Setup, above: Callable[..., Tensor], *crossing: Tensor) -> Tensor:
+def _answer(setup: TrainingContext, above: Callable[..., Tensor], *crossing: Tensor) -> Tensor:
     """Return the outputs (N, C) float32 for what crosses the line."""
     with autocast(setup.accelerator):
         return above(*crossing).float()
 
 
-def _backward(setup: Setup, share: Any, loss: Tensor) -> None:
+def _backward(setup: TrainingContext, share: Any, loss: Tensor) -> None:
     """Add the gradients of a batch's loss, by its share of the images of the whole update."""
     setup.scaler.scale(loss * share).backward()
 
 
 @torch.no_grad()
-def _validate(setup: Setup, current: PhaseSetup, course: Course) -> dict[str, float]:
+def _validate(
+    setup: TrainingContext, current: PhaseContext, course: TrainingProgress
+) -> dict[str, float]:
     """Return cross-entropy and accuracy on the validation images, in evaluation mode."""
     modes = {module: module.training for module in setup.network.modules()}
     setup.network.eval()
@@ -708,9 +716,9 @@ def _check_losses(
     total: float,
     losses: Tensor,
     order: Sequence[Positions],
-    setup: Setup,
-    current: PhaseSetup,
-    course: Course,
+    setup: TrainingContext,
+    current: PhaseContext,
+    course: TrainingProgress,
 ) -> None:
     """Raise a TrainingError that names the first batch whose loss is not finite, if there is one.
 
@@ -721,13 +729,17 @@ def _check_losses(
         return
     step = int(losses.isfinite().int().argmin())
     paths = [image.path for image in setup.train_set.take([order[step]])[0]]
-    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
-    batch = f"{step + 1} of {len(order)} ({', '.join(paths[:NAMED])}{more})"
+    more = (
+        f" and {len(paths) - MAX_NAMES_IN_MESSAGE} more"
+        if len(paths) > MAX_NAMES_IN_MESSAGE
+        else ""
+    )
+    batch = f"{step + 1} of {len(order)} ({', '.join(paths[:MAX_NAMES_IN_MESSAGE])}{more})"
     value = losses[step].item()
     _check_finite(value, f"The loss is {value} in batch {batch} of", course, current)
 
 
-def _check_finite(loss: float, what: str, course: Course, current: PhaseSetup) -> None:
+def _check_finite(loss: float, what: str, course: TrainingProgress, current: PhaseContext) -> None:
     if not math.isfinite(loss):
         rate = current.optimizer.param_groups[0]["lr"]
         raise TrainingError(
@@ -743,16 +755,16 @@ def score(metrics: dict[str, float], monitor: str) -> tuple[float, float]:
     return (loss, loss) if monitor == "val_loss" else (metrics["val_accuracy"], loss)
 
 
-def _average(network: nn.Module, options: TrainingOptions) -> WeightAverage | None:
+def _average(network: nn.Module, options: TrainingOptions) -> WeightEma | None:
     """Return the moving average of all that a phase changes, statistics included, if wanted."""
-    if options.ema is None:
+    if options.ema_decay is None:
         return None
     state, frozen = network.state_dict(), frozen_tensors(network)
     tensors = [t for name, t in state.items() if name not in frozen and t.is_floating_point()]
-    return WeightAverage(tensors, options.ema)
+    return WeightEma(tensors, options.ema_decay)
 
 
-def _key(initial: State, phases: Sequence[Phase], setup: Setup) -> str:
+def _key(initial: State, phases: Sequence[Phase], setup: TrainingContext) -> str:
     """Return what tells a training from any that would end otherwise, as hexadecimal digits."""
     sets = (setup.train_set, setup.val_set)
     whole = {
@@ -763,7 +775,7 @@ def _key(initial: State, phases: Sequence[Phase], setup: Setup) -> str:
         "preprocessing": setup.transforms.preprocessing.model_dump(mode="json"),
         "augmentation": setup.transforms.options.model_dump(mode="json"),
         "views_seed": setup.transforms.seed,
-        "options": setup.options.model_dump(mode="json", exclude={"resume", "workers"}),
+        "options": setup.options.model_dump(mode="json", exclude={"resume", "num_workers"}),
         "device": str(setup.accelerator.device),
         "precision": str(compute_dtype(setup.accelerator)),
         "torch": torch.__version__,
@@ -776,7 +788,9 @@ def _key(initial: State, phases: Sequence[Phase], setup: Setup) -> str:
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:32]
 
 
-def _state(setup: Setup, current: PhaseSetup, course: Course) -> dict[str, Any]:
+def _state(
+    setup: TrainingContext, current: PhaseContext, course: TrainingProgress
+) -> dict[str, Any]:
     """Return after the end of an epoch all that it takes to go on later."""
     return {
         "course": vars(course),
@@ -792,7 +806,7 @@ def _state(setup: Setup, current: PhaseSetup, course: Course) -> dict[str, Any]:
     }
 
 
-def _restore(saved: dict[str, Any], setup: Setup, current: PhaseSetup) -> None:
+def _restore(saved: dict[str, Any], setup: TrainingContext, current: PhaseContext) -> None:
     """Bring optimizer, schedule, average and all generators to a saved state."""
     current.optimizer.load_state_dict(saved["optimizer"])
     current.schedule.load_state_dict(saved["schedule"])

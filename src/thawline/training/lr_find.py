@@ -10,13 +10,19 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from thawline.options import LrFindOptions, Phase
 from thawline.thaw.cache import Tensors
-from thawline.training.loop import PhaseSetup, Setup, autocast, prepare_phase, progress_bar
+from thawline.training.loop import (
+    PhaseContext,
+    TrainingContext,
+    autocast,
+    prepare_phase,
+    progress_bar,
+)
 
 SMOOTHING = 0.9  # what an earlier loss weighs against the next one
 DIVERGED = 4  # times the lowest smoothed loss
 
 
-def find_lr(setup: Setup, phase: Phase, sweep: LrFindOptions) -> pd.DataFrame:
+def find_lr(setup: TrainingContext, phase: Phase, sweep: LrFindOptions) -> pd.DataFrame:
     """Return the loss at rising learning rates: the range test of Smith 2017 (arXiv:1506.01186).
 
     The rate of the head rises by the same factor after each update of the part above the line, and
@@ -34,8 +40,8 @@ def find_lr(setup: Setup, phase: Phase, sweep: LrFindOptions) -> pd.DataFrame:
     """
     initial = {name: tensor.clone() for name, tensor in setup.network.state_dict().items()}
     current = prepare_phase(setup, phase)
-    factor = (sweep.high / sweep.low) ** (1 / (sweep.steps - 1))
-    schedule = LambdaLR(current.optimizer, lambda step: sweep.low / phase.lr * factor**step)
+    factor = (sweep.end_lr / sweep.start_lr) ** (1 / (sweep.steps - 1))
+    schedule = LambdaLR(current.optimizer, lambda step: sweep.start_lr / phase.lr * factor**step)
     rows: list[dict[str, float]] = []
     total = weight = 0.0
     with progress_bar("Sweeping the learning rate") as bar:
@@ -47,7 +53,7 @@ def find_lr(setup: Setup, phase: Phase, sweep: LrFindOptions) -> pd.DataFrame:
             setup.scaler.scale(loss).backward()
             total = SMOOTHING * total + loss.item()
             weight = SMOOTHING * weight + 1
-            lr = sweep.low * factor ** len(rows)
+            lr = sweep.start_lr * factor ** len(rows)
             rows.append({"lr": lr, "loss": loss.item(), "smoothed": total / weight})
             bar.update(task, advance=1, figures=f"lr {lr:.1e} loss {total / weight:.3f}")
             if not total / weight <= DIVERGED * min(row["smoothed"] for row in rows):
@@ -72,7 +78,9 @@ def suggest_lr(sweep: pd.DataFrame) -> float:
     return float(falling.loc[falling["smoothed"] <= half, "lr"].iloc[0])
 
 
-def _batches(setup: Setup, current: PhaseSetup, count: int) -> Iterator[tuple[Tensors, Tensor]]:
+def _batches(
+    setup: TrainingContext, current: PhaseContext, count: int
+) -> Iterator[tuple[Tensors, Tensor]]:
     """Yield what crosses the line, and the labels (N,), for so many batches of random views."""
     done = epoch = 0
     while done < count:

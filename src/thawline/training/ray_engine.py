@@ -28,13 +28,13 @@ from thawline.data.loading import unreadable
 from thawline.data.sources import hash_files
 from thawline.errors import DataError, ParameterError, ThawlineError, TrainingError
 from thawline.options import EngineOptions, Phase
-from thawline.thaw.cache import GB, ActivationStore
-from thawline.thaw.features import CHUNK, Image
+from thawline.thaw.cache import GB, ActivationCache
+from thawline.thaw.features import CPU_CHUNK_SIZE, Image
 from thawline.training import loop as training
 from thawline.training.data_parallel import rank
 from thawline.training.loop import OnEpoch, TrainingResult, progress_bar
 from thawline.training.memory import ENVIRONMENT
-from thawline.training.state import TrainingStates
+from thawline.training.state import TrainingCheckpoints
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Done(NamedTuple):
     """What the first worker yields, and the states that it saved."""
 
     result: TrainingResult
-    states: TrainingStates | None
+    states: TrainingCheckpoints | None
 
 
 class Mailbox:
@@ -88,7 +88,7 @@ def train(
     arguments: dict[str, Any],
     phases: Sequence[Phase],
     engine: EngineOptions,
-    states: TrainingStates | None = None,
+    states: TrainingCheckpoints | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> TrainingResult:
     """Train a network on Ray and return what `training.train` does; the network stays as it is.
@@ -117,7 +117,7 @@ def train(
     store = arguments.get("store")
     if store and store.max_bytes and arguments.get("views") and not arguments.get("mix"):
         compute_activations(arguments, phases[0], share)
-    batch = arguments["options"].batch_size * arguments["options"].accumulate
+    batch = arguments["options"].batch_size * arguments["options"].gradient_accumulation_steps
     logger.info(
         "Ray: the effective batch is %d images, of which each of %d worker(s) computes its share;"
         " the learning rates are those of one worker, since to the optimizer the batch is the same",
@@ -198,7 +198,9 @@ def compute_activations(arguments: dict[str, Any], phase: Phase, share: Share) -
     )
     # In parts from the start: to make them later, Ray Data needs a CPU beside those of the actors.
     tasks = max(len(table) / IMAGES_A_TASK, TASKS_A_WORKER * share.workers)
-    ends = np.linspace(0, len(table), math.ceil(min(tasks, len(table) / CHUNK)) + 1, dtype=int)
+    ends = np.linspace(
+        0, len(table), math.ceil(min(tasks, len(table) / CPU_CHUNK_SIZE)) + 1, dtype=int
+    )
     parts = [table.slice(at, end - at) for at, end in itertools.pairwise(ends)]
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -235,7 +237,9 @@ class FrozenPart:
         problem = ""
         try:
             for some in (random, plain):  # in batches, so that one is decoded while another runs
-                batches = [some[at : at + CHUNK] for at in range(0, len(some), CHUNK)]
+                batches = [
+                    some[at : at + CPU_CHUNK_SIZE] for at in range(0, len(some), CPU_CHUNK_SIZE)
+                ]
                 for _ in self._activations.load(batches):
                     pass
         except DataError as error:  # Ray would wrap it into a page of its own
@@ -247,7 +251,7 @@ def _fit(
     arguments: dict[str, Any],
     phases: Sequence[Phase],
     share: Share,
-    states: TrainingStates | None,
+    states: TrainingCheckpoints | None,
     on_epoch: OnEpoch | None,
 ) -> TrainingResult:
     """Start the workers, pass on what they tell, and return the first one's result."""
@@ -335,7 +339,7 @@ def _work(config: dict[str, Any]) -> None:
     import ray
 
     mailbox, arguments, own = config["mailbox"], config["arguments"], rank()
-    states = TrainingStates(config["states"]) if config["states"] else None
+    states = TrainingCheckpoints(config["states"]) if config["states"] else None
     logging.getLogger(LOG).setLevel(config["level"])  # where losses are logged, all add them up
     with _log_to(mailbox, logging.NOTSET if own == 0 else logging.WARNING):
         if ray.get(mailbox.begin.remote(own)):
@@ -387,7 +391,7 @@ def _for_workers(arguments: dict[str, Any], engine: EngineOptions) -> dict[str, 
     return {
         **arguments,
         "splits": used,
-        "store": store and ActivationStore(store.folder.resolve(), store.max_bytes / GB),
+        "store": store and ActivationCache(store.folder.resolve(), store.max_bytes / GB),
         "sync_batch_norm": engine.sync_batch_norm,
     }
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from thawline.data.files import write_whole
+from thawline.data.files import write_atomic
 
 logger = logging.getLogger(__name__)
 
 LARGEST_SHARE = 0.02  # of the time of training that may go into saving
 
 
-class TrainingStates:
+class TrainingCheckpoints:
     """A folder with the two last states of each training, by a key of what it depends on."""
 
     def __init__(self, folder: Path) -> None:
@@ -58,13 +58,13 @@ class TrainingStates:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             newest, previous = self._paths(key)
-            write_whole(newest, lambda path: torch.save(state(), path), previous)
+            write_atomic(newest, lambda path: torch.save(state(), path), previous)
         except (OSError, RuntimeError) as error:  # no reason for training to end
             logger.warning("The state of training cannot be saved (%s)", error)
         end = time.perf_counter()
         self._not_before = end + (end - start) / LARGEST_SHARE
 
-    def adopt(self, others: TrainingStates) -> None:
+    def adopt(self, others: TrainingCheckpoints) -> None:
         """Forget also, when the time comes, what was asked for or saved through another object."""
         self._keys |= others._keys
 

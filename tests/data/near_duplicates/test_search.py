@@ -16,7 +16,7 @@ from sklearn.datasets import load_sample_images
 
 from thawline.data.near_duplicates.pairs import MAX_SIMILAR_PER_IMAGE
 from thawline.data.near_duplicates.search import (
-    find_in_two_splits,
+    find_cross_split_duplicates,
     find_pairs,
     group_alike,
 )
@@ -70,7 +70,7 @@ def test_altered_copies_of_tiny_images_are_all_found_but_uncertain(
     digits: pd.DataFrame, tmp_path: Path
 ) -> None:
     planted, originals = plant(digits, tmp_path, quality=75)
-    table = find_in_two_splits(planted, find_pairs(planted))
+    table = find_cross_split_duplicates(planted, find_pairs(planted))
     found = dict(zip(table["path"], table["other_path"], strict=True))
     assert {path: found.get(path) for path in originals} == originals
     assert len(found) < len(originals) + 5
@@ -84,7 +84,7 @@ def test_altered_copies_of_photographs_are_all_found_and_nothing_else(
     images = find_images(str(hymenoptera), tmp_path, tmp_path)
     planted, originals = plant(images, tmp_path / "copies", quality=30)
     pairs = find_pairs(planted)
-    table = find_in_two_splits(planted, pairs)
+    table = find_cross_split_duplicates(planted, pairs)
     assert dict(zip(table["path"], table["other_path"], strict=True)) == originals
     assert set(table["kind"]) == {"near"} and table["distance"].is_monotonic_increasing
     # Without splits of their own, no copy is separated from its original.
@@ -94,7 +94,7 @@ def test_altered_copies_of_photographs_are_all_found_and_nothing_else(
         1: len(images) - len(originals),
         2: len(originals),
     }
-    assert find_in_two_splits(again, pairs).empty
+    assert find_cross_split_duplicates(again, pairs).empty
 
 
 def test_the_same_file_twice_is_exact_and_images_of_one_split_are_no_matter(
@@ -104,7 +104,7 @@ def test_the_same_file_twice_is_exact_and_images_of_one_split_are_no_matter(
     train, val, test = (splits.index[splits["split"] == name] for name in SPLITS)
     hashes[train[1]] = hashes[train[0]]
     hashes[val[0]] = hashes[test[0]] = hashes[train[2]]
-    exact = find_in_two_splits(splits.assign(sha256=hashes), NO_PAIRS)
+    exact = find_cross_split_duplicates(splits.assign(sha256=hashes), NO_PAIRS)
     assert exact["path"].tolist() == sorted(splits["path"][[val[0], test[0]]])
     assert set(exact["other_path"]) <= set(splits["path"][[val[0], train[2]]])
     assert set(exact["distance"]) == {0} and set(exact["kind"]) == {"exact"}
@@ -117,8 +117,8 @@ def test_few_of_the_digits_are_alike(digits: pd.DataFrame) -> None:
 
 
 def test_a_blank_image_is_like_no_other(tmp_path: Path) -> None:
-    for name, grey in (("black", 0), ("white", 255), ("grey", 128)):
-        Image.new("RGB", (60, 40), (grey,) * 3).save(tmp_path / f"{name}.png")
+    for name, gray in (("black", 0), ("white", 255), ("gray", 128)):
+        Image.new("RGB", (60, 40), (gray,) * 3).save(tmp_path / f"{name}.png")
     table = pd.DataFrame({"path": sorted(map(str, tmp_path.glob("*.png"))), "label": "blank"})
     assert find_pairs(hashed(table)).empty
 
@@ -329,7 +329,7 @@ def test_a_similar_image_does_not_hide_one_that_counts_as_the_same() -> None:
         }
     )
     for some, kind in ((pairs, "near"), (pairs[:1], "similar")):
-        assert find_in_two_splits(splits, some)["kind"].tolist() == [kind]
+        assert find_cross_split_duplicates(splits, some)["kind"].tolist() == [kind]
 
 
 @pytest.mark.parametrize("folder", ["a", "z"])

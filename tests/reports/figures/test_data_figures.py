@@ -65,7 +65,7 @@ def test_samples_are_of_every_class_and_split(splits: pd.DataFrame, shown: dict[
 def test_the_views_are_those_that_training_takes(
     splits: pd.DataFrame, shown: dict[str, list]
 ) -> None:
-    data.training_views(splits, TRANSFORMS, AugmentationOptions(views=2), seed=0)
+    data.training_views(splits, TRANSFORMS, AugmentationOptions(views_per_image=2), seed=0)
     assert len(shown["images"]) == 3 * data.ROWS
     pixels = [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in shown["images"]]
     paths = splits.loc[splits["split"] == "train", "path"].tolist()
@@ -80,7 +80,9 @@ def test_the_views_are_those_that_training_takes(
 def test_mixing_shows_in_the_views(splits: pd.DataFrame, shown: dict[str, list]) -> None:
     pictures = []
     for mixup in (0.0, 1.0):
-        data.training_views(splits, TRANSFORMS, AugmentationOptions(views=1, mixup=mixup), seed=0)
+        data.training_views(
+            splits, TRANSFORMS, AugmentationOptions(views_per_image=1, mixup=mixup), seed=0
+        )
         pictures.append([np.array(image) for image in shown["images"]])
     plain, mixed = pictures
     assert (plain[0] == mixed[0]).all()  # the evaluation view

@@ -22,9 +22,9 @@ from thawline.data.near_duplicates.pairs import (
     renumber,
 )
 from thawline.data.near_duplicates.thumbnails import (
-    ALIKE,
     BLOCK,
     FINE_SIDE,
+    MIN_CORRELATION,
     SMOOTH,
     find_residuals,
     standardize,
@@ -109,7 +109,7 @@ def compare_finely(images: _Fine, classes: Classes) -> tuple[Pairs, Pairs]:
                 pending.append(members[part])
             else:
                 everyone = slice(0, len(part))
-                pairs = _alike(some.take(part), classes, everyone, everyone, 1 - ALIKE)
+                pairs = _alike(some.take(part), classes, everyone, everyone, 1 - MIN_CORRELATION)
                 near.append(renumber(pairs, some.number[part]))
     return concatenate(near), concatenate(similar)
 
@@ -120,7 +120,7 @@ def _decide(images: _Fine, classes: Classes) -> tuple[Pairs, Pairs]:
     threshold = _residual_threshold(residuals)
     near, similar = [NO_PAIRS], [NO_PAIRS]
     for rows, columns in _tiles(len(residuals)):
-        pairs = _alike(images, classes, rows, columns, 1 - ALIKE)
+        pairs = _alike(images, classes, rows, columns, 1 - MIN_CORRELATION)
         if not len(pairs.first):
             continue
         same = _product(residuals, residuals, rows, columns) >= threshold

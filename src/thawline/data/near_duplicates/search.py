@@ -34,7 +34,13 @@ from thawline.data.near_duplicates.pairs import (
     iterate_groups,
     join_groups,
 )
-from thawline.data.near_duplicates.thumbnails import ALIKE, BLOCK, SIDE, SMOOTH, standardize
+from thawline.data.near_duplicates.thumbnails import (
+    BLOCK,
+    MIN_CORRELATION,
+    SIDE,
+    SMOOTH,
+    standardize,
+)
 from thawline.data.screening import SAME_IMAGE
 from thawline.data.sources import SPLITS, open_image, to_rgb
 
@@ -96,7 +102,7 @@ def find_pairs(images: pd.DataFrame) -> pd.DataFrame:
     linked = scene = np.arange(len(contents))
     for pairs in _coarse_pairs(pictures, gray, codes):
         both = sure[pairs.first] & sure[pairs.second]
-        alike = pairs.distance <= 1 - ALIKE
+        alike = pairs.distance <= 1 - MIN_CORRELATION
         shared = classes.shared(pairs.first, pairs.second)
         scene = join_groups(scene, pairs.take(both))
         linked = join_groups(linked, pairs.take(alike & both & shared))
@@ -155,7 +161,7 @@ def group_alike(images: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     return images.assign(group=joined.mask(in_two_splits, joined + " " + split))
 
 
-def find_in_two_splits(splits: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+def find_cross_split_duplicates(splits: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     """Return the images of val and test that are, or look like, one in a split before their own.
 
     Args:

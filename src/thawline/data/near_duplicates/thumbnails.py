@@ -10,7 +10,7 @@ FINE_SIDE = 128  # px; in float16, 33 kB per picture and 25 kB per residual
 SIDE = 32  # px, of the gray pictures that are compared; smaller ones stay as they are
 # Pixels of a pair must correlate so much. Of 1.6 million pairs of different 8 px digits five do;
 # no pair of 397 photographs does by more than 0.82, and copies of photographs do by 0.998.
-ALIKE = 0.985
+MIN_CORRELATION = 0.985
 BLOCK = 256  # images that are compared with all others at once
 MARGIN = 8  # px that pictures may be shifted by against each other, and that are cut off for it
 TAPER = 4  # px of the margin in which pictures fade out

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from rich import print as rich_print
 from rich.markup import escape
 
-from thawline.evaluation.comparison import Finished, compare, console_table
+from thawline.evaluation.comparison import TrainingOutcome, compare, console_table
 from thawline.networks.classifier import Classifier
 from thawline.options import DatasetOptions, ModelOptions, validate_parameters
 from thawline.reports.figures.comparison import comparison_figure
@@ -25,7 +25,7 @@ def collect_result(
     metrics: dict[str, float],
     predictions: pd.DataFrame,
     *rest: Any,
-) -> Finished:
+) -> TrainingOutcome:
     """Return all that the comparison needs to know of one training.
 
     What else the training yields comes as `rest`, so that it ends here: as outputs of the whole
@@ -34,7 +34,7 @@ def collect_result(
     whole = validate_parameters(parameters)
     data_seed = whole.seed if whole.dataset.seed is None else whole.dataset.seed
     changed = whole.changed() | {"strategy": strategy, "seed": seed, "dataset.seed": data_seed}
-    return Finished(
+    return TrainingOutcome(
         strategy=strategy,
         seed=seed,
         metrics=metrics,
@@ -47,7 +47,7 @@ def collect_result(
 
 
 def compare_strategies(
-    splits: pd.DataFrame, dataset: DatasetOptions, model: ModelOptions, *results: Finished
+    splits: pd.DataFrame, dataset: DatasetOptions, model: ModelOptions, *results: TrainingOutcome
 ) -> tuple[dict[str, Any], pd.DataFrame, go.Figure, str]:
     """Return verdict and tests as plain values, the table, the figure and the HTML page."""
     comparison = compare(results)

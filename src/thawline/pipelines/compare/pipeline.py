@@ -11,7 +11,7 @@ from thawline.options import CompareOptions
 from thawline.pipelines import data_preparation, finetune
 from thawline.pipelines.compare import nodes
 
-SHARED = {"splits", "transforms", "activations", "training_states", "live_metrics"}
+SHARED = {"splits", "transforms", "activations", "training_checkpoints", "metric_logger"}
 OWN_PARAMETERS = {"params:strategy", "params:seed"}
 COLLECTED = [
     "params:strategy",
@@ -45,7 +45,7 @@ class Training(NamedTuple):
 
 def list_trainings(options: CompareOptions, seed: int) -> list[Training]:
     """Return the trainings of a comparison, strategy by strategy."""
-    seeds = range(seed, seed + options.seeds)
+    seeds = range(seed, seed + options.num_seeds)
     return [Training(strategy, number) for strategy in options.strategies for number in seeds]
 
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 def scan_images(raw_images: Callable[..., pd.DataFrame], dataset: DatasetOptions) -> pd.DataFrame:
     """Return the manifest of the images at `dataset.root`."""
-    manifest = raw_images(dataset.root, allow_outside=dataset.allow_outside)
+    manifest = raw_images(dataset.root, allow_external_paths=dataset.allow_external_paths)
     logger.info("%d images of %d classes", len(manifest), manifest["label"].nunique())
     return manifest
 
@@ -79,7 +79,7 @@ def split_dataset(
     splits = _spare_seen(splits, model, options)
     counts = splits["split"].value_counts()
     logger.info("Images: %s", ", ".join(f"{name} {counts[name]}" for name in images.SPLITS))
-    in_two_splits = near_duplicates.find_in_two_splits(splits, pairs)
+    in_two_splits = near_duplicates.find_cross_split_duplicates(splits, pairs)
     screening.check_leakage(in_two_splits, options)
     if options.near_duplicates == "group" and "group" not in clean_manifest:
         _tell_similar(in_two_splits)
@@ -139,7 +139,7 @@ def _spare_seen(
     return splits
 
 
-def draw_data(splits: pd.DataFrame, seed: int) -> tuple[go.Figure, go.Figure, Image.Image]:
+def plot_dataset(splits: pd.DataFrame, seed: int) -> tuple[go.Figure, go.Figure, Image.Image]:
     """Return the class balance, the sizes of the images, and samples of each split."""
     return (
         figures.class_balance(splits),

@@ -3,7 +3,7 @@
 from kedro.pipeline import Node, Pipeline
 
 from thawline.pipelines.data_preparation.nodes import (
-    draw_data,
+    plot_dataset,
     scan_images,
     screen_images,
     split_dataset,
@@ -34,10 +34,10 @@ def create_pipeline() -> Pipeline:
                 name="split_dataset",
             ),
             Node(
-                draw_data,
+                plot_dataset,
                 ["splits", "params:seed"],
                 ["class_balance", "image_sizes", "sample_images"],
-                name="draw_data",
+                name="plot_dataset",
             ),
         ]
     )

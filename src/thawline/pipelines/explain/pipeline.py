@@ -19,7 +19,7 @@ def create_pipeline() -> Pipeline:
                     "params:training",
                     "image_files",
                 ],
-                ["explained", "attributions"],
+                ["explained_images", "attributions"],
                 name="explain_predictions",
             )
         ]

@@ -44,10 +44,10 @@ from thawline.reports.figures.model import stage_figure, weight_change_figure
 from thawline.reports.figures.training import learning_curves, lr_curve, stage_probes
 from thawline.serving import champion as registration
 from thawline.thaw import freezing, probing
-from thawline.thaw.cache import ActivationStore
+from thawline.thaw.cache import ActivationCache
 from thawline.training import loop as training
 from thawline.training import lr_find, ray_engine
-from thawline.training.state import TrainingStates
+from thawline.training.state import TrainingCheckpoints
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def choose_strategy(
     image_transforms: transforms.Transforms,
     activation_options: ActivationOptions,
     seed: int,
-    activation_store: Callable[[float], ActivationStore],
+    activation_cache: Callable[[float], ActivationCache],
 ) -> tuple[Strategy, dict[str, str], pd.DataFrame, go.Figure]:
     """Return the strategy, named or chosen by the data, why, and the probes it was chosen by.
 
@@ -107,7 +107,7 @@ def choose_strategy(
         images = int((splits["split"] == "train").sum())
         choice = probing.choose_by_size(images, strategies.root, auto)
     else:
-        store = activation_store(activation_options.max_gb)
+        store = activation_cache(activation_options.max_gb)
         probes = probing.probe_stages(network, splits, image_transforms, training, seed, store)
         choice = probing.choose_by_probes(probes, strategies.root, auto)
     if strategy == AUTO:
@@ -145,7 +145,7 @@ def training_arguments(
     model: ModelOptions,
     options: TrainingOptions,
     augmentation: AugmentationOptions,
-    store: ActivationStore,
+    store: ActivationCache,
     seed: int,
 ) -> dict[str, Any]:
     """Return the arguments of `training.prepare` that the parameters say."""
@@ -155,7 +155,7 @@ def training_arguments(
         "transforms": image_transforms,
         "options": options,
         "seed": seed,
-        "views": augmentation.views,
+        "views": augmentation.views_per_image,
         "store": store,
         "log_probabilities": model.log_probabilities,
         "mix": transforms.make_mix(augmentation, splits["class_index"].nunique()),
@@ -174,24 +174,24 @@ def train_model(
     activation_options: ActivationOptions,
     engine: EngineOptions,
     seed: int,
-    activation_store: Callable[[float], ActivationStore],
-    training_states: TrainingStates,
-    live_metrics: Callable[[dict[str, Any], int], None],
+    activation_cache: Callable[[float], ActivationCache],
+    training_checkpoints: TrainingCheckpoints,
+    metric_logger: Callable[[dict[str, Any], int], None],
 ) -> tuple[Classifier, Classifier, pd.DataFrame, list[dict[str, Any]], go.Figure]:
     """Return the best and the last classifier, history, freeze contract and learning curves."""
-    store = activation_store(activation_options.max_gb)
+    store = activation_cache(activation_options.max_gb)
     arguments = training_arguments(
         frozen_network, splits, image_transforms, model, options, augmentation, store, seed
     )
     phases = chosen_strategy.phases
     if engine.name == "ray":
-        result = ray_engine.train(arguments, phases, engine, training_states, live_metrics)
+        result = ray_engine.train(arguments, phases, engine, training_checkpoints, metric_logger)
     else:
         setup = training.prepare(**arguments)
-        result = training.train(setup, phases, training_states, live_metrics)
+        result = training.train(setup, phases, training_checkpoints, metric_logger)
     if result.best_epoch:
         best_val_accuracy = result.history["val_accuracy"].iloc[result.best_epoch - 1]
-        live_metrics({"best_val_accuracy": best_val_accuracy}, result.best_epoch)
+        metric_logger({"best_val_accuracy": best_val_accuracy}, result.best_epoch)
     seen = frozenset(hash_files(splits.loc[splits["split"] != "test", "path"].tolist()))
     if chosen_strategy.weights is None:
         seen |= read_ancestors(model) or frozenset()
@@ -230,17 +230,17 @@ def describe_stages(
     return table, stage_figure(table)
 
 
-def measure_change(
+def measure_weight_change(
     network: nn.Module,
     classifier: Classifier,
     splits: pd.DataFrame,
     image_transforms: transforms.Transforms,
     options: TrainingOptions,
     activation_options: ActivationOptions,
-    activation_store: Callable[[float], ActivationStore],
+    activation_cache: Callable[[float], ActivationCache],
 ) -> tuple[pd.DataFrame, go.Figure]:
     """Return how far training moved each stage from where it began, and the same drawn."""
-    store = activation_store(activation_options.max_gb)
+    store = activation_cache(activation_options.max_gb)
     change = model_summary.weight_change(
         network, classifier.network, splits, image_transforms, options, store
     )
@@ -258,11 +258,11 @@ def find_lr(
     augmentation: AugmentationOptions,
     activation_options: ActivationOptions,
     seed: int,
-    activation_store: Callable[[float], ActivationStore],
+    activation_cache: Callable[[float], ActivationCache],
 ) -> tuple[pd.DataFrame, dict[str, float], go.Figure]:
     """Return the loss at rising rates in the first phase, the rate it suggests, and the curve."""
     phase = chosen_strategy.phases[0]
-    store = activation_store(activation_options.max_gb)
+    store = activation_cache(activation_options.max_gb)
     unmixed = augmentation.model_copy(update={"mixup": 0, "cutmix": 0})
     arguments = training_arguments(
         network, splits, image_transforms, model, options, unmixed, store, seed

@@ -91,7 +91,7 @@ def create_lr_search() -> Pipeline:
                     "params:seed",
                     "activations",
                 ],
-                ["lr_sweep", "suggested_lr", "lr_curve"],
+                ["lr_range_test", "suggested_lr", "lr_curve"],
                 name="find_lr",
             )
         ]
@@ -123,8 +123,8 @@ def create_training() -> Pipeline:
                     "params:engine",
                     "params:seed",
                     "activations",
-                    "training_states",
-                    "live_metrics",
+                    "training_checkpoints",
+                    "metric_logger",
                 ],
                 ["classifier", "last_classifier", "history", "freeze_contract", "learning_curves"],
                 name="train_model",
@@ -144,7 +144,7 @@ def create_summary() -> Pipeline:
                 name="describe_stages",
             ),
             Node(
-                nodes.measure_change,
+                nodes.measure_weight_change,
                 [
                     "network",
                     "classifier",
@@ -155,7 +155,7 @@ def create_summary() -> Pipeline:
                     "activations",
                 ],
                 ["weight_change", "weight_change_figure"],
-                name="measure_change",
+                name="measure_weight_change",
             ),
         ]
     )

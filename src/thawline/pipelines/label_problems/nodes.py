@@ -15,7 +15,7 @@ from thawline.data.transforms import Transforms
 from thawline.evaluation import label_problems
 from thawline.options import ActivationOptions, TrainingOptions
 from thawline.reports.figures import data as figures
-from thawline.thaw.cache import ActivationStore
+from thawline.thaw.cache import ActivationCache
 from thawline.thaw.features import Image as View
 from thawline.thaw.probing import stage_features
 
@@ -30,12 +30,12 @@ def find_label_problems(
     training: TrainingOptions,
     options: ActivationOptions,
     seed: int,
-    activation_store: Callable[[float], ActivationStore],
+    activation_cache: Callable[[float], ActivationCache],
 ) -> tuple[pd.DataFrame, pd.DataFrame, Image.Image, Image.Image, Image.Image, dict[str, int]]:
     """Return label errors and outliers, pictures of these and of near-duplicates, and numbers."""
     hashes = hash_files(splits["path"].tolist())
     images = [View(*pair) for pair in zip(splits["path"], hashes, strict=True)]
-    store = activation_store(options.max_gb)
+    store = activation_cache(options.max_gb)
     features = stage_features(network, images, transforms, training, store)
     label_errors = label_problems.find_label_errors(splits, np.hstack(features), seed)
     outliers = label_problems.find_outliers(splits, features[-1])

@@ -53,7 +53,7 @@ def calibrate(
     return errors, reliability_diagram(before, after, errors)
 
 
-def draw_errors(
+def plot_errors(
     predictions: pd.DataFrame, per_class: pd.DataFrame
 ) -> tuple[go.Figure, Image.Image]:
     """Return bars for each class, and the most confident mistakes."""

@@ -24,10 +24,10 @@ def create_error_analysis() -> Pipeline:
                 name="calibrate",
             ),
             Node(
-                nodes.draw_errors,
+                nodes.plot_errors,
                 ["predictions", "per_class_metrics"],
-                ["per_class_figure", "mistakes"],
-                name="draw_errors",
+                ["per_class_figure", "misclassified_images"],
+                name="plot_errors",
             ),
         ]
     )

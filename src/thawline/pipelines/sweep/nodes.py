@@ -15,11 +15,11 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from thawline.datasets.child_runs_dataset import OpenRun
-from thawline.options import TRAINED, Parameters, Strategies, validate_parameters
+from thawline.options import TRAINING_GROUPS, Parameters, Strategies, validate_parameters
 from thawline.pipelines.finetune import nodes as finetune
-from thawline.reports.figures.sweep import importance, parallel_coordinates, sweep_history
+from thawline.reports.figures.sweep import importance, optimization_history, parallel_coordinates
 from thawline.sweep import study as sweeping
-from thawline.thaw.cache import ActivationStore
+from thawline.thaw.cache import ActivationCache
 from thawline.training import loop as training
 from thawline.training.loop import OnEpoch
 
@@ -33,7 +33,7 @@ def check_parameters(parameters: dict[str, Any]) -> Parameters:
     return valid
 
 
-def drop_test(splits: pd.DataFrame) -> pd.DataFrame:
+def drop_test_split(splits: pd.DataFrame) -> pd.DataFrame:
     """Return the splits without the test images: no trial can look at what is not there."""
     return splits[splits["split"] != "test"].reset_index(drop=True)
 
@@ -41,20 +41,20 @@ def drop_test(splits: pd.DataFrame) -> pd.DataFrame:
 def run_sweep(
     parameters: Parameters,
     development_splits: pd.DataFrame,
-    activation_store: Callable[[float], ActivationStore],
+    activation_cache: Callable[[float], ActivationCache],
     sweep_storage: Callable[[str | None], BaseStorage],
     child_runs: OpenRun,
-    live_metrics: OnEpoch,
+    metric_logger: OnEpoch,
 ) -> tuple[str, list[FrozenTrial]]:
     """Run the trials that are still to be run; return the study's name and all finished trials."""
     url = parameters.sweep.storage
     storage = sweep_storage(url.get_secret_value() if url else None)
     study = sweeping.open_study(storage, parameters, development_splits)
-    store = activation_store(parameters.activations.max_gb)
+    store = activation_cache(parameters.activations.max_gb)
 
     def train(number: int, values: dict[str, Any], chosen: Parameters, on_epoch: OnEpoch) -> None:
         def track(row: dict[str, Any], epoch: int) -> None:
-            live_metrics(row, epoch)
+            metric_logger(row, epoch)
             on_epoch(row, epoch)
 
         tags = {"study": study.study_name, "trial": number, "strategy": chosen.strategy}
@@ -66,7 +66,7 @@ def run_sweep(
                 pruned = stopped
             else:
                 best = result.history["val_accuracy"].iloc[result.best_epoch - 1]
-                live_metrics({"best_val_accuracy": best}, result.best_epoch)
+                metric_logger({"best_val_accuracy": best}, result.best_epoch)
             set_tags({"state": "pruned" if pruned else "complete"})
         if pruned:
             raise pruned
@@ -77,7 +77,7 @@ def run_sweep(
 
 
 def train_trial(
-    parameters: Parameters, splits: pd.DataFrame, store: ActivationStore, on_epoch: OnEpoch
+    parameters: Parameters, splits: pd.DataFrame, store: ActivationCache, on_epoch: OnEpoch
 ) -> training.TrainingResult:
     """Train once, as the pipeline finetune does with these parameters."""
     options, model, seed = parameters.training, parameters.model, parameters.seed
@@ -106,7 +106,9 @@ def train_trial(
     return training.train(training.prepare(**arguments), strategy.phases, on_epoch=on_epoch)
 
 
-def choose_best(study: str, finished_trials: list[FrozenTrial], parameters: Parameters) -> str:
+def select_best_trial(
+    study: str, finished_trials: list[FrozenTrial], parameters: Parameters
+) -> str:
     """Return the parameters of the best trial, as the YAML of a Kedro environment.
 
     All are there that a training depends on, not only those that were tried: the run may have had
@@ -114,7 +116,7 @@ def choose_best(study: str, finished_trials: list[FrozenTrial], parameters: Para
     """
     best = sweeping.best_trial(finished_trials, parameters.training.monitor)
     chosen = sweeping.with_values(parameters, best.params)
-    tree = chosen.model_dump(mode="json", include={*TRAINED, "dataset"})
+    tree = chosen.model_dump(mode="json", include={*TRAINING_GROUPS, "dataset"})
     if chosen.strategy in tree["strategies"]:
         tree["strategies"] = {chosen.strategy: tree["strategies"][chosen.strategy]}
     figures_of_best = ", ".join(
@@ -138,7 +140,7 @@ def report_sweep(
     table, monitor = sweeping.trial_table(finished_trials), parameters.training.monitor
     return (
         table,
-        sweep_history(table, monitor),
+        optimization_history(table, monitor),
         importance(study, monitor),
         parallel_coordinates(study, monitor),
     )

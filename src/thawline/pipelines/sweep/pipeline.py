@@ -10,7 +10,7 @@ def create_pipeline() -> Pipeline:
     return Pipeline(
         [
             Node(nodes.check_parameters, "parameters", "sweep_parameters", name="check_parameters"),
-            Node(nodes.drop_test, "splits", "development_splits", name="drop_test"),
+            Node(nodes.drop_test_split, "splits", "development_splits", name="drop_test_split"),
             Node(
                 nodes.run_sweep,
                 [
@@ -19,21 +19,21 @@ def create_pipeline() -> Pipeline:
                     "activations",
                     "sweep_storage",
                     "child_runs",
-                    "live_metrics",
+                    "metric_logger",
                 ],
                 ["sweep_study", "finished_trials"],
                 name="run_sweep",
             ),
             Node(
-                nodes.choose_best,
+                nodes.select_best_trial,
                 ["sweep_study", "finished_trials", "sweep_parameters"],
                 "best_parameters",
-                name="choose_best",
+                name="select_best_trial",
             ),
             Node(
                 nodes.report_sweep,
                 ["finished_trials", "sweep_parameters"],
-                ["sweep_trials", "sweep_history", "importance", "parallel_coordinates"],
+                ["sweep_trials", "optimization_history", "importance", "parallel_coordinates"],
                 name="report_sweep",
             ),
         ]

@@ -9,13 +9,13 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from thawline.evaluation.explanations import Explained
+from thawline.evaluation.explanations import Explanations
 from thawline.options import AttributionMethod
 from thawline.reports.figures.grids import image_grid
 
-COLOURS = "viridis"  # dark violet, green, yellow: in order for colour-blind readers and in grey too
+COLOURS = "viridis"  # dark violet, green, yellow: in order for color-blind readers and in gray too
 TOP = 0.995  # quantile of a map that is drawn in full yellow; single pixels above it do not count
-STRENGTH = 0.55  # of the colours over the grey image
+STRENGTH = 0.55  # of the colors over the gray image
 NAMES = {
     "grad_cam": "Grad-CAM",
     "guided_grad_cam": "Guided Grad-CAM",
@@ -24,9 +24,9 @@ NAMES = {
 
 
 def attribution_grid(
-    explained: Explained | None, method: AttributionMethod, problem: str = ""
+    explained: Explanations | None, method: AttributionMethod, problem: str = ""
 ) -> Image.Image:
-    """Return each image as the network sees it, beside the same with its evidence in colours.
+    """Return each image as the network sees it, beside the same with its evidence in colors.
 
     Args:
         explained: what `explanations.explain` returns, or None.
@@ -49,9 +49,9 @@ def attribution_grid(
 
 
 def overlay(picture: Image.Image, evidence: Tensor) -> Image.Image:
-    """Return a picture in grey, coloured by a map (H, W) of the same size, from 0."""
+    """Return a picture in gray, colored by a map (H, W) of the same size, from 0."""
     highest = float(evidence.double().quantile(TOP)) or float(evidence.max()) or 1.0
     shades = (evidence / highest).clamp(0, 1).numpy()
-    colours = mpl.colormaps[COLOURS](shades)[..., :3] * 255
-    grey = np.asarray(picture.convert("L"), dtype=float)[..., None]
-    return Image.fromarray(((1 - STRENGTH) * grey + STRENGTH * colours).astype(np.uint8))
+    colors = mpl.colormaps[COLOURS](shades)[..., :3] * 255
+    gray = np.asarray(picture.convert("L"), dtype=float)[..., None]
+    return Image.fromarray(((1 - STRENGTH) * gray + STRENGTH * colors).astype(np.uint8))

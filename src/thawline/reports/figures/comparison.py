@@ -12,10 +12,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from thawline.evaluation.comparison import Finished, format_seconds, group_by_strategy
+from thawline.evaluation.comparison import TrainingOutcome, format_seconds, group_by_strategy
 from thawline.reports.figures.style import COLOURS, LINE, as_text, shorten
 
-FAINT = "88"  # appended to a colour: half opaque
+FAINT = "88"  # appended to a color: half opaque
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
 DASHES = ("solid", "dash", "dot")
 LETTER = 6.6  # px, mean width of a letter of 12 px
@@ -26,7 +26,7 @@ POINT = 9  # px, from a point's middle to where a label may begin
 MOST_LETTERS = 24  # of a name in a figure, so that it fits there
 
 
-def compared_accuracy(trials: Sequence[Finished], table: pd.DataFrame) -> go.Figure:
+def compared_accuracy(trials: Sequence[TrainingOutcome], table: pd.DataFrame) -> go.Figure:
     """Return test accuracies: a dot a seed, mean and 95 % interval a strategy, best on top.
 
     Args:
@@ -57,7 +57,7 @@ def cost_against_accuracy(table: pd.DataFrame) -> go.Figure:
     )
 
 
-def compared_curves(trials: Sequence[Finished], table: pd.DataFrame) -> go.Figure:
+def compared_curves(trials: Sequence[TrainingOutcome], table: pd.DataFrame) -> go.Figure:
     """Return validation loss and accuracy by epoch: strong the mean over seeds, faint each seed.
 
     A mean ends where the first of its seeds ends. `table` gives the order of strategies.
@@ -75,7 +75,7 @@ def compared_curves(trials: Sequence[Finished], table: pd.DataFrame) -> go.Figur
     )
 
 
-def comparison_figure(trials: Sequence[Finished], table: pd.DataFrame) -> go.Figure:
+def comparison_figure(trials: Sequence[TrainingOutcome], table: pd.DataFrame) -> go.Figure:
     """Return accuracies, cost and validation curves of the strategies in one figure."""
     plotted = 260 + LINE * len(table)
     strips = STRIP * len(table) + 40
@@ -107,7 +107,7 @@ def comparison_figure(trials: Sequence[Finished], table: pd.DataFrame) -> go.Fig
 class Style(NamedTuple):
     """How a strategy looks in every figure."""
 
-    colour: str
+    color: str
     symbol: str
     dash: str
 
@@ -130,7 +130,7 @@ def _named(strategy: str) -> dict[str, str]:
 
 
 def _draw_accuracies(
-    figure: go.Figure, trials: Sequence[Finished], table: pd.DataFrame, **cell: int
+    figure: go.Figure, trials: Sequence[TrainingOutcome], table: pd.DataFrame, **cell: int
 ) -> None:
     styles, groups = _styles(table), group_by_strategy(trials)
     for place, row in enumerate(table.to_dict("records")):
@@ -140,9 +140,9 @@ def _draw_accuracies(
             x=[row["test_accuracy_low"], row["test_accuracy"], row["test_accuracy_high"]],
             y=[place] * 3,
             mode="lines+markers",
-            line={"color": style.colour, "width": 2},
+            line={"color": style.color, "width": 2},
             marker={"symbol": "line-ns", "size": [8, 20, 8], "line": {"width": 3}}
-            | {"line_color": style.colour},
+            | {"line_color": style.color},
             hovertemplate="%{x:.2%}<extra>%{meta}: mean and 95 % interval</extra>",
             **common,
         )
@@ -150,7 +150,7 @@ def _draw_accuracies(
             x=[trial.metrics["test_accuracy"] for trial in group],
             y=[place] * len(group),
             mode="markers",
-            marker={"color": style.colour, "size": 9, "opacity": 0.7},
+            marker={"color": style.color, "size": 9, "opacity": 0.7},
             customdata=[trial.seed for trial in group],
             hovertemplate="%{x:.2%}<extra>%{meta}, seed %{customdata}</extra>",
             **common,
@@ -191,7 +191,7 @@ def _draw_costs(figure: go.Figure, table: pd.DataFrame, height: int, **cell: int
             x=[max(row["seconds"], 0.01)],
             y=[row["test_accuracy"]],
             mode="markers",
-            marker={"color": style.colour, "symbol": style.symbol, "size": 13},
+            marker={"color": style.color, "symbol": style.symbol, "size": 13},
             customdata=[[format_seconds(row["seconds"]), f"{row['trainable_parameters']:,}"]],
             hovertemplate="%{y:.2%}, %{customdata[0]}, %{customdata[1]} parameters trained"
             "<extra>%{meta}</extra>",
@@ -209,7 +209,7 @@ def _draw_costs(figure: go.Figure, table: pd.DataFrame, height: int, **cell: int
             showarrow=True,
             arrowhead=0,
             arrowwidth=1,
-            arrowcolor=style.colour,
+            arrowcolor=style.color,
             standoff=6,
             font={"size": 12},
             **cell,
@@ -311,7 +311,7 @@ def _overlap(one: Box, other: Box) -> bool:
 
 def _draw_curves(
     figure: go.Figure,
-    trials: Sequence[Finished],
+    trials: Sequence[TrainingOutcome],
     table: pd.DataFrame,
     cells: tuple[tuple[int, int], tuple[int, int]],
 ) -> None:
@@ -333,7 +333,7 @@ def _draw_curves(
                 figure.add_scatter(
                     x=history.index,
                     y=history,
-                    line={"color": style.colour + FAINT, "width": 1, "dash": style.dash},
+                    line={"color": style.color + FAINT, "width": 1, "dash": style.dash},
                     showlegend=False,
                     hovertemplate=f"%{{y:.4f}}<extra>%{{meta}}, seed {trial.seed}</extra>",
                     **common,
@@ -342,7 +342,7 @@ def _draw_curves(
             figure.add_scatter(
                 x=mean.index,
                 y=mean,
-                line={"color": style.colour, "width": 3, "dash": style.dash},
+                line={"color": style.color, "width": 3, "dash": style.dash},
                 marker={"symbol": style.symbol, "size": 7},
                 hovertemplate="%{y:.4f}<extra>%{meta}, mean</extra>",
                 showlegend=metric == "val_loss",

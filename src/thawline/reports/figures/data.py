@@ -44,13 +44,13 @@ def class_balance(splits: pd.DataFrame) -> go.Figure:
     counts = splits.groupby(["label", "split"]).size().unstack(fill_value=0)
     counts = counts.reindex(columns=[name for name in SPLITS if name in counts])
     figure = go.Figure()
-    for split, colour in zip(counts, COLOURS, strict=False):
+    for split, color in zip(counts, COLOURS, strict=False):
         figure.add_bar(
             y=list(counts.index),
             x=counts[split],
             name=str(split),
             orientation="h",
-            marker_color=colour,
+            marker_color=color,
             hovertemplate=f"%{{y}}, {split}: %{{x}} images<extra></extra>",
         )
     short = {name: shorten(str(name), MOST_TICK_LETTERS) for name in counts.index}
@@ -81,7 +81,7 @@ def image_sizes(splits: pd.DataFrame) -> go.Figure:
     sizes["split"] = splits["split"].to_numpy()
     counts = sizes.value_counts().rename("images").reset_index()
     figure = go.Figure()
-    for split, colour, symbol in zip(SPLITS, COLOURS, SYMBOLS, strict=False):
+    for split, color, symbol in zip(SPLITS, COLOURS, SYMBOLS, strict=False):
         some = counts[counts["split"] == split]
         if some.empty:
             continue
@@ -92,7 +92,7 @@ def image_sizes(splits: pd.DataFrame) -> go.Figure:
             mode="markers",
             name=split,
             marker={
-                "color": colour,
+                "color": color,
                 "symbol": f"{symbol}-open",
                 "size": 8 + 12 * np.sqrt(some["images"] / counts["images"].max()),
                 "line": {"width": 2},
@@ -133,7 +133,7 @@ def training_views(
         OSError: when a file cannot be read.
     """
     some = _mixed(splits[splits["split"] == "train"], ROWS, seed)
-    count = min(augmentation.views or MOST_VIEWS, MOST_VIEWS)
+    count = min(augmentation.views_per_image or MOST_VIEWS, MOST_VIEWS)
     rows = _random_views(some["path"].tolist(), transforms, count)
     views = [_mix(column, splits, augmentation, seed + idx) for idx, column in enumerate(rows)]
     pictures, captions = [], []

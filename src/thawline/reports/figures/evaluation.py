@@ -19,7 +19,7 @@ CLASS_HEIGHT = 30  # px, of a class with its two bars
 
 
 def confusion_matrix(confusion: pd.DataFrame) -> go.Figure:
-    """Return counts of true against predicted classes, coloured by the share of the true class."""
+    """Return counts of true against predicted classes, colored by the share of the true class."""
     share = confusion.div(confusion.sum(axis=1).clip(lower=1), axis=0)
     numbered = len(confusion) <= MOST_NUMBERED
     figure = go.Figure(
@@ -67,13 +67,13 @@ def reliability_diagram(
         y=[0, 1],
         name=f"perfect: error {chance:.1%} by chance",
         mode="lines",
-        line={"color": "grey", "dash": "dot"},
+        line={"color": "gray", "dash": "dot"},
         hoverinfo="skip",
         row=1,
         col=1,
     )
     scaled = f"with temperature {errors['temperature']:.2f}"
-    for bins, name, error, colour, symbol in (
+    for bins, name, error, color, symbol in (
         (before, "as trained", errors["test_calibration_error"], TRAIN, "circle"),
         (after, scaled, errors["test_calibration_error_scaled"], VALIDATION, "diamond"),
     ):
@@ -82,7 +82,7 @@ def reliability_diagram(
             y=bins["accuracy"],
             name=f"{name}: error {error:.1%}",
             mode="lines+markers",
-            line={"color": colour},
+            line={"color": color},
             marker={"symbol": symbol, "size": 9},
             customdata=bins["images"],
             hovertemplate="confidence %{x:.1%}, accuracy %{y:.1%}, %{customdata} images",
@@ -94,7 +94,7 @@ def reliability_diagram(
             y=bins["images"],
             name=name,
             mode="lines+markers",
-            line={"color": colour},
+            line={"color": color},
             marker={"symbol": symbol, "size": 7},
             showlegend=False,
             hovertemplate="confidence %{x:.1%}: %{y} images",
@@ -123,7 +123,7 @@ def per_class_bars(per_class: pd.DataFrame) -> go.Figure:
     rows = per_class.sort_values("f1", kind="stable")
     names = [shorten(str(name), MOST_TICK_LETTERS) for name in rows["label"]]
     figure = go.Figure()
-    for column, colour, meaning in (
+    for column, color, meaning in (
         ("recall", TRAIN, "recall: share of its images that is found"),
         ("precision", VALIDATION, "precision: share of its finds that is right"),
     ):
@@ -132,7 +132,7 @@ def per_class_bars(per_class: pd.DataFrame) -> go.Figure:
             x=rows[column],
             name=meaning,
             orientation="h",
-            marker={"color": colour},
+            marker={"color": color},
             customdata=list(zip(names, rows["images"], strict=True)),
             hovertemplate=f"%{{customdata[0]}}, %{{customdata[1]}} images: {column} %{{x:.1%}}"
             "<extra></extra>",

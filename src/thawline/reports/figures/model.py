@@ -8,16 +8,16 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from thawline.evaluation.model_summary import FROZEN, PARTLY, TRAINED, line_places
+from thawline.evaluation.model_summary import FROZEN, PARTLY, TRAINING_GROUPS, line_places
 from thawline.networks.stages import HEAD
 from thawline.reports.figures.style import COLOURS, TRAIN, VALIDATION, shorten
 
 ROW = 34  # px, height of a stage
 STAGE_LETTERS = 22  # of a stage's name
-STATES = {  # colour, and pattern
+STATES = {  # color, and pattern
     FROZEN: (COLOURS[4], ""),
     PARTLY: (VALIDATION, "/"),
-    TRAINED: (VALIDATION, ""),
+    TRAINING_GROUPS: (VALIDATION, ""),
 }
 LEGEND = {
     "orientation": "h", "x": 0, "xref": "container",
@@ -35,7 +35,7 @@ def stage_figure(table: pd.DataFrame) -> go.Figure:
     """
     numbers = range(1, 1 + sum(str(column).startswith("phase_") for column in table))
     figure = go.Figure()
-    for state, (colour, pattern) in STATES.items():
+    for state, (color, pattern) in STATES.items():
         cells = [
             (number, row, stage)
             for number in numbers
@@ -50,7 +50,7 @@ def stage_figure(table: pd.DataFrame) -> go.Figure:
                 y=[row for _, row, _ in cells],
                 width=0.86,
                 name=state if state != PARTLY else "partly trained",
-                marker={"color": colour, "pattern": {"shape": pattern}},
+                marker={"color": color, "pattern": {"shape": pattern}},
                 customdata=[[number, *_cell(stage)] for number, _, stage in cells],
                 hovertemplate="phase %{customdata[0]}, %{customdata[1]}: " + state
                 + "<br>%{customdata[2]}<extra></extra>",
@@ -89,14 +89,14 @@ def weight_change_figure(change: pd.DataFrame) -> go.Figure:
     names = [shorten(str(name), STAGE_LETTERS) for name in change["stage"]]
     rows = [*range(len(stages))]
     figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.08)
-    for measure, name, colour in (
+    for measure, name, color in (
         ("relative_l2", "weights", TRAIN),
         ("statistics_l2", "batch norm's statistics", COLOURS[4]),
     ):
         if stages[measure].notna().any():
             figure.add_bar(
                 orientation="h", x=stages[measure], y=rows, row=1, col=1, name=name,
-                marker={"color": colour}, texttemplate="%{x:.2~g}", textposition="outside",
+                marker={"color": color}, texttemplate="%{x:.2~g}", textposition="outside",
                 cliponaxis=False, customdata=names,
                 hovertemplate="%{customdata}: %{x:.4~g}<extra>" + name + "</extra>",
             )  # fmt: skip

@@ -1,10 +1,10 @@
-"""What all figures share: colours, sizes, and names that fit."""
+"""What all figures share: colors, sizes, and names that fit."""
 
 from __future__ import annotations
 
 import html
 
-# Okabe and Ito's palette, safe for colour-blind readers.
+# Okabe and Ito's palette, safe for color-blind readers.
 TRAIN, VALIDATION = "#0072b2", "#d55e00"
 # The same palette for any number of strategies, without the yellow and the black that only one of a
 # light and a dark page shows; further ones differ by symbol and dash.

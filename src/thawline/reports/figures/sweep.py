@@ -16,7 +16,7 @@ from thawline.reports.figures.style import TRAIN, VALIDATION
 COMPLETE = optuna.trial.TrialState.COMPLETE
 
 
-def sweep_history(trials: pd.DataFrame, monitor: str) -> go.Figure:
+def optimization_history(trials: pd.DataFrame, monitor: str) -> go.Figure:
     """Return what each trial reached in its best epoch, and the best of the complete ones so far.
 
     Args:
@@ -24,13 +24,13 @@ def sweep_history(trials: pd.DataFrame, monitor: str) -> go.Figure:
         monitor: val_accuracy, of which more is better, or val_loss.
     """
     figure = go.Figure()
-    for state, name, colour in (
+    for state, name, color in (
         ("pruned", "stopped early", "silver"),
         ("complete", "complete", TRAIN),
     ):
         rows = trials[trials["state"] == state]
         figure.add_scatter(
-            x=rows["trial"], y=rows[monitor], name=name, mode="markers", marker={"color": colour}
+            x=rows["trial"], y=rows[monitor], name=name, mode="markers", marker={"color": color}
         )
     complete = trials[trials["state"] == "complete"]
     values = complete[monitor]

@@ -15,7 +15,7 @@ def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
         rows=1, cols=2, subplot_titles=("Loss (nats)", "Accuracy"), horizontal_spacing=0.1
     )
     for column, metric in enumerate(("loss", "accuracy"), start=1):
-        for split, name, colour in (
+        for split, name, color in (
             ("train", "training", TRAIN),
             ("val", "validation", VALIDATION),
         ):
@@ -24,7 +24,7 @@ def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
                 y=history[f"{split}_{metric}"],
                 name=name,
                 mode="lines+markers",
-                line={"color": colour},
+                line={"color": color},
                 legendgroup=name,
                 showlegend=column == 1,
                 row=1,
@@ -35,14 +35,14 @@ def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
         figure.add_vrect(
             x0=rows["epoch"].min() - 0.5,
             x1=rows["epoch"].max() + 0.5,
-            fillcolor="grey",
+            fillcolor="gray",
             opacity=0.05 if number % 2 else 0.15,
             line_width=0,
-            annotation={"text": str(number), "font": {"size": 11, "color": "dimgrey"}},
+            annotation={"text": str(number), "font": {"size": 11, "color": "dimgray"}},
             annotation_position="bottom right",
         )
     if best_epoch:
-        figure.add_vline(x=best_epoch, line={"dash": "dot", "color": "grey"})
+        figure.add_vline(x=best_epoch, line={"dash": "dot", "color": "gray"})
     figure.update_xaxes(title_text="Epoch", tick0=1, dtick=max(1, -(-len(history) // 6)))
     figure.update_yaxes(rangemode="tozero", row=1, col=1)
     phases = history.drop_duplicates("phase")
@@ -98,22 +98,22 @@ def lr_curve(sweep: pd.DataFrame, suggested: float, current: float) -> go.Figure
     figure = go.Figure()
     figure.add_scatter(
         x=sweep["lr"], y=sweep["loss"], name="batch", mode="markers",
-        marker={"color": "lightgrey", "size": 5},
+        marker={"color": "lightgray", "size": 5},
     )  # fmt: skip
     figure.add_scatter(
         x=sweep["lr"], y=sweep["smoothed"], name="smoothed", mode="lines", line={"color": TRAIN}
     )
     highest = 1.5 * float(sweep["smoothed"].iloc[: max(1, len(sweep) // 2)].max())
-    for rate, name, colour in (
+    for rate, name, color in (
         (suggested, "suggested", VALIDATION),
-        (current, "of the strategy", "grey"),
+        (current, "of the strategy", "gray"),
     ):
         figure.add_scatter(
             x=[rate, rate],
             y=[0, highest],
             name=f"{name}: {rate:.2g}",
             mode="lines",
-            line={"color": colour, "dash": "dash"},
+            line={"color": color, "dash": "dash"},
         )
     figure.update_xaxes(
         title_text="Learning rate of the head", type="log", dtick=1, exponentformat="power"
