@@ -28,7 +28,7 @@ from benchmarks import common
 from thawline.data.sources import find_images
 from thawline.data.splitting import split_dataset
 from thawline.options import DatasetOptions
-from thawline.training.loop import image_set
+from thawline.thaw.image_set import image_set
 
 CLASSES = 1000
 WRITTEN = 100_000  # rows at a time

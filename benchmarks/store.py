@@ -28,7 +28,8 @@ from thawline.data.transforms import build_transforms
 from thawline.networks.building import IMAGENET
 from thawline.options import TransformOptions
 from thawline.thaw.cache import ActivationCache
-from thawline.thaw.features import ACTIVATIONS, ActivationLoader, Image
+from thawline.thaw.features import ACTIVATIONS, ActivationLoader
+from thawline.thaw.image_set import ImageView
 from thawline.thaw.line import ThawLine
 
 BATCH = 32
@@ -67,7 +68,7 @@ def measure(entries: int, values: int) -> tuple[int, int, int, float, int]:
     logging.getLogger("thawline").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         store = ActivationCache(Path(folder), max_gb=1000)
-        images = [Image(f"{number}.jpg", f"{number:064x}") for number in range(entries)]
+        images = [ImageView(f"{number}.jpg", f"{number:064x}") for number in range(entries)]
         _fill(store, images, values)
         gc.collect()
         tracemalloc.start()
@@ -89,7 +90,7 @@ def _loader(store: ActivationCache, values: int, entries: int) -> ActivationLoad
     )  # fmt: skip
 
 
-def _fill(store: ActivationCache, images: list[Image], values: int) -> None:
+def _fill(store: ActivationCache, images: list[ImageView], values: int) -> None:
     """Write an entry for each image."""
     partition = _loader(store, values, len(images)).partition(ACTIVATIONS, images)
     assert partition is not None
@@ -100,7 +101,7 @@ def _fill(store: ActivationCache, images: list[Image], values: int) -> None:
     partition.close()
 
 
-def _rate(loader: ActivationLoader, images: list[Image], seed: int) -> float:
+def _rate(loader: ActivationLoader, images: list[ImageView], seed: int) -> float:
     """Return the images per second of one pass over shuffled batches."""
     order = np.random.default_rng(seed).permutation(len(images))[:READ].tolist()
     batches = [[images[i] for i in order[at : at + BATCH]] for at in range(0, len(order), BATCH)]

@@ -30,7 +30,7 @@ from sklearn.datasets import load_sample_images
 from helpers.servers import Postgres
 from thawline.data.splitting import split_dataset
 from thawline.options import DatasetOptions
-from thawline.training.loop import ImageSet, image_set
+from thawline.thaw.image_set import ImageSet, image_set
 
 # A busy machine is no failure of a property.
 hypothesis.settings.register_profile("thawline", deadline=None)

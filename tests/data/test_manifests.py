@@ -16,7 +16,7 @@ from thawline.data.sources import find_images, hash_files
 from thawline.data.splitting import check_splits, split_dataset
 from thawline.errors import DataError
 from thawline.options import SplitFractions
-from thawline.training.loop import image_set
+from thawline.thaw.image_set import image_set
 
 
 @pytest.fixture

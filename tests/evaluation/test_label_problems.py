@@ -16,7 +16,7 @@ from thawline.evaluation.label_problems import (
 )
 from thawline.networks.building import build_network, pretrained_preprocessing
 from thawline.options import DatasetOptions, ModelOptions, TrainingOptions, TransformOptions
-from thawline.thaw.features import Image as View
+from thawline.thaw.image_set import ImageView
 from thawline.thaw.probing import stage_features
 
 pytestmark = pytest.mark.xdist_group("digits")  # so that their features are computed once
@@ -41,7 +41,7 @@ def by_stage(digits: pd.DataFrame) -> list[np.ndarray]:
     network, _ = build_network(model, 10, SIZE, seed=0)
     transforms = build_transforms(TransformOptions(size=SIZE), pretrained_preprocessing(model))
     hashes = hash_files(digits["path"].tolist())
-    images = [View(*pair) for pair in zip(digits["path"], hashes, strict=True)]
+    images = [ImageView(*pair) for pair in zip(digits["path"], hashes, strict=True)]
     options = TrainingOptions(num_workers=0, precision="fp32")
     return stage_features(network, images, transforms, options)
 

@@ -39,12 +39,11 @@ from thawline.thaw.features import (
     VIEWS,
     ActivationLoader,
     Cost,
-    Image,
     fastest_that_fits,
     merge,
-    view_seed,
 )
 from thawline.thaw.freezing import freeze_layers
+from thawline.thaw.image_set import ImageView, view_seed
 from thawline.thaw.line import split_at_thaw_line
 from thawline.training.loop import TrainingResult, prepare, train
 
@@ -156,7 +155,7 @@ class Setting:
             torch.device("cpu"), self.dtype, entries=100,
         )  # fmt: skip
         hashes = hash_files(self.paths)
-        images = [Image(p, h, view) for p, h in zip(self.paths, hashes, strict=True)]
+        images = [ImageView(p, h, view) for p, h in zip(self.paths, hashes, strict=True)]
         self.before_loading()
         batches = [tuple(t.clone() for t in some) for some in loader.load([images[:3], images[3:]])]
         assert loader.read + loader.computed == len(self.paths)
@@ -394,7 +393,7 @@ def test_what_is_stored_says_how_it_came_about(setting: Setting) -> None:
 
 def test_the_seed_of_a_view_is_the_same_in_every_version() -> None:
     transforms = build_transforms(TransformOptions(size=32), IMAGENET, seed=5)
-    assert view_seed(Image("any.jpg", "0" * 64, 2), transforms) == 32957317658254044
+    assert view_seed(ImageView("any.jpg", "0" * 64, 2), transforms) == 32957317658254044
 
 
 def test_where_memory_is_short_fewer_images_run_at_once(

@@ -17,9 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from thawline.networks.building import build_network
 from thawline.options import ModelOptions, Phase, TrainingOptions
+from thawline.thaw.device import make_accelerator
 from thawline.thaw.freezing import freeze_layers
 from thawline.thaw.line import ThawLine, modules_below_line, split_at_thaw_line
-from thawline.training.loop import make_accelerator
 
 SIZE = 64
 NETWORKS = {  # with the number of freeze patterns to try

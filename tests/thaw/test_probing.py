@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from thawline.data.sources import hash_files
 from thawline.data.transforms import build_transforms, evaluation_view, normalize
 from thawline.errors import DataError
+from thawline.evaluation.significance import effective_images
 from thawline.networks.building import IMAGENET, build_network
 from thawline.options import (
     AutoOptions,
@@ -27,8 +28,8 @@ from thawline.options import (
     TransformOptions,
 )
 from thawline.thaw.cache import ActivationCache
-from thawline.thaw.features import Image as View
 from thawline.thaw.freezing import find_stages
+from thawline.thaw.image_set import ImageView
 from thawline.thaw.probing import (
     choose_by_probes,
     choose_by_size,
@@ -116,7 +117,7 @@ def test_every_stage_is_probed_in_one_pass_that_the_store_keeps(
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     transforms = build_transforms(TransformOptions(size=SIZE), IMAGENET)
     store = ActivationCache(tmp_path, 1)
-    probes = probe_stages(network, splits, transforms, OPTIONS, 0, store)
+    probes = probe_stages(network, splits, transforms, OPTIONS, 0, effective_images, store)
     assert probes["stage"].tolist() == list(find_stages(network))[:-1]
     assert probes["accuracy"].between(0, 1).all()
     if "timm" in backbone:  # two photographs are told apart by pretrained features
@@ -126,8 +127,14 @@ def test_every_stage_is_probed_in_one_pass_that_the_store_keeps(
     assert all(torch.equal(after[name], before[name]) for name in before)
     contents = store.contents()
     assert contents["entries"].sum() == (splits["split"] == "train").sum()
-    again = probe_stages(network, splits, transforms, OPTIONS, 0, store)
+    again = probe_stages(network, splits, transforms, OPTIONS, 0, effective_images, store)
     pd.testing.assert_frame_equal(again, probes)
+
+
+def score(
+    features: np.ndarray, truth: np.ndarray, groups: np.ndarray | None, seed: int
+) -> tuple[float, float]:
+    return cross_validate(features, truth, groups, seed, effective_images)
 
 
 def patients(count: int, images: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -140,13 +147,13 @@ def patients(count: int, images: int) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 def test_no_image_is_predicted_by_a_probe_that_saw_its_group() -> None:
     features, truth, groups = patients(40, 8)
-    assert cross_validate(features, truth, None, seed=0)[0] > 0.95
-    assert cross_validate(features, truth, groups, seed=0)[0] < 0.65
+    assert score(features, truth, None, seed=0)[0] > 0.95
+    assert score(features, truth, groups, seed=0)[0] < 0.65
 
 
 def test_the_standard_error_counts_the_images_of_a_group_together() -> None:
     features, truth, groups = patients(40, 8)
-    accuracy, error = cross_validate(features, truth, groups, seed=0)
+    accuracy, error = score(features, truth, groups, seed=0)
     by_group = np.sqrt(accuracy * (1 - accuracy) / 40)
     assert 0.8 * by_group < error <= 1.001 * by_group
 
@@ -159,7 +166,7 @@ def test_without_groups_a_probe_is_cross_validated_image_by_image() -> None:
     folds = StratifiedKFold(5, shuffle=True, random_state=7)
     accuracy = (cross_val_predict(probe, features, truth, cv=folds) == truth).mean()
     error = np.sqrt(accuracy * (1 - accuracy) / 90)
-    assert cross_validate(features, truth, None, seed=7) == (accuracy, error)
+    assert score(features, truth, None, seed=7) == (accuracy, error)
 
 
 @pytest.mark.parametrize("groups_of_class", [(1, 1), (1, 9), (2, 3)])
@@ -168,7 +175,7 @@ def test_a_class_of_few_groups_is_probed_all_the_same(groups_of_class: tuple[int
     groups = np.arange(sum(groups_of_class)).repeat(6)
     truth = np.repeat([0, 1], groups_of_class).repeat(6)
     features = rng.normal(size=(len(truth), 3)) + 4 * truth[:, None]
-    accuracy, _ = cross_validate(features, truth, groups, seed=0)
+    accuracy, _ = score(features, truth, groups, seed=0)
     unseen = groups_of_class.count(1)  # while their class is predicted
     assert accuracy == pytest.approx(1 - unseen / sum(groups_of_class))
 
@@ -178,9 +185,11 @@ def test_probes_hold_groups_together_and_need_two(splits: pd.DataFrame) -> None:
     network, _ = build_network(model, 2, SIZE, seed=0)
     transforms = build_transforms(TransformOptions(size=SIZE), IMAGENET)
     by_class = splits.assign(group=splits["label"])  # which is never seen while it is predicted
-    assert (probe_stages(network, by_class, transforms, OPTIONS, 0)["accuracy"] == 0).all()
+    assert (
+        probe_stages(network, by_class, transforms, OPTIONS, 0, effective_images)["accuracy"] == 0
+    ).all()
     with pytest.raises(DataError, match=r"auto\.by: .* at least two groups.* auto\.by=size"):
-        probe_stages(network, splits.assign(group="one"), transforms, OPTIONS, 0)
+        probe_stages(network, splits.assign(group="one"), transforms, OPTIONS, 0, effective_images)
 
 
 def test_the_last_stage_s_features_are_what_the_head_sees(
@@ -189,7 +198,7 @@ def test_the_last_stage_s_features_are_what_the_head_sees(
     network, _ = build_network(ModelOptions(backbone="resnet18", weights="none"), 2, SIZE, seed=0)
     transforms = build_transforms(TransformOptions(size=SIZE), IMAGENET)
     paths = splits.loc[splits["split"] == "train", "path"].tolist()
-    images = [View(*pair) for pair in zip(paths, hash_files(paths), strict=True)]
+    images = [ImageView(*pair) for pair in zip(paths, hash_files(paths), strict=True)]
     features = stage_features(network, images, transforms, OPTIONS, ActivationCache(tmp_path, 1))
     views = torch.stack([evaluation_view(path, transforms.preprocessing) for path in paths])
     seen = []

@@ -13,11 +13,11 @@ from thawline.data.transforms import Transforms, build_transforms
 from thawline.errors import ParameterError, TrainingError
 from thawline.networks.building import IMAGENET, build_network
 from thawline.options import ModelOptions, Phase, TrainingOptions, TransformOptions
+from thawline.thaw.device import make_accelerator
 from thawline.thaw.freezing import find_undecayed, freeze_layers
 from thawline.training.loop import (
     TrainingResult,
     lr_factor,
-    make_accelerator,
     make_loss,
     make_optimizer,
     prepare,

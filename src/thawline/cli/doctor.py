@@ -157,7 +157,7 @@ def check_device(options: TrainingOptions) -> list[CheckResult]:
     import psutil
     import torch
 
-    from thawline.training.loop import compute_dtype, make_accelerator
+    from thawline.thaw.device import compute_dtype, make_accelerator
 
     try:
         accelerator = make_accelerator(options)

@@ -21,7 +21,7 @@ from thawline.evaluation.metrics import as_arrays, worst_mistakes
 from thawline.networks.classifier import Classifier, probabilities
 from thawline.networks.stages import find_stages
 from thawline.options import AttributionMethod, TrainingOptions
-from thawline.training.loop import make_accelerator
+from thawline.thaw.device import make_accelerator
 
 STEPS = 32  # of the path that integrated gradients follow
 AT_ONCE = 8  # of these steps

@@ -25,7 +25,7 @@ from thawline.errors import DataError
 from thawline.evaluation.significance import accuracy_interval
 from thawline.networks.classifier import Classifier, probabilities
 from thawline.options import EvaluationOptions, TrainingOptions, TransformOptions
-from thawline.training.loop import make_accelerator
+from thawline.thaw.device import make_accelerator
 
 PROBABILITY = "probability_"  # + class name: the columns of the predictions table
 

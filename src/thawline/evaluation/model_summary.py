@@ -15,9 +15,9 @@ from thawline.networks.stages import HEAD, Stage, find_stages, stage_table
 from thawline.options import Phase, TrainingOptions
 from thawline.thaw.cache import ActivationCache
 from thawline.thaw.freezing import freeze_layers, freeze_report
+from thawline.thaw.image_set import image_set
 from thawline.thaw.line import modules_below_line
 from thawline.thaw.probing import compute_features, line_of_stages
-from thawline.training.loop import image_set
 
 MOST_IMAGES = 256  # of the validation split that representations are compared on
 FROZEN, PARTLY, TRAINING_GROUPS = "frozen", "partly", "trained"

@@ -20,8 +20,9 @@ from torch import Tensor
 from thawline.data.loading import View, ViewLoader, decode
 from thawline.data.sources import codec_versions
 from thawline.data.transforms import DECODING_VERSION, Transforms, normalize
-from thawline.thaw.cache import ActivationCache, CachePartition, Tensors, cache_key
+from thawline.thaw.cache import ActivationCache, CachePartition, Tensors
 from thawline.thaw.freezing import hash_tensors
+from thawline.thaw.image_set import ImageView, view_seed
 from thawline.thaw.line import ThawLine
 
 logger = logging.getLogger(__name__)
@@ -33,19 +34,6 @@ CPU_CHUNK_SIZE = 8
 MAX_READ_BYTES = 1_000_000  # of activations, per read that serves several batches
 MEASURED = 8  # images that tell what an entry costs
 ACTIVATIONS, VIEWS, NOTHING = "activations", "views", "nothing"
-
-
-class Image(NamedTuple):
-    """A view of an image file of known content: the one for evaluation, or the nth random one."""
-
-    path: str
-    sha256: str
-    view: int | None = None
-
-    @property
-    def key(self) -> bytes:
-        """The key of its entries in the cache."""
-        return cache_key(self.sha256, self.view)
 
 
 class Decoded(NamedTuple):
@@ -141,7 +129,7 @@ class ActivationLoader:
         """How long it once took to compute all that was read."""
         return sum(partition.seconds_saved for partition in self._partitions.values())
 
-    def load(self, batches: Sequence[Sequence[Image]], keep: bool = True) -> Iterator[Tensors]:
+    def load(self, batches: Sequence[Sequence[ImageView]], keep: bool = True) -> Iterator[Tensors]:
         """Yield for each batch the tensors (N, …) that cross the line, on the device.
 
         Args:
@@ -184,8 +172,8 @@ class ActivationLoader:
         return counts + f"; reading saved about {self.seconds_saved:.1f} s" * bool(self.read)
 
     def _plan(
-        self, batches: Sequence[Sequence[Image]], keys: Sequence[Sequence[bytes]], keep: bool
-    ) -> list[tuple[dict[bytes, Image], bool]]:
+        self, batches: Sequence[Sequence[ImageView]], keys: Sequence[Sequence[bytes]], keep: bool
+    ) -> list[tuple[dict[bytes, ImageView], bool]]:
         """Return for each batch the images to decode ahead, by key, and whether all is stored.
 
         An image that is cached is decoded once, however often it comes. What to cache is chosen
@@ -213,8 +201,8 @@ class ActivationLoader:
 
     def _read_at_once(
         self,
-        batches: Sequence[Sequence[Image]],
-        planned: Sequence[tuple[dict[bytes, Image], bool]],
+        batches: Sequence[Sequence[ImageView]],
+        planned: Sequence[tuple[dict[bytes, ImageView], bool]],
     ) -> Iterator[tuple[int, int]]:
         """Yield ranges of batches to load together: several if all their activations are stored."""
         most = MAX_READ_BYTES // max(self._bytes, 1)  # images
@@ -228,7 +216,7 @@ class ActivationLoader:
             yield first, len(batches)
 
     def _tensors(
-        self, images: Sequence[Image], keys: Sequence[bytes], decoded: Decoded, keep: bool
+        self, images: Sequence[ImageView], keys: Sequence[bytes], decoded: Decoded, keep: bool
     ) -> Tensors:
         """Return what crosses the line (N, …) for N images, on the device."""
         unique = dict(zip(keys, images, strict=True))  # an image may be drawn twice
@@ -243,11 +231,11 @@ class ActivationLoader:
         )
 
     def _load_unique(
-        self, images: Sequence[Image], keys: Sequence[bytes], decoded: Decoded, keep: bool
+        self, images: Sequence[ImageView], keys: Sequence[bytes], decoded: Decoded, keep: bool
     ) -> Tensors:
         """Return what crosses the line (N, …) for N different images."""
 
-        def take_decoded(images: Sequence[Image], keys: Sequence[bytes]) -> Tensors:
+        def take_decoded(images: Sequence[ImageView], keys: Sequence[bytes]) -> Tensors:
             rows = decoded.rows
             if [*keys] == [*rows]:
                 return (decoded.views,)
@@ -256,7 +244,7 @@ class ActivationLoader:
             known = dict(zip(evicted, again, strict=True))
             return (torch.stack([decoded.views[rows[k]] if k in rows else known[k] for k in keys]),)
 
-        def compute(images: Sequence[Image], keys: Sequence[bytes]) -> Tensors:
+        def compute(images: Sequence[ImageView], keys: Sequence[bytes]) -> Tensors:
             return self._run(*self._recall(VIEWS, images, keys, take_decoded, keep))
 
         if self._below is None:
@@ -266,9 +254,9 @@ class ActivationLoader:
     def _recall(
         self,
         holds: str,
-        images: Sequence[Image],
+        images: Sequence[ImageView],
         keys: Sequence[bytes],
-        compute: Callable[[Sequence[Image], Sequence[bytes]], Tensors],
+        compute: Callable[[Sequence[ImageView], Sequence[bytes]], Tensors],
         keep: bool,
     ) -> Tensors:
         """Return the entries of images, from the cache or else computed and put there."""
@@ -339,7 +327,7 @@ class ActivationLoader:
                 parts.append([tensor[: len(some)] for tensor in tensors])
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
-    def _choose(self, some: Sequence[Image]) -> str:
+    def _choose(self, some: Sequence[ImageView]) -> str:
         """Return what to keep, as measured on some images, and say so in the log."""
         size = self._transforms.preprocessing.size
         if 0 < self._bytes <= 3 * size**2 and self._bytes * self._entries <= self._store.max_bytes:
@@ -367,17 +355,19 @@ class ActivationLoader:
         logger.info("The store keeps %s (%s; %s)", chosen, costs[chosen], rest)
         return chosen
 
-    def _view(self, image: Image) -> View:
+    def _view(self, image: ImageView) -> View:
         """Return what to decode."""
         if image.view is None:
             return View(image.path)
         return View(image.path, view_seed(image, self._transforms))
 
-    def _contains(self, holds: str, images: Sequence[Image], keys: Sequence[bytes]) -> np.ndarray:
+    def _contains(
+        self, holds: str, images: Sequence[ImageView], keys: Sequence[bytes]
+    ) -> np.ndarray:
         partition = self.partition(holds, images)
         return np.zeros(len(keys), bool) if partition is None else partition.contains(keys)
 
-    def partition(self, holds: str, images: Sequence[Image]) -> CachePartition | None:
+    def partition(self, holds: str, images: Sequence[ImageView]) -> CachePartition | None:
         """Return the partition of views or activations that images belong to, if there is one."""
         return self._partitions.get((holds, images[0].view is not None)) if images else None
 
@@ -425,12 +415,6 @@ class ActivationLoader:
             "precision": str(self._dtype),
             "answer": hash_tensors(answer),
         }
-
-
-def view_seed(image: Image, transforms: Transforms) -> int:
-    """Return the seed of a random view; it depends on image, number and seed, and nothing else."""
-    digest = hashlib.sha256(f"{transforms.seed} {image.sha256} {image.view}".encode()).digest()
-    return int.from_bytes(digest[:7], "big")
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from thawline.networks.precision import use_full_float32
+from thawline.thaw.device import use_full_float32
 
 logger = logging.getLogger(__name__)
 

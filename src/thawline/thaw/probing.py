@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,18 +22,20 @@ from torch import Tensor, nn
 from thawline.data.loading import ViewLoader
 from thawline.data.transforms import Transforms, evaluation_view
 from thawline.errors import DataError
-from thawline.evaluation.significance import effective_images
 from thawline.options import AutoOptions, LastStages, Strategy, TrainingOptions
 from thawline.thaw.cache import ActivationCache, Tensors
-from thawline.thaw.features import ActivationLoader, Image
+from thawline.thaw.device import compute_dtype, make_accelerator
+from thawline.thaw.features import ActivationLoader
 from thawline.thaw.freezing import find_stages
+from thawline.thaw.image_set import ImageView, image_set
 from thawline.thaw.line import ThawLine
-from thawline.training.loop import compute_dtype, image_set, make_accelerator
 
 logger = logging.getLogger(__name__)
 
 MOST_IMAGES = 5000  # that a probe is fitted to; more would not change the choice
 FOLDS = 5
+# From correct (N,) bool and groups (N,) or None to the number of independent images.
+EffectiveImages = Callable[[np.ndarray, np.ndarray | None], float]
 COLUMNS = ["stage", "features", "accuracy", "standard_error"]
 
 
@@ -100,6 +103,7 @@ def probe_stages(
     transforms: Transforms,
     options: TrainingOptions,
     seed: int,
+    effective_images: EffectiveImages,
     store: ActivationCache | None = None,
 ) -> pd.DataFrame:
     """Return how well a linear classifier does on the pooled output of each stage but the head.
@@ -107,6 +111,15 @@ def probe_stages(
     Every stage is measured in one pass over the training images, without augmentation; probes are
     logistic regressions on standardized features (Alain and Bengio 2016, arXiv:1610.01644), judged
     by cross-validation, so that no other split is looked at. Images of a group stay in one fold.
+
+    Args:
+        network: set to evaluation mode in a copy.
+        splits: the table of `split_dataset`.
+        transforms: how files become views.
+        options: device, batch size, workers.
+        seed: of the folds, and of the choice among too many images.
+        effective_images: as `evaluation.significance.effective_images`.
+        store: where features are cached; None: nowhere.
 
     Returns:
         stage, features (their number), accuracy (0 to 1), standard_error; a row a stage, from the
@@ -126,16 +139,17 @@ def probe_stages(
     if "group" in splits:
         groups = splits.loc[splits["split"] == "train", "group"].to_numpy()[some]
     rows = []
+    score = partial(cross_validate, seed=seed, effective_images=effective_images)
     for stage, table in track(
         list(zip(line.crossing, features, strict=True)), "Probing every stage", transient=True
     ):
-        rows.append((stage, table.shape[1], *cross_validate(table, truth, groups, seed)))
+        rows.append((stage, table.shape[1], *score(table, truth, groups)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def stage_features(
     network: nn.Module,
-    images: Sequence[Image],
+    images: Sequence[ImageView],
     transforms: Transforms,
     options: TrainingOptions,
     store: ActivationCache | None = None,
@@ -161,7 +175,7 @@ def line_of_stages(network: nn.Module) -> ThawLine:
 
 def compute_features(
     line: ThawLine,
-    images: Sequence[Image],
+    images: Sequence[ImageView],
     transforms: Transforms,
     options: TrainingOptions,
     store: ActivationCache | None,
@@ -243,7 +257,11 @@ def _pooled(output: Tensor) -> Tensor:
 
 
 def cross_validate(
-    features: np.ndarray, truth: np.ndarray, groups: np.ndarray | None, seed: int
+    features: np.ndarray,
+    truth: np.ndarray,
+    groups: np.ndarray | None,
+    seed: int,
+    effective_images: EffectiveImages,
 ) -> tuple[float, float]:
     """Return the accuracy of linear probes on images that they were not fitted to.
 
@@ -252,6 +270,7 @@ def cross_validate(
         truth: class indices (N,).
         groups: name or number of each image's group, which stays in one fold; None: no groups.
         seed: of the folds.
+        effective_images: as `evaluation.significance.effective_images`.
 
     Returns:
         The accuracy, 0 to 1, and its standard error, which counts images of a group together.

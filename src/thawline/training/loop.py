@@ -16,25 +16,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from rich import get_console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from thawline.data.loading import ViewLoader, unreadable
-from thawline.data.manifests import SHA256_BYTES, as_binary, texts_of
-from thawline.data.sources import digest_files
+from thawline.data.loading import ViewLoader
 from thawline.data.transforms import Mix, Transforms
-from thawline.errors import ParameterError, TrainingError
-from thawline.networks.precision import use_full_float32
+from thawline.errors import TrainingError
 from thawline.options import Phase, TrainingOptions
 from thawline.thaw.cache import ActivationCache
-from thawline.thaw.features import ActivationLoader, Image
+from thawline.thaw.device import autocast, compute_dtype, make_accelerator
+from thawline.thaw.features import ActivationLoader
 from thawline.thaw.freezing import (
     check_frozen,
     find_undecayed,
@@ -43,6 +39,7 @@ from thawline.thaw.freezing import (
     hash_tensors,
     parameter_groups,
 )
+from thawline.thaw.image_set import ImageSet, ImageView, Positions, image_set
 from thawline.thaw.line import ThawLine, split_at_thaw_line
 from thawline.training.data_parallel import (
     SyncedBatchNorm,
@@ -73,13 +70,11 @@ COLUMNS = [
 ]  # fmt: skip
 
 MAX_NAMES_IN_MESSAGE = 3  # images of a batch that a message names
-FP16 = torch.float16
 # PyTorch's own 65,536 overflows at first, and so skips steps of which a short training has few.
 INITIAL_SCALE = 1024.0
 
 OnEpoch = Callable[[dict[str, Any], int], None]
 State = dict[str, Tensor]
-Positions = Sequence[int] | np.ndarray  # of the images of a batch in their split
 
 
 class TrainingResult(NamedTuple):
@@ -146,59 +141,6 @@ class TrainingProgress:
         return sum(row["phase"] == self.phase for row in self.history) >= phase.epochs
 
 
-class ImageSet(NamedTuple):
-    """The images of a split as columns: millions fit into memory, an `Image` is made when taken.
-
-    Attributes:
-        paths: of the images of all splits.
-        hashes: SHA-256 of their files, as 64 hexadecimal digits or 32 bytes; those of other splits
-            may be zeros.
-        rows: where in these the images of this split are, (N,) int32.
-        labels: their class indices, (N,) int64 on the training device.
-    """
-
-    paths: pa.ChunkedArray
-    hashes: pa.Array | pa.ChunkedArray
-    rows: np.ndarray
-    labels: Tensor
-
-    def shuffle(
-        self, orders: torch.Generator, batch_size: int, balanced: bool = False
-    ) -> list[np.ndarray]:
-        """Return positions in a new order, in batches (B,) int64 of more than one image.
-
-        Batch norm cannot train on a single image, and no worker can on none; the next epoch leaves
-        out others. If `balanced`, as many are drawn with replacement, each class with the same
-        probability.
-        """
-        if balanced:
-            labels = self.labels.cpu()
-            weights = 1 / labels.bincount()[labels].double()
-            order = torch.multinomial(weights, len(labels), replacement=True, generator=orders)
-        else:
-            order = torch.randperm(len(self.labels), generator=orders)
-        positions = order.numpy()
-        batches = [positions[at : at + batch_size] for at in range(0, len(order), batch_size)]
-        too_few = len(batches[-1]) < max(2, workers())
-        return batches[:-1] if len(batches) > 1 and too_few else batches
-
-    def take(self, batches: Sequence[Positions], view: int | None = None) -> list[list[Image]]:
-        """Return batches of images: their nth random view, or that for evaluation."""
-        return [[self._image(self.rows[idx], view) for idx in batch] for batch in batches]
-
-    def digest(self) -> str:
-        """Return what tells these images and labels, in this order, from any others."""
-        digest = hashlib.sha256(self.labels.cpu().numpy().tobytes())
-        for row in self.rows:
-            digest.update(self._image(row, None).sha256.encode())
-        return digest.hexdigest()
-
-    def _image(self, row: int, view: int | None) -> Image:
-        sha256 = self.hashes[row].as_py()
-        sha256 = sha256 if isinstance(sha256, str) else sha256.hex()
-        return Image(self.paths[row].as_py(), sha256, view)
-
-
 class TrainingContext(NamedTuple):
     """What all phases of a training have in common."""
 
@@ -221,7 +163,9 @@ class TrainingContext(NamedTuple):
     def next_order(self) -> list[np.ndarray]:
         """Return the positions of training images of the next epoch, in batches."""
         balanced = self.options.sampling == "balanced"
-        return self.train_set.shuffle(self.orders, self.options.batch_size, balanced)
+        return self.train_set.shuffle(
+            self.orders, self.options.batch_size, balanced, fewest=max(2, workers())
+        )
 
     def loss_weight(self, positions: Positions) -> Any:
         """Return what the mean loss over training images divides by."""
@@ -229,7 +173,7 @@ class TrainingContext(NamedTuple):
             return len(positions)
         return loss_weight(self.loss_function, self.train_set.labels[positions])
 
-    def random_views(self, batches: Sequence[Positions], epoch: int) -> list[list[Image]]:
+    def random_views(self, batches: Sequence[Positions], epoch: int) -> list[list[ImageView]]:
         """Return the views of training images that an epoch, counted from 0, sees."""
         return self.train_set.take(batches, epoch % self.views if self.views else epoch)
 
@@ -373,7 +317,9 @@ def prepare(
         torch.Generator().manual_seed(seed),
         sync_batch_norm and workers() > 1,
         torch.amp.GradScaler(
-            accelerator.device.type, INITIAL_SCALE, enabled=compute_dtype(accelerator) == FP16
+            accelerator.device.type,
+            INITIAL_SCALE,
+            enabled=compute_dtype(accelerator) == torch.float16,
         ),
     )
 
@@ -406,79 +352,6 @@ def prepare_phase(
 def batches_per_epoch(setup: TrainingContext) -> int:
     """Return the number of batches of training images."""
     return len(setup.train_set.shuffle(torch.Generator(), setup.options.batch_size))
-
-
-def image_set(splits: pd.DataFrame, split: str, device: torch.device) -> ImageSet:
-    """Return the images of a split with the hashes that their files have now, or the table has.
-
-    A column `sha256` of the table is believed; then no file is read.
-
-    Raises:
-        DataError: when a file cannot be read.
-    """
-    rows = np.flatnonzero((splits["split"] == split).to_numpy()).astype(np.int32)
-    labels = splits["class_index"].to_numpy()[rows].astype(np.int64)
-    paths = texts_of(splits["path"])
-    if "sha256" in splits:
-        hashes = pa.array(splits["sha256"])
-    else:
-        digests = np.zeros((len(splits), SHA256_BYTES), np.uint8)
-        try:
-            found = digest_files((paths[row].as_py() for row in rows), len(rows))
-            for row, digest in zip(rows, found, strict=True):
-                digests[row] = np.frombuffer(digest, np.uint8)
-        except OSError as error:
-            raise unreadable(error.filename, error) from error
-        hashes = as_binary(digests)
-    return ImageSet(paths, hashes, rows, torch.from_numpy(labels).to(device))
-
-
-def make_accelerator(options: TrainingOptions) -> Accelerator:
-    """Return accelerate's handle on device and precision.
-
-    `precision: auto` is bf16 where the hardware computes in it natively, else fp32, which is never
-    rounded to TF32.
-
-    Raises:
-        ParameterError: when the device that is asked for is not there.
-    """
-    available = {
-        "auto": True,
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not available[options.device]:
-        there = ", ".join(name for name, is_there in available.items() if is_there)
-        raise ParameterError(
-            f"training.device: '{options.device}' is not available here (possible: {there})."
-        )
-    use_full_float32()
-    # accelerate keeps its settings for the life of the process; a notebook or a test may train
-    # twice with different ones.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    on_cpu = options.device == "cpu" or (
-        options.device == "auto" and not (available["cuda"] or available["mps"])
-    )
-    if options.precision == "auto":
-        native = _computes_bf16_on_cpu() if on_cpu else _computes_bf16_on_cuda()
-        precision = "bf16" if native else "no"
-    else:
-        precision = {"fp32": "no"}.get(options.precision, options.precision)
-    if on_cpu and precision == "fp16":
-        logger.warning("training.precision: CPUs compute fp16 slowly; bf16 or fp32 is faster.")
-    return Accelerator(cpu=on_cpu, mixed_precision=precision)
-
-
-def compute_dtype(accelerator: Accelerator) -> torch.dtype:
-    """Return what most of a network computes in."""
-    return {"bf16": torch.bfloat16, "fp16": FP16}.get(accelerator.mixed_precision, torch.float32)
-
-
-def autocast(accelerator: Accelerator) -> torch.autocast:
-    """Return a context in which a network computes in `compute_dtype`, also fp16 on a CPU."""
-    dtype = compute_dtype(accelerator)
-    return torch.autocast(accelerator.device.type, dtype, enabled=dtype != torch.float32)
 
 
 def make_loss(splits: pd.DataFrame, options: TrainingOptions, log_probabilities: bool) -> Loss:
@@ -836,15 +709,6 @@ def _tensors(network: nn.Module, names: Sequence[str]) -> State:
 
 def _batches(order: Sequence[int], size: int) -> list[list[int]]:
     return [list(order[start : start + size]) for start in range(0, len(order), size)]
-
-
-def _computes_bf16_on_cpu() -> bool:
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def _computes_bf16_on_cuda() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def progress_bar(what: str) -> Progress:

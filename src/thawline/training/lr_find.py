@@ -10,10 +10,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from thawline.options import LrFindOptions, Phase
 from thawline.thaw.cache import Tensors
+from thawline.thaw.device import autocast
 from thawline.training.loop import (
     PhaseContext,
     TrainingContext,
-    autocast,
     prepare_phase,
     progress_bar,
 )

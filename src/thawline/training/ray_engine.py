@@ -29,7 +29,8 @@ from thawline.data.sources import hash_files
 from thawline.errors import DataError, ParameterError, ThawlineError, TrainingError
 from thawline.options import EngineOptions, Phase
 from thawline.thaw.cache import GB, ActivationCache
-from thawline.thaw.features import CPU_CHUNK_SIZE, Image
+from thawline.thaw.features import CPU_CHUNK_SIZE
+from thawline.thaw.image_set import ImageView
 from thawline.training import loop as training
 from thawline.training.data_parallel import rank
 from thawline.training.loop import OnEpoch, TrainingResult, progress_bar
@@ -231,7 +232,7 @@ class FrozenPart:
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return how many images there were, or why one of them cannot be read."""
         columns = (rows["path"].tolist(), rows["sha256"].tolist(), rows["view"].tolist())
-        images = [Image(*row) for row in zip(*columns, strict=True)]
+        images = [ImageView(*row) for row in zip(*columns, strict=True)]
         random = [image for image in images if image.view != EVALUATION]
         plain = [image._replace(view=None) for image in images if image.view == EVALUATION]
         problem = ""

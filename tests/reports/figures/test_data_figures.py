@@ -11,8 +11,7 @@ from thawline.data.sources import SPLITS, hash_files
 from thawline.data.transforms import Preprocessing, Transforms, evaluation_view, training_view
 from thawline.options import AugmentationOptions, TransformOptions
 from thawline.reports.figures import data, grids
-from thawline.thaw.features import Image as View
-from thawline.thaw.features import view_seed
+from thawline.thaw.image_set import ImageView, view_seed
 
 PREPROCESSING = Preprocessing(
     size=64, resize=64, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
@@ -73,7 +72,7 @@ def test_the_views_are_those_that_training_takes(
     (row,) = [idx for idx, view in enumerate(evaluation) if torch.equal(view, pixels[0])]
     (sha256,) = hash_files([paths[row]])
     for number in (0, 1):
-        seed = view_seed(View(paths[row], sha256, number), TRANSFORMS)
+        seed = view_seed(ImageView(paths[row], sha256, number), TRANSFORMS)
         assert torch.equal(training_view(paths[row], TRANSFORMS, seed), pixels[1 + number])
 
 

@@ -21,6 +21,7 @@ from thawline.datasets.registry_dataset import OpenRegistry
 from thawline.datasets.served_model_dataset import ServedModel
 from thawline.evaluation import metrics as evaluation
 from thawline.evaluation import model_summary
+from thawline.evaluation.significance import effective_images
 from thawline.networks import building as backbones
 from thawline.networks.classifier import Classifier, read_ancestors
 from thawline.options import (
@@ -108,7 +109,9 @@ def choose_strategy(
         choice = probing.choose_by_size(images, strategies.root, auto)
     else:
         store = activation_cache(activation_options.max_gb)
-        probes = probing.probe_stages(network, splits, image_transforms, training, seed, store)
+        probes = probing.probe_stages(
+            network, splits, image_transforms, training, seed, effective_images, store
+        )
         choice = probing.choose_by_probes(probes, strategies.root, auto)
     if strategy == AUTO:
         logger.info("Strategy auto: %s", choice.reason)

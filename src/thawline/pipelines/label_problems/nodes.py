@@ -16,7 +16,7 @@ from thawline.evaluation import label_problems
 from thawline.options import ActivationOptions, TrainingOptions
 from thawline.reports.figures import data as figures
 from thawline.thaw.cache import ActivationCache
-from thawline.thaw.features import Image as View
+from thawline.thaw.image_set import ImageView
 from thawline.thaw.probing import stage_features
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def find_label_problems(
 ) -> tuple[pd.DataFrame, pd.DataFrame, Image.Image, Image.Image, Image.Image, dict[str, int]]:
     """Return label errors and outliers, pictures of these and of near-duplicates, and numbers."""
     hashes = hash_files(splits["path"].tolist())
-    images = [View(*pair) for pair in zip(splits["path"], hashes, strict=True)]
+    images = [ImageView(*pair) for pair in zip(splits["path"], hashes, strict=True)]
     store = activation_cache(options.max_gb)
     features = stage_features(network, images, transforms, training, store)
     label_errors = label_problems.find_label_errors(splits, np.hstack(features), seed)

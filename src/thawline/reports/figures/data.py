@@ -20,8 +20,7 @@ from thawline.data.transforms import Transforms, evaluation_view, make_mix, trai
 from thawline.options import AugmentationOptions
 from thawline.reports.figures.grids import image_grid, thumbnail
 from thawline.reports.figures.style import COLOURS, LINE, MOST_TICK_LETTERS, shorten
-from thawline.thaw.features import Image as View
-from thawline.thaw.features import view_seed
+from thawline.thaw.image_set import ImageView, view_seed
 
 SYMBOLS = ("circle", "diamond", "square")
 SAMPLES = 12  # of each split
@@ -219,7 +218,7 @@ def _random_views(paths: Sequence[str], transforms: Transforms, count: int) -> l
     return [
         torch.stack(
             [
-                training_view(path, transforms, view_seed(View(path, sha256, n), transforms))
+                training_view(path, transforms, view_seed(ImageView(path, sha256, n), transforms))
                 for path, sha256 in images
             ]
         )

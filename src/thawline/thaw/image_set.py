@@ -1,0 +1,121 @@
+"""Hold the images of a split as columns, and name the views of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from thawline.data.loading import unreadable
+from thawline.data.manifests import SHA256_BYTES, as_binary, texts_of
+from thawline.data.sources import digest_files
+from thawline.data.transforms import Transforms
+from thawline.thaw.cache import cache_key
+
+Positions = Sequence[int] | np.ndarray  # of the images of a batch in their split
+
+
+class ImageView(NamedTuple):
+    """A view of an image file of known content: the one for evaluation, or the nth random one."""
+
+    path: str
+    sha256: str
+    view: int | None = None
+
+    @property
+    def key(self) -> bytes:
+        """The key of its entries in the cache."""
+        return cache_key(self.sha256, self.view)
+
+
+class ImageSet(NamedTuple):
+    """The images of a split as columns, so that millions fit into memory.
+
+    Attributes:
+        paths: of the images of all splits.
+        hashes: SHA-256 of their files, as 64 hexadecimal digits or 32 bytes; those of other splits
+            may be zeros.
+        rows: where in these the images of this split are, (N,) int32.
+        labels: their class indices, (N,) int64 on the training device.
+    """
+
+    paths: pa.ChunkedArray
+    hashes: pa.Array | pa.ChunkedArray
+    rows: np.ndarray
+    labels: Tensor
+
+    def shuffle(
+        self,
+        orders: torch.Generator,
+        batch_size: int,
+        balanced: bool = False,
+        fewest: int = 2,
+    ) -> list[np.ndarray]:
+        """Return positions in a new order, in batches (B,) int64 of at least `fewest` images.
+
+        Batch norm cannot train on a single image, and no worker can on none. What is left of the
+        last batch is dropped; the next epoch drops other images. If `balanced`, as many are drawn
+        with replacement, each class with the same probability.
+        """
+        if balanced:
+            labels = self.labels.cpu()
+            weights = 1 / labels.bincount()[labels].double()
+            order = torch.multinomial(weights, len(labels), replacement=True, generator=orders)
+        else:
+            order = torch.randperm(len(self.labels), generator=orders)
+        positions = order.numpy()
+        batches = [positions[at : at + batch_size] for at in range(0, len(order), batch_size)]
+        return batches[:-1] if len(batches) > 1 and len(batches[-1]) < fewest else batches
+
+    def take(self, batches: Sequence[Positions], view: int | None = None) -> list[list[ImageView]]:
+        """Return batches of images: their nth random view, or that for evaluation."""
+        return [[self._image(self.rows[idx], view) for idx in batch] for batch in batches]
+
+    def digest(self) -> str:
+        """Return what tells these images and labels, in this order, from any others."""
+        digest = hashlib.sha256(self.labels.cpu().numpy().tobytes())
+        for row in self.rows:
+            digest.update(self._image(row, None).sha256.encode())
+        return digest.hexdigest()
+
+    def _image(self, row: int, view: int | None) -> ImageView:
+        sha256 = self.hashes[row].as_py()
+        sha256 = sha256 if isinstance(sha256, str) else sha256.hex()
+        return ImageView(self.paths[row].as_py(), sha256, view)
+
+
+def image_set(splits: pd.DataFrame, split: str, device: torch.device) -> ImageSet:
+    """Return the images of a split with the hashes that their files have now, or the table has.
+
+    A column `sha256` of the table is believed; then no file is read.
+
+    Raises:
+        DataError: when a file cannot be read.
+    """
+    rows = np.flatnonzero((splits["split"] == split).to_numpy()).astype(np.int32)
+    labels = splits["class_index"].to_numpy()[rows].astype(np.int64)
+    paths = texts_of(splits["path"])
+    if "sha256" in splits:
+        hashes = pa.array(splits["sha256"])
+    else:
+        digests = np.zeros((len(splits), SHA256_BYTES), np.uint8)
+        try:
+            found = digest_files((paths[row].as_py() for row in rows), len(rows))
+            for row, digest in zip(rows, found, strict=True):
+                digests[row] = np.frombuffer(digest, np.uint8)
+        except OSError as error:
+            raise unreadable(error.filename, error) from error
+        hashes = as_binary(digests)
+    return ImageSet(paths, hashes, rows, torch.from_numpy(labels).to(device))
+
+
+def view_seed(image: ImageView, transforms: Transforms) -> int:
+    """Return the seed of a random view; it depends on image, number and seed, and nothing else."""
+    digest = hashlib.sha256(f"{transforms.seed} {image.sha256} {image.view}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
