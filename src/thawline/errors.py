@@ -1,15 +1,15 @@
-"""Errors whose message is written for the user: what was wanted, what was found, what to do."""
+"""Errors whose message is written for the user: what is wrong, what was found, how to fix it."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 
 
 class ThawlineError(Exception):
-    """Base of all errors that end a run with their message alone, without a traceback."""
+    """Base class of all errors that end a run with their message alone, without a traceback."""
 
 
 class ProjectError(ThawlineError, FileNotFoundError):
-    """There is no project here, or not what it should hold."""
+    """The folder contains no Kedro project, or an incomplete one."""
 
 
 class ParameterError(ThawlineError, ValueError):
@@ -21,26 +21,36 @@ class DataError(ThawlineError, ValueError):
 
 
 class CheckpointError(ThawlineError, ValueError):
-    """A file of weights cannot be read or does not fit the network."""
+    """A weights file cannot be read or does not fit the network."""
 
 
 class TrainingError(ThawlineError, RuntimeError):
-    """Training cannot go on, or broke a promise such as the freeze contract."""
+    """Training cannot continue, or violated a guarantee such as the freeze contract."""
 
 
 class TrackingError(ThawlineError):
-    """What a run logs cannot be written to MLflow."""
+    """MLflow cannot store what a run logs."""
 
 
 class StorageError(ThawlineError):
-    """The database of a sweep does not answer."""
+    """The database of a sweep does not respond."""
 
 
 class ExportError(ThawlineError, RuntimeError):
-    """A network cannot be exported, or its export computes something else."""
+    """A network cannot be exported, or the exported one gives different outputs."""
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """Return a clause with the nearest spelling, or nothing where none is near."""
+    """Return a clause with the closest name, or nothing if none is close."""
     close = get_close_matches(given, list(known), n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def alternatives(given: str, known: Collection[str]) -> str:
+    """Return a clause with the closest name, if any, and all possible names."""
+    return f"{did_you_mean(given, known)} (possible: {', '.join(sorted(known))})"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or else the name of its class."""
+    return str(error).partition("\n")[0] or type(error).__name__

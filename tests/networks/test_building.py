@@ -103,8 +103,6 @@ def test_a_head_of_ones_own_is_kept_and_gets_the_number_of_classes(backbone: str
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"backbone": "resnet18"}, r"model\.head: builtin .*resnet18 comes from a library"),
-        ({"backbone": "timm/resnet18"}, r"model\.head: builtin .*comes from a library"),
         ({"backbone": "helpers.networks:SmallNet"}, r"model\.head: builtin .*num_classes"),
         (
             {"backbone": "helpers.networks:CifarResNet20", "backbone_kwargs": {"num_classes": 7}},

@@ -50,22 +50,29 @@ def test_conf_base_spells_out_every_option_with_its_default(raw: dict) -> None:
             ["transforms.min_crop_scale", "less than or equal to 1"],
         ),
         ("model.min_loaded", 95, ["model.min_loaded", "less than or equal to 1", "given 95"]),
-        ("model", {"head": "builtin", "head_dropout": 0.2}, ["model: head_dropout: 0.2"]),
+        ("model.head", "builtin", ["model.head: builtin needs a network of your own"]),
+        (
+            "model",
+            {"head": "builtin", "backbone": "mine:Net", "head_dropout": 0.2},
+            ["model.head_dropout: 0.2 does not apply"],
+        ),
         ("predict.batch_size", 0, ["predict.batch_size", "greater than 0", "given 0"]),
         ("registry.nmae", "ants", ["registry.nmae: unknown", "did you mean 'name'"]),
         ("seed", "x", ["seed", "given 'x'"]),
         (
             "evaluation.bootstrap_samples",
             500,
-            ["evaluation.bootstrap_samples: removed", "without resampling", "Leave it out."],
+            ["evaluation.bootstrap_samples: removed", "no resampling", "delete"],
         ),
         ("compare.strategies", ["full", "head_onyl"], ["'head_onyl' is not a strategy; did you"]),
         (
             "compare.num_seeds",
             2**32 + 1,
-            ["compare.num_seeds: 4294967297 from seed 0 on", "4294967295"],
+            ["compare.num_seeds: 4294967297 seeds from 0", "4294967295"],
         ),
-        ("model.head", "own", ["model.head: own: renamed to builtin"]),
+        ("model.head", "own", ["model.head: the value own was renamed to builtin"]),
+        ("training.accumulate", 4, ["training.accumulate: renamed to training.gradient_acc"]),
+        ("explain.images", "", ["explain.images: the list is empty; give image paths or worst"]),
         ("training.schedule", "cosin", ["given 'cosin'; did you mean 'cosine'?"]),
         (
             "strategies.mine.phases",
@@ -101,8 +108,8 @@ def test_contradictions_are_named_together_and_beside_impossible_values(raw: dic
     contradictions = r"'fulll'.*training\.label_smoothing.*augmentation\.mixup"
     with pytest.raises(ParameterError, match=rf"(?s){contradictions}"):
         validate_parameters(raw)
-    put(raw, "training.lr", -1)
-    with pytest.raises(ParameterError, match=rf"(?s)training\.lr: .*{contradictions}"):
+    put(raw, "evaluation.top_k", -1)
+    with pytest.raises(ParameterError, match=rf"(?s)evaluation\.top_k: .*{contradictions}"):
         validate_parameters(raw)
 
 
@@ -110,6 +117,13 @@ def test_label_smoothing_and_log_probabilities_exclude_each_other(raw: dict) -> 
     put(put(raw, "training.label_smoothing", 0.1), "model.log_probabilities", True)
     with pytest.raises(ParameterError, match=r"training\.label_smoothing.*model\.log_probabil"):
         validate_parameters(raw)
+
+
+def test_lists_may_be_given_as_words(raw: dict) -> None:
+    put(put(raw, "compare.strategies", "full lp_ft"), "explain.images", "a.jpg b.jpg")
+    parameters = validate_parameters(raw)
+    assert parameters.compare.strategies == ("full", "lp_ft")
+    assert parameters.explain.images == ("a.jpg", "b.jpg")
 
 
 def test_engine_ray_is_short_for_its_name(raw: dict) -> None:

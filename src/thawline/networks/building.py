@@ -204,11 +204,6 @@ def _pretrained(
 def _build(options: ModelOptions, classes: int) -> nn.Module:
     if ":" in options.backbone:
         return _build_own(options, classes)
-    if options.head == "builtin":
-        raise ParameterError(
-            f"model.head: builtin needs a network of your own, and {options.backbone} comes from a"
-            " library. Give model.backbone=package.module:Factory, or model.head=linear or mlp."
-        )
     if options.backbone.startswith("timm/"):
         return _build_timm(options)
     return _build_torchvision(options)

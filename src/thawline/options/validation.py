@@ -1,0 +1,112 @@
+"""Validate the parameters of a run and describe every problem in the user's words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from thawline.errors import ParameterError, alternatives, did_you_mean
+from thawline.options.parameters import Parameters
+from thawline.options.types import Options
+
+RENAMED = {
+    "augmentation.views": "augmentation.views_per_image",
+    "compare.seeds": "compare.num_seeds",
+    "dataset.allow_outside": "dataset.allow_external_paths",
+    "lr_find.high": "lr_find.end_lr",
+    "lr_find.low": "lr_find.start_lr",
+    "model.arguments": "model.backbone_kwargs",
+    "model.keep_head_rows": "model.reuse_head",
+    "screening.contradictions": "screening.conflicting_labels",
+    "sweep.minutes": "sweep.timeout_minutes",
+    "training.accumulate": "training.gradient_accumulation_steps",
+    "training.ema": "training.ema_decay",
+    "training.warmup": "training.warmup_ratio",
+    "training.workers": "training.num_workers",
+    "transforms.crop_scale": "transforms.min_crop_scale",
+}
+REMOVED = {  # by dotted name: why, and what to do
+    "evaluation.bootstrap_samples": "the accuracy's confidence interval needs no resampling; delete"
+    " this parameter",
+}
+
+
+def validate_parameters(raw: Mapping[str, Any]) -> Parameters:
+    """Validate all parameters at once.
+
+    Args:
+        raw: plain values, or groups that Kedro has already converted to options.
+
+    Raises:
+        ParameterError: naming, for every problem, the parameter by its dotted name, what was given
+            and what is possible.
+    """
+    plain = {
+        name: group.model_dump() if isinstance(group, BaseModel) else group
+        for name, group in raw.items()
+    }
+    try:
+        return Parameters.model_validate(plain)
+    except ValidationError as error:
+        problems = [_describe(problem) for problem in error.errors()]
+        problems += _problems_across(
+            plain, {problem["loc"][0] for problem in error.errors() if problem["loc"]}
+        )
+        raise ParameterError(
+            "These parameters cannot be used:\n" + "\n".join(f"  {line}" for line in problems)
+        ) from error
+
+
+def _problems_across(plain: dict[str, Any], invalid: set[int | str]) -> list[str]:
+    """Return what the checks across groups find: pydantic skips them if a group is invalid."""
+    if "strategies" in invalid:
+        return []
+    try:
+        Parameters.model_validate({k: v for k, v in plain.items() if k not in invalid})
+    except ValidationError as error:
+        return [_describe(problem) for problem in error.errors() if not problem["loc"]]
+    return []
+
+
+def _describe(problem: Any) -> str:
+    """Return one line about an error of pydantic's: the parameter, what is wrong, what to do."""
+    location, kind = problem["loc"], problem["type"]
+    name = ".".join(map(str, location))
+    message = problem["msg"].removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        return f"{name}: {_describe_unknown(name, location)}"
+    if not location:  # a check across groups names its parameter itself
+        return message
+    if kind == "value_error":  # a check across a group may begin with the field's name
+        return f"{name}.{message}" if re.match(r"\w+: ", message) else f"{name}: {message}"
+    near = ""
+    if kind == "literal_error":
+        allowed = re.findall("'(.*?)'", problem["ctx"]["expected"])
+        near = did_you_mean(str(problem["input"]), allowed)
+    return f"{name}: {message}, given {problem['input']!r}{near}"
+
+
+def _describe_unknown(name: str, location: tuple[int | str, ...]) -> str:
+    """Return why a name is not known: renamed, removed or misspelled."""
+    if name in RENAMED:
+        return f"renamed to {RENAMED[name]}"
+    if name in REMOVED:
+        return f"removed: {REMOVED[name]}"
+    return f"unknown{alternatives(str(location[-1]), _known_names(location[:-1]))}"
+
+
+def _known_names(location: tuple[int | str, ...]) -> list[str]:
+    """Return the field names of the group at a location of pydantic's."""
+    group: Any = Parameters
+    for part in location:
+        if isinstance(group, type) and issubclass(group, Options):
+            if part not in group.model_fields:
+                continue  # the member of a union
+            group = group.model_fields[str(part)].annotation
+        else:  # a dict or tuple: the last type argument is that of its values
+            group = next((a for a in get_args(group)[::-1] if a is not ...), None)
+    members = [a for a in (group, *get_args(group)) if hasattr(a, "model_fields")]
+    return list(members[0].model_fields) if members else []  # of X | None, those of X
