@@ -2,7 +2,7 @@
 
     python -m benchmarks.store [--entries 1000000] [--values 1280]
 
-Writes bfloat16 activations of random content, then reads shuffled batches with `ActivationLoader`,
+Writes bfloat16 activations of random content, then reads shuffled batches with `FeatureLoader`,
 as an epoch of `head_only` does. The best of three passes counts: the first may find cold pages.
 Nothing is decoded or computed.
 """
@@ -28,7 +28,7 @@ from thawline.data.transforms import build_transforms
 from thawline.networks.building import IMAGENET
 from thawline.options import TransformOptions
 from thawline.thaw.cache import ActivationCache
-from thawline.thaw.features import ACTIVATIONS, ActivationLoader
+from thawline.thaw.features import ACTIVATIONS, FeatureLoader
 from thawline.thaw.image_set import ImageView
 from thawline.thaw.line import ThawLine
 
@@ -81,10 +81,10 @@ def measure(entries: int, values: int) -> tuple[int, int, int, float, int]:
     return entries, len(files), round(size / 1e6), round(taken / entries, 1), round(rate)
 
 
-def _loader(store: ActivationCache, values: int, entries: int) -> ActivationLoader:
+def _loader(store: ActivationCache, values: int, entries: int) -> FeatureLoader:
     transforms = build_transforms(TransformOptions(size=32), IMAGENET)
     line = ThawLine(Flatten(values), nn.Identity(), nn.Identity(), ("flatten",))  # type: ignore[arg-type]
-    return ActivationLoader(
+    return FeatureLoader(
         line, transforms, ViewLoader(transforms, 0), store, torch.device("cpu"), torch.bfloat16,
         entries,
     )  # fmt: skip
@@ -101,7 +101,7 @@ def _fill(store: ActivationCache, images: list[ImageView], values: int) -> None:
     partition.close()
 
 
-def _rate(loader: ActivationLoader, images: list[ImageView], seed: int) -> float:
+def _rate(loader: FeatureLoader, images: list[ImageView], seed: int) -> float:
     """Return the images per second of one pass over shuffled batches."""
     order = np.random.default_rng(seed).permutation(len(images))[:READ].tolist()
     batches = [[images[i] for i in order[at : at + BATCH]] for at in range(0, len(order), BATCH)]

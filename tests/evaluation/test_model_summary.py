@@ -42,7 +42,7 @@ def history(network: nn.Module, of: list[Phase], size: int = SIZE) -> pd.DataFra
     rows = []
     for number, phase in enumerate(of, start=1):
         freeze_layers(network, phase)
-        rows.append((number, ", ".join(split_at_thaw_line(network, size).crossing)))
+        rows.append((number, ", ".join(split_at_thaw_line(network, size).boundary)))
     return pd.DataFrame(rows, columns=["phase", "thaw_line"])
 
 

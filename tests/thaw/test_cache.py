@@ -190,7 +190,7 @@ def test_contents_say_how_much_there_is_and_when_it_was_last_used(store: Activat
     rows = store.contents().set_index("holds")[["entries", "MB", "last used"]]
     assert rows.loc["zeros"].tolist() == [1, 0.3, datetime.fromtimestamp(1000)]
     assert rows.loc["ones"].tolist() == [2, 0.7, datetime.fromtimestamp(1001)]
-    assert sorted(store.contents()["shelf"]) == sorted(
+    assert sorted(store.contents()["partition"]) == sorted(
         {path.parent.name[:8] for path in store.folder.glob("*/*")}
     )
 

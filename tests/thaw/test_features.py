@@ -37,8 +37,8 @@ from thawline.thaw.features import (
     ACTIVATIONS,
     NOTHING,
     VIEWS,
-    ActivationLoader,
     Cost,
+    FeatureLoader,
     fastest_that_fits,
     merge,
 )
@@ -150,7 +150,7 @@ class Setting:
         line = split_at_thaw_line(self.network, transforms.preprocessing.size)
         if line.below is not None:
             line.below.register_forward_pre_hook(self.before_each_run)
-        self.loader = loader = ActivationLoader(
+        self.loader = loader = FeatureLoader(
             line, transforms, ViewLoader(transforms, workers=0), self.store,
             torch.device("cpu"), self.dtype, entries=100,
         )  # fmt: skip

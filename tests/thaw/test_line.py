@@ -65,7 +65,7 @@ def together(line: ThawLine, batch: Tensor, training: bool) -> Tensor:
     tensors = (batch,) if line.below is None else line.below(batch)
     assert not any(tensor.requires_grad for tensor in tensors)
     assert all(len(tensor) == len(batch) for tensor in tensors)
-    return (line.above_in_training if training else line.above_in_evaluation)(*tensors)
+    return (line.above_train if training else line.above_eval)(*tensors)
 
 
 @pytest.mark.parametrize("backbone", NETWORKS)
@@ -123,7 +123,7 @@ def _check_training(network: nn.Module, line: ThawLine) -> None:
 
 def test_a_line_inside_a_residual_block_is_crossed_by_two_tensors() -> None:
     network = frozen("resnet18", "head", "layer4.1.conv2.weight", "layer4.1.bn2.*")
-    assert split_at_thaw_line(network, SIZE).crossing == ("layer4_0_relu_1", "layer4_1_relu")
+    assert split_at_thaw_line(network, SIZE).boundary == ("layer4_0_relu_1", "layer4_1_relu")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_what_is_frozen_first_lies_below(backbone: str, trainable: dict, crossin
     network = network_of(backbone)
     freeze_layers(network, Phase(trainable=trainable, epochs=1, lr=1))
     line = split_at_thaw_line(network, SIZE)
-    assert line.crossing == (crossing,)
+    assert line.boundary == (crossing,)
     used = {node.target for node in line.below.graph.nodes if node.op == "call_module"}
     assert not any(isinstance(line.below.get_submodule(n), nn.BatchNorm2d) for n in used)
 
@@ -165,12 +165,12 @@ def test_with_nothing_frozen_the_images_cross() -> None:
     network = network_of("helpers.networks:ResidualNet")
     freeze_layers(network, Phase(trainable="all", epochs=1, lr=1))
     line = split_at_thaw_line(network, SIZE)
-    assert line.below is None and line.above_in_training is network
+    assert line.below is None and line.above_train is network
 
 
 def test_noise_lies_above_even_where_all_around_it_is_frozen() -> None:
     network = frozen("helpers.networks:NoisyNet", "head")
-    assert split_at_thaw_line(network, SIZE).crossing == ("layer1_3",)
+    assert split_at_thaw_line(network, SIZE).boundary == ("layer1_3",)
 
 
 class SizesNet(nn.Module):
@@ -280,7 +280,7 @@ def test_the_parts_answer_for_any_number_of_images(
     state = torch.get_rng_state()
     line = split_at_thaw_line(network, SIZE)
     assert torch.equal(torch.get_rng_state(), state)
-    assert line.crossing == crossing
+    assert line.boundary == crossing
     for count in (1, 4, 7):
         for training in (True, False):
             torch.testing.assert_close(
@@ -306,7 +306,7 @@ def test_what_lies_below_is_told_in_the_order_of_the_forward() -> None:
     network = frozen("helpers.networks:SmallNet", "head")
     stages = [f"{stage}.{idx}" for stage in ("layer1", "layer2") for idx in range(4)]
     below = ["input_norm", "conv1", *stages, "pool"]
-    told = modules_below_line(network, split_at_thaw_line(network, SIZE).crossing)
+    told = modules_below_line(network, split_at_thaw_line(network, SIZE).boundary)
     assert list(told.items()) == [*((name, True) for name in below), ("linear", False)]
     assert modules_below_line(frozen("helpers.networks:BranchingNet", "head"), ("images",)) == {}
 

@@ -205,4 +205,4 @@ def _alignments(
             keep=network is before,
         )  # fmt: skip
         found.append([torch.from_numpy(table) for table in features])
-    return {name: linear_cka(*pair) for name, *pair in zip(line.crossing, *found, strict=True)}
+    return {name: linear_cka(*pair) for name, *pair in zip(line.boundary, *found, strict=True)}

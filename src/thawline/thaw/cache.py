@@ -94,14 +94,14 @@ class ActivationCache:
                 last_used = max(status.st_mtime for _, status in shards)
                 rows.append(
                     {
-                        "shelf": folder.name[:8],
+                        "partition": folder.name[:8],
                         "holds": description["holds"] + " (earlier format, unused)" * earlier,
                         "entries": sum(_count_entries(metadata) for metadata in readable),
                         "MB": round(sum(status.st_size for _, status in shards) / 1e6, 1),
                         "last used": datetime.fromtimestamp(int(last_used)),
                     }
                 )
-        return pd.DataFrame(rows, columns=["shelf", "holds", "entries", "MB", "last used"])
+        return pd.DataFrame(rows, columns=["partition", "holds", "entries", "MB", "last used"])
 
     def empty(self) -> None:
         """Remove all entries; a process that is training computes what it misses again."""

@@ -77,7 +77,7 @@ def fastest_that_fits(costs: dict[str, Cost], entries: int, max_bytes: float) ->
     return min(fitting, key=lambda name: costs[name].seconds)
 
 
-class ActivationLoader:
+class FeatureLoader:
     """Yields what crosses a phase's thaw line, batch after batch: read, or computed and kept.
 
     Files are decoded by other processes, ahead of the batches that need them. What is kept on disk
@@ -390,8 +390,8 @@ class ActivationLoader:
                 description |= {"augmentation": options.model_dump(mode="json"), "seed": seed}
             partitions[VIEWS, random] = self._store.partition(description, pin_memory)
             if self._below is not None:
-                network = type(line.above_in_training).__name__
-                description["holds"] = f"{network} up to {', '.join(line.crossing)}, {kind}"
+                network = type(line.above_train).__name__
+                description["holds"] = f"{network} up to {', '.join(line.boundary)}, {kind}"
                 description["below"] = fingerprint
                 partitions[ACTIVATIONS, random] = self._store.partition(description, pin_memory)
         return partitions

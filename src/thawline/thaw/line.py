@@ -38,15 +38,15 @@ class ThawLine(NamedTuple):
         below: from images (N, 3, size, size) to a tuple of the tensors (N, …) that cross the line,
             in evaluation mode, without gradients, with batch norm folded into convolutions; None
             where the images themselves cross it.
-        above_in_training: from those tensors to outputs (N, C), as the network is in training.
-        above_in_evaluation: the same in evaluation.
-        crossing: names in the graph of what crosses.
+        above_train: from those tensors to outputs (N, C), as the network is in training.
+        above_eval: the same in evaluation.
+        boundary: names in the graph of what crosses.
     """
 
     below: fx.GraphModule | None
-    above_in_training: nn.Module
-    above_in_evaluation: nn.Module
-    crossing: tuple[str, ...] = ("images",)
+    above_train: nn.Module
+    above_eval: nn.Module
+    boundary: tuple[str, ...] = ("images",)
 
 
 class _CannotSplitError(Exception):
@@ -110,11 +110,11 @@ def _split(network: nn.Module, size: int, modes: dict[nn.Module, bool]) -> ThawL
         tuple(n.name for n in tensors),
     )
     _set_modes(modes)
-    _check(network, part, line.above_in_training, images)
+    _check(network, part, line.above_train, images)
     _set_modes(dict.fromkeys(modes, False))
-    _check(network, part, line.above_in_evaluation, images)
+    _check(network, part, line.above_eval, images)
     _fold_batch_norm(part)  # not before: training normalizes rounding by the spread of 4 images
-    _check(network, part, line.above_in_evaluation, images)
+    _check(network, part, line.above_eval, images)
     return line
 
 
@@ -125,7 +125,7 @@ def modules_below_line(network: nn.Module, crossing: Iterable[str]) -> dict[str,
 
     Args:
         network: with the modes that the line was found with.
-        crossing: names in the graph of what crosses, as in `ThawLine.crossing`.
+        crossing: names in the graph of what crosses, as in `ThawLine.boundary`.
     """
     try:
         graph = _trace(network)

@@ -25,7 +25,7 @@ from thawline.errors import DataError
 from thawline.options import AutoOptions, LastStages, Strategy, TrainingOptions
 from thawline.thaw.cache import ActivationCache, Tensors
 from thawline.thaw.device import compute_dtype, make_accelerator
-from thawline.thaw.features import ActivationLoader
+from thawline.thaw.features import FeatureLoader
 from thawline.thaw.freezing import find_stages
 from thawline.thaw.image_set import ImageView, image_set
 from thawline.thaw.line import ThawLine
@@ -141,7 +141,7 @@ def probe_stages(
     rows = []
     score = partial(cross_validate, seed=seed, effective_images=effective_images)
     for stage, table in track(
-        list(zip(line.crossing, features, strict=True)), "Probing every stage", transient=True
+        list(zip(line.boundary, features, strict=True)), "Probing every stage", transient=True
     ):
         rows.append((stage, table.shape[1], *score(table, truth, groups)))
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -161,7 +161,7 @@ def stage_features(
         head is all there is.
     """
     line = line_of_stages(network)
-    if not line.crossing:
+    if not line.boundary:
         views = (evaluation_view(image.path, transforms.preprocessing) for image in images)
         return [np.stack([_pooled(view[None].float())[0].numpy() for view in views])]
     return compute_features(line, images, transforms, options, store, "Computing features")
@@ -196,7 +196,7 @@ def compute_features(
         keep: false where nobody will ask for the same again.
     """
     accelerator = make_accelerator(options)
-    loader = ActivationLoader(
+    loader = FeatureLoader(
         line,
         transforms,
         ViewLoader(transforms, options.num_workers, accelerator.device.type == "cuda"),

@@ -30,7 +30,7 @@ from thawline.errors import TrainingError
 from thawline.options import Phase, TrainingOptions
 from thawline.thaw.cache import ActivationCache
 from thawline.thaw.device import autocast, compute_dtype, make_accelerator
-from thawline.thaw.features import ActivationLoader
+from thawline.thaw.features import FeatureLoader
 from thawline.thaw.freezing import (
     check_frozen,
     find_undecayed,
@@ -182,7 +182,7 @@ class PhaseContext(NamedTuple):
     """What one phase is trained with."""
 
     line: ThawLine
-    activations: ActivationLoader
+    activations: FeatureLoader
     optimizer: torch.optim.Optimizer
     schedule: LambdaLR
     average: WeightEma | None
@@ -339,7 +339,7 @@ def prepare_phase(
         if setup.mix
         else split_at_thaw_line(network, setup.transforms.preprocessing.size)
     )
-    activations = ActivationLoader(
+    activations = FeatureLoader(
         line, setup.transforms, setup.loader, setup.store, setup.accelerator.device,
         compute_dtype(setup.accelerator),
         entries=(setup.views or 0) * len(setup.train_set.labels) + len(setup.val_set.labels),
@@ -464,7 +464,7 @@ def _run_epoch(
             course.best_epoch, course.epochs_since_best = row["epoch"], 0
     row |= {
         "seconds": time.perf_counter() - start,
-        "thaw_line": ", ".join(current.line.crossing),
+        "thaw_line": ", ".join(current.line.boundary),
         "trainable_parameters": sum(
             p.numel() for p in setup.network.parameters() if p.requires_grad
         ),
@@ -506,7 +506,7 @@ def _train_epoch(
             update_weight = sum(map(setup.loss_weight, update))
         with SyncedBatchNorm() if setup.sync_batch_norm else nullcontext():
             loss, outputs, course.micro_batch = add_gradients(
-                setup.network, trained, partial(_answer, setup, current.line.above_in_training),
+                setup.network, trained, partial(_answer, setup, current.line.above_train),
                 setup.loss_function, inputs, targets, weight,
                 partial(_backward, setup, weight / update_weight), course.micro_batch,
                 may_divide=not setup.sync_batch_norm,
@@ -573,7 +573,7 @@ def _validate(
         truth = setup.val_set.labels[positions]
         parts = count_parts(setup.network, len(truth), course.micro_batch)
         columns = [tensor.tensor_split(parts) for tensor in crossing]
-        answer = partial(_answer, setup, current.line.above_in_evaluation)
+        answer = partial(_answer, setup, current.line.above_eval)
         outputs = torch.cat([answer(*some) for some in zip(*columns, strict=True)])
         # log_softmax leaves logarithms of probabilities as they are, so this serves for both.
         loss += nn.functional.cross_entropy(outputs, truth, reduction="sum").item()

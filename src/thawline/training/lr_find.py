@@ -48,7 +48,7 @@ def find_lr(setup: TrainingContext, phase: Phase, sweep: LrFindOptions) -> pd.Da
         task = bar.add_task("", total=sweep.steps, epoch="", figures="")
         for crossing, truth in _batches(setup, current, sweep.steps):
             with autocast(setup.accelerator):
-                outputs = current.line.above_in_training(*crossing).float()
+                outputs = current.line.above_train(*crossing).float()
                 loss = setup.loss_function(outputs, truth)
             setup.scaler.scale(loss).backward()
             total = SMOOTHING * total + loss.item()
