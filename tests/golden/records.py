@@ -36,7 +36,7 @@ from thawline.options import (
     TransformOptions,
     validate_parameters,
 )
-from thawline.sweep.study import identity
+from thawline.sweep.study import study_fingerprint
 from thawline.thaw.cache import ActivationCache
 from thawline.training.loop import prepare, train
 
@@ -157,7 +157,7 @@ def compute_records(folder: Path) -> dict[str, Any]:
         "small network": losses_of_steps(SMALL_NET, 32, splits, [HEAD, ALL], folder / "small"),
         "EfficientNet-Lite0": losses_of_steps(LITE0, 64, splits, [HEAD, CALM], folder / "lite0"),
         "splits": hash_of_splits(digits),
-        "study": identity(default_parameters(), splits),
+        "study": study_fingerprint(default_parameters(), splits),
         "paired_test": answers_of_paired_test(),
         "run": metrics_of_a_run(digits),
     }

@@ -28,7 +28,6 @@ class SweepStorageDataset(ResourceDataset[Callable[[str | None], BaseStorage]]):
 
     def _open(self, url: str | None) -> BaseStorage:
         if url is None:
-            self._filepath.parent.mkdir(parents=True, exist_ok=True)
             url = f"sqlite:///{self._filepath}"
         return open_storage(url)
 

@@ -42,7 +42,7 @@ from thawline.hooks.configuration import MLFLOW_PATTERNS, register_project_path
 from thawline.networks.building import build_on_meta_device
 from thawline.options import flatten, validate_parameters
 from thawline.pipelines import compare
-from thawline.sweep.study import possible_strategies
+from thawline.sweep.space import possible_strategies
 from thawline.thaw.freezing import find_unknown_names
 from thawline.tracking.redaction import mask, mask_logs, strip_credentials
 from thawline.tracking.servers import connect, log_input, wait_for_locks

@@ -19,6 +19,7 @@ from thawline.options import TRAINING_GROUPS, Parameters, Strategies, validate_p
 from thawline.pipelines.finetune import nodes as finetune
 from thawline.reports.figures.sweep import importance, optimization_history, parallel_coordinates
 from thawline.sweep import study as sweeping
+from thawline.sweep.space import check_space, with_values
 from thawline.thaw.cache import ActivationCache
 from thawline.training import loop as training
 from thawline.training.loop import OnEpoch
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 def check_parameters(parameters: dict[str, Any]) -> Parameters:
     """Return all parameters, of which those that are tried are known to be possible."""
     valid = validate_parameters(parameters)
-    sweeping.check_space(valid)
+    check_space(valid)
     return valid
 
 
@@ -115,7 +116,7 @@ def select_best_trial(
     others by --params or from conf/local, and conf/base may change.
     """
     best = sweeping.best_trial(finished_trials, parameters.training.monitor)
-    chosen = sweeping.with_values(parameters, best.params)
+    chosen = with_values(parameters, best.params)
     tree = chosen.model_dump(mode="json", include={*TRAINING_GROUPS, "dataset"})
     if chosen.strategy in tree["strategies"]:
         tree["strategies"] = {chosen.strategy: tree["strategies"][chosen.strategy]}

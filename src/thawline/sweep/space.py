@@ -1,0 +1,153 @@
+"""What a sweep may try: check the search space and draw values from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+
+from thawline.errors import ParameterError, did_you_mean
+from thawline.options import AUTO, TRAINING_GROUPS, Dimension, Parameters, validate_parameters
+
+WITHOUT_EFFECT = ("training.resume", "training.num_workers", "training.device")
+
+
+def check_space(parameters: Parameters) -> None:
+    """Check every dimension of `sweep.space` before the first trial.
+
+    Raises:
+        ParameterError: naming, for every problem at once, the parameter and the reason.
+    """
+    problems = []
+    if parameters.training.epochs == 0:
+        problems.append("training.epochs: 0 leaves nothing to compare; give at least 1, or null")
+    for name, dimension in active_dimensions(parameters).items():
+        problems += _dimension_problems(parameters, name, dimension)
+    for strategy in [] if problems else possible_strategies(parameters):
+        problems += _strategy_problems(parameters, strategy)
+    if problems:
+        lines = "\n".join(f"  {line}" for line in dict.fromkeys(problems))
+        raise ParameterError(f"sweep.space cannot be searched:\n{lines}")
+
+
+def active_dimensions(parameters: Parameters) -> dict[str, Dimension]:
+    """Return the dimensions of `sweep.space` by dotted name, without those that are null."""
+    return {name: tried for name, tried in parameters.sweep.space.items() if tried is not None}
+
+
+def possible_strategies(parameters: Parameters) -> list[str]:
+    """Return the strategies that trials may have: those that are tried, or the one there is."""
+    tried = active_dimensions(parameters).get("strategy")
+    return [str(name) for name in tried.choices] if tried else [parameters.strategy]
+
+
+def suggest(trial: optuna.Trial, parameters: Parameters) -> dict[str, Any]:
+    """Draw a trial's values, by dotted name: the strategy first, then what depends on it."""
+    tried, strategy = active_dimensions(parameters).get("strategy"), parameters.strategy
+    if tried:
+        strategy = str(trial.suggest_categorical("strategy", tried.choices))
+    dimensions = _dimensions_of(parameters, strategy)
+    return {name: _suggest(trial, name, dimension) for name, dimension in dimensions.items()}
+
+
+def with_values(parameters: Parameters, values: dict[str, Any]) -> Parameters:
+    """Return a copy of the parameters with other values, given by dotted name.
+
+    Raises:
+        ParameterError: if a name is unknown or a value is refused.
+    """
+    tree = parameters.model_dump(mode="json", exclude={"sweep"})
+    for name, value in values.items():
+        _put(tree, name, value)
+    return validate_parameters(tree)
+
+
+def _dimensions_of(parameters: Parameters, strategy: str) -> dict[str, Dimension]:
+    """Return the dimensions of trials that have a strategy."""
+    return {
+        name: dimension
+        for name, dimension in active_dimensions(parameters).items()
+        if not dimension.strategies or strategy in dimension.strategies
+    }
+
+
+def _dimension_problems(parameters: Parameters, name: str, dimension: Dimension) -> list[str]:
+    if reason := _refusal(name):
+        return [f"{name}: {reason}"]
+    problems = [
+        problem
+        for value in _samples(dimension)
+        for problem in _value_problems(parameters, {name: value})
+    ]
+    known = [*parameters.strategies, AUTO]
+    return problems + [
+        f"{name}: strategies names '{unknown}', which is no strategy"
+        f"{did_you_mean(unknown, known)} (possible: {', '.join(known)})"
+        for unknown in dimension.strategies
+        if unknown not in known
+    ]
+
+
+def _strategy_problems(parameters: Parameters, strategy: str) -> list[str]:
+    """Return why the dimensions of a strategy do not fit together, each of which may fit alone."""
+    tried = _dimensions_of(parameters, strategy)
+    if not tried:
+        return [f"nothing is tried with strategy={strategy}"]
+    problems = []
+    for end in (0, -1):
+        values = {name: _samples(dimension)[end] for name, dimension in tried.items()}
+        problems += _value_problems(parameters, values | {"strategy": strategy})
+    return problems
+
+
+def _value_problems(parameters: Parameters, values: dict[str, Any]) -> list[str]:
+    try:
+        with_values(parameters, values)
+    except ParameterError as error:
+        return [line.strip() for line in str(error).splitlines() if line.startswith("  ")]
+    return []
+
+
+def _refusal(name: str) -> str:
+    """Return why trials must not differ in a parameter, or nothing if they may."""
+    group = name.split(".", maxsplit=1)[0]
+    if group in ("dataset", "seed"):
+        return "it changes the splits, and trials on other images cannot be compared; set it once"
+    if name == "training.monitor":
+        return "it is what trials are compared by; set it once"
+    known = group in Parameters.model_fields
+    if name in WITHOUT_EFFECT or (known and group not in TRAINING_GROUPS):
+        return "it does not change what a network learns; set it once"
+    return ""
+
+
+def _suggest(trial: optuna.Trial, name: str, dimension: Dimension) -> Any:
+    if dimension.type == "categorical":
+        return trial.suggest_categorical(name, dimension.choices)
+    assert dimension.low is not None and dimension.high is not None
+    low, high, step, log = dimension.low, dimension.high, dimension.step, dimension.log
+    if dimension.type == "int":
+        return trial.suggest_int(name, int(low), int(high), step=int(step or 1), log=log)
+    return trial.suggest_float(name, low, high, step=step, log=log)
+
+
+def _samples(dimension: Dimension) -> tuple[Any, ...]:
+    """Return all choices, or both ends of an interval and a value between them."""
+    if dimension.type == "categorical":
+        return dimension.choices
+    assert dimension.low is not None and dimension.high is not None
+    if dimension.type == "int":
+        return int(dimension.low), int(dimension.high)
+    between = dimension.low + (dimension.step or 0.37 * (dimension.high - dimension.low))
+    return dimension.low, between, dimension.high
+
+
+def _put(tree: Any, name: str, value: Any) -> None:
+    """Set a value in nested dicts and lists by its dotted name."""
+    *groups, last = name.split(".")
+    try:
+        for group in groups:
+            tree = tree[int(group)] if isinstance(tree, list) else tree.setdefault(group, {})
+        tree[int(last) if isinstance(tree, list) else last] = value
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise ParameterError(f"These parameters cannot be used:\n  {name}: unknown") from error
