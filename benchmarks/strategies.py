@@ -26,7 +26,7 @@ from scipy.stats import t
 from benchmarks import common
 from thawline.data.splitting import class_names
 from thawline.data.transforms import build_transforms, make_mix
-from thawline.evaluation.metrics import predict_split
+from thawline.evaluation.predictions import predict_split
 from thawline.networks.building import build_network, pretrained_preprocessing
 from thawline.networks.classifier import Classifier
 from thawline.options import AUTO, Parameters, Strategies, validate_parameters

@@ -26,7 +26,7 @@ from thawline.datasets import RegistryDataset, ServedModelDataset
 from thawline.datasets.registry_dataset import Registry
 from thawline.datasets.served_model_dataset import ServedModel
 from thawline.errors import ParameterError
-from thawline.evaluation.inference import predict_files
+from thawline.evaluation.predictions import predict_files
 from thawline.networks.building import build_network
 from thawline.networks.classifier import Classifier, save_classifier
 from thawline.options import ModelOptions, TrainingOptions

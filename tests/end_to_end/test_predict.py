@@ -240,9 +240,9 @@ def test_http_gives_the_labels_of_predict_and_names_what_it_cannot_read(
         large = io.BytesIO()
         Image.new("L", (1000, 301)).save(large, format="png")
         for too_much, limit in (
-            ([large.getvalue()], "Image 1 has 1000 x 301 px; max_megapixels is 0.3."),
-            ([bytes(600_000)], "0.6 MB are too many for one request; max_mb is 0.5."),
-            (contents[:1] * 11, "11 images are too many for one request; max_images is 10."),
+            ([large.getvalue()], "Image 1 has 1000 x 301 px, but max_megapixels is 0.3."),
+            ([bytes(600_000)], "The request has 0.6 MB, but max_mb is 0.5."),
+            (contents[:1] * 11, "The request has 11 images, but max_images is 10."),
         ):
             refused = ask(address, too_much)
             assert refused.status_code == 400 and limit in refused.json()["message"]

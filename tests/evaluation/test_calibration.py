@@ -21,7 +21,7 @@ from thawline.evaluation.calibration import (
     reliability,
     with_temperature,
 )
-from thawline.evaluation.metrics import worst_mistakes
+from thawline.evaluation.predictions import worst_mistakes
 from thawline.reports.figures.evaluation import mistakes_grid, per_class_bars, reliability_diagram
 
 NAMES = ["ant", "bee", "wasp"]

@@ -20,7 +20,7 @@ from helpers.networks import BrightnessNet
 from thawline.data.sources import name_files
 from thawline.data.transforms import Preprocessing, evaluation_view, normalize
 from thawline.errors import DataError, ParameterError
-from thawline.evaluation.explanations import attribute, choose_worst, explain, find_spatial_module
+from thawline.evaluation.explanations import attribute, choose_worst, explain, find_spatial_stage
 from thawline.hooks.hooks import ProjectHook
 from thawline.networks.building import IMAGENET, build_network, pretrained_preprocessing
 from thawline.networks.classifier import Classifier
@@ -62,7 +62,7 @@ def test_every_backbone_is_explained_at_its_last_spatial_stage(
     backbone: str, size: int, arguments: dict, module: str
 ) -> None:
     network, images = build(backbone, size, **arguments)
-    assert find_spatial_module(network, images[:1]) == module
+    assert find_spatial_stage(network, images[:1]) == module
     maps = attribute(network, images, [0, 1], "grad_cam")
     assert maps.shape == (2, size, size) and maps.dtype == torch.float32
     assert (maps >= 0).all() and (maps > 0).any()
@@ -155,7 +155,7 @@ def test_integrated_gradients_add_up_to_the_difference_of_the_answers() -> None:
 
 def test_a_network_without_a_spatial_stage_is_named_with_what_else_works() -> None:
     network, image = BrightnessNet().eval(), torch.ones(1, 3, 16, 16)
-    with pytest.raises(ParameterError, match=r"BrightnessNet has no stage.*integrated_gradients"):
+    with pytest.raises(ParameterError, match=r"no stage with spatial.*integrated_gradients"):
         attribute(network, image, [0], "grad_cam")
     assert attribute(network, image, [int(network(image).argmax())], METHODS[2]).shape[0] == 1
 

@@ -30,10 +30,10 @@ from thawline.data.screening import Problem, examine, screen_images
 from thawline.data.sources import find_images
 from thawline.data.splitting import split_dataset
 from thawline.errors import CheckpointError, DataError, ParameterError
-from thawline.evaluation.inference import decode
+from thawline.evaluation.inference import decode_view
 from thawline.networks.building import IMAGENET
 from thawline.networks.checkpoints import describe_checkpoint, read_checkpoint
-from thawline.networks.classifier import Classifier, RequestLimits, check_request, classify
+from thawline.networks.classifier import Classifier
 from thawline.options import (
     ModelOptions,
     ScreeningOptions,
@@ -41,6 +41,7 @@ from thawline.options import (
     flatten,
     validate_parameters,
 )
+from thawline.serving.requests import RequestLimits, check_request, classify
 
 Fuzz = Callable[..., None]
 TARGETS = 4
@@ -257,7 +258,7 @@ def test_images(fuzz: Fuzz, tmp_path: Path) -> None:
             with suppress(DataError):
                 check_request([content], limits)
                 assert classify(classifier, [content])["probability"].between(0, 1).all()
-                _, problem = decode(str(file), PREPROCESSING)
+                _, problem = decode_view(str(file), PREPROCESSING)
                 assert not problem
 
     fuzz(check, st.sampled_from(encoded), damages())

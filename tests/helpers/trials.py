@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from thawline.evaluation.comparison import TrainingOutcome
-from thawline.evaluation.metrics import score
+from thawline.evaluation.metrics import compute_metrics
 from thawline.options import EvaluationOptions
 
 OPTIONS = EvaluationOptions()
@@ -56,7 +56,7 @@ def make_trial(
             "prediction": np.array(classes)[guess],
         }
     ).join(pd.DataFrame(table, columns=columns))
-    metrics, *_ = score(predictions, OPTIONS)
+    metrics, *_ = compute_metrics(predictions, OPTIONS)
     learnt = 1 - np.exp(-np.arange(1, epochs + 1) / 2) + rng.normal(0, 0.02, epochs)
     history = pd.DataFrame(
         {

@@ -37,7 +37,7 @@ from thawline.networks.checkpoints import (
     unsafe_globals,
     without_prefixes,
 )
-from thawline.networks.classifier import Classifier, classify, save_classifier
+from thawline.networks.classifier import Classifier, save_classifier
 from thawline.networks.weights import (
     LoadReport,
     PretrainedHead,
@@ -46,6 +46,7 @@ from thawline.networks.weights import (
     load_backbone,
 )
 from thawline.options import ModelOptions
+from thawline.serving.requests import classify
 
 RESNET20 = ROOT.parent / "shared" / "data" / "checkpoints" / "resnet20-12fca82f.th"
 CIFAR10 = ROOT.parent / "shared" / "data" / "cifar10"
@@ -679,7 +680,7 @@ def test_a_resnet20_that_others_trained_gives_its_accuracy() -> None:
     preprocessing = IMAGENET.model_copy(update={"size": 32, "resize": 32})
     images = sorted((CIFAR10 / "test").glob("*/*.jpg"))
     names = tuple(sorted({path.parent.name for path in images}))
-    answers = classify(Classifier(network, names, preprocessing, options), images, batch_size=100)
+    answers = classify(Classifier(network, names, preprocessing, options), images)
     assert len(images) == 1000
     assert (answers["label"] == pd.Series([p.parent.name for p in images])).mean() == pytest.approx(
         0.804, abs=0.002

@@ -6,19 +6,14 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file, save_model
 
-from thawline.data.transforms import evaluation_view, normalize
-from thawline.errors import CheckpointError, DataError
+from thawline.errors import CheckpointError
 from thawline.networks.building import IMAGENET, build_network
 from thawline.networks.classifier import (
     Classifier,
-    RequestLimits,
-    check_request,
-    classify,
     load_classifier,
     read_ancestors,
     save_classifier,
@@ -203,29 +198,3 @@ def test_arguments_that_no_network_takes_are_named(tmp_path: Path) -> None:
     edit(tmp_path / "classifier", lambda description: description["model"].update(change))
     with pytest.raises(CheckpointError, match=r"resnet18 cannot be made with.*stride"):
         load_classifier(tmp_path / "classifier")
-
-
-def test_paths_and_bytes_are_classified_alike_in_any_batch(splits: pd.DataFrame) -> None:
-    classifier = make()
-    paths = splits["path"].head(5).tolist()
-    by_path = classify(classifier, paths, batch_size=2)
-    by_bytes = classify(classifier, [Path(p).read_bytes() for p in paths])
-    pd.testing.assert_frame_equal(by_path, by_bytes, atol=1e-6)
-    views = torch.stack([evaluation_view(path, PREPROCESSING) for path in paths])
-    logits = classifier.network(normalize(views, PREPROCESSING))
-    top, idx = logits.softmax(dim=1).max(dim=1)
-    assert by_path["label"].tolist() == [classifier.class_names[i] for i in idx]
-    assert by_path["probability"].tolist() == pytest.approx(top.tolist(), abs=1e-6)
-
-
-def test_a_request_is_bounded_before_an_image_is_decoded() -> None:
-    header = b"P5 4000 3000 255\n"  # of an image without a single pixel
-    with pytest.raises(DataError, match="Image 2 has 4000 x 3000 px; max_megapixels is 10"):
-        check_request([b"P5 1 1 255\n0", header], RequestLimits(max_megapixels=10))
-    with pytest.raises(DataError, match=r"3 images are too many .*max_images is 2"):
-        check_request([header] * 3, RequestLimits(max_images=2))
-    with pytest.raises(DataError, match=r"2.0 MB are too many .*max_mb is 1.5"):
-        check_request([bytes(10**6)] * 2, RequestLimits(max_mb=1.5))
-    with pytest.raises(DataError, match="Image 1 cannot be read: not an image"):
-        check_request([b"no image"], RequestLimits())
-    check_request(["no bytes"] * 1000, RequestLimits(max_images=1))

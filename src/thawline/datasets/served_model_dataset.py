@@ -15,12 +15,13 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 import thawline
-from thawline.networks.classifier import Classifier, RequestLimits, save_classifier
+from thawline.networks.classifier import Classifier, save_classifier
+from thawline.serving.requests import RequestLimits
 
 logger = logging.getLogger(__name__)
 
 PACKAGE = Path(thawline.__file__).parent
-# What thawline.networks.classifier imports; the pipeline's own packages are not needed for serving.
+# What serving.mlflow_model imports; the packages of the pipelines are not needed for serving.
 REQUIREMENTS = (
     "joblib",
     "pandas",

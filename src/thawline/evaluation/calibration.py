@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from thawline.evaluation.metrics import as_arrays, probability_columns
+from thawline.evaluation.predictions import as_arrays, probability_columns
 
 BINS = 15  # of equal width from 0 to 1, as in Guo et al. 2017
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.02, 50.0  # temperatures that are looked at
@@ -24,7 +24,7 @@ def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
     The confidence is the probability of the predicted class.
 
     Args:
-        predictions: a table of `evaluation.predict_split`.
+        predictions: a table of `predict_split`.
     """
     table, _, right = as_arrays(predictions)
     confidence = table.max(axis=1)
@@ -52,7 +52,7 @@ def error_by_chance(predictions: pd.DataFrame, seed: int) -> float:
     images are drawn independently: chance gives more where the images of a group err together.
 
     Args:
-        predictions: a table of `evaluation.predict_split`.
+        predictions: a table of `predict_split`.
         seed: of the resamples.
     """
     table, *_ = as_arrays(predictions)
@@ -72,7 +72,7 @@ def fit_temperature(predictions: pd.DataFrame) -> float:
     images than those of the final figures; the fewer there are, the closer it stays to 1.
 
     Args:
-        predictions: a table of `evaluation.predict_split`.
+        predictions: a table of `predict_split`.
     """
     table, truth, _ = as_arrays(predictions)
     logits = _logits(table)

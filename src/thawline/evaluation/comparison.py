@@ -14,7 +14,7 @@ from rich.text import Text
 from scipy import stats
 
 from thawline.errors import DataError
-from thawline.evaluation.metrics import PROBABILITY, probability_columns
+from thawline.evaluation.predictions import PROBABILITY, probability_columns
 from thawline.evaluation.significance import (
     CONFIDENCE,
     SIGNIFICANT,
@@ -33,8 +33,8 @@ class TrainingOutcome:
     Attributes:
         strategy: its name.
         seed: of the training; the splits are the same for all.
-        metrics: of the test split, as `evaluation.score` gives them.
-        predictions: of the test split, as `evaluation.predict_split` gives them.
+        metrics: of the test split, as `compute_metrics` gives them.
+        predictions: of the test split, as `predict_split` gives them.
         history: of the training, a row an epoch, as in `training.TrainingResult`.
         best_epoch: number, from 1, of the epoch that was kept; 0: there was none.
         seconds: that the training took.
@@ -57,7 +57,7 @@ class Comparison(NamedTuple):
     Attributes:
         table: a row a strategy, best first: strategy, seeds (their number), test_accuracy (mean
             over seeds) with test_accuracy_low and test_accuracy_high (95 % interval: Student's t
-            over seeds, with one seed the interval of `evaluation.score`), test_loss (nats),
+            over seeds, with one seed the interval of `compute_metrics`), test_loss (nats),
             train_accuracy (of the epochs that were kept), generalization_gap (train_accuracy -
             test_accuracy), seconds (means over seeds), trainable_parameters (in the phase with
             most). Training accuracy is that of augmented views in training mode, as the epoch went

@@ -1,12 +1,11 @@
-"""Show what in an image speaks for the class that a network sees in it."""
+"""Show which parts of an image support the class that a network predicts."""
 
 from __future__ import annotations
 
 import copy
 import math
-import warnings
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -14,25 +13,26 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional
 
-from thawline.data.sources import describe_problem
-from thawline.data.transforms import Preprocessing, evaluation_view, normalize
+from thawline.data.transforms import normalize
 from thawline.errors import DataError, ParameterError
-from thawline.evaluation.metrics import as_arrays, worst_mistakes
-from thawline.networks.classifier import Classifier, probabilities
+from thawline.evaluation.inference import predict_batches
+from thawline.evaluation.predictions import as_arrays, worst_mistakes
+from thawline.networks.classifier import Classifier
 from thawline.networks.stages import find_stages
 from thawline.options import AttributionMethod, TrainingOptions
 from thawline.thaw.device import make_accelerator
 
-STEPS = 32  # of the path that integrated gradients follow
-AT_ONCE = 8  # of these steps
+BATCH_SIZE = 8
+INTEGRATION_STEPS = 32
+STEPS_PER_BATCH = 8
 
 
 class Explanations(NamedTuple):
-    """Images, what a classifier says of them, and what in them speaks for that.
+    """Images, their predictions, and where the evidence for these lies.
 
     Attributes:
-        table: path, label (empty where unknown), prediction, probability (of the prediction, 0 to
-            1); a row an image.
+        table: path, label (empty if unknown), prediction and its probability (0 to 1), one row per
+            image.
         views: (N, 3, size, size) uint8, as the network sees them.
         maps: (N, size, size) float32, see `attribute`.
     """
@@ -43,16 +43,14 @@ class Explanations(NamedTuple):
 
 
 def choose_worst(predictions: pd.DataFrame, count: int) -> pd.DataFrame:
-    """Return path and label of the most confident mistakes, most confident first.
-
-    Where there are fewer than `count`, the least certain of the right answers follow.
+    """Return path and label of the most confident mistakes, then of the least certain correct ones.
 
     Args:
-        predictions: the table of `evaluation.predict_split`.
+        predictions: the table of `predict_split`.
         count: of images, at most.
     """
-    table, _, is_right = as_arrays(predictions)
-    right = predictions.assign(confidence=table.max(axis=1))[is_right]
+    probabilities, _, correct = as_arrays(predictions)
+    right = predictions.assign(confidence=probabilities.max(axis=1))[correct]
     least_certain = right.sort_values("confidence", kind="stable")
     rows = pd.concat([worst_mistakes(predictions), least_certain])
     return rows[["path", "label"]].head(count).reset_index(drop=True)
@@ -64,130 +62,158 @@ def explain(
     method: AttributionMethod,
     training: TrainingOptions,
 ) -> Explanations:
-    """Return what the classifier says of images, and what in each speaks for it; in fp32.
+    """Predict images in fp32 and attribute each prediction to its pixels.
 
     Args:
-        classifier: stays as it is.
+        classifier: its network is moved to the device of `training`.
         images: path and label.
         method: see `attribute`.
-        training: what device it computes on.
+        training: names the device.
 
     Raises:
-        DataError: when an image cannot be read.
+        DataError: if an image cannot be read.
         ParameterError: see `attribute`.
     """
     device = make_accelerator(training).device
-    network = copy.deepcopy(classifier.network).eval().to(device)
-    views = torch.stack([_view(path, classifier.preprocessing) for path in images["path"]])
-    inputs = normalize(views.to(device), classifier.preprocessing)
-    with torch.inference_mode():
-        answers = torch.cat([probabilities(network(image[None])).cpu() for image in inputs])
-    top, idx = answers.max(dim=1)
+    paths = images["path"].tolist()
+    batches = [*predict_batches(classifier, paths, BATCH_SIZE, device)]
+    for path, problem in zip(paths, (p for b in batches for p in b.problems), strict=True):
+        if problem:
+            raise DataError(f"explain.images: '{path}' cannot be read: {problem}.")
+    views = torch.cat([batch.views for batch in batches])
+    top, idx = torch.cat([batch.probabilities for batch in batches]).max(dim=1)
     table = images[["path", "label"]].reset_index(drop=True)
     table["prediction"] = [classifier.class_names[i] for i in idx]
     table["probability"] = top.tolist()
-    return Explanations(table, views, attribute(network, inputs, idx.tolist(), method).cpu())
+    inputs = normalize(views.to(device), classifier.preprocessing)
+    maps = attribute(classifier.network, inputs, idx.tolist(), method)
+    return Explanations(table, views, maps.cpu())
 
 
 def attribute(
     network: nn.Module, images: Tensor, targets: Sequence[int], method: AttributionMethod
 ) -> Tensor:
-    """Return for each image where the evidence for a class lies: (N, size, size) float32, from 0.
-
-    All works on a copy of the network. `grad_cam` (Selvaraju et al. 2017, arXiv:1610.02391) is
-    coarse, the last spatial stage's maps weighted by their gradients; `guided_grad_cam` multiplies
-    it by the size of guided backpropagation's gradient, in a network without ReLU the plain one;
-    `integrated_gradients` (Sundararajan et al. 2017, arXiv:1703.01365) go from the mean color to
-    the image. The latter two are added up over the colors; what speaks against the class is 0.
+    """Return a map of the evidence for one class per image, without modifying the network.
 
     Args:
         network: from images to logits (N, C).
         images: (N, 3, size, size) float32, normalized, on the network's device.
-        targets: index of a class for each image.
-        method: how.
+        targets: class index per image.
+        method: `grad_cam` (Selvaraju et al. 2017, arXiv:1610.02391): the maps of the last spatial
+            stage, weighted by their gradients. `guided_grad_cam`: the same times the absolute
+            gradient of guided backpropagation, in a network without ReLU the plain gradient.
+            `integrated_gradients` (Sundararajan et al. 2017, arXiv:1703.01365) from the mean color
+            to the image. The latter two are summed over the colors.
+
+    Returns:
+        (N, size, size) float32, from 0; evidence against the class counts as 0.
 
     Raises:
-        ParameterError: when a method needs a spatial stage and the network has none.
+        ParameterError: if a method needs a spatial stage and the network has none.
     """
-    from captum.attr import IntegratedGradients, LayerAttribution, LayerGradCam
-
     twin = _copy_without_inplace(network)
-    if method == "integrated_gradients":
-        integrated = IntegratedGradients(twin)
-        maps = [
-            integrated.attribute(image, target=target, n_steps=STEPS, internal_batch_size=AT_ONCE)
-            for image, target in _one_by_one(images, targets)
-        ]
-    else:
-        tap = _tap_maps(twin, find_spatial_module(twin, images[:1]))
-        if method == "grad_cam":
-            cam = LayerGradCam(twin, tap)
-            coarse = [
-                cam.attribute(image, target=target, relu_attributions=True)
-                for image, target in _one_by_one(images, targets)
-            ]
-            size = (images.shape[2], images.shape[3])
-            maps = [LayerAttribution.interpolate(m, size, "bilinear") for m in coarse]
-        else:
-            maps = _guided(twin, tap, images, targets)
+    explain_one = _METHODS[method](twin, images)
+    pairs = [*zip(images.split(1), targets, strict=True)]
+    maps = [
+        explain_one(image.detach().clone().requires_grad_(), target)
+        for image, target in track(pairs, "Explaining", transient=True)
+    ]
     return torch.cat(maps).detach().sum(dim=1).clamp_min(0)
 
 
-def find_spatial_module(network: nn.Module, image: Tensor) -> str:
-    """Return the last module of a stage that yields more than one place of the image to its head.
+def find_spatial_stage(network: nn.Module, image: Tensor) -> str:
+    """Return the last module of a stage whose output has several positions that the logits use.
 
-    That is a map (N, C, H, W) or (N, H, W, C), or tokens (N, L, C), the output depends on at more
-    than a class token: of a transformer that reads its class token alone, the last block's other
-    tokens go nowhere, and it is the block before.
+    Its output is a map (N, C, H, W) or (N, H, W, C), or tokens (N, L, C). In a transformer that
+    reads the class token only, the other tokens of the last block are unused, so it is the block
+    before.
 
     Args:
         network: in evaluation mode, without operations in place.
         image: (1, 3, size, size), normalized.
 
     Raises:
-        ParameterError: when there is none.
+        ParameterError: if there is none.
     """
-    outputs: dict[str, Tensor] = {}
     modules = [name for stage in find_stages(network).values() for name in stage.modules]
-    hooks = [
-        network.get_submodule(name).register_forward_hook(
-            lambda _, __, output, name=name: outputs.update({name: output})
-        )
-        for name in modules
-    ]
-    try:
-        answer = network(image.detach().clone().requires_grad_())
-    finally:
-        for hook in hooks:
-            hook.remove()
-    reached = {
+    image = image.detach().clone().requires_grad_()
+    logits, outputs = _record_outputs(network, modules, image)
+    spatial = {
         name: output
         for name, output in outputs.items()
         if isinstance(output, Tensor) and _as_maps(output, network) is not None
     }
-    gradients = torch.autograd.grad(
-        answer.square().sum(), [*reached.values()], allow_unused=True
-    ) if reached else ()  # fmt: skip
-    for name, gradient in reversed([*zip(reached, gradients, strict=True)]):
-        maps = None if gradient is None else _as_maps(gradient, network)
-        if maps is not None and maps.any():
-            return name
+    if spatial:
+        gradients = torch.autograd.grad(
+            logits.square().sum(), [*spatial.values()], allow_unused=True
+        )
+        for name, gradient in reversed([*zip(spatial, gradients, strict=True)]):
+            maps = None if gradient is None else _as_maps(gradient, network)
+            if maps is not None and maps.any():
+                return name
     shapes = ", ".join(
         f"{name} {tuple(output.shape[1:])}" if isinstance(output, Tensor) else name
         for name, output in outputs.items()
     )
     raise ParameterError(
-        f"explain.method: {type(network).__name__} has no stage that yields a map of the image"
-        f" of {image.shape[2]} px, as Grad-CAM needs; found {shapes}. Take"
-        " explain.method=integrated_gradients, or larger images (transforms.size)."
+        f"explain.method: {type(network).__name__} has no stage with spatial resolution for images"
+        f" of {image.shape[2]} px, as Grad-CAM needs; found {shapes}. Set"
+        " explain.method=integrated_gradients, or raise transforms.size."
     )
 
 
-class _GuidedReLU6(nn.ReLU):
-    """ReLU6 as a kind of ReLU, so that Captum's guided backpropagation sees it."""
+_Explain = Callable[[Tensor, int], Tensor]  # image (1, 3, H, W) and class -> (1, any, H, W)
 
-    def forward(self, values: Tensor) -> Tensor:
-        return functional.relu6(values)
+
+def _grad_cam(network: nn.Module, images: Tensor) -> _Explain:
+    """Return Grad-CAM at the last spatial stage."""
+    stage = find_spatial_stage(network, images[:1])
+
+    def explain_one(image: Tensor, target: int) -> Tensor:
+        logits, outputs = _record_outputs(network, [stage], image)
+        (gradient,) = torch.autograd.grad(logits[0, target], outputs[stage])
+        maps, gradients = _as_maps(outputs[stage], network), _as_maps(gradient, network)
+        assert maps is not None and gradients is not None
+        cam = (maps * gradients.mean(dim=(2, 3), keepdim=True)).sum(dim=1, keepdim=True).relu()
+        return functional.interpolate(cam, image.shape[2:], mode="bilinear")
+
+    return explain_one
+
+
+def _guided_grad_cam(network: nn.Module, images: Tensor) -> _Explain:
+    """Return Grad-CAM times the gradient of guided backpropagation."""
+    grad_cam = _grad_cam(network, images)
+    guided = copy.deepcopy(network)
+    for module in guided.modules():
+        if isinstance(module, nn.ReLU | nn.ReLU6):
+            module.register_full_backward_hook(_keep_positive)
+
+    def explain_one(image: Tensor, target: int) -> Tensor:
+        (gradient,) = torch.autograd.grad(guided(image)[0, target], image)
+        return gradient.abs() * grad_cam(image, target)
+
+    return explain_one
+
+
+def _keep_positive(_: nn.Module, gradients: Any, __: Any) -> tuple[Tensor]:
+    return (gradients[0].relu(),)
+
+
+def _integrated_gradients(network: nn.Module, _: Tensor) -> _Explain:
+    """Return the integrated gradients of Captum."""
+    from captum.attr import IntegratedGradients
+
+    integrated = IntegratedGradients(network)
+    return lambda image, target: integrated.attribute(
+        image, target=target, n_steps=INTEGRATION_STEPS, internal_batch_size=STEPS_PER_BATCH
+    )
+
+
+_METHODS: dict[str, Callable[[nn.Module, Tensor], _Explain]] = {
+    "grad_cam": _grad_cam,
+    "guided_grad_cam": _guided_grad_cam,
+    "integrated_gradients": _integrated_gradients,
+}
 
 
 def _copy_without_inplace(network: nn.Module) -> nn.Module:
@@ -199,40 +225,26 @@ def _copy_without_inplace(network: nn.Module) -> nn.Module:
     return twin
 
 
-def _guided(
-    twin: nn.Module, tap: nn.Module, images: Tensor, targets: Sequence[int]
-) -> list[Tensor]:
-    from captum.attr import GuidedGradCam
-
-    for name, module in [*twin.named_modules()]:
-        if isinstance(module, nn.ReLU6):
-            twin.set_submodule(name, _GuidedReLU6())
-    guided = GuidedGradCam(twin, tap)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Setting backward hooks on ReLU")
-        return [
-            guided.attribute(image, target=target, interpolate_mode="bilinear").abs()
-            for image, target in _one_by_one(images, targets)
-        ]
-
-
-def _one_by_one(images: Tensor, targets: Sequence[int]) -> list[tuple[Tensor, int]]:
-    singles = [image.detach().clone().requires_grad_() for image in images.split(1)]
-    pairs = [*zip(singles, targets, strict=True)]
-    return track(pairs, "Explaining", transient=True)  # type: ignore[return-value]
-
-
-def _tap_maps(twin: nn.Module, name: str) -> nn.Module:
-    """Return a module through which a module's output flows as maps (N, C, H, W)."""
-    tap = nn.Identity()
-    twin.get_submodule(name).register_forward_hook(
-        lambda _, __, output: _put_back(tap(_as_maps(output, twin)), output)
-    )
-    return tap
+def _record_outputs(
+    network: nn.Module, modules: Sequence[str], image: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the logits (1, C) of an image, and the outputs of modules on the way to them."""
+    outputs: dict[str, Tensor] = {}
+    hooks = [
+        network.get_submodule(name).register_forward_hook(
+            lambda _, __, output, name=name: outputs.update({name: output})
+        )
+        for name in modules
+    ]
+    try:
+        return network(image), outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _as_maps(output: Tensor, network: nn.Module) -> Tensor | None:
-    """Return as (N, C, H, W) what has more than one place, or None."""
+    """Return maps or tokens of more than one position as (N, C, H, W), anything else as None."""
     maps = None
     if output.ndim == 4:  # noqa: PLR2004
         channels_last = output.shape[1] == output.shape[2] != output.shape[3]
@@ -246,19 +258,3 @@ def _as_maps(output: Tensor, network: nn.Module) -> Tensor | None:
         tokens = output[:, length - side**2 :]
         maps = tokens.transpose(1, 2).unflatten(2, (side, side))
     return maps if maps is not None and maps.shape[2] * maps.shape[3] > 1 else None
-
-
-def _put_back(maps: Tensor, output: Tensor) -> Tensor:
-    """Return maps in the shape of the output that they were taken from, with its class tokens."""
-    if output.ndim == 3:  # noqa: PLR2004
-        tokens = maps.flatten(2).transpose(1, 2)
-        return torch.cat([output[:, : output.shape[1] - tokens.shape[1]], tokens], dim=1)
-    return maps if maps.shape == output.shape else maps.permute(0, 2, 3, 1)
-
-
-def _view(path: str, preprocessing: Preprocessing) -> Tensor:
-    try:
-        return evaluation_view(path, preprocessing)
-    except Exception as error:  # a damaged file can make a decoder raise anything
-        problem = describe_problem(error, path)
-        raise DataError(f"explain.images: '{path}' cannot be read: {problem}.") from error

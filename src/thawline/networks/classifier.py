@@ -6,26 +6,22 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import torch
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
-from torch import Tensor, nn
+from torch import nn
 
 from thawline.data.files import write_atomic
-from thawline.data.sources import Source, describe_problem, image_size
-from thawline.data.transforms import Preprocessing, evaluation_view, normalize
-from thawline.errors import CheckpointError, DataError, ThawlineError
+from thawline.data.transforms import Preprocessing
+from thawline.errors import CheckpointError, ThawlineError
 from thawline.networks.building import build_network
 from thawline.networks.checkpoints import DESCRIPTION_FILE, SEEN_FILE, WEIGHTS_FILE
-from thawline.options import RENAMED, ModelOptions, Options
+from thawline.options import RENAMED, ModelOptions
 
 FORMAT = 3
 WRITER = "thawline"  # key in the metadata of the weights, by which a copy is recognized
@@ -206,101 +202,3 @@ def _model_options(description: dict[str, Any]) -> ModelOptions:
     if description["format"] == 1 and options["head"] == "linear":
         options["head_dropout"] = None  # was the mlp's alone, but written for both
     return ModelOptions(**options)
-
-
-class RequestLimits(Options):
-    """What is taken at once by a classifier that is served, of images that are given as bytes."""
-
-    max_images: PositiveInt = Field(256, description="images in one request")
-    max_mb: PositiveFloat = Field(100, description="MB (10^6 bytes), of all images of a request")
-    max_megapixels: PositiveFloat = Field(89, description="million pixels, of each image")
-
-
-def check_request(images: Sequence[Any], limits: RequestLimits) -> None:
-    """Look at the number, the bytes and the headers of images before one of them is decoded.
-
-    Args:
-        images: whatever is no bytes, such as a path, does not count.
-        limits: that are not to be exceeded.
-
-    Raises:
-        DataError: naming the limit; an image is named by its position, the first being 1.
-    """
-    contents = {number: i for number, i in enumerate(images, 1) if isinstance(i, bytes)}
-    if len(contents) > limits.max_images:
-        raise DataError(
-            f"{len(contents)} images are too many for one request; max_images is"
-            f" {limits.max_images}. Ask several times."
-        )
-    megabytes = sum(len(content) for content in contents.values()) / 1e6
-    if megabytes > limits.max_mb:
-        raise DataError(
-            f"{megabytes:.1f} MB are too many for one request; max_mb is {limits.max_mb:g}. Send"
-            " fewer or smaller images."
-        )
-    for number, content in contents.items():
-        width, height = _size(content, number)
-        if width * height > limits.max_megapixels * 1e6:
-            raise DataError(
-                f"Image {number} has {width} x {height} px; max_megapixels is"
-                f" {limits.max_megapixels:g}. Send a smaller one."
-            )
-
-
-@torch.inference_mode()
-def classify(
-    classifier: Classifier, images: Sequence[Source], batch_size: int = 32, top_k: int = 1
-) -> pd.DataFrame:
-    """Return the columns of `rank` for each image, given as a path or as a file's bytes.
-
-    Raises:
-        DataError: when an image cannot be read; it is named by its position, the first being 1.
-    """
-    preprocessing = classifier.preprocessing
-    network = classifier.network.eval()
-    answers = [rank(torch.empty(0, len(classifier.class_names)), classifier.class_names, top_k)]
-    for start in range(0, len(images), batch_size):
-        batch = enumerate(images[start : start + batch_size], start + 1)
-        views = torch.stack([_view(image, number, preprocessing) for number, image in batch])
-        logits = network(normalize(views, preprocessing))
-        answers.append(rank(probabilities(logits), classifier.class_names, top_k))
-    return pd.concat(answers, ignore_index=True)
-
-
-def rank(table: Tensor, class_names: Sequence[str], top_k: int) -> pd.DataFrame:
-    """Return the likeliest classes of each row of probabilities (N, C), the first of equals first.
-
-    Returns:
-        label and probability (0 to 1), then label_2, probability_2 and so on up to `top_k` or C.
-    """
-    top, idx = table.double().sort(dim=1, descending=True, stable=True)
-    names = pd.Series(class_names, dtype="str")
-    columns: dict[str, Any] = {}
-    for place in range(min(top_k, len(names))):
-        suffix = f"_{place + 1}" if place else ""
-        columns[f"label{suffix}"] = names.take(idx[:, place].numpy()).array
-        columns[f"probability{suffix}"] = top[:, place].numpy()
-    return pd.DataFrame(columns)
-
-
-def _size(image: Source, number: int) -> tuple[int, int]:
-    try:
-        return image_size(image)
-    except Exception as error:  # as below
-        raise _unreadable(image, number, error) from error
-
-
-def _view(image: Source, number: int, preprocessing: Preprocessing) -> Tensor:
-    try:
-        return evaluation_view(image, preprocessing)
-    except Exception as error:  # a damaged file can make a decoder raise anything
-        raise _unreadable(image, number, error) from error
-
-
-def _unreadable(image: Source, number: int, error: Exception) -> DataError:
-    return DataError(f"Image {number} cannot be read: {describe_problem(error, image)}.")
-
-
-def probabilities(logits: Tensor) -> Tensor:
-    """Return float32 probabilities (N, C); logarithms of probabilities serve as logits too."""
-    return logits.float().softmax(dim=1)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from thawline.data.sources import LIBRARIES, TABLES
-from thawline.evaluation.inference import predict_files
+from thawline.evaluation.predictions import predict_files
 from thawline.evaluation.significance import SIGNIFICANT, paired_test
 from thawline.networks.classifier import Classifier
 from thawline.options import TrainingOptions

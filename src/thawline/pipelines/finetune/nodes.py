@@ -19,8 +19,9 @@ from thawline.data.sources import hash_files, read_bytes
 from thawline.data.splitting import class_names
 from thawline.datasets.registry_dataset import OpenRegistry
 from thawline.datasets.served_model_dataset import ServedModel
-from thawline.evaluation import metrics as evaluation
 from thawline.evaluation import model_summary
+from thawline.evaluation.metrics import compute_metrics
+from thawline.evaluation.predictions import predict_split
 from thawline.evaluation.significance import effective_images
 from thawline.networks import building as backbones
 from thawline.networks.classifier import Classifier, read_ancestors
@@ -290,9 +291,9 @@ def evaluate_model(
     training: TrainingOptions,
 ) -> tuple[dict[str, float], pd.DataFrame, pd.DataFrame, go.Figure]:
     """Return metrics, metrics by class, predictions and confusion matrix of the test split."""
-    predictions = evaluation.predict_split(classifier, splits, "test", options.batch_size, training)
+    predictions = predict_split(classifier, splits, "test", options.batch_size, training)
     predictions.attrs = splits.attrs
-    metrics, per_class, confusion = evaluation.score(predictions, options)
+    metrics, per_class, confusion = compute_metrics(predictions, options)
     logger.info(
         "Test accuracy %.4f, 95 %% interval %.4f to %.4f, macro F1 %.4f, on %d images",
         metrics["test_accuracy"],

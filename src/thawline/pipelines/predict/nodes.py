@@ -10,7 +10,7 @@ import pandas as pd
 
 from thawline.datasets.registry_dataset import OpenRegistry
 from thawline.errors import ParameterError
-from thawline.evaluation import inference as prediction
+from thawline.evaluation.predictions import predict_files
 from thawline.options import ModelOptions, PredictOptions, RegistryOptions, TrainingOptions
 
 logger = logging.getLogger(__name__)
@@ -33,9 +33,7 @@ def predict_folder(
     files = image_folder(options.root)
     found = registry(registry_options.name, model).load("predict.model", options.model)
     logger.info("Predicting %d files with %s", len(files), found)
-    table = prediction.predict_files(
-        found.classifier, files, options.batch_size, options.top_k, training
-    )
+    table = predict_files(found.classifier, files, options.batch_size, options.top_k, training)
     bad = table[table["problem"].notna()]
     if len(bad):
         logger.warning(

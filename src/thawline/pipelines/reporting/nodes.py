@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from PIL import Image
 
 from thawline.evaluation import calibration
-from thawline.evaluation import metrics as evaluation
+from thawline.evaluation.predictions import predict_split
 from thawline.networks.classifier import Classifier
 from thawline.options import AUTO, EvaluationOptions, TrainingOptions, validate_parameters
 from thawline.reports.figures.evaluation import mistakes_grid, per_class_bars, reliability_diagram
@@ -32,7 +32,7 @@ def calibrate(
 
     The temperature is fitted on the validation split.
     """
-    validation = evaluation.predict_split(classifier, splits, "val", options.batch_size, training)
+    validation = predict_split(classifier, splits, "val", options.batch_size, training)
     temperature = calibration.fit_temperature(validation)
     before = calibration.reliability(predictions)
     after = calibration.reliability(calibration.with_temperature(predictions, temperature))

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from PIL import Image
 from plotly.subplots import make_subplots
 
-from thawline.evaluation.metrics import worst_mistakes
+from thawline.evaluation.predictions import worst_mistakes
 from thawline.reports.figures.grids import image_grid, thumbnail
 from thawline.reports.figures.style import LINE, MOST_TICK_LETTERS, TRAIN, VALIDATION, shorten
 

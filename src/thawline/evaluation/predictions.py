@@ -1,0 +1,115 @@
+"""Tables of predictions: of a split, with labels, and of any files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.progress import track
+
+from thawline.data.loading import unreadable
+from thawline.data.splitting import class_names
+from thawline.errors import DataError
+from thawline.evaluation.inference import predict_batches, top_k_predictions
+from thawline.networks.classifier import Classifier
+from thawline.options import TrainingOptions
+from thawline.thaw.device import make_accelerator
+
+PROBABILITY = "probability_"  # + class name: the columns of a split's predictions
+
+
+def predict_split(
+    classifier: Classifier,
+    splits: pd.DataFrame,
+    split: str,
+    batch_size: int,
+    training: TrainingOptions,
+) -> pd.DataFrame:
+    """Predict a split and return path, label, prediction, group (if any) and all probabilities.
+
+    Raises:
+        DataError: if the splits have other classes than the classifier, or an image is unreadable.
+    """
+    names = class_names(splits)
+    if names != classifier.class_names:
+        raise DataError(
+            f"The classifier knows the classes {', '.join(classifier.class_names)}, the splits have"
+            f" {', '.join(names)}. Load the splits of the classifier's own version."
+        )
+    rows = splits[splits["split"] == split].reset_index(drop=True)
+    paths = rows["path"].tolist()
+    batches = predict_batches(classifier, paths, batch_size, make_accelerator(training).device)
+    title, count = f"Predicting the {split} split", -(-len(paths) // batch_size)
+    tables: list[torch.Tensor] = []
+    for batch in track(batches, title, count, transient=True):
+        for path, problem in zip(paths[len(tables) * batch_size :], batch.problems, strict=False):
+            if problem:
+                raise unreadable(path, problem)
+        tables.append(batch.probabilities)
+    probabilities = torch.cat(tables).numpy()
+    predictions = rows[["path", "label"]].copy()
+    predictions["prediction"] = [names[idx] for idx in probabilities.argmax(axis=1)]
+    if "group" in rows:
+        predictions["group"] = rows["group"]
+    return predictions.join(pd.DataFrame(probabilities, columns=[PROBABILITY + n for n in names]))
+
+
+def predict_files(
+    classifier: Classifier,
+    paths: Sequence[str],
+    batch_size: int,
+    top_k: int,
+    training: TrainingOptions,
+) -> pd.DataFrame:
+    """Predict files, images or not, and return one row per file.
+
+    Args:
+        classifier: its network is moved to the device of `training`.
+        paths: of the files.
+        batch_size: images per batch.
+        top_k: classes per row, at most those of the classifier.
+        training: names the device.
+
+    Returns:
+        path; label and probability (0 to 1); label_2, probability_2 and so on up to `top_k`;
+        problem: why the file cannot be read, in which case the others are empty, or else empty.
+    """
+    batches = predict_batches(classifier, paths, batch_size, make_accelerator(training).device)
+    count = -(-len(paths) // batch_size)
+    tables: list[pd.DataFrame] = []
+    for batch in track(batches, "Predicting", count, transient=True):
+        table = top_k_predictions(batch.probabilities, classifier.class_names, top_k)
+        problem = pd.Series(batch.problems, dtype="str").replace("", None)
+        tables.append(table.where(problem.isna()).assign(problem=problem))
+    predictions = pd.concat(tables, ignore_index=True)
+    predictions.insert(0, "path", [_printable(path) for path in paths])
+    return predictions
+
+
+def probability_columns(predictions: pd.DataFrame) -> list[str]:
+    """Return the names of the columns with probabilities, in class order."""
+    return [name for name in predictions.columns.astype(str) if name.startswith(PROBABILITY)]
+
+
+def as_arrays(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return probabilities (N, C), target class indices (N,) and whether each is right (N,)."""
+    columns = probability_columns(predictions)
+    index = {name.removeprefix(PROBABILITY): idx for idx, name in enumerate(columns)}
+    targets = predictions["label"].map(index).to_numpy(dtype=np.int64)
+    correct = (predictions["label"] == predictions["prediction"]).to_numpy(dtype=bool)
+    return predictions[columns].to_numpy(), targets, correct
+
+
+def worst_mistakes(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return the wrong predictions of a split with `confidence` (0 to 1), most confident first."""
+    probabilities, _, correct = as_arrays(predictions)
+    rows = predictions[["path", "label", "prediction"]].assign(confidence=probabilities.max(axis=1))
+    return rows[~correct].sort_values("confidence", ascending=False, kind="stable")
+
+
+def _printable(path: str) -> str:
+    """Escape bytes that are no UTF-8: Parquet takes no others."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

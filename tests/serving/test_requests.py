@@ -1,0 +1,44 @@
+"""A request is answered from bytes or paths alike, and refused where it is too large."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from thawline.data.transforms import evaluation_view, normalize
+from thawline.errors import DataError
+from thawline.networks.building import IMAGENET, build_network
+from thawline.networks.classifier import Classifier
+from thawline.options import ModelOptions
+from thawline.serving.requests import RequestLimits, check_request, classify
+
+PREPROCESSING = IMAGENET.model_copy(update={"size": 64, "resize": 73})
+
+
+def test_paths_and_bytes_are_classified_alike(splits: pd.DataFrame) -> None:
+    model = ModelOptions(backbone="helpers.networks:SmallNet", weights="none")
+    network, _ = build_network(model, 2, 64, seed=3)
+    classifier = Classifier(network.eval(), ("flower", "temple"), PREPROCESSING, model)
+    paths = splits["path"].head(5).tolist()
+    by_path = classify(classifier, paths)
+    by_bytes = classify(classifier, [Path(p).read_bytes() for p in paths])
+    pd.testing.assert_frame_equal(by_path, by_bytes, atol=1e-6)
+    views = torch.stack([evaluation_view(path, PREPROCESSING) for path in paths])
+    logits = classifier.network(normalize(views, PREPROCESSING))
+    top, idx = logits.softmax(dim=1).max(dim=1)
+    assert by_path["label"].tolist() == [classifier.class_names[i] for i in idx]
+    assert by_path["probability"].tolist() == pytest.approx(top.tolist(), abs=1e-6)
+
+
+def test_a_request_is_bounded_before_an_image_is_decoded() -> None:
+    header = b"P5 4000 3000 255\n"  # of an image without a single pixel
+    with pytest.raises(DataError, match="Image 2 has 4000 x 3000 px, but max_megapixels is 10"):
+        check_request([b"P5 1 1 255\n0", header], RequestLimits(max_megapixels=10))
+    with pytest.raises(DataError, match=r"has 3 images, but max_images is 2"):
+        check_request([header] * 3, RequestLimits(max_images=2))
+    with pytest.raises(DataError, match=r"has 2.0 MB, but max_mb is 1.5"):
+        check_request([bytes(10**6)] * 2, RequestLimits(max_mb=1.5))
+    with pytest.raises(DataError, match="Image 1 cannot be read: not an image"):
+        check_request([b"no image"], RequestLimits())
+    check_request(["no bytes"] * 1000, RequestLimits(max_images=1))
