@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from thawline.data.sources import read_image
+from thawline.data.decoding import read_image
 from thawline.data.transforms import Preprocessing
 
 

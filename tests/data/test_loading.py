@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from thawline.data import loading
-from thawline.data.loading import View, ViewLoader
+from thawline.data.loading import ViewLoader, ViewRequest
 from thawline.data.transforms import build_transforms, evaluation_view, training_view
 from thawline.networks.building import IMAGENET
 from thawline.options import TransformOptions
@@ -20,7 +20,11 @@ def test_batches_hold_what_was_asked_for_epoch_after_epoch(
     loader = ViewLoader(TRANSFORMS, workers)
     paths = splits["path"].tolist()
     for epoch in range(3):
-        asked = [[View(p, epoch) for p in paths[:3]], [View(paths[3])], [View(paths[4], 7)]]
+        asked = [
+            [ViewRequest(p, epoch) for p in paths[:3]],
+            [ViewRequest(paths[3])],
+            [ViewRequest(paths[4], 7)],
+        ]
         first, second, third = loader.load(asked[epoch:] + asked[:epoch])
         found = dict(zip(range(3), (first, second, third), strict=True))
         expected = [torch.stack([_view(view) for view in batch]) for batch in asked]
@@ -32,9 +36,9 @@ def test_batches_hold_what_was_asked_for_epoch_after_epoch(
 def test_an_epoch_that_was_left_early_does_not_spill_into_the_next(splits: pd.DataFrame) -> None:
     loader = ViewLoader(TRANSFORMS, workers=2)
     paths = splits["path"].tolist()
-    next(loader.load([[View(path)] for path in paths]))
-    (only,) = loader.load([[View(paths[-1])]])
-    assert torch.equal(only[0], _view(View(paths[-1])))
+    next(loader.load([[ViewRequest(path)] for path in paths]))
+    (only,) = loader.load([[ViewRequest(paths[-1])]])
+    assert torch.equal(only[0], _view(ViewRequest(paths[-1])))
 
 
 def test_as_many_processes_decode_as_a_container_allows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,11 +56,11 @@ def test_decoding_takes_no_randomness_from_training(splits: pd.DataFrame) -> Non
     for workers in (0, 2):
         torch.manual_seed(0)
         state = torch.random.get_rng_state()
-        list(ViewLoader(TRANSFORMS, workers).load([[View(splits["path"][0], 3)]]))
+        list(ViewLoader(TRANSFORMS, workers).load([[ViewRequest(splits["path"][0], 3)]]))
         assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def _view(view: View) -> torch.Tensor:
+def _view(view: ViewRequest) -> torch.Tensor:
     if view.seed is None:
         return evaluation_view(view.path, TRANSFORMS.preprocessing)
     return training_view(view.path, TRANSFORMS, view.seed)

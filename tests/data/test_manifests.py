@@ -11,8 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from thawline.data.hashing import hash_files
 from thawline.data.manifests import first_repeated, is_increasing, sort_texts
-from thawline.data.sources import find_images, hash_files
+from thawline.data.sources import find_images
 from thawline.data.splitting import check_splits, split_dataset
 from thawline.errors import DataError
 from thawline.options import SplitFractions

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.models import ResNet50_Weights
 from torchvision.transforms import v2
 
-from thawline.data.sources import read_image
+from thawline.data.decoding import read_image
 from thawline.data.transforms import (
     DECODING_VERSION,
     Preprocessing,

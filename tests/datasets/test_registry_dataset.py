@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from conftest import child_process
-from thawline.data.sources import hash_files
+from thawline.data.hashing import hash_files
 from thawline.data.transforms import Preprocessing
 from thawline.datasets import RegistryDataset, ServedModelDataset
 from thawline.datasets.registry_dataset import Registry

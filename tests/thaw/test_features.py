@@ -23,9 +23,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from conftest import child_process
-from thawline.data import files, loading
+from thawline.data import atomic_write, loading
+from thawline.data.decoding import codec_versions
+from thawline.data.hashing import hash_files
 from thawline.data.loading import ViewLoader
-from thawline.data.sources import codec_versions, hash_files
 from thawline.data.transforms import DECODING_VERSION, build_transforms
 from thawline.errors import DataError
 from thawline.networks.building import IMAGENET, build_network
@@ -555,7 +556,7 @@ def _train_in_child(store: ActivationCache, splits: pd.DataFrame, seed: int, die
             os.kill(os.getpid(), signal.SIGKILL)
 
     cache.SHARD_BYTES = 2000  # many short writes
-    files.sync = sync
+    atomic_write.sync = sync
     logging.disable()
     run(splits, store, HEAD, TWO_STAGES, views=2, seed=seed)
 

@@ -15,7 +15,7 @@ from kedro.io import DatasetError
 from kedro.utils import find_kedro_project
 
 from thawline.cli.main import activations
-from thawline.data.files import is_disk_full
+from thawline.data.atomic_write import is_disk_full
 from thawline.errors import ThawlineError
 from thawline.tracking.redaction import mask, mask_traceback
 

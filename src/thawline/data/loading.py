@@ -1,4 +1,4 @@
-"""Decode images in parallel processes, in the order in which they are asked for."""
+"""Decode views in parallel processes, in the order of the requests."""
 
 from __future__ import annotations
 
@@ -11,114 +11,101 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from thawline.data.sources import describe_problem, read_image
+from thawline.data.decoding import ImageError, became_unreadable, read_image
 from thawline.data.transforms import Transforms, evaluation_view, training_view
-from thawline.errors import DataError
 
 MAX_WORKERS = 32
 
 
-class View(NamedTuple):
-    """Which view of which file: a random one where there is a seed."""
+class ViewRequest(NamedTuple):
+    """A file and the seed of its random view, or None for the evaluation view."""
 
     path: str
     seed: int | None = None
 
 
 class ViewDataset(Dataset[Tensor]):
-    """Views (3, size, size) uint8, indexed by a `View`."""
+    """Views (3, size, size) uint8, indexed by a `ViewRequest`."""
 
     def __init__(self, transforms: Transforms) -> None:
-        """Keep how a file becomes a view."""
+        """Store how files become views."""
         self.transforms = transforms
 
-    def __getitem__(self, view: View) -> Tensor:
-        """Return a view, freshly decoded."""
-        if view.seed is None:
-            return evaluation_view(view.path, self.transforms.preprocessing)
-        return training_view(view.path, self.transforms, view.seed)
+    def __getitem__(self, request: ViewRequest) -> Tensor:
+        """Decode a view."""
+        if request.seed is None:
+            return evaluation_view(request.path, self.transforms.preprocessing)
+        return training_view(request.path, self.transforms, request.seed)
 
 
 class ViewLoader:
-    """Batches of views, decoded ahead of time by worker processes that live as long as it does."""
+    """Decodes batches of views ahead of time, in worker processes that live as long as it does."""
 
     def __init__(
         self, transforms: Transforms, workers: int | None, pin_memory: bool = False
     ) -> None:
-        """Start no process yet.
+        """Prepare loading; worker processes start with the first batch.
 
         Args:
             transforms: how files become views.
-            workers: processes; 0 decodes in this one, None takes one per core that this process
-                may use, at most `MAX_WORKERS`.
-            pin_memory: whether batches lie in page-locked memory, to be copied to a GPU.
+            workers: number of processes. 0: decode in this process. None: one per core that this
+                process may use, at most `MAX_WORKERS`.
+            pin_memory: whether batches lie in page-locked memory, for copies to a GPU.
         """
-        self._asked: list[list[View]] = []
-        # joblib's count knows of affinity and of a container's limits.
+        self._requested: list[list[ViewRequest]] = []
+        # joblib respects CPU affinity and a container's limits.
         workers = min(joblib.cpu_count(), MAX_WORKERS) if workers is None else workers
         self._loader = DataLoader(
             ViewDataset(transforms),
-            batch_sampler=self._asked,
+            batch_sampler=self._requested,
             num_workers=workers,
             persistent_workers=workers > 0,
-            worker_init_fn=_give_way,
-            generator=torch.Generator(),  # else each start draws from the randomness of training
+            worker_init_fn=_lower_priority,
+            generator=torch.Generator(),  # the default would draw from training's random numbers
             pin_memory=pin_memory,
         )
 
-    def load(self, batches: Sequence[list[View]]) -> Iterator[Tensor]:
+    def load(self, batches: Sequence[list[ViewRequest]]) -> Iterator[Tensor]:
         """Yield each batch as (N, 3, size, size) uint8, in order.
 
         Raises:
-            DataError: when a file cannot be read, or is no longer there.
+            DataError: if a file cannot be decoded.
         """
-        self._asked[:] = batches
-        return _explained(iter(self._loader), batches) if batches else iter(())
+        self._requested[:] = batches
+        views = iter(self._loader) if batches else iter(())  # starts decoding
+        return _name_unreadable(views, batches)
 
 
-def decode(transforms: Transforms, views: list[View]) -> Tensor:
+def decode(transforms: Transforms, requests: list[ViewRequest]) -> Tensor:
     """Return views (N, 3, size, size) uint8, decoded in this process.
 
     Raises:
-        DataError: as `ViewLoader.load` does.
+        DataError: if a file cannot be decoded.
     """
-    return next(ViewLoader(transforms, workers=0).load([views]))
+    return next(ViewLoader(transforms, workers=0).load([requests]))
 
 
-def unreadable(path: str, problem: object) -> DataError:
-    """Return the error of an image file that was there when the run began."""
-    return DataError(
-        f"{path}: this image was there when the run began, and can no longer be read ({problem})."
-        " Put it back and repeat the command with training.resume=true to go on, or start without"
-        " it from the beginning."
-    )
-
-
-def _explained(views: Iterator[Tensor], batches: Sequence[list[View]]) -> Iterator[Tensor]:
-    """Yield what there is for each batch; name the file where one cannot be read.
-
-    An error of another process comes as a text with its traceback, so the file is tried again.
-    """
+def _name_unreadable(
+    views: Iterator[Tensor], batches: Sequence[list[ViewRequest]]
+) -> Iterator[Tensor]:
+    """Yield the views of each batch; an error of a worker names the file only in a traceback."""
     for batch in batches:
         try:
             yield next(views)
-        except Exception:  # a damaged file can make a decoder raise anything
-            for view in batch:
-                _check_readable(view.path)
+        except ImageError:
+            for request in batch:
+                _check_readable(request.path)
             raise
 
 
 def _check_readable(path: str) -> None:
     try:
         read_image(path)
-    except Exception as error:
-        raise unreadable(path, describe_problem(error, path)) from error
+    except ImageError as error:
+        raise became_unreadable(path, error.problem) from error
 
 
-def _give_way(_: int) -> None:
-    """Leave the processor to the network, whose threads wait for the slowest among them.
-
-    On two cores a first epoch takes 15 % less time so.
-    """
+def _lower_priority(_: int) -> None:
+    """Leave the processor to the network; on 2 cores this makes a first epoch 15 % faster."""
     if hasattr(os, "nice"):
         os.nice(19)

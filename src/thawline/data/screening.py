@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import logging
 import os
 import stat
@@ -23,9 +22,16 @@ import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 from rich.progress import track
 
-from thawline.data.files import write_atomic
+from thawline.data.atomic_write import write_atomic
+from thawline.data.decoding import (
+    ImageError,
+    find_bit_depth,
+    is_deep,
+    open_image,
+    read_bytes,
+    to_rgb,
+)
 from thawline.data.shards import find_member
-from thawline.data.sources import FORMATS, find_bit_depth, is_deep, read_bytes, to_rgb
 from thawline.errors import DataError
 from thawline.options import BitDepth, ScreeningOptions
 
@@ -319,7 +325,7 @@ def _decode(facts: FileRecord, options: ScreeningOptions) -> FileRecord:
     content = read_bytes(facts.path)
     facts = facts._replace(size=len(content), sha256=hashlib.sha256(content).hexdigest())
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with open_image(content) as image:
             width, height = image.size
             facts = facts._replace(width=width, height=height, format=image.format or "")
             if width * height > options.max_megapixels * 1e6:
@@ -333,26 +339,22 @@ def _decode(facts: FileRecord, options: ScreeningOptions) -> FileRecord:
             facts = facts._replace(mode=image.mode, bits=0 if depth == "auto" else depth)
             if width != height and picture.size == image.size[::-1]:  # the camera lay on its side
                 facts = facts._replace(width=height, height=width)
-    except Exception as error:
+    except ImageError as error:
         problem = _problem_of_content(error)
-        return facts._replace(problem=problem.value, detail=_sentence(problem, error))
+        return facts._replace(problem=problem.value, detail=error.problem)
     return facts
 
 
-def _problem_of_content(error: Exception) -> Problem:
+def _problem_of_content(error: ImageError) -> Problem:
     """Return what an error of Pillow's says about a file."""
-    text = str(error).lower()
-    if isinstance(error, UnidentifiedImageError):
+    cause, text = error.__cause__, error.problem.lower()
+    if isinstance(cause, UnidentifiedImageError):
         return Problem.NOT_AN_IMAGE
-    if isinstance(error, Image.DecompressionBombError) or "decompressed data too large" in text:
+    if isinstance(cause, Image.DecompressionBombError) or "decompressed data too large" in text:
         return Problem.DECOMPRESSION_BOMB
-    if isinstance(error, EOFError) or "truncated" in text or "not enough" in text:
+    if isinstance(cause, EOFError) or "truncated" in text or "not enough" in text:
         return Problem.TRUNCATED
     return Problem.UNREADABLE
-
-
-def _sentence(problem: Problem, error: Exception) -> str:
-    return "not an image" if problem is Problem.NOT_AN_IMAGE else f"{type(error).__name__}: {error}"
 
 
 def _judge_contradictions(table: pd.DataFrame, options: ScreeningOptions) -> pd.DataFrame:

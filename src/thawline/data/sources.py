@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import logging
-import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image
 from rich.progress import track
 
 from thawline.data import manifests, shards
 from thawline.errors import DataError
-from thawline.options import BitDepth
 
 logger = logging.getLogger(__name__)
 
@@ -34,22 +27,6 @@ IMG_EXTENSIONS = (
 )  # fmt: skip
 TABLES = (".csv", ".parquet")
 LIBRARIES = ("sklearn", "torchvision")  # before a colon in `dataset.root`
-WINDOW = 4096  # files that are asked for at once
-LYING = (5, 6, 7, 8)  # EXIF orientations that swap width and height
-# Pillow's own value for `Image.thumbnail`: a resize by at least this much hides how a JPEG was
-# decoded (on average within 1/255 of the full decoding on photographs; without a gap, 2.6/255).
-REDUCING_GAP = 2.0
-
-CODECS = ("jpg", "libjpeg_turbo", "jpg_2000", "libtiff", "webp", "avif")
-# Nothing else is decoded: Pillow would start another program for PostScript, for instance.
-Image.init()  # else Pillow knows only some of them yet
-FORMATS: list[str] = [
-    name
-    for name in ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "AVIF", "JPEG2000")
-    if name in Image.OPEN
-]
-
-Source = str | os.PathLike[str] | bytes
 
 
 def find_images(
@@ -169,158 +146,6 @@ def name_files(paths: Sequence[str], root: str = "", *, base: Path) -> list[str]
                 " with --params separated by blanks, and in a YAML file as a list."
             )
     return [file.as_posix() for file in files]
-
-
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Return the content of a file, or of a member of a shard.
-
-    Raises:
-        OSError: when it cannot be read.
-    """
-    member = shards.find_member(path)
-    return Path(path).read_bytes() if member is None else shards.read_member(member)
-
-
-def read_image(
-    source: Source, scale: float = 1.0, bit_depth: BitDepth | None = "auto"
-) -> Image.Image:
-    """Return an image file, or the bytes of one, as an upright 8-bit RGB image.
-
-    Grayscale, palette and CMYK images are converted, transparency is laid over white, and the
-    rotation that a camera noted in EXIF is carried out. A grayscale image of more than 8 bits per
-    pixel is scaled by `bit_depth` alone, never by its content, so that the same value is the same
-    gray in every file. (Of colors of 16 bits Pillow reads the upper 8.)
-
-    Args:
-        source: a path, or the bytes of a file.
-        scale: what the image will be resized by; a JPEG is then decoded at 1/2, 1/4 or 1/8 of its
-            size if that leaves at least `REDUCING_GAP` times the pixels a side that are needed.
-        bit_depth: white is 2^bit_depth - 1, and what is above it. auto: 65,535 in files of
-            integers, 1 in files of floats. None: the depth that the image's own values need, for
-            people to look at.
-
-    Raises:
-        OSError: when the file cannot be read or is not an image.
-    """
-    with open_image(source) as file:
-        return to_rgb(file, scale, bit_depth)
-
-
-def to_rgb(
-    file: Image.Image, scale: float = 1.0, bit_depth: BitDepth | None = "auto"
-) -> Image.Image:
-    """Return an opened image as `read_image` does.
-
-    Raises:
-        OSError: when its pixels cannot be read.
-    """
-    if scale * REDUCING_GAP < 1:
-        width, height = (math.ceil(side * scale * REDUCING_GAP) for side in file.size)
-        file.draft(None, (width, height))
-    image = ImageOps.exif_transpose(file)
-    if is_deep(image):
-        image = _to_8_bit(image, find_bit_depth(image) if bit_depth is None else bit_depth)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def image_size(source: Source) -> tuple[int, int]:
-    """Return width and height in px of an upright image, from its header alone.
-
-    Raises:
-        OSError: when the file cannot be read or is not an image.
-    """
-    with open_image(source) as file:
-        return upright_size(file)
-
-
-def upright_size(file: Image.Image) -> tuple[int, int]:
-    """Return width and height in px of an opened image after `to_rgb`."""
-    width, height = file.size
-    on_its_side = file.getexif().get(ExifTags.Base.Orientation, 1) in LYING
-    if on_its_side and file.format != "TIFF":  # of which Pillow has turned the size already
-        return height, width
-    return width, height
-
-
-def is_deep(file: Image.Image) -> bool:
-    """Return whether an image is grayscale with more than 8 bits per pixel."""
-    return file.mode.startswith("I") or file.mode == "F"
-
-
-def find_bit_depth(file: Image.Image) -> BitDepth:
-    """Return the smallest depth that holds all values of a deep image, 16 at most.
-
-    auto stands for floats from 0 to 1.
-    """
-    top = np.nanmax(np.asarray(file))  # `getextrema` does not take files of the other byte order
-    if file.mode == "F" and top <= 1:
-        return "auto"
-    return 8 if top < 2**8 else 12 if top < 2**12 else 16
-
-
-def open_image(source: Source) -> Image.Image:
-    """Open an image file, or the bytes of one; only its header is read.
-
-    Raises:
-        OSError: when the file cannot be read or is not an image.
-    """
-    if not isinstance(source, bytes) and shards.find_member(source):
-        source = read_bytes(source)
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
-
-
-def describe_problem(error: Exception, source: Source) -> str:
-    """Return in a few words why a file, or the bytes of one, could not be decoded."""
-    if isinstance(error, UnidentifiedImageError):
-        content = source if isinstance(source, bytes) else read_bytes(source)
-        return "not an image" if content else "an empty file"
-    if isinstance(error, OSError) and error.strerror:  # without the path, which is known
-        return f"{type(error).__name__}: {error.strerror}"
-    return f"{type(error).__name__}: {error}"
-
-
-def codec_versions() -> dict[str, str]:
-    """Return the versions of the libraries that pixels depend on, by Pillow's names for them."""
-    found = {name: features.version(name) for name in CODECS}
-    return {name: version for name, version in found.items() if version}
-
-
-def hash_files(paths: Sequence[str]) -> list[str]:
-    """Return the SHA-256 of each file's content, as 64 hexadecimal digits.
-
-    Raises:
-        OSError: when a file cannot be read.
-    """
-    return [digest.hex() for digest in digest_files(paths, len(paths))]
-
-
-def digest_files(paths: Iterable[str], count: int) -> Iterator[bytes]:
-    """Yield the SHA-256 of each of `count` files, as 32 bytes.
-
-    Raises:
-        OSError: when a file cannot be read.
-    """
-    rest = iter(paths)
-    windows = iter(lambda: list(islice(rest, WINDOW)), [])
-    with ThreadPoolExecutor(max_workers=joblib.cpu_count()) as pool:
-        digests = (digest for window in windows for digest in pool.map(_digest, window))
-        yield from track(digests, "Hashing images", total=count, transient=True)
-
-
-def _digest(path: str) -> bytes:
-    return hashlib.sha256(read_bytes(path)).digest()
-
-
-def _to_8_bit(image: Image.Image, bit_depth: BitDepth) -> Image.Image:
-    """Return a deep image with 8 bits per pixel; Pillow itself would clip it."""
-    by_mode = 1.0 if image.mode == "F" else 65535.0
-    top = by_mode if bit_depth == "auto" else 2.0**bit_depth - 1
-    values = np.nan_to_num(np.asarray(image, dtype=np.float32)) * np.float32(255 / top)
-    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
 
 
 def _scan_folder(root: Path) -> pd.DataFrame:

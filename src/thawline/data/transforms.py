@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
-from thawline.data.sources import Source, open_image, to_rgb, upright_size
+from thawline.data.decoding import Source, open_image, to_rgb, upright_size
 from thawline.errors import ParameterError
 from thawline.options import (
     AugmentationOptions,
@@ -27,7 +27,7 @@ from thawline.options import (
 # tests/data/test_transforms.py holds it to the views that it stands for.
 DECODING_VERSION = 1
 
-Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+BatchMixer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Preprocessing(Options):
@@ -151,14 +151,14 @@ def normalize(views: Tensor, preprocessing: Preprocessing) -> Tensor:
     return functional.normalize(images, mean, std, inplace=True)
 
 
-def make_mix(options: AugmentationOptions, classes: int) -> Mix | None:
+def make_mix(options: AugmentationOptions, classes: int) -> BatchMixer | None:
     """Return what blends the images of a batch, or None where nothing is to be blended.
 
     It takes images (N, 3, H, W) float and labels (N,) int64, and returns mixed images and each
     class's share in them (N, classes): mixup (Zhang et al. 2018, arXiv:1710.09412), CutMix (Yun et
     al. 2019, arXiv:1905.04899), or for each batch one of the two.
     """
-    mixes: list[Mix] = []
+    mixes: list[BatchMixer] = []
     if options.mixup:
         mixes.append(v2.MixUp(alpha=options.mixup, num_classes=classes))
     if options.cutmix:

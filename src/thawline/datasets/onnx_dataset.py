@@ -8,7 +8,7 @@ from typing import Any
 
 from kedro.io import AbstractVersionedDataset, Version
 
-from thawline.data.files import write_atomic
+from thawline.data.atomic_write import write_atomic
 from thawline.serving.onnx import OnnxModel
 
 MODEL_FILE = "model.onnx"

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from thawline.data.sources import Source, describe_problem
+from thawline.data.decoding import ImageError, Source
 from thawline.data.transforms import Preprocessing, evaluation_view, normalize
 from thawline.networks.classifier import Classifier
 
@@ -70,9 +70,9 @@ def decode_view(source: Source, preprocessing: Preprocessing) -> tuple[Tensor, s
     """Return a view (3, size, size) uint8 and an empty text, or a black view and the problem."""
     try:
         return evaluation_view(source, preprocessing), ""
-    except Exception as error:  # a damaged file can make a decoder raise anything
+    except ImageError as error:
         black = torch.zeros(3, preprocessing.size, preprocessing.size, dtype=torch.uint8)
-        return black, describe_problem(error, source)
+        return black, error.problem
 
 
 def top_k_predictions(

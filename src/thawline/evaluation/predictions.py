@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from rich.progress import track
 
-from thawline.data.loading import unreadable
+from thawline.data.decoding import became_unreadable
 from thawline.data.splitting import class_names
 from thawline.errors import DataError
 from thawline.evaluation.inference import predict_batches, top_k_predictions
@@ -47,7 +47,7 @@ def predict_split(
     for batch in track(batches, title, count, transient=True):
         for path, problem in zip(paths[len(tables) * batch_size :], batch.problems, strict=False):
             if problem:
-                raise unreadable(path, problem)
+                raise became_unreadable(path, problem)
         tables.append(batch.probabilities)
     probabilities = torch.cat(tables).numpy()
     predictions = rows[["path", "label"]].copy()

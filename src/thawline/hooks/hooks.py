@@ -33,7 +33,7 @@ from mlflow.tracking.context.registry import _run_context_provider_registry
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
-from thawline.data.files import sync
+from thawline.data.atomic_write import sync
 from thawline.data.sources import find_root
 from thawline.datasets import ClassifierDataset, MetricLoggerDataset, TrainingCheckpointsDataset
 from thawline.datasets.image_table_dataset import ImageTable

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from thawline.data.files import write_atomic
+from thawline.data.atomic_write import write_atomic
 from thawline.data.transforms import Preprocessing
 from thawline.errors import CheckpointError, ThawlineError
 from thawline.networks.building import build_network

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from thawline.data.sources import Source, describe_problem, image_size
+from thawline.data.decoding import ImageError, Source, image_size
 from thawline.errors import DataError
 from thawline.evaluation.inference import predict_batches, top_k_predictions
 from thawline.networks.classifier import Classifier
@@ -73,8 +73,8 @@ def _read_size(content: bytes, number: int) -> tuple[int, int]:
     """Return width and height from the header of an image."""
     try:
         return image_size(content)
-    except Exception as error:  # a damaged file can make a decoder raise anything
-        raise _unreadable(number, describe_problem(error, content)) from error
+    except ImageError as error:
+        raise _unreadable(number, error.problem) from error
 
 
 def _unreadable(number: int, problem: str) -> DataError:

@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from thawline.data.files import sync, write_atomic
+from thawline.data.atomic_write import sync, write_atomic
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
-from thawline.data.loading import View, ViewLoader, decode
-from thawline.data.sources import codec_versions
+from thawline.data.decoding import codec_versions
+from thawline.data.loading import ViewLoader, ViewRequest, decode
 from thawline.data.transforms import DECODING_VERSION, Transforms, normalize
 from thawline.thaw.cache import ActivationCache, CachePartition, Tensors
 from thawline.thaw.freezing import hash_tensors
@@ -355,11 +355,11 @@ class FeatureLoader:
         logger.info("The store keeps %s (%s; %s)", chosen, costs[chosen], rest)
         return chosen
 
-    def _view(self, image: ImageView) -> View:
+    def _view(self, image: ImageView) -> ViewRequest:
         """Return what to decode."""
         if image.view is None:
-            return View(image.path)
-        return View(image.path, view_seed(image, self._transforms))
+            return ViewRequest(image.path)
+        return ViewRequest(image.path, view_seed(image, self._transforms))
 
     def _contains(
         self, holds: str, images: Sequence[ImageView], keys: Sequence[bytes]

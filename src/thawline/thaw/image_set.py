@@ -12,9 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from thawline.data.loading import unreadable
-from thawline.data.manifests import SHA256_BYTES, as_binary, texts_of
-from thawline.data.sources import digest_files
+from thawline.data.hashing import hash_files
 from thawline.data.transforms import Transforms
 from thawline.thaw.cache import cache_key
 
@@ -40,12 +38,12 @@ class ImageSet(NamedTuple):
     Attributes:
         paths: of the images of all splits.
         hashes: SHA-256 of their files, as 64 hexadecimal digits or 32 bytes; those of other splits
-            may be zeros.
+            may be missing.
         rows: where in these the images of this split are, (N,) int32.
         labels: their class indices, (N,) int64 on the training device.
     """
 
-    paths: pa.ChunkedArray
+    paths: pa.Array | pa.ChunkedArray
     hashes: pa.Array | pa.ChunkedArray
     rows: np.ndarray
     labels: Tensor
@@ -100,18 +98,12 @@ def image_set(splits: pd.DataFrame, split: str, device: torch.device) -> ImageSe
     """
     rows = np.flatnonzero((splits["split"] == split).to_numpy()).astype(np.int32)
     labels = splits["class_index"].to_numpy()[rows].astype(np.int64)
-    paths = texts_of(splits["path"])
     if "sha256" in splits:
         hashes = pa.array(splits["sha256"])
     else:
-        digests = np.zeros((len(splits), SHA256_BYTES), np.uint8)
-        try:
-            found = digest_files((paths[row].as_py() for row in rows), len(rows))
-            for row, digest in zip(rows, found, strict=True):
-                digests[row] = np.frombuffer(digest, np.uint8)
-        except OSError as error:
-            raise unreadable(error.filename, error) from error
-        hashes = as_binary(digests)
+        found = pd.Series(hash_files(splits["path"].iloc[rows].tolist()), index=rows)
+        hashes = pa.array(found.reindex(range(len(splits))))
+    paths = pa.array(splits["path"])
     return ImageSet(paths, hashes, rows, torch.from_numpy(labels).to(device))
 
 

@@ -43,7 +43,7 @@ from mlflow.tracking._tracking_service.utils import (
 from mlflow.utils.credentials import get_default_host_creds
 from urllib3.util import parse_url
 
-from thawline.data.files import write_atomic
+from thawline.data.atomic_write import write_atomic
 from thawline.errors import TrackingError
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from thawline.data.loading import ViewLoader
-from thawline.data.transforms import Mix, Transforms
+from thawline.data.transforms import BatchMixer, Transforms
 from thawline.errors import TrainingError
 from thawline.options import Phase, TrainingOptions
 from thawline.thaw.cache import ActivationCache
@@ -155,7 +155,7 @@ class TrainingContext(NamedTuple):
     options: TrainingOptions
     seed: int
     views: int | None
-    mix: Mix | None
+    mix: BatchMixer | None
     orders: torch.Generator
     sync_batch_norm: bool
     scaler: torch.amp.GradScaler
@@ -272,7 +272,7 @@ def prepare(
     views: int | None = None,
     store: ActivationCache | None = None,
     log_probabilities: bool = False,
-    mix: Mix | None = None,
+    mix: BatchMixer | None = None,
     sync_batch_norm: bool = False,
 ) -> TrainingContext:
     """Seed all generators, bring the network to its device and return what will train it there.

@@ -24,8 +24,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from thawline.data.loading import unreadable
-from thawline.data.sources import hash_files
+from thawline.data.hashing import hash_files
 from thawline.errors import DataError, ParameterError, ThawlineError, TrainingError
 from thawline.options import EngineOptions, Phase
 from thawline.thaw.cache import GB, ActivationCache
@@ -384,10 +383,7 @@ def _for_workers(arguments: dict[str, Any], engine: EngineOptions) -> dict[str, 
     splits: pd.DataFrame = arguments["splits"]
     used = splits[splits["split"] != "test"]
     if "sha256" not in used:
-        try:
-            used = used.assign(sha256=hash_files(used["path"].tolist()))
-        except OSError as error:
-            raise unreadable(error.filename, error) from error
+        used = used.assign(sha256=hash_files(used["path"].tolist()))
     store = arguments.get("store")
     return {
         **arguments,

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from thawline.data.files import write_atomic
+from thawline.data.atomic_write import write_atomic
 
 logger = logging.getLogger(__name__)
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-import joblib
 import numpy as np
 import pandas as pd
-from rich.progress import track
 
+from thawline.data.decoding import map_threads, open_image, to_rgb
 from thawline.data.near_duplicates.pairs import (
     NO_PAIRS,
     Classes,
@@ -29,7 +27,6 @@ from thawline.data.near_duplicates.thumbnails import (
     find_residuals,
     standardize,
 )
-from thawline.data.sources import open_image, to_rgb
 
 # The finer comparison. Simulated cameras have backgrounds from photographs to plain gray, 96 to
 # 256 px, noise of 3 to 12 gray levels, light of +-15 %, shifts of +-2 px, and write PNG or JPEG.
@@ -70,12 +67,10 @@ def read_fine(paths: Sequence[str], gray: np.ndarray, number: np.ndarray) -> _Fi
     """Decode the images of a large group once more."""
     pictures = np.empty((len(paths), FINE_SIDE, FINE_SIDE), np.float16)
     settings = []
-    with ThreadPoolExecutor(max_workers=joblib.cpu_count()) as pool:
-        found = pool.map(_fine_picture, paths)
-        tracked = track(found, "Comparing finely", total=len(paths), transient=True)
-        for place, (picture, setting) in enumerate(tracked):
-            pictures[place] = picture
-            settings.append(setting)
+    found = map_threads(_fine_picture, paths, "Comparing finely")
+    for place, (picture, setting) in enumerate(found):
+        pictures[place] = picture
+        settings.append(setting)
     return _Fine(pictures, gray, pd.factorize(pd.Series(settings))[0], number)
 
 

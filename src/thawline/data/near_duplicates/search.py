@@ -9,15 +9,14 @@ the same noise as its original, another image has not.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import imagehash
-import joblib
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
 from rich.progress import track
 
+from thawline.data.decoding import map_threads, open_image, to_rgb
 from thawline.data.near_duplicates.fixed_cameras import (
     MAX_SMALL_GROUP,
     MAX_UNCHECKED_GROUP,
@@ -42,7 +41,7 @@ from thawline.data.near_duplicates.thumbnails import (
     standardize,
 )
 from thawline.data.screening import SAME_IMAGE
-from thawline.data.sources import SPLITS, open_image, to_rgb
+from thawline.data.sources import SPLITS
 
 MOST_BITS = 16  # of 64 that perceptual hashes may differ in; 8 px images recompressed reach 14
 MIRRORED = (False, True)
@@ -230,10 +229,8 @@ def _as_table(found: dict[str, list[Pairs]], codes: pd.Series) -> pd.DataFrame:
 
 def _small_pictures(paths: Sequence[str]) -> tuple[list[Image.Image], np.ndarray, np.ndarray]:
     """Return every image in gray and small, and (N,) uint64: its hash, and its mirror image's."""
-    with ThreadPoolExecutor(max_workers=joblib.cpu_count()) as pool:
-        found = pool.map(_small_picture, paths)
-        tracked = track(found, "Looking for duplicates", total=len(paths), transient=True)
-        pictures, plain, mirrored = zip(*tracked, strict=True)
+    found = map_threads(_small_picture, paths, "Looking for duplicates")
+    pictures, plain, mirrored = zip(*found, strict=True)
     return list(pictures), np.array(plain, np.uint64), np.array(mirrored, np.uint64)
 
 

@@ -15,7 +15,8 @@ from rich.table import Table
 from torch import nn
 
 from thawline.data import transforms
-from thawline.data.sources import hash_files, read_bytes
+from thawline.data.decoding import read_bytes
+from thawline.data.hashing import hash_files
 from thawline.data.splitting import class_names
 from thawline.datasets.registry_dataset import OpenRegistry
 from thawline.datasets.served_model_dataset import ServedModel

@@ -15,7 +15,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from thawline.data.sources import SPLITS, hash_files, image_size
+from thawline.data.decoding import image_size
+from thawline.data.hashing import hash_files
+from thawline.data.sources import SPLITS
 from thawline.data.transforms import Transforms, evaluation_view, make_mix, training_view
 from thawline.options import AugmentationOptions
 from thawline.reports.figures.grids import image_grid, thumbnail
@@ -71,7 +73,7 @@ def image_sizes(splits: pd.DataFrame) -> go.Figure:
     """Return width against height of the files, in px; the larger a dot, the more have that size.
 
     Raises:
-        OSError: when a file cannot be read.
+        ImageError: if a file cannot be decoded.
     """
     with ThreadPoolExecutor(max_workers=joblib.cpu_count()) as pool:
         sizes = pd.DataFrame(

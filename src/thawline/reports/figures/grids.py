@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from thawline.data.sources import Source, read_image
+from thawline.data.decoding import Source, read_image
 
 TILE = 1.7  # inches, side of an image
 TEXT_LINE = 0.16  # inches, height of a line of a caption
@@ -70,7 +70,7 @@ def thumbnail(source: Source, side: int = 256) -> Image.Image:
     """Return an image file as RGB with at most `side` px a side.
 
     Raises:
-        OSError: when the file cannot be read or is not an image.
+        ImageError: if the file cannot be decoded.
     """
     image = read_image(source, bit_depth=None)
     image.thumbnail((side, side))

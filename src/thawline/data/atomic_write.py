@@ -1,4 +1,4 @@
-"""Write files that are there as a whole or not at all, and tell a full disk."""
+"""Write files atomically, and recognize a full disk."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-FULL = re.compile("No space left on device|Disk quota exceeded|disk is full")
+DISK_FULL = re.compile("No space left on device|Disk quota exceeded|disk is full")
 
 
 def write_atomic(target: Path, write: Callable[[Path], Any], previous: Path | None = None) -> None:
-    """Write a file that nobody ever sees unfinished, not even after the power failed.
+    """Write a file that never exists half-written, not even after a power failure.
 
     Args:
-        target: the file, in a folder that exists; one of that name is replaced.
-        write: writes to the path that it is given.
-        previous: where a file that is replaced is kept.
+        target: the file, in an existing folder; a file of that name is replaced.
+        write: writes to the path that it receives.
+        previous: where to keep a replaced file.
     """
     unfinished = target.with_name(f"{uuid.uuid4().hex}.unfinished")
     try:
         unfinished.touch()
-        mode = unfinished.stat().st_mode  # as the umask has it; safetensors makes files private
+        mode = unfinished.stat().st_mode  # follows the umask; safetensors would write 0600
         write(unfinished)
         unfinished.chmod(mode)
         sync(unfinished)
@@ -36,17 +36,17 @@ def write_atomic(target: Path, write: Callable[[Path], Any], previous: Path | No
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content is on the disk."""
+    """Wait until the file's content is on disk."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Return whether a full disk, or quota, is behind an error; some libraries tell it as text."""
+    """Return whether a full disk or quota caused an error; some libraries report it as text."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if FULL.search(str(error)):
+        if DISK_FULL.search(str(error)):
             return True
         error = error.__cause__ or error.__context__
     return False

@@ -1,0 +1,210 @@
+"""Read image files and decode them to upright 8-bit RGB images."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import joblib
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
+from rich.progress import track
+
+from thawline.data.shards import find_member, read_member
+from thawline.errors import DataError
+from thawline.options import BitDepth
+
+# Pillow starts another program for some formats, such as PostScript, so only these are decoded.
+Image.init()  # registers the formats in Image.OPEN
+FORMATS: list[str] = [
+    name
+    for name in ("JPEG", "PNG", "PPM", "BMP", "DIB", "TIFF", "WEBP", "GIF", "AVIF", "JPEG2000")
+    if name in Image.OPEN
+]
+CODECS = ("jpg", "libjpeg_turbo", "jpg_2000", "libtiff", "webp", "avif")
+ORIENTATIONS_ON_SIDE = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+# Pillow's default for `Image.thumbnail`. On photographs, the resized image then differs from that
+# of a full decoding by 1/255 on average; with a gap of 1 it differs by 2.6/255.
+REDUCING_GAP = 2.0
+MAX_CHUNK_SIZE = 64  # files per task of a thread
+
+Source = str | os.PathLike[str] | bytes
+T = TypeVar("T")
+
+
+class ImageError(DataError):
+    """An image file that cannot be decoded."""
+
+    def __init__(self, problem: str, path: str | os.PathLike[str] | None = None) -> None:
+        """State the problem in a few words, and the path of the file if it has one."""
+        name = "The image" if path is None else f"'{os.fspath(path)}'"
+        super().__init__(f"{name} cannot be read: {problem}.")
+        self.problem = problem
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Return the content of a file or of a shard's member.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    member = find_member(path)
+    return Path(path).read_bytes() if member is None else read_member(member)
+
+
+@contextmanager
+def open_image(source: Source) -> Iterator[Image.Image]:
+    """Open an image file, or the bytes of one, without decoding its pixels.
+
+    Raises:
+        ImageError: if opening the file, or decoding it in the `with` block, fails.
+    """
+    path = None if isinstance(source, bytes) else source
+    try:
+        if path is not None and find_member(path) is None:
+            file: Any = path
+        else:
+            file = io.BytesIO(_content(source))
+        with Image.open(file, formats=FORMATS) as image:
+            yield image
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's decoders raise any exception for a damaged file
+        raise ImageError(_describe_problem(error, source), path) from error
+
+
+def read_image(
+    source: Source, scale: float = 1.0, bit_depth: BitDepth | None = "auto"
+) -> Image.Image:
+    """Decode an image file, or the bytes of one, to an upright 8-bit RGB image.
+
+    Args:
+        source: a path, or the bytes of a file.
+        scale: as in `to_rgb`.
+        bit_depth: as in `to_rgb`.
+
+    Raises:
+        ImageError: if the file cannot be decoded.
+    """
+    with open_image(source) as file:
+        return to_rgb(file, scale, bit_depth)
+
+
+def to_rgb(
+    file: Image.Image, scale: float = 1.0, bit_depth: BitDepth | None = "auto"
+) -> Image.Image:
+    """Decode an opened image to an upright 8-bit RGB image.
+
+    Grayscale, palette and CMYK images are converted, transparent images are laid over white, and
+    EXIF rotations are applied. Grayscale images with more than 8 bits per pixel are scaled by
+    `bit_depth` and never by their content, so equal values give equal grays in all files. Of
+    16-bit colors, Pillow reads the upper 8 bits.
+
+    Args:
+        file: as `open_image` opens it.
+        scale: by how much the image will be resized. A JPEG is decoded at 1/2, 1/4 or 1/8 of its
+            size if that keeps at least `REDUCING_GAP` times as many pixels per side as needed.
+        bit_depth: white is 2^bit_depth - 1 and above. "auto": 65,535 in integer files, 1 in float
+            files. None: the depth that the image's own values need, for display.
+    """
+    if scale * REDUCING_GAP < 1:
+        width, height = (math.ceil(side * scale * REDUCING_GAP) for side in file.size)
+        file.draft(None, (width, height))
+    image = ImageOps.exif_transpose(file)
+    if is_deep(image):
+        image = _to_8_bit(image, find_bit_depth(image) if bit_depth is None else bit_depth)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def image_size(source: Source) -> tuple[int, int]:
+    """Return width and height in px of the upright image, from its header alone.
+
+    Raises:
+        ImageError: if the header cannot be decoded.
+    """
+    with open_image(source) as file:
+        return upright_size(file)
+
+
+def upright_size(file: Image.Image) -> tuple[int, int]:
+    """Return width and height in px that an opened image has after `to_rgb`."""
+    width, height = file.size
+    on_side = file.getexif().get(ExifTags.Base.Orientation, 1) in ORIENTATIONS_ON_SIDE
+    if on_side and file.format != "TIFF":  # Pillow has already swapped the size of a TIFF
+        return height, width
+    return width, height
+
+
+def is_deep(file: Image.Image) -> bool:
+    """Return whether an image is grayscale with more than 8 bits per pixel."""
+    return file.mode.startswith("I") or file.mode == "F"
+
+
+def find_bit_depth(file: Image.Image) -> BitDepth:
+    """Return the smallest depth that holds all values of a deep image, at most 16.
+
+    Floats from 0 to 1 have the depth "auto".
+    """
+    top = np.nanmax(np.asarray(file))  # `getextrema` fails on files in the other byte order
+    if file.mode == "F" and top <= 1:
+        return "auto"
+    return 8 if top < 2**8 else 12 if top < 2**12 else 16
+
+
+def became_unreadable(path: str, problem: object) -> DataError:
+    """Return the error for an image file that could be read when the run began."""
+    return DataError(
+        f"{path}: this image was there when the run began and can no longer be read ({problem})."
+        " Restore it and repeat the command with training.resume=true, or start a new run without"
+        " it."
+    )
+
+
+def codec_versions() -> dict[str, str]:
+    """Return the versions of the libraries that decode pixels, by Pillow's names for them."""
+    found = {name: features.version(name) for name in CODECS}
+    return {name: version for name, version in found.items() if version}
+
+
+def map_threads(
+    function: Callable[[str], T], paths: Sequence[str], description: str
+) -> Iterator[T]:
+    """Yield `function(path)` for each path in order, computed by one thread per core."""
+    threads = joblib.cpu_count()
+    size = min(MAX_CHUNK_SIZE, len(paths) // (4 * threads) + 1)
+    chunks = [paths[start : start + size] for start in range(0, len(paths), size)]
+    with ThreadPoolExecutor(max_workers=threads) as pool:
+        found = pool.map(lambda chunk: [*map(function, chunk)], chunks)
+        for results in track(found, description, total=len(chunks), transient=True):
+            yield from results
+
+
+def _content(source: Source) -> bytes:
+    return source if isinstance(source, bytes) else read_bytes(source)
+
+
+def _describe_problem(error: Exception, source: Source) -> str:
+    """Return in a few words why decoding failed."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image" if _content(source) else "an empty file"
+    if isinstance(error, OSError) and error.strerror:  # without the path, which is known
+        return f"{type(error).__name__}: {error.strerror}"
+    return f"{type(error).__name__}: {error}"
+
+
+def _to_8_bit(image: Image.Image, bit_depth: BitDepth) -> Image.Image:
+    """Scale a deep image to 8 bits per pixel; Pillow would clip it."""
+    by_mode = 1.0 if image.mode == "F" else 65535.0
+    top = by_mode if bit_depth == "auto" else 2.0**bit_depth - 1
+    values = np.nan_to_num(np.asarray(image, dtype=np.float32)) * np.float32(255 / top)
+    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
