@@ -1,7 +1,9 @@
 """Errors whose message is written for the user: what is wrong, what was found, how to fix it."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
+
+MAX_NAMES_IN_MESSAGE = 3
 
 
 class ThawlineError(Exception):
@@ -54,3 +56,9 @@ def alternatives(given: str, known: Collection[str]) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or else the name of its class."""
     return str(error).partition("\n")[0] or type(error).__name__
+
+
+def summarize_names(names: Sequence[str]) -> str:
+    """Return the number of names and the first ones."""
+    more = ", …" * (len(names) > MAX_NAMES_IN_MESSAGE)
+    return f"{len(names)} ({', '.join(names[:MAX_NAMES_IN_MESSAGE])}{more})"

@@ -164,12 +164,12 @@ def central_mass(weights: str, photographs: list[tuple[Path, int]], seed: int = 
     """Return the mean share of Grad-CAM's mass in the central box of 0.7 × the side."""
     import timm
 
-    from thawline.networks.building import _load_embedded
+    from thawline.networks.timm_backbones import load_bundled_weights
 
     torch.manual_seed(seed)
     network = timm.create_model("tf_efficientnet_lite0").eval()
     if weights == "default":
-        _load_embedded(network)
+        load_bundled_weights(network)
     preprocessing = pretrained_preprocessing(ModelOptions())
     views = torch.stack([evaluation_view(path, preprocessing) for path, _ in photographs])
     classes = [number for _, number in photographs]

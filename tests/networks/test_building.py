@@ -193,7 +193,7 @@ def test_arguments_reach_the_constructor() -> None:
         ({"backbone": "resnet51"}, "model.backbone: .*'resnet51'; did you mean 'resnet50'"),
         ({"backbone": "timm/resnet18_x"}, "model.backbone: timm has no network 'resnet18_x'"),
         ({"backbone": "nowhere:Net"}, "model.backbone: 'nowhere:Net' cannot be imported"),
-        ({"backbone": "pathlib:PurePath"}, "no nn.Module"),
+        ({"backbone": "pathlib:PurePath"}, "expected an nn.Module"),
         ({"backbone": "resnet18", "weights": "V9"}, "model.weights: 'V9' .*IMAGENET1K_V1"),
         ({"backbone": "timm/resnet18", "weights": "V9"}, "model.weights: 'V9' .*timm/resnet18.TAG"),
         ({"backbone": "helpers.networks:SmallNet", "weights": "V9"}, "model.weights: 'V9'"),

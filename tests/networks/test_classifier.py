@@ -196,5 +196,7 @@ def test_arguments_that_no_network_takes_are_named(tmp_path: Path) -> None:
     arguments = {"replace_stride_with_dilation": [True]}
     change = {"backbone": "resnet18", "arguments": arguments, "head": "linear"}
     edit(tmp_path / "classifier", lambda description: description["model"].update(change))
-    with pytest.raises(CheckpointError, match=r"resnet18 cannot be made with.*stride"):
+    with pytest.raises(
+        CheckpointError, match=r"classifier\.json' .*resnet18 cannot be built with.*stride"
+    ):
         load_classifier(tmp_path / "classifier")

@@ -209,8 +209,8 @@ def check_shared_memory(
 
 def check_weights(options: ModelOptions) -> list[CheckResult]:
     """Return whether the weights that `model` names are on this machine."""
-    from thawline.networks.building import find_weights, is_weights_file
-    from thawline.networks.checkpoints import describe_checkpoint
+    from thawline.networks.building import find_weights
+    from thawline.networks.checkpoints import describe_checkpoint, is_weights_file
 
     name, weights = "weights", options.weights
     try:

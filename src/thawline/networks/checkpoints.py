@@ -1,29 +1,22 @@
-"""Read and describe files of pretrained weights without executing anything in them."""
+"""Read and describe weights files: formats, wrappers, name prefixes, class names."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import json
-import pickle
-import pickletools
-import re
-import struct
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from thawline.errors import CheckpointError
+from thawline.networks.pickles import read_pickle, unsafe_globals
 
+WEIGHT_FILES = (".pth", ".pt", ".th", ".ckpt", ".bin", ".tar", ".safetensors")
 WEIGHTS_FILE = "model.safetensors"  # of a classifier that Thawline saved
 DESCRIPTION_FILE = "classifier.json"
 SEEN_FILE = "seen_images.txt"
@@ -32,51 +25,20 @@ WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema", "net")
 # DataParallel, Lightning and others, MMPretrain, torch.compile
 PREFIXES = ("module.", "model.", "backbone.", "_orig_mod.")
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-DEPTH = 3  # wrappers in wrappers; a pickle can contain itself
-LEGACY_PICKLES = 4  # torch.save before 1.6: magic number, protocol, system, content
-ARCHIVE = b"PK\x03\x04"  # torch.save since 1.6
-# What tensors themselves need in a file of the older format.
-SAFE_GLOBALS = re.compile(
-    r"torch\.\w+|torch\.(_utils|_tensor|storage)\.\w+|collections\.OrderedDict|argparse\.Namespace"
-    r"|numpy\.(dtype|_?core\.multiarray\.scalar)|_codecs\.encode"
-)
-UNREADABLE = (  # all that damaged files were seen to raise in torch.load, pickletools and zipfile
-    OSError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    EOFError,
-    TypeError,
-    AttributeError,
-    ImportError,
-    AssertionError,
-    MemoryError,
-    OverflowError,
-    pickle.UnpicklingError,
-    struct.error,
-    zipfile.BadZipFile,
-)
-SCALAR = np.float64().__reduce__()[0]  # makes a number of NumPy of its bytes
-HARMLESS_VALUES: list[Any] = [  # what scripts keep beside weights: their arguments, an accuracy
-    argparse.Namespace,
-    np.dtype,
-    *(type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")),
-    *((SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-]
-NAMES_SHOWN = 3
 MATRIX = 2  # dimensions of a linear layer's weight
+MAX_WRAPPERS = 3  # nested; a pickle can contain itself
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file of weights holds.
+    """The content of a weights file.
 
     Attributes:
         path: the file.
-        tensors: on the CPU, by the names in the file.
-        wrappers: keys that the tensors were found under, from the outermost.
-        class_names: of the classifier's outputs in order; empty where the file does not say.
-        other: what lies beside the tensors or around them, by key.
+        tensors: on the CPU, by their names in the file.
+        wrappers: keys that lead to the tensors, outermost first.
+        class_names: of the classifier's outputs in order; empty if unknown.
+        other: values beside the tensors and the wrappers, by key.
     """
 
     path: Path
@@ -86,64 +48,69 @@ class Checkpoint:
     other: dict[str, Any] = field(default_factory=dict)
 
 
-def read_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
-    """Return the tensors in a .safetensors file or in a file of torch.save.
+def is_weights_file(weights: str) -> bool:
+    """Return whether `model.weights` names a file rather than weights of a library."""
+    return weights.endswith(WEIGHT_FILES) or os.sep in weights
 
-    Dicts that wrap the state dict under one of `WRAPPERS` are opened. Nothing in the file is
-    executed (``weights_only=True``) unless `trust_pickle` says that its author is trusted; a whole
-    pickled network then gives its state dict.
+
+def read_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
+    """Read the tensors in a .safetensors file or a file of `torch.save`.
+
+    Args:
+        path: the file. The state dict in it may be wrapped in dicts, under one of `WRAPPERS`.
+        trust_pickle: execute the code in the file, such as a whole pickled network.
 
     Raises:
-        CheckpointError: when the file is absent, cannot be read, holds no state dict, or would have
-            to be executed.
+        CheckpointError: if the file does not exist, cannot be read, has no state dict, or contains
+            code and is not trusted.
     """
     _check_file(path)
-    content = _read_safetensors(path) if _is_safetensors(path) else _unpickle(path, trust_pickle)
-    found = _find_state_dict(content, DEPTH)
+    content = _read_safetensors(path) if _is_safetensors(path) else read_pickle(path, trust_pickle)
+    found = _find_state_dict(content, MAX_WRAPPERS)
     if found is None:
         raise CheckpointError(
-            f"model.weights: '{path}' holds no state dict (a {type(content).__name__} without"
-            " tensors by name instead). Save one with torch.save(network.state_dict(), path)."
+            f"model.weights: '{path}' contains no state dict, but a {type(content).__name__}"
+            " without named tensors. Save one with torch.save(network.state_dict(), path)."
         )
     wrappers, state_dict, other = found
+    description = _read_description(path) or {}
     return Checkpoint(
         path=path,
         tensors={str(n): t.detach() for n, t in state_dict.items() if isinstance(t, Tensor)},
         wrappers=wrappers,
-        class_names=_class_names_beside(path) or _class_names_in(other),
+        class_names=tuple(description.get("class_names", ())) or _find_class_names(other),
         other=other,
     )
 
 
 def describe_checkpoint(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint is, in plain values, without executing anything in it.
+    """Describe a checkpoint in plain values, without executing anything in it.
 
-    `path` is a file of weights or the folder of a classifier that Thawline saved.
+    Args:
+        path: a weights file, or the folder of a classifier that Thawline saved.
 
     Raises:
-        CheckpointError: when it is neither.
+        CheckpointError: if it is neither.
     """
     if (path / DESCRIPTION_FILE).is_file():
         path = path / WEIGHTS_FILE
     _check_file(path)
     description: dict[str, Any] = {"path": str(path), "bytes": path.stat().st_size}
     if not _is_safetensors(path) and (imports := unsafe_globals(path)):
-        network = any(name.startswith("torch.nn.modules.") for name in imports)
-        kind = "a whole pickled network" if network else "a pickle that runs code"
+        is_network = any(name.startswith("torch.nn.modules.") for name in imports)
+        kind = "a whole pickled network" if is_network else "a pickle that runs code"
         return {**description, "kind": kind, "imports": imports}
     checkpoint = read_checkpoint(path)
-    tensors = checkpoint.tensors.values()
-    prefixes = {n.removesuffix(without_prefixes(n)[-1]): None for n in checkpoint.tensors}
+    tensors = checkpoint.tensors
+    prefixes = {name.removesuffix(without_prefixes(name)[-1]): None for name in tensors}
     return {
         **description,
-        "kind": _kind(checkpoint),
+        "kind": _describe_kind(checkpoint),
         "tensors": len(tensors),
-        "parameters": sum(
-            t.numel() for n, t in checkpoint.tensors.items() if not n.endswith(STATISTICS)
-        ),
-        "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in tensors}),
+        "parameters": sum(t.numel() for n, t in tensors.items() if not n.endswith(STATISTICS)),
+        "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}),
         "prefixes": [prefix for prefix in prefixes if prefix],
-        "head": _guess_head(checkpoint.tensors),
+        "head": _describe_head(tensors),
         "class_names": list(checkpoint.class_names),
         "other": {
             key: value if isinstance(value, (str, int, float, type(None))) else type(value).__name__
@@ -153,75 +120,24 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
     }
 
 
-def unsafe_globals(path: Path) -> list[str]:
-    """Return what a file of torch.save would import beyond what tensors need, executing nothing.
-
-    Raises:
-        CheckpointError: when the file is an archive, but not of tensors.
-    """
-    names: set[str] = set()
-    if _starts_with(path, ARCHIVE):
-        _check_archive(path)
-        try:
-            with safe_globals(HARMLESS_VALUES):
-                names.update(get_unsafe_globals_in_checkpoint(path))
-        except UNREADABLE as error:
-            raise _unreadable(path, error) from error
-        return sorted(names)
-    # What is no pickle, or one that is cut off, ends the look; torch.load says which.
-    with path.open("rb") as file, contextlib.suppress(*UNREADABLE):
-        for _ in range(LEGACY_PICKLES):
-            names.update(_imports(file))
-    return sorted(name for name in names if not SAFE_GLOBALS.fullmatch(name))
-
-
-def _imports(file: BinaryIO) -> Iterator[str]:
-    """Yield what one pickle imports; the next one in the file, if any, starts where it ends."""
-    strings: list[str] = []
-    for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name in ("GLOBAL", "INST"):
-            yield str(argument).replace(" ", ".")
-        elif opcode.name == "STACK_GLOBAL":
-            yield ".".join(strings[-2:])
-        elif isinstance(argument, str):
-            strings.append(argument)
+def without_prefixes(name: str) -> list[str]:
+    """Return a tensor's name, then what remains as known prefixes are removed one by one."""
+    names = [name]
+    while prefix := next((p for p in PREFIXES if names[-1].startswith(p)), ""):
+        names.append(names[-1].removeprefix(prefix))
+    return names
 
 
 def _check_file(path: Path) -> None:
+    """Refuse a folder and a file that is absent or empty."""
     if path.is_dir():
         inside = path / WEIGHTS_FILE
         found = inside if inside.is_file() else "the file in it"
-        raise CheckpointError(f"model.weights: '{path}' is a folder; give {found}.")
+        raise CheckpointError(f"model.weights: '{path}' is a folder. Give {found}.")
     if not path.is_file():
-        raise CheckpointError(f"model.weights: there is no file '{path}'.")
+        raise CheckpointError(f"model.weights: '{path}' does not exist.")
     if not path.stat().st_size:
-        raise CheckpointError(f"model.weights: '{path}' is empty; get it again.")
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse a zip archive that holds no plain tensors, or more than the file's own size.
-
-    torch.save never compresses, so a record that is larger than its file is there to fill memory.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-    except UNREADABLE as error:
-        raise CheckpointError(
-            f"model.weights: '{path}' is cut off or damaged ({error}); get it again."
-        ) from error
-    if any(record.filename.endswith("/constants.pkl") for record in records):
-        raise CheckpointError(
-            f"model.weights: '{path}' is a TorchScript archive, which is a program. Save its"
-            " weights where you trust it: torch.save(torch.jit.load(path).state_dict(),"
-            " 'weights.pth')."
-        )
-    compressed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
-    if compressed or sum(record.file_size for record in records) > path.stat().st_size:
-        raise CheckpointError(
-            f"model.weights: '{path}' is compressed, or declares more than it holds, which"
-            " torch.save never does. It was not opened; get the file from its author."
-        )
+        raise CheckpointError(f"model.weights: '{path}' is empty. Download it again.")
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -230,49 +146,20 @@ def _is_safetensors(path: Path) -> bool:
         return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
 
 
-def _starts_with(path: Path, magic: bytes) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(magic)) == magic
-
-
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"model.weights: '{path}' is no whole safetensors file ({error}); get it again."
+            f"model.weights: '{path}' is an incomplete or damaged safetensors file ({error})."
+            " Download it again."
         ) from error
-
-
-def _unpickle(path: Path, trust_pickle: bool) -> Any:
-    """Return what torch.load returns; nothing is executed but with `trust_pickle`."""
-    imports = unsafe_globals(path)
-    if imports and not trust_pickle:
-        raise CheckpointError(
-            f"model.weights: '{path}' holds more than tensors: loading it would run code"
-            f" ({first_of(imports)}). Nothing was run. The safer way: where you trust the file,"
-            " save its weights alone, torch.save(network.state_dict(), 'weights.pth'). Or set"
-            " model.trust_pickle=true to let this file do whatever its author wants."
-        )
-    try:
-        with safe_globals(HARMLESS_VALUES):
-            return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
-    except UNREADABLE as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    reason = str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
-    return CheckpointError(
-        f"model.weights: '{path}' cannot be read as a state dict ({reason}). Save one with"
-        " torch.save(network.state_dict(), path)."
-    )
 
 
 def _find_state_dict(
     content: Any, depth: int
 ) -> tuple[tuple[str, ...], Mapping[str, Any], dict[str, Any]] | None:
-    """Return the keys of the wrappers, the state dict, and what else there is; or None."""
+    """Return the keys of the wrappers, the state dict and all other values, if there is one."""
     if isinstance(content, nn.Module):
         return (), content.state_dict(), {}
     if not isinstance(content, Mapping):
@@ -287,8 +174,8 @@ def _find_state_dict(
     return (), content, {str(k): v for k, v in content.items() if not isinstance(v, Tensor)}
 
 
-def _class_names_in(other: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the class names that a checkpoint brings, or nothing."""
+def _find_class_names(other: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the class names among the values of a checkpoint, or nothing."""
     for key in ("class_names", "classes"):
         names = other.get(key)
         if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names):
@@ -301,12 +188,8 @@ def _class_names_in(other: Mapping[str, Any]) -> tuple[str, ...]:
     return ()
 
 
-def _class_names_beside(path: Path) -> tuple[str, ...]:
-    return tuple((_read_description(path) or {}).get("class_names", ()))
-
-
 def _read_description(path: Path) -> dict[str, Any] | None:
-    """Return the JSON beside the weights of a classifier that Thawline saved, or None."""
+    """Return the JSON beside the weights of a classifier that Thawline saved, if there is one."""
     file = path.with_name(DESCRIPTION_FILE)
     if path.name != WEIGHTS_FILE or not file.is_file():
         return None
@@ -314,16 +197,13 @@ def _read_description(path: Path) -> dict[str, Any] | None:
         return dict(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise CheckpointError(
-            f"model.weights: '{file}' beside the weights is no JSON object ({error}). Move the"
+            f"model.weights: '{file}' beside the weights is not a JSON object ({error}). Move the"
             " weights elsewhere to load them without it."
         ) from error
 
 
-def _kind(checkpoint: Checkpoint) -> str:
-    if (
-        checkpoint.path.with_name(DESCRIPTION_FILE).is_file()
-        and checkpoint.path.name == WEIGHTS_FILE
-    ):
+def _describe_kind(checkpoint: Checkpoint) -> str:
+    if _read_description(checkpoint.path) is not None:
         return "a classifier of Thawline"
     if _is_safetensors(checkpoint.path):
         return "safetensors"
@@ -332,24 +212,10 @@ def _kind(checkpoint: Checkpoint) -> str:
     return "a plain state dict"
 
 
-def _guess_head(tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """Return name, outputs and inputs of the last linear layer, or None."""
-    matrices = [(n, t) for n, t in tensors.items() if t.ndim == MATRIX and n.endswith(".weight")]
+def _describe_head(tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """Return name, outputs and inputs of the last linear layer, if there is one."""
+    matrices = {n: t for n, t in tensors.items() if n.endswith(".weight") and t.ndim == MATRIX}
     if not matrices:
         return None
-    name, weight = matrices[-1]
+    name, weight = [*matrices.items()][-1]
     return {"name": name, "classes": weight.shape[0], "width": weight.shape[1]}
-
-
-def without_prefixes(name: str) -> list[str]:
-    """Return a name, and what is left of it as one known prefix after the other is removed."""
-    names = [name]
-    while prefix := next((p for p in PREFIXES if names[-1].startswith(p)), ""):
-        names.append(names[-1].removeprefix(prefix))
-    return names
-
-
-def first_of(names: Sequence[str]) -> str:
-    """Return the number of names and the first ones."""
-    more = ", …" * (len(names) > NAMES_SHOWN)
-    return f"{len(names)} ({', '.join(names[:NAMES_SHOWN])}{more})"

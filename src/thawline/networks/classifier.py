@@ -18,7 +18,7 @@ from torch import nn
 
 from thawline.data.atomic_write import write_atomic
 from thawline.data.transforms import Preprocessing
-from thawline.errors import CheckpointError, ThawlineError
+from thawline.errors import CheckpointError, ParameterError
 from thawline.networks.building import build_network
 from thawline.networks.checkpoints import DESCRIPTION_FILE, SEEN_FILE, WEIGHTS_FILE
 from thawline.options import RENAMED, ModelOptions
@@ -129,14 +129,8 @@ def load_classifier(folder: Path, own: ModelOptions | None = None) -> Classifier
     architecture = model.model_copy(update={"weights": "none"})
     try:
         network, _ = build_network(architecture, len(class_names), preprocessing.size, seed=0)
-    except ThawlineError:
-        raise
-    except Exception as error:  # whatever a constructor may raise for arguments from elsewhere
-        raise CheckpointError(
-            f"'{folder}': {model.backbone} cannot be made with {model.backbone_kwargs}"
-            f" ({type(error).__name__}: {error}). Correct model.backbone_kwargs in"
-            f" {DESCRIPTION_FILE}."
-        ) from error
+    except ParameterError as error:
+        raise CheckpointError(f"'{folder / DESCRIPTION_FILE}' cannot be used: {error}") from error
     try:
         load_model(network, folder / WEIGHTS_FILE)
     except (OSError, RuntimeError, SafetensorError) as error:

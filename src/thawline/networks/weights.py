@@ -1,36 +1,21 @@
-"""Load pretrained weights into a network so that nothing is lost in silence."""
+"""Load a weights file into a network, and report what became of each tensor."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from thawline.errors import CheckpointError
-from thawline.networks.checkpoints import MATRIX, Checkpoint, first_of, without_prefixes
+from thawline.errors import CheckpointError, summarize_names
+from thawline.networks.checkpoints import Checkpoint, without_prefixes
+from thawline.networks.heads import KeptRows, PretrainedHead, same_kind
 
 logger = logging.getLogger(__name__)
 
-COUNTER = "num_batches_tracked"  # BatchNorm's; old files lack it, inference never reads it
-
-KeptRows = tuple[str, ...] | Literal["all"]
-
-
-@dataclass(frozen=True)
-class PretrainedHead:
-    """The classifier that pretrained weights came with.
-
-    Attributes:
-        tensors: by their names inside the head.
-        class_names: of its outputs in order; empty where they are not known.
-    """
-
-    tensors: dict[str, Tensor]
-    class_names: tuple[str, ...] = ()
+COUNTER = "num_batches_tracked"  # of batch norm; old files lack it, and inference ignores it
 
 
 @dataclass(frozen=True)
@@ -39,13 +24,13 @@ class LoadReport:
 
     Attributes:
         source: the file, or the name of a library's weights.
-        loaded: tensors of the backbone that came from the file.
-        missing: tensors of the backbone that the file does not have.
-        unexpected: tensors of the file that the network has no place for.
-        reshaped: tensors of another shape, or of another kind of number, in the file; not loaded.
-        replaced: tensors of the old head, which a new one took the place of.
-        kept_rows: classes whose weights went from the old head into the new one.
-        stem: what was done to the first convolution, if its channels differed.
+        loaded: backbone tensors that came from the file.
+        missing: backbone tensors that the file lacks.
+        unexpected: tensors in the file that the network lacks.
+        reshaped: tensors in the file with another shape or kind of number; not loaded.
+        replaced: tensors of the pretrained head that a new head replaced.
+        kept_rows: classes whose weights were copied from the pretrained head into the new one.
+        stem: how the first convolution was adapted to another number of channels, if it was.
     """
 
     source: str
@@ -59,18 +44,15 @@ class LoadReport:
 
     def __str__(self) -> str:
         """Return one line for the log."""
-        parts = [f"weights: {self.source}"]
-        if self.loaded:
-            parts = [f"weights: {len(self.loaded)} backbone tensors loaded from {self.source}"]
-        parts += [self.problems()] if self.problems() else []
-        parts += [self.stem] if self.stem else []
+        count = f"{len(self.loaded)} backbone tensors loaded from " if self.loaded else ""
+        parts = [f"Weights: {count}{self.source}", self.problems(), self.stem]
         if self.replaced:
             parts.append(f"replaced by a new head: {', '.join(self.replaced)}")
         if self.kept_rows == "all":
-            parts.append("the head kept whole")
+            parts.append("pretrained head kept")
         elif self.kept_rows:
-            parts.append(f"the head's rows kept of {first_of(self.kept_rows)}")
-        return "; ".join(parts)
+            parts.append(f"head weights kept for {summarize_names(self.kept_rows)}")
+        return "; ".join(filter(None, parts))
 
     def problems(self) -> str:
         """Return counts and first names of what was not loaded, or nothing."""
@@ -79,38 +61,40 @@ class LoadReport:
             "unexpected": self.unexpected,
             "of another shape": self.reshaped,
         }
-        return "; ".join(f"{what}: {first_of(names)}" for what, names in found.items() if names)
+        return "; ".join(
+            f"{what}: {summarize_names(names)}" for what, names in found.items() if names
+        )
 
 
 def load_backbone(
-    network: nn.Module, head_name: str, checkpoint: Checkpoint, min_loaded: float
+    network: nn.Module, head: str, checkpoint: Checkpoint, min_loaded: float
 ) -> tuple[LoadReport, PretrainedHead]:
-    """Load the backbone's tensors of a checkpoint into `network`; its head is left as it is.
+    """Load a checkpoint's backbone tensors into `network`, but not its head.
 
     Tensors are converted to the network's types. A first convolution for another number of channels
     is adapted (see `adapt_channels`).
 
     Args:
         network: the architecture that the file belongs to.
-        head_name: dotted name of its head.
-        checkpoint: what `read_checkpoint` returned.
-        min_loaded: 0 to 1, share of the backbone's tensors that must come from the file; a tensor
-            left over that belongs into a module of the network counts as one that did not.
+        head: dotted name of its head.
+        checkpoint: as `read_checkpoint` returns it.
+        min_loaded: 0 to 1, smallest fraction of backbone tensors that the file must provide.
+            Unexpected tensors inside the network's own modules count as not provided.
 
     Returns:
         What became of each tensor, and the head in the file.
 
     Raises:
-        CheckpointError: when less than `min_loaded` fits; the network is unchanged then.
+        CheckpointError: if the file provides less than `min_loaded`; the network is unchanged.
     """
     state = network.state_dict().items()
-    own = {n: t for n, t in state if isinstance(t, Tensor) and not _inside(n, head_name)}
-    names = match_names(checkpoint.tensors, own, head_name)
+    own = {n: t for n, t in state if isinstance(t, Tensor) and not _inside(n, head)}
+    names = match_names(checkpoint.tensors, own, head)
     offered = {target: checkpoint.tensors[name] for name, target in names.items()}
     stem = _adapt_stem(network, offered)
-    head = {n: t for n, t in offered.items() if _inside(n, head_name)}
-    fitting = {n: t for n, t in offered.items() if n in own and _fits(t, own[n])}
-    # Of names that share memory (tied weights) safetensors keeps one.
+    in_head = {n: t for n, t in offered.items() if _inside(n, head)}
+    fitting = {n: t for n, t in offered.items() if n in own and same_kind(t, own[n])}
+    # safetensors keeps one name of tensors that share memory (tied weights).
     filled = {_memory(own[n]) for n in fitting}
     wanted = [n for n in own if not n.endswith(COUNTER)]
     absent = [n for n in wanted if n not in offered]
@@ -122,101 +106,50 @@ def load_backbone(
         unexpected=tuple(
             name
             for name, target in names.items()
-            if target not in own and target not in head and not name.endswith(COUNTER)
+            if target not in own and target not in in_head and not name.endswith(COUNTER)
         ),
         reshaped=tuple(n for n in wanted if n in offered and n not in fitting),
-        replaced=tuple(head),
+        replaced=tuple(in_head),
         stem=stem,
     )
     _check_loaded(network, report, min_loaded)
     network.load_state_dict(fitting, strict=False)
-    old = {name.removeprefix(f"{head_name}."): tensor for name, tensor in head.items()}
-    return report, PretrainedHead(old, checkpoint.class_names)
+    pretrained = {name.removeprefix(f"{head}."): tensor for name, tensor in in_head.items()}
+    return report, PretrainedHead(pretrained, checkpoint.class_names)
 
 
-def match_names(names: Iterable[str], wanted: Iterable[str], head_name: str) -> dict[str, str]:
-    """Return for each name in a file the name in the network, or the same name where none fits.
+def match_names(names: Iterable[str], wanted: Iterable[str], head: str) -> dict[str, str]:
+    """Map each name in a file to a name in the network, or to itself if none fits.
 
-    Known prefixes are stripped one by one until a name of the network, or one in its head, is
-    found. A name that fits as it is comes before one that has to be stripped.
+    Known prefixes are removed one by one until a name of the network or inside its head remains. A
+    name that fits unchanged takes precedence.
     """
     wanted, names = set(wanted), list(names)
-    matches = {name: name for name in names if name in wanted or _inside(name, head_name)}
-    taken = set(matches.values())
+
+    def fits(name: str) -> bool:
+        return name in wanted or _inside(name, head)
+
+    taken = {name for name in names if fits(name)}
+    matches = {}
     for name in names:
-        if name in matches:
-            continue
-        target = next(
-            (s for s in without_prefixes(name) if s in wanted or _inside(s, head_name)), name
-        )
-        # MMPretrain has the backbone's classifier in a module of its own: head.fc.weight
-        inner = without_prefixes(name)[-1].removeprefix("head.")
-        if target == name and _inside(inner, head_name):
-            target = inner
-        matches[name] = name if target in taken else target
+        shortened = without_prefixes(name)
+        candidates = list(filter(fits, shortened))
+        inner = shortened[-1].removeprefix("head.")  # MMPretrain's head.fc.weight
+        if _inside(inner, head):
+            candidates.append(inner)
+        target = candidates[0] if candidates else name
+        if target != name and target in taken:
+            target = name
         taken.add(target)
-    return {name: matches[name] for name in names}
-
-
-@torch.no_grad()
-def keep_rows(head: nn.Linear, old: PretrainedHead, class_names: Sequence[str]) -> KeptRows:
-    """Copy the weights of the classes that both heads have, and return these classes' names.
-
-    Where the old head's classes are not known, it is kept whole ("all") if it has as many.
-
-    Args:
-        head: the new linear layer, whose outputs are `class_names` in order.
-        old: the head that came with the weights; nothing is kept of one that is no linear layer, or
-            of another width.
-        class_names: empty where they are not known.
-    """
-    matrices = [name for name, tensor in old.tensors.items() if _is_matrix(tensor)]
-    if len(matrices) != 1 or len(old.tensors) > 2:  # noqa: PLR2004  # weight and bias
-        return ()
-    weight = old.tensors[matrices[0]].flatten(1)
-    biases = [tensor for name, tensor in old.tensors.items() if name != matrices[0]]
-    bias = biases[0] if biases else weight.new_zeros(1).expand(len(weight))
-    if weight.shape[1] != head.in_features or bias.shape != weight.shape[:1]:
-        return ()
-    if not old.class_names:
-        if weight.shape != head.weight.shape:
-            return ()
-        head.weight.copy_(weight)
-        head.bias.copy_(bias)
-        return "all"
-    if len(old.class_names) != len(weight):
-        return ()
-    kept = tuple(name for name in class_names if old.class_names.count(name) == 1)
-    for name in kept:
-        new_row, old_row = class_names.index(name), old.class_names.index(name)
-        head.weight[new_row] = weight[old_row]
-        head.bias[new_row] = bias[old_row]
-    return kept
-
-
-def keep_whole(head: nn.Module, old: PretrainedHead, class_names: Sequence[str]) -> KeptRows:
-    """Load the old head into one of the same kind, if it has the same shapes and classes.
-
-    Args:
-        head: any module; its outputs are `class_names` in order.
-        old: the head that came with the weights; one whose classes are not known may have the same.
-        class_names: empty where they are not known.
-    """
-    own = head.state_dict()
-    if old.class_names and old.class_names != tuple(class_names):
-        return ()
-    if own.keys() != old.tensors.keys() or not all(_fits(old.tensors[n], own[n]) for n in own):
-        return ()
-    head.load_state_dict(old.tensors)
-    return "all"
+        matches[name] = target
+    return matches
 
 
 def adapt_channels(weight: Tensor, channels: int) -> Tensor:
-    """Return a convolution's weight (O, I, h, w) for images of another number of channels.
+    """Convert a convolution's weight (O, I, h, w) to another number of input channels.
 
-    With fewer channels in the weight than wanted they are repeated in turn, each divided by how
-    often it is used; with more they are summed in turn. Either way an image whose channels are all
-    equal gives the same output as before, up to rounding.
+    Missing channels repeat the present ones, divided by how often each is used; surplus channels
+    are summed. An image with equal channels gives the same output as before, up to rounding.
     """
     inputs = weight.shape[1]
     if inputs < channels:
@@ -229,7 +162,7 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
 
 
 def _adapt_stem(network: nn.Module, offered: dict[str, Tensor]) -> str:
-    """Fit the first convolution's weight in `offered` to the network's channels, and say so."""
+    """Adapt the first convolution's weight in `offered` to the network, and describe the change."""
     layers = ((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
     name, stem = next(layers, ("", None))
     weight = offered.get(f"{name}.weight")
@@ -239,48 +172,38 @@ def _adapt_stem(network: nn.Module, offered: dict[str, Tensor]) -> str:
     if inputs == channels or (outputs, *kernel) != (stem.out_channels, *stem.kernel_size):
         return ""
     if weight.numel() * weight.element_size() > weight.untyped_storage().nbytes():
-        return ""  # a small tensor that is expanded to fill all memory
+        return ""  # a small tensor that is expanded to fill the memory
     offered[f"{name}.weight"] = adapt_channels(weight.float(), channels)
     how = "repeated" if inputs < channels else "summed"
     return f"stem: {inputs} input channel{'s' * (inputs > 1)} {how} to {channels}"
 
 
 def _check_loaded(network: nn.Module, report: LoadReport, min_loaded: float) -> None:
-    """Refuse or warn where not all of the backbone was loaded."""
+    """Refuse a file that provides too little of the backbone; warn if it does not provide all."""
     problems = report.problems()
     if not problems:
         return
     modules = {name for name, _ in network.named_children()}
-    # ResNet-34's file fills ResNet-18 whole; that half of the file is left over tells them apart.
-    astray = [
+    # ResNet-34's file provides all of ResNet-18, but half of it remains unmatched.
+    unmatched = [
         n for n in report.unexpected if modules & {s.split(".")[0] for s in without_prefixes(n)}
     ]
-    loaded = sum(not name.endswith(COUNTER) for name in report.loaded)  # they fit any batch norm
-    there = loaded + len(report.missing) + len(report.reshaped) + len(astray)
-    share = loaded / max(there, 1)
-    if share < min_loaded:
+    loaded = sum(not name.endswith(COUNTER) for name in report.loaded)
+    total = loaded + len(report.missing) + len(report.reshaped) + len(unmatched)
+    fraction = loaded / max(total, 1)
+    if fraction < min_loaded:
         raise CheckpointError(
-            f"model.min_loaded: at least {min_loaded:g} of the backbone's tensors must come from"
-            f" '{report.source}', but {loaded} of {there} do ({share:.2f}). {problems}."
-            " Choose the model.backbone that these weights were saved from, or lower"
-            " model.min_loaded if this is what you want."
+            f"model.min_loaded: '{report.source}' provides {loaded} of {total} backbone tensors"
+            f" ({fraction:.2f}), but at least {min_loaded:g} are required. {problems}. Set"
+            " model.backbone to the network that these weights were saved from, or lower"
+            " model.min_loaded."
         )
-    logger.warning("'%s' was not loaded completely: %s", report.source, problems)
-
-
-def _fits(offered: Tensor, own: Tensor) -> bool:
-    return offered.shape == own.shape and offered.is_floating_point() == own.is_floating_point()
-
-
-def _is_matrix(tensor: Tensor) -> bool:
-    """Return whether a tensor is the weight of a linear layer or of a 1 x 1 convolution."""
-    flat = tensor.ndim >= MATRIX and set(tensor.shape[MATRIX:]) <= {1}
-    return flat and tensor.is_floating_point()
+    logger.warning("'%s' was loaded incompletely: %s", report.source, problems)
 
 
 def _memory(tensor: Tensor) -> tuple[int, torch.Size]:
     return tensor.data_ptr(), tensor.shape
 
 
-def _inside(tensor_name: str, module_name: str) -> bool:
-    return tensor_name.startswith(module_name + ".")
+def _inside(tensor: str, module: str) -> bool:
+    return tensor.startswith(module + ".")

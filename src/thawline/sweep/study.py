@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from thawline.data.hashing import hash_files
 from thawline.errors import ParameterError, StorageError, TrainingError
-from thawline.networks.building import is_weights_file
+from thawline.networks.checkpoints import is_weights_file
 from thawline.options import AUTO, TRAINING_GROUPS, Parameters, SweepOptions, flatten
 from thawline.sweep.space import active_dimensions, possible_strategies, suggest, with_values
 from thawline.training.loop import OnEpoch, score

@@ -1,0 +1,198 @@
+"""Find the classifier of a network, replace it, and reuse the weights of the old one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from thawline.errors import ParameterError
+from thawline.options import ModelOptions
+
+MLP_DROPOUT = 0.4
+
+KeptRows = tuple[str, ...] | Literal["all"]
+
+
+@dataclass(frozen=True)
+class PretrainedHead:
+    """The classifier that pretrained weights came with.
+
+    Attributes:
+        tensors: by their names inside the head.
+        class_names: of its outputs in order; empty if unknown.
+    """
+
+    tensors: dict[str, Tensor]
+    class_names: tuple[str, ...] = ()
+
+
+def head_name(network: nn.Module) -> str:
+    """Return the dotted name of the classifier: of the new one, or else of the original one.
+
+    The attribute `head_name` of a network or its class may name it. Otherwise it is what timm's
+    `get_classifier` returns, or the last linear layer or 1×1 convolution.
+
+    Raises:
+        ParameterError: if there is none.
+    """
+    if (name := getattr(network, "head_name", None)) is not None:
+        if str(name) not in dict(network.named_modules()):
+            raise ParameterError(
+                f"model.backbone: head_name of {type(network).__name__} is {name!r}, but it has no"
+                " module of that name. Set head_name to the dotted name of its classifier."
+            )
+        return str(name)
+    get_classifier: Any = getattr(network, "get_classifier", None)
+    classifier = get_classifier() if get_classifier else None
+    if isinstance(classifier, nn.Module):
+        return next(name for name, module in network.named_modules() if module is classifier)
+    layers = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear)
+        or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1))
+    ]
+    if not layers:
+        raise ParameterError(
+            f"model.backbone: {type(network).__name__} has no linear layer to replace by a new"
+            " head. End it with an nn.Linear, or name its own classifier in an attribute"
+            " head_name and set model.head=builtin."
+        )
+    return layers[-1]
+
+
+def head_position(network: nn.Module) -> str:
+    """Return the dotted name of the module that a new head replaces."""
+    name = head_name(network)
+    # SqueezeNet classifies every pixel, then pools. A new head replaces both.
+    return name.rpartition(".")[0] if isinstance(network.get_submodule(name), nn.Conv2d) else name
+
+
+def replace_head(network: nn.Module, options: ModelOptions, classes: int) -> None:
+    """Replace the classifier by a new one for the same features.
+
+    Raises:
+        ParameterError: if the classifier is not a linear layer.
+    """
+    name, position = head_name(network), head_position(network)
+    classifier = network.get_submodule(name)
+    new: nn.Module
+    if isinstance(classifier, nn.Conv2d):  # classify pooled features, without the last ReLU
+        new = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            _make_head(classifier.in_channels, options, classes),
+        )
+    elif isinstance(classifier, nn.Linear):
+        new = _make_head(classifier.in_features, options, classes)
+    else:
+        raise ParameterError(
+            f"model.backbone: the classifier '{name}' of {options.backbone} is a"
+            f" {type(classifier).__name__}, and Thawline replaces linear layers only. Set"
+            " model.head=builtin to keep the classifier that your network builds."
+        )
+    network.set_submodule(position, new)
+    network.head_name = position  # type: ignore[assignment]  # read by the function of this name
+
+
+def _make_head(width: int, options: ModelOptions, classes: int) -> nn.Module:
+    """Return a classifier for features (N, width)."""
+    layers: list[nn.Module] = []
+    dropout = options.head_dropout
+    if options.head == "mlp":
+        layers += [nn.Linear(width, options.head_hidden), nn.ReLU()]
+        dropout = MLP_DROPOUT if dropout is None else dropout
+        width = options.head_hidden
+    if dropout or options.head == "mlp":
+        layers.append(nn.Dropout(dropout or 0))
+    layers.append(nn.Linear(width, classes))
+    if options.log_probabilities:
+        layers.append(nn.LogSoftmax(dim=1))
+    return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+
+
+def reuse_head(
+    network: nn.Module,
+    options: ModelOptions,
+    pretrained: PretrainedHead,
+    class_names: Sequence[str],
+) -> KeptRows:
+    """Copy what the pretrained head knows about the same classes into the network's head.
+
+    Returns:
+        The names of these classes, or "all" if the whole head was copied.
+    """
+    head = network.get_submodule(head_name(network))
+    if options.head == "builtin":
+        return copy_head(head, pretrained, class_names)
+    if options.head == "mlp":
+        return ()
+    linear = [module for module in head.modules() if isinstance(module, nn.Linear)][-1]
+    return copy_rows(linear, pretrained, class_names)
+
+
+def copy_head(head: nn.Module, pretrained: PretrainedHead, class_names: Sequence[str]) -> KeptRows:
+    """Copy a whole head if it has the same tensors and, where they are known, the same classes."""
+    if pretrained.class_names and pretrained.class_names != tuple(class_names):
+        return ()
+    own, offered = head.state_dict(), pretrained.tensors
+    if own.keys() != offered.keys() or not all(same_kind(offered[n], own[n]) for n in own):
+        return ()
+    head.load_state_dict(offered)
+    return "all"
+
+
+@torch.no_grad()
+def copy_rows(head: nn.Linear, pretrained: PretrainedHead, class_names: Sequence[str]) -> KeptRows:
+    """Copy the weights of the classes that both heads have.
+
+    If the pretrained head's classes are unknown, copy all of it if it has as many outputs.
+
+    Args:
+        head: its outputs are `class_names` in order.
+        pretrained: nothing is copied unless it is a linear layer of the same input width.
+        class_names: empty if unknown.
+    """
+    linear = _as_linear(pretrained)
+    if linear is None or linear[0].shape[1] != head.in_features:
+        return ()
+    weight, bias = linear
+    if not pretrained.class_names:
+        if weight.shape != head.weight.shape:
+            return ()
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+        return "all"
+    if len(pretrained.class_names) != len(weight):
+        return ()
+    kept = tuple(name for name in class_names if pretrained.class_names.count(name) == 1)
+    new = [class_names.index(name) for name in kept]
+    old = [pretrained.class_names.index(name) for name in kept]
+    head.weight[new] = weight[old].to(head.weight.dtype)
+    head.bias[new] = bias[old].to(head.bias.dtype)
+    return kept
+
+
+def same_kind(offered: Tensor, own: Tensor) -> bool:
+    """Return whether two tensors have one shape and are both floating-point, or both not."""
+    return offered.shape == own.shape and offered.is_floating_point() == own.is_floating_point()
+
+
+def _as_linear(head: PretrainedHead) -> tuple[Tensor, Tensor] | None:
+    """Return weight (classes, width) and bias of a linear layer or 1×1 convolution, else None."""
+    weights = {n: t for n, t in head.tensors.items() if t.is_floating_point() and _is_matrix(t)}
+    others = [t for n, t in head.tensors.items() if n not in weights]
+    if len(weights) != 1 or len(others) > 1:
+        return None
+    (weight,) = (t.flatten(1) for t in weights.values())
+    bias = others[0] if others else weight.new_zeros(1).expand(len(weight))
+    return (weight, bias) if bias.shape == weight.shape[:1] else None
+
+
+def _is_matrix(tensor: Tensor) -> bool:
+    """Return whether all dimensions after the second are 1, as in a 1×1 convolution's weight."""
+    return tensor.ndim > 1 and all(side == 1 for side in tensor.shape[2:])
