@@ -17,7 +17,6 @@ import shutil
 import subprocess
 import tempfile
 import time
-from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -27,14 +26,13 @@ import torch
 
 from benchmarks import common, tutorial
 from thawline.options import (
-    ActivationOptions,
     AugmentationOptions,
-    EngineOptions,
     ModelOptions,
+    Parameters,
     Strategy,
     TrainingOptions,
 )
-from thawline.thaw.cache import ActivationCache
+from thawline.thaw.probing import Choice
 from thawline.training.state import TrainingCheckpoints
 
 ROOT = Path(__file__).parents[1]
@@ -133,19 +131,22 @@ def measure(task: argparse.Namespace) -> dict[str, Any]:
     else:
         from thawline.pipelines.finetune.nodes import train_model
 
+        parameters = Parameters.model_construct(
+            strategies={},  # the strategy is the phase above
+            model=ModelOptions(backbone=task.backbone),
+            training=TrainingOptions(batch_size=task.batch_size, device=task.device),
+            augmentation=AugmentationOptions(
+                views_per_image=None if task.what == "null" else int(task.what)
+            ),
+        )
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             for name in ("seconds", "again"):
                 train_model(
-                    frozen_network=network, chosen_strategy=Strategy(phases=(phase,)),
-                    strategy_choice={}, splits=splits, image_transforms=transforms,
-                    model=ModelOptions(backbone=task.backbone),
-                    options=TrainingOptions(batch_size=task.batch_size, device=task.device),
-                    augmentation=AugmentationOptions(
-                        views_per_image=None if task.what == "null" else int(task.what)
-                    ),
-                    activation_options=ActivationOptions(), engine=EngineOptions(), seed=0,
-                    activation_cache=partial(ActivationCache, Path(folder, "store")),
+                    parameters=parameters, frozen_network=network,
+                    chosen_strategy=Choice("benchmark", Strategy(phases=(phase,)), ""),
+                    splits=splits, image_transforms=transforms,
+                    activations=Path(folder, "store"),
                     training_checkpoints=TrainingCheckpoints(Path(folder, "states")),
                     metric_logger=lambda metrics, epoch: None,
                 )  # fmt: skip

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,11 +26,12 @@ from benchmarks import common
 from thawline.data.splitting import class_names
 from thawline.data.transforms import build_transforms, make_mix
 from thawline.evaluation.predictions import predict_split
+from thawline.evaluation.significance import effective_images
 from thawline.networks.building import build_network, pretrained_preprocessing
 from thawline.networks.classifier import Classifier
-from thawline.options import AUTO, Parameters, Strategies, validate_parameters
-from thawline.pipelines.finetune.nodes import choose_strategy
+from thawline.options import AUTO, Parameters, validate_parameters
 from thawline.thaw.cache import ActivationCache
+from thawline.thaw.probing import choose_strategy
 from thawline.training.loop import prepare, train
 
 CONF = Path(__file__).parents[1] / "conf" / "base"
@@ -98,21 +98,17 @@ def measure(
     network, _ = build_network(model, len(names), transforms.preprocessing.size, seed, names)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        folder_store = partial(ActivationCache, Path(folder))
-        auto = parameters.auto
         if strategy == PROBE:
-            strategy, auto = AUTO, auto.model_copy(update={"by": "probe"})
-        chosen, *_ = choose_strategy(
-            strategy,
-            Strategies(parameters.strategies),
-            auto,
-            parameters.training,
+            auto = parameters.auto.model_copy(update={"by": "probe"})
+            strategy, parameters = AUTO, parameters.model_copy(update={"auto": auto})
+        cache = ActivationCache(Path(folder), parameters.activations.max_gb)
+        choice, _ = choose_strategy(
+            parameters.model_copy(update={"strategy": strategy, "seed": seed}),
             network,
             splits,
             transforms,
-            parameters.activations,
-            seed,
-            folder_store,
+            effective_images,
+            cache,
         )
         setup = prepare(
             network,
@@ -121,10 +117,10 @@ def measure(
             parameters.training,
             seed,
             views=parameters.augmentation.views_per_image,
-            store=folder_store(parameters.activations.max_gb),
+            store=cache,
             mix=make_mix(parameters.augmentation, len(names)),
         )
-        result = train(setup, chosen.phases)
+        result = train(setup, choice.strategy.phases)
     seconds = time.perf_counter() - start
     network.load_state_dict(result.best)
     classifier = Classifier(network, names, transforms.preprocessing, model)

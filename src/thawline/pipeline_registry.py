@@ -2,7 +2,6 @@
 
 from kedro.pipeline import Pipeline
 
-from thawline.options import CompareOptions
 from thawline.pipelines import (
     compare,
     data_preparation,
@@ -41,8 +40,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "explain": explanation,
         "label_problems": model.to_nodes("build_model") + problems,
         "lr_find": model + finetune.create_lr_search(),
-        # ProjectHook replaces it by the one that the parameters of the run ask for.
-        "compare": compare.create_pipeline(compare.list_trainings(CompareOptions(), seed=0)),
+        "compare": compare.create_pipeline(),
         "predict": predict.create_pipeline(),
         "export": export.create_pipeline(),
         "sweep": preparation + sweep.create_pipeline(),

@@ -89,8 +89,13 @@ def test_finetune_repeats_a_training_of_the_comparison_exactly(compared: Compare
     done = kedro(compared.project, "run", "--to-nodes=evaluate_model", f"--params={one}")
     assert done.returncode == 0, done.stdout + done.stderr
     again = json.loads(compared.latest("08_reporting/metrics.json").read_text())
-    before = compared.latest("08_reporting/compare/head_only.seed_1/metrics.json").read_text()
-    assert again == json.loads(before)
+    trainings = pd.read_csv(compared.latest("08_reporting/comparison_trainings.csv"))
+    (before,) = trainings.query("strategy == 'head_only' and seed == 1").to_dict("records")
+    assert again == {name: before[name] for name in again}
+    classifiers = compared.latest("06_models/comparison_classifiers")
+    assert {folder.name for folder in classifiers.iterdir()} == {
+        f"{strategy}.seed_{seed}" for strategy, seed in TRAININGS
+    }
 
 
 def test_the_notebook_asks_further_questions(compared: Compared) -> None:

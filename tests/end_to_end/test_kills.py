@@ -31,6 +31,10 @@ VARIANTS = {
     "finetune": "strategy=lp_ft",
     "compare": "compare.strategies=head_only lp_ft,compare.num_seeds=2,seed=3",
 }
+RESULTS = (
+    "splits.csv", "predictions.csv", "comparison_predictions.csv", "metrics.json",
+    "model.safetensors",
+)  # fmt: skip
 OF_TIME = ["seconds", "images_per_second"]  # what no two runs share
 READERS: dict[str, Callable[[Path], Any]] = {
     ".csv": pd.read_csv,
@@ -91,9 +95,9 @@ def results(project: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"metrics": tracked_metrics(client, runs)}
     for file in (project / "data").rglob(f"{version}/**/*"):
         name = file.as_posix().replace(version, "").removeprefix(project.as_posix())
-        if file.name == "history.csv":
+        if file.name in ("history.csv", "comparison_histories.csv"):
             found[name] = pd.read_csv(file).drop(columns=OF_TIME)
-        elif file.name in ("splits.csv", "predictions.csv", "metrics.json", "model.safetensors"):
+        elif file.name in RESULTS:
             found[name] = READERS[file.suffix](file)
     return found
 

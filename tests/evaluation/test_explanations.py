@@ -230,12 +230,7 @@ def test_named_images_are_explained_with_the_label_that_is_known(
     options = ExplainOptions(images=(known, str(unknown)), count=1)
     nothing = pd.DataFrame()
     table, picture = explain_predictions(
-        classifier(network),
-        splits,
-        nothing,
-        options,
-        OPTIONS,
-        lambda p, _: name_files(p, base=photos),
+        classifier(network), splits, nothing, options, OPTIONS, photos
     )
     assert [Path(path).name for path in table["path"]] == ["03.jpg", "my photo.png"]
     assert table["label"].tolist() == ["flower", ""]
@@ -248,7 +243,7 @@ def test_a_network_that_grad_cam_does_not_fit_gets_a_picture_that_says_so(
 ) -> None:
     options = ExplainOptions(images=(splits["path"].iloc[0],))
     table, picture = explain_predictions(
-        classifier(BrightnessNet()), splits, pd.DataFrame(), options, OPTIONS, lambda p, _: [*p]
+        classifier(BrightnessNet()), splits, pd.DataFrame(), options, OPTIONS, Path()
     )
     assert table.empty and picture.width > 100
     assert "integrated_gradients" in caplog.text

@@ -136,7 +136,7 @@ def test_no_folder_is_said_with_what_to_do(tmp_path: Path) -> None:
             find_files(root, tmp_path)
     with pytest.raises(ParameterError, match=r"--params=predict\.root=FOLDER"):
         options = (PredictOptions(), RegistryOptions(), ModelOptions(), TRAINING)
-        predict_folder(lambda _: [], lambda *_: None, *options)  # type: ignore
+        predict_folder(Path(), lambda *_: None, *options)  # type: ignore
 
 
 def test_predictions_of_a_split_equal_those_of_the_images(splits: pd.DataFrame) -> None:

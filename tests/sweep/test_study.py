@@ -24,7 +24,6 @@ from thawline.pipelines.sweep import nodes
 from thawline.sweep import storage as sweep_storage
 from thawline.sweep import study as sweeping
 from thawline.sweep.space import check_space
-from thawline.thaw.cache import ActivationCache
 from thawline.training.loop import OnEpoch
 
 CONF = Path(__file__).parents[2] / "conf" / "base"
@@ -168,7 +167,7 @@ def test_test_images_change_nothing(tmp_path: Path, splits: pd.DataFrame) -> Non
         study, trials = nodes.run_sweep(
             parameters,
             nodes.drop_test_split(table),
-            lambda _, name=name: ActivationCache(tmp_path / name, 1),
+            tmp_path / name,
             lambda _, name=name: sweep_storage.open_storage(f"sqlite:///{tmp_path}/{name}.db"),
             lambda *_: nullcontext(lambda _: None),
             lambda *_: None,

@@ -105,7 +105,7 @@ def _examine_project(project: Path, env: str | None, params: str) -> Iterator[Ch
     size = parameters.transforms.size or USUAL_SIZE
     yield from check_shared_memory(parameters.training, size)
     yield from check_weights(parameters.model)
-    seed = parameters.seed if parameters.dataset.seed is None else parameters.dataset.seed
+    seed = parameters.data_seed
     yield from check_data(parameters.dataset, seed, project, project / images)
     yield from check_activations(project / store, parameters.activations.max_gb)
     uri = (mlflow.get("server") or {}).get("mlflow_tracking_uri")

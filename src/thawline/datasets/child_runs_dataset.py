@@ -8,7 +8,7 @@ from typing import Any
 
 import mlflow
 
-from thawline.datasets.tool_dataset import ResourceDataset
+from thawline.datasets.resource_dataset import ResourceDataset
 
 SetTags = Callable[[dict[str, Any]], Any]
 OpenRun = Callable[[str, dict[str, Any], dict[str, Any]], AbstractContextManager[SetTags]]

@@ -47,3 +47,18 @@ class ClassifierDataset(AbstractVersionedDataset[Classifier, Classifier]):
 
     def _exists(self) -> bool:
         return Path(self._get_load_path()).is_dir()
+
+
+class ClassifiersDataset(ClassifierDataset):
+    """Saves several classifiers by name, each in a folder as `ClassifierDataset` does."""
+
+    def load(self) -> Any:
+        """Return the classifiers of the wanted, or else the latest, version."""
+        folders = sorted(Path(self._get_load_path()).iterdir())
+        return {folder.name: load_classifier(folder, self.own) for folder in folders}
+
+    def save(self, data: Any) -> None:
+        """Write a new version of all."""
+        folder = Path(self._get_save_path())
+        for name, classifier in data.items():
+            save_classifier(classifier, folder / name)

@@ -16,8 +16,8 @@ import mlflow
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
 
+from thawline.datasets.resource_dataset import ResourceDataset
 from thawline.datasets.served_model_dataset import CLASSIFIER
-from thawline.datasets.tool_dataset import ResourceDataset
 from thawline.errors import ParameterError, ThawlineError, TrackingError
 from thawline.networks.checkpoints import DESCRIPTION_FILE
 from thawline.networks.classifier import Classifier, load_classifier, read_seen

@@ -8,7 +8,7 @@ from typing import Any
 
 from optuna.storages import BaseStorage
 
-from thawline.datasets.tool_dataset import ResourceDataset
+from thawline.datasets.resource_dataset import ResourceDataset
 from thawline.sweep.storage import open_storage
 
 

@@ -9,7 +9,6 @@ import platform
 import re
 import subprocess
 import sys
-from collections import Counter, defaultdict
 from importlib.metadata import version
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
@@ -21,7 +20,6 @@ import torch
 from kedro.config import MissingConfigException
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
-from kedro.framework.project import pipelines
 from kedro.io import AbstractVersionedDataset, DataCatalog, Version
 from kedro.pipeline import Pipeline
 from kedro.pipeline.node import Node
@@ -30,23 +28,21 @@ from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import _run_context_provider_registry
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
 from thawline.data.atomic_write import sync
 from thawline.data.sources import find_root
-from thawline.datasets import ClassifierDataset, MetricLoggerDataset, TrainingCheckpointsDataset
+from thawline.datasets import ClassifierDataset, TrainingCheckpointsDataset
 from thawline.datasets.image_table_dataset import ImageTable
 from thawline.errors import DataError, ParameterError, TrackingError
 from thawline.hooks.configuration import MLFLOW_PATTERNS, register_project_path
 from thawline.networks.building import build_on_meta_device
 from thawline.options import flatten, validate_parameters
-from thawline.pipelines import compare
 from thawline.sweep.space import possible_strategies
 from thawline.thaw.freezing import find_unknown_names
 from thawline.tracking.redaction import mask, mask_logs, strip_credentials
 from thawline.tracking.servers import connect, log_input, wait_for_locks
-from thawline.tracking.stale_runs import ProcessContext, mark_dead_runs, process_tags
+from thawline.tracking.stale_runs import ProcessContext, mark_dead_runs
 
 logger = logging.getLogger(__name__)
 
@@ -84,16 +80,11 @@ class ProjectHook:
         ClassifierDataset.own = options.model
         project = Path(context.project_path)
         ImageTable.current_root = find_root(options.dataset.root, project, project)
-        trainings = compare.list_trainings(options.compare, options.seed)
-        pipelines["compare"] = compare.create_pipeline(trainings)
-        self._own_parameters = [training.parameters() for training in trainings]
 
     @hook_impl
     def after_catalog_created(self, catalog: DataCatalog) -> None:
-        """Give the trainings that are compared the parameters in which they differ."""
-        for parameters in self._own_parameters:
-            for name, value in parameters.items():
-                catalog[name] = value
+        """Give nodes `parameters` as what was validated, as Kedro does with `params:GROUP`."""
+        catalog["parameters"].save(self._parameters)
 
     @hook_impl(tryfirst=True)  # before an MLflow run begins
     def before_pipeline_run(
@@ -111,7 +102,7 @@ class ProjectHook:
             ParameterError: when there is no such stage.
             DataError: when there are no splits or predictions of the classifier's version.
         """
-        self._check_stages(pipeline, catalog)
+        self._check_stages(pipeline)
         self._catalog = catalog
         self._keeps_splits = (
             "splits" in pipeline.inputs() and "classifier" in pipeline.all_outputs()
@@ -151,14 +142,14 @@ class ProjectHook:
         splits.save(data)
         self._hooks.after_dataset_saved(**saved)
 
-    def _check_stages(self, pipeline: Pipeline, catalog: DataCatalog) -> None:
+    def _check_stages(self, pipeline: Pipeline) -> None:
         """Look at the structure of the network before the first image is read."""
-        chosen = {
-            str(catalog.load(name))
-            for name in pipeline.inputs()
-            if name == "params:strategy" or name.endswith(".strategy")
-        }
-        if any(node.name == "run_sweep" for node in pipeline.nodes):
+        names, chosen = {node.name for node in pipeline.nodes}, set()
+        if names & {"build_model", "choose_strategy"}:
+            chosen.add(self._parameters.strategy)
+        if "train_strategies" in names:
+            chosen.update(self._parameters.compare.strategies)
+        if "run_sweep" in names:
             chosen.update(possible_strategies(self._parameters))
         if not chosen:
             return
@@ -233,9 +224,6 @@ class TrackingHook(MlflowHook):
     (a table that the run used), `metrics` (numbers by name), `tags` (texts by name), `artifact` (a
     file, unless there is nothing in it).
 
-    Where a pipeline holds several trainings, each in a namespace of its own, each has a run of its
-    own under that of the pipeline, which begins and ends with the node that trains.
-
     Runs that are interrupted (Ctrl+C, SIGTERM) are marked as KILLED when Python ends, those whose
     process could not do so when the next run begins.
     """
@@ -265,15 +253,12 @@ class TrackingHook(MlflowHook):
     ) -> None:
         """Start the MLflow run with every parameter and with what else the run depends on."""
         given = mask(str(run_params["runtime_params"] or ""))
-        self._children: dict[str, str] = {}
         if not self._already_active_mlflow:
             experiment = self.mlflow_config.tracking.experiment._experiment
             mark_dead_runs(mlflow.MlflowClient(), experiment.experiment_id)
         atexit.register(self._end_as_killed)  # before MLflow's own, by which they are FINISHED
         super().before_pipeline_run({**run_params, "runtime_params": given}, pipeline, catalog)
         self._catalog = catalog
-        self._tags: dict[str, dict[str, str]] = defaultdict(dict)
-        self._unsaved = Counter(node.namespace for node in pipeline.nodes for _ in node.outputs)
         if not self._is_mlflow_enabled:
             atexit.unregister(self._end_as_killed)
             return
@@ -295,51 +280,34 @@ class TrackingHook(MlflowHook):
     ) -> None:
         """Reopen the run where a node runs in a thread; its parameters are logged already."""
         super().before_node_run(node, catalog, {}, is_async)
-        trains = any(isinstance(catalog.get(name), MetricLoggerDataset) for name in node.inputs)
-        if trains and node.namespace and self._is_mlflow_enabled:
-            self._children[node.namespace] = self._start_child(node.namespace, catalog)
-            mlflow.start_run(self._children[node.namespace], nested=True)
 
     @hook_impl
-    def after_node_run(self, node: Node) -> None:
-        """End the run of a training; what comes of it later is still logged there."""
-        active = mlflow.active_run()
-        if active and active.info.run_id == self._children.get(node.namespace or ""):
-            mlflow.end_run()
-
-    @hook_impl
-    def after_dataset_saved(self, dataset_name: str, data: Any, node: Node) -> None:
+    def after_dataset_saved(self, dataset_name: str, data: Any) -> None:
         """Log a catalog entry that says so."""
-        self._unsaved[node.namespace] -= 1
         dataset = self._catalog.get(dataset_name)
         metadata = getattr(dataset, "metadata", None) or {}
         if not self._is_mlflow_enabled:
             return
-        kinds, child = metadata.get("mlflow", []), self._children.get(node.namespace or "")
+        kinds = metadata.get("mlflow", [])
         if isinstance(dataset, ImageTable):
             data = dataset.as_saved(data)
         if "input" in kinds:
             table = from_pandas(data, name=dataset_name, targets="label")
             log_input(table, context="training")
         if "metrics" in kinds:
-            mlflow.log_metrics(data, run_id=child)
+            mlflow.log_metrics(data)
         if "tags" in kinds:
-            if node.namespace:  # its run begins later
-                self._tags[node.namespace].update(data)
-            else:
-                mlflow.set_tags(data)
+            mlflow.set_tags(data)
         if "artifact" in kinds:
-            name = dataset_name.rpartition(".")[2] if child else dataset_name
-            _log_artifact(name, data, dataset, child or self.run_id)
+            _log_artifact(dataset_name, data, dataset, self.run_id)
 
     @hook_impl
     def on_pipeline_error(
         self, error: Exception, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
     ) -> None:
-        """Mark the run as failed, and those of the trainings that have not come to their end."""
+        """Mark the run as failed."""
         atexit.unregister(self._end_as_killed)
         try:
-            self._end_children("FAILED")
             super().on_pipeline_error(error, run_params, pipeline, catalog)
         except (MlflowException, TrackingError) as second:  # the first is what matters
             logger.warning("%s (%s)", UNMARKED, second)
@@ -361,7 +329,6 @@ class TrackingHook(MlflowHook):
         try:
             while mlflow.active_run():
                 mlflow.end_run("KILLED")
-            self._end_children("KILLED")
         except (MlflowException, TrackingError) as error:
             logger.warning("%s (%s)", UNMARKED, error)
         self._servers.finish()
@@ -369,26 +336,6 @@ class TrackingHook(MlflowHook):
             "This run was interrupted, and is marked as KILLED. To go on where a training was last"
             " saved, repeat the command with training.resume=true."
         )
-
-    def _end_children(self, status: str) -> None:
-        """Give a status to the runs of trainings that have not come to their end."""
-        for namespace, child in self._children.items():
-            if self._unsaved[namespace]:
-                mlflow.MlflowClient().set_terminated(child, status)
-
-    def _start_child(self, namespace: str, catalog: DataCatalog) -> str:
-        """Return the id of a new run, under that of the pipeline, for one training."""
-        own = {name: catalog.load(f"params:{namespace}.{name}") for name in ("strategy", "seed")}
-        tags = {MLFLOW_PARENT_RUN_ID: self.run_id, "backbone": self._parameters.model.backbone}
-        tags |= process_tags()
-        child = mlflow.MlflowClient().create_run(
-            mlflow.get_run(self.run_id).info.experiment_id,
-            tags=tags | {"seed": str(own["seed"])} | self._tags[namespace],
-            run_name=f"{own['strategy']} seed {own['seed']}",
-        )
-        tree = self._parameters.model_dump(mode="json", exclude={"strategies", "compare"})
-        self._log_parameters(child.info.run_id, tree | own)
-        return str(child.info.run_id)
 
     def _log_parameters(self, run_id: str, tree: dict[str, Any]) -> None:
         parameters = [

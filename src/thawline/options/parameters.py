@@ -101,6 +101,11 @@ class Parameters(Options):
                     " of the two to its default"
                 )
 
+    @property
+    def data_seed(self) -> int:
+        """The seed of splits and random views."""
+        return self.seed if self.dataset.seed is None else self.dataset.seed
+
     def changed(self) -> dict[str, Any]:
         """Return by dotted name all values that differ from their default and affect test results.
 

@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from thawline.data.loading import ViewLoader
 from thawline.data.transforms import Transforms, evaluation_view
 from thawline.errors import DataError
-from thawline.options import AutoOptions, LastStages, Strategy, TrainingOptions
+from thawline.options import (
+    AUTO,
+    AutoOptions,
+    LastStages,
+    Parameters,
+    Strategy,
+    TrainingOptions,
+)
 from thawline.thaw.cache import ActivationCache, Tensors
 from thawline.thaw.device import compute_dtype, make_accelerator
 from thawline.thaw.features import FeatureLoader
@@ -51,6 +58,37 @@ class Choice(NamedTuple):
     name: str
     strategy: Strategy
     reason: str
+
+
+def choose_strategy(
+    parameters: Parameters,
+    network: nn.Module,
+    splits: pd.DataFrame,
+    transforms: Transforms,
+    effective_images: EffectiveImages,
+    cache: ActivationCache,
+) -> tuple[Choice, pd.DataFrame]:
+    """Return the strategy, named or chosen by the data, and the probes it was chosen by.
+
+    `training.epochs` and `training.lr`, if given, hold in every phase.
+    """
+    probes = pd.DataFrame(columns=COLUMNS)
+    strategies, auto, training = parameters.strategies, parameters.auto, parameters.training
+    if parameters.strategy != AUTO:
+        strategy = strategies[parameters.strategy]
+        choice = Choice(parameters.strategy, strategy, "named by the parameter strategy")
+    elif auto.by == "size":
+        choice = choose_by_size(int((splits["split"] == "train").sum()), strategies, auto)
+    else:
+        probes = probe_stages(
+            network, splits, transforms, training, parameters.seed, effective_images, cache
+        )
+        choice = choose_by_probes(probes, strategies, auto)
+    overrides = {"epochs": training.epochs, "lr": training.lr}
+    update = {name: value for name, value in overrides.items() if value is not None}
+    phases = tuple(phase.model_copy(update=update) for phase in choice.strategy.phases)
+    strategy = choice.strategy.model_copy(update={"phases": phases})
+    return choice._replace(strategy=strategy), probes
 
 
 def choose_by_size(images: int, strategies: Mapping[str, Strategy], options: AutoOptions) -> Choice:

@@ -1,5 +1,5 @@
 """Several strategies, each trained several times on the same splits, side by side."""
 
-from thawline.pipelines.compare.pipeline import Training, create_pipeline, list_trainings
+from thawline.pipelines.compare.pipeline import create_pipeline
 
-__all__ = ["Training", "create_pipeline", "list_trainings"]
+__all__ = ["create_pipeline"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -9,55 +12,130 @@ import plotly.graph_objects as go
 from rich import print as rich_print
 from rich.markup import escape
 
+from thawline.data.transforms import Transforms
+from thawline.datasets.child_runs_dataset import OpenRun
 from thawline.evaluation.comparison import TrainingOutcome, compare, console_table
 from thawline.networks.classifier import Classifier
-from thawline.options import DatasetOptions, ModelOptions, validate_parameters
+from thawline.options import TRAINING_GROUPS, Parameters, flatten
+from thawline.pipelines.finetune import nodes as finetune
 from thawline.reports.figures.comparison import comparison_figure
 from thawline.reports.html import comparison_sections, data_facts, html_report
+from thawline.training.loop import OnEpoch
+from thawline.training.state import TrainingCheckpoints
+
+logger = logging.getLogger(__name__)
 
 
-def collect_result(
-    strategy: str,
-    seed: int,
-    parameters: dict[str, Any],
-    classifier: Classifier,
-    history: pd.DataFrame,
-    metrics: dict[str, float],
-    predictions: pd.DataFrame,
-    *rest: Any,
-) -> TrainingOutcome:
-    """Return all that the comparison needs to know of one training.
+def train_strategies(
+    parameters: Parameters,
+    splits: pd.DataFrame,
+    image_transforms: Transforms,
+    activations: Path,
+    training_checkpoints: TrainingCheckpoints,
+    metric_logger: OnEpoch,
+    child_runs: OpenRun,
+) -> tuple[list[TrainingOutcome], dict[str, Classifier], pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Train and evaluate every strategy with every seed, each in an MLflow run of its own.
 
-    What else the training yields comes as `rest`, so that it ends here: as outputs of the whole
-    pipeline it would stay in memory and, in kedro viz, outside the training's branch.
+    Returns:
+        What the comparison needs of each training, the classifiers by `STRATEGY.seed_N`, and three
+        tables for all trainings: one row per training, per epoch and per test image.
     """
-    whole = validate_parameters(parameters)
-    data_seed = whole.seed if whole.dataset.seed is None else whole.dataset.seed
-    changed = whole.changed() | {"strategy": strategy, "seed": seed, "dataset.seed": data_seed}
-    return TrainingOutcome(
-        strategy=strategy,
-        seed=seed,
-        metrics=metrics,
-        predictions=predictions,
-        history=history,
-        best_epoch=classifier.training["epoch"],
-        seconds=float(history["seconds"].sum()),
-        settings={name: str(value) for name, value in changed.items()},
-    )
+    outcomes, classifiers = [], {}
+    for own in list_trainings(parameters):
+        name = f"{own.strategy} seed {own.seed}"
+        logger.info("Training %s", name)
+        with child_runs(name, _training_parameters(own), _tags(own)) as set_tags:
+            network, _ = finetune.build_model(own, splits, image_transforms)
+            choice, texts, *_ = finetune.choose_strategy(
+                own, network, splits, image_transforms, activations
+            )
+            set_tags(texts)
+            network, _ = finetune.freeze_layers(network, choice)
+            classifier, _, history, *_ = finetune.train_model(
+                own, network, choice, splits, image_transforms, activations,
+                training_checkpoints, metric_logger,
+            )  # fmt: skip
+            metrics, _, predictions, _ = finetune.evaluate_model(
+                classifier, splits, own.evaluation, own.training
+            )
+            metric_logger(metrics, classifier.training["epoch"])
+        classifiers[f"{own.strategy}.seed_{own.seed}"] = classifier
+        outcomes.append(
+            TrainingOutcome(
+                strategy=own.strategy,
+                seed=own.seed,
+                metrics=metrics,
+                predictions=predictions,
+                history=history,
+                best_epoch=classifier.training["epoch"],
+                seconds=float(history["seconds"].sum()),
+                settings={name: str(value) for name, value in _settings(own).items()},
+            )
+        )
+    histories = _stack(outcomes, [outcome.history for outcome in outcomes])
+    predictions = _stack(outcomes, [outcome.predictions for outcome in outcomes])
+    predictions.attrs = splits.attrs
+    return outcomes, classifiers, _trainings(outcomes), histories, predictions
 
 
 def compare_strategies(
-    splits: pd.DataFrame, dataset: DatasetOptions, model: ModelOptions, *results: TrainingOutcome
+    parameters: Parameters, splits: pd.DataFrame, outcomes: list[TrainingOutcome]
 ) -> tuple[dict[str, Any], pd.DataFrame, go.Figure, str]:
     """Return verdict and tests as plain values, the table, the figure and the HTML page."""
-    comparison = compare(results)
+    comparison = compare(outcomes)
     rich_print(console_table(comparison.table))
     rich_print(f"[bold]{escape(comparison.verdict['sentence'])}[/bold]")
     page = html_report(
-        "Which strategy?",
-        data_facts(dataset.root, model.backbone, splits),
+        "Comparison of strategies",
+        data_facts(parameters.dataset.root, parameters.model.backbone, splits),
         comparison.verdict["sentence"],
-        comparison_sections(results, comparison),
+        comparison_sections(outcomes, comparison),
     )
-    figure = comparison_figure(results, comparison.table)
+    figure = comparison_figure(outcomes, comparison.table)
     return comparison.summary(), comparison.table, figure, page
+
+
+def list_trainings(parameters: Parameters) -> list[Parameters]:
+    """Return the parameters of each training of a comparison, strategy by strategy.
+
+    All have the splits and random views of the first seed.
+    """
+    seeds = range(parameters.seed, parameters.seed + parameters.compare.num_seeds)
+    dataset = parameters.dataset.model_copy(update={"seed": parameters.data_seed})
+    return [
+        parameters.model_copy(update={"strategy": strategy, "seed": seed, "dataset": dataset})
+        for strategy in parameters.compare.strategies
+        for seed in seeds
+    ]
+
+
+def _settings(own: Parameters) -> dict[str, Any]:
+    """Return what to set to repeat a training, by dotted name."""
+    fixed = {"strategy": own.strategy, "seed": own.seed, "dataset.seed": own.dataset.seed}
+    return own.changed() | fixed
+
+
+def _training_parameters(own: Parameters) -> dict[str, Any]:
+    """Return all parameters that a training depends on but the list of strategies."""
+    groups = {*TRAINING_GROUPS, "dataset"} - {"strategies"}
+    return dict(flatten(own.model_dump(mode="json", include=groups)))
+
+
+def _tags(own: Parameters) -> dict[str, Any]:
+    return {"strategy": own.strategy, "seed": own.seed, "backbone": own.model.backbone}
+
+
+def _trainings(outcomes: Sequence[TrainingOutcome]) -> pd.DataFrame:
+    """Return one row per training: what was trained, how long, and its metrics."""
+    columns = ("strategy", "seed", "best_epoch", "seconds")
+    return pd.DataFrame(
+        [{name: getattr(each, name) for name in columns} | each.metrics for each in outcomes]
+    )
+
+
+def _stack(outcomes: Sequence[TrainingOutcome], tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return the tables of all trainings as one, with the columns strategy and seed."""
+    keys = [(outcome.strategy, outcome.seed) for outcome in outcomes]
+    stacked = pd.concat(tables, keys=keys, names=["strategy", "seed"])
+    return stacked.reset_index(["strategy", "seed"]).reset_index(drop=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from pathlib import Path
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -20,9 +20,15 @@ from thawline.reports.figures import data as figures
 logger = logging.getLogger(__name__)
 
 
-def scan_images(raw_images: Callable[..., pd.DataFrame], dataset: DatasetOptions) -> pd.DataFrame:
-    """Return the manifest of the images at `dataset.root`."""
-    manifest = raw_images(dataset.root, allow_external_paths=dataset.allow_external_paths)
+def scan_images(project: Path, raw_images: Path, dataset: DatasetOptions) -> pd.DataFrame:
+    """Return the manifest of the images at `dataset.root`.
+
+    Args:
+        project: folder that a relative `dataset.root` is relative to.
+        raw_images: folder for downloaded data sets and those of packages.
+        dataset: `root` and `allow_external_paths`.
+    """
+    manifest = images.find_images(dataset.root, project, raw_images, dataset.allow_external_paths)
     logger.info("%d images of %d classes", len(manifest), manifest["label"].nunique())
     return manifest
 
@@ -31,11 +37,11 @@ def screen_images(
     manifest: pd.DataFrame,
     options: ScreeningOptions,
     transforms: TransformOptions,
-    cache: screening.ScreeningCache,
+    screening_cache: Path,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the manifest of the usable images, and a table of what is odd with the reason."""
     clean_manifest, quarantine = screening.screen_images(
-        manifest, options, cache, transforms.bit_depth
+        manifest, options, screening.ScreeningCache(screening_cache), transforms.bit_depth
     )
     clean_manifest.attrs = quarantine.attrs = manifest.attrs
     for kept, fate in ((False, "left out"), (True, "kept all the same")):

@@ -14,7 +14,12 @@ def create_pipeline() -> Pipeline:
     """Return the pipeline from raw images to splits and what they look like."""
     return Pipeline(
         [
-            Node(scan_images, ["raw_images", "params:dataset"], "manifest", name="scan_images"),
+            Node(
+                scan_images,
+                ["project", "raw_images", "params:dataset"],
+                "manifest",
+                name="scan_images",
+            ),
             Node(
                 screen_images,
                 ["manifest", "params:screening", "params:transforms", "screening_cache"],

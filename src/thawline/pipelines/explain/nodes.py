@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from pathlib import Path
 
 import pandas as pd
 from PIL import Image
 
 from thawline.data.manifests import ROOT
+from thawline.data.sources import name_files
 from thawline.errors import ParameterError
 from thawline.evaluation import explanations
 from thawline.networks.classifier import Classifier
@@ -24,7 +25,7 @@ def explain_predictions(
     predictions: pd.DataFrame,
     options: ExplainOptions,
     training: TrainingOptions,
-    image_files: Callable[..., list[str]],
+    project: Path,
 ) -> tuple[pd.DataFrame, Image.Image]:
     """Return a table of the images that are explained, and what speaks for the predicted classes.
 
@@ -33,7 +34,8 @@ def explain_predictions(
     if options.images == "worst":
         images = explanations.choose_worst(predictions, options.count)
     else:
-        images = pd.DataFrame({"path": image_files(options.images, splits.attrs.get(ROOT, ""))})
+        files = name_files(options.images, splits.attrs.get(ROOT, ""), base=project)
+        images = pd.DataFrame({"path": files})
         images["label"] = images["path"].map(splits.set_index("path")["label"]).fillna("")
     try:
         explained = explanations.explain(classifier, images, options.method, training)

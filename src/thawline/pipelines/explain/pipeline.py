@@ -17,7 +17,7 @@ def create_pipeline() -> Pipeline:
                     "predictions",
                     "params:explain",
                     "params:training",
-                    "image_files",
+                    "project",
                 ],
                 ["explained_images", "attributions"],
                 name="explain_predictions",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -26,22 +26,7 @@ from thawline.evaluation.predictions import predict_split
 from thawline.evaluation.significance import effective_images
 from thawline.networks import building as backbones
 from thawline.networks.classifier import Classifier, read_ancestors
-from thawline.options import (
-    AUTO,
-    ActivationOptions,
-    AugmentationOptions,
-    AutoOptions,
-    DatasetOptions,
-    EngineOptions,
-    EvaluationOptions,
-    LrFindOptions,
-    ModelOptions,
-    RegistryOptions,
-    Strategies,
-    Strategy,
-    TrainingOptions,
-    TransformOptions,
-)
+from thawline.options import AUTO, EvaluationOptions, Parameters, TrainingOptions
 from thawline.reports.figures.evaluation import confusion_matrix
 from thawline.reports.figures.model import stage_figure, weight_change_figure
 from thawline.reports.figures.training import learning_curves, lr_curve, stage_probes
@@ -54,235 +39,161 @@ from thawline.training.state import TrainingCheckpoints
 
 logger = logging.getLogger(__name__)
 
-EXAMPLES = 2  # images that show how the served model is asked
+EXAMPLES = 2  # images in the input example of the served model
 
 
-def build_transforms(
-    transform_options: TransformOptions, model: ModelOptions, dataset: DatasetOptions, seed: int
-) -> transforms.Transforms:
+def build_transforms(parameters: Parameters) -> transforms.Transforms:
     """Return the transforms for training and evaluation, by default those of the weights."""
-    pretrained = backbones.pretrained_preprocessing(model)
-    seed = seed if dataset.seed is None else dataset.seed
-    return transforms.build_transforms(transform_options, pretrained, seed)
+    preprocessing = backbones.pretrained_preprocessing(parameters.model)
+    return transforms.build_transforms(parameters.transforms, preprocessing, parameters.data_seed)
 
 
 def build_model(
-    model: ModelOptions,
-    strategy: str,
-    strategies: Strategies,
-    splits: pd.DataFrame,
-    image_transforms: transforms.Transforms,
-    seed: int,
+    parameters: Parameters, splits: pd.DataFrame, image_transforms: transforms.Transforms
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the network with a head for the classes of the splits, and what was loaded."""
-    weights = None if strategy == AUTO else strategies.root[strategy].weights
-    if weights is not None and model.weights != weights:
+    """Return the network with a head for the classes of the splits, and the load report."""
+    model, strategy = parameters.model, parameters.strategies.get(parameters.strategy)
+    if strategy and strategy.weights not in (None, model.weights):
         logger.info("The strategy starts from random weights instead of %s", model.weights)
-        model = model.model_copy(update={"weights": weights})
+        model = model.model_copy(update={"weights": strategy.weights})
     size, names = image_transforms.preprocessing.size, class_names(splits)
-    network, report = backbones.build_network(model, len(names), size, seed, names)
+    network, report = backbones.build_network(model, len(names), size, parameters.seed, names)
     logger.info("%s, %s", model.backbone, report)
     return network, dataclasses.asdict(report)
 
 
 def choose_strategy(
-    strategy: str,
-    strategies: Strategies,
-    auto: AutoOptions,
-    training: TrainingOptions,
+    parameters: Parameters,
     network: nn.Module,
     splits: pd.DataFrame,
     image_transforms: transforms.Transforms,
-    activation_options: ActivationOptions,
-    seed: int,
-    activation_cache: Callable[[float], ActivationCache],
-) -> tuple[Strategy, dict[str, str], pd.DataFrame, go.Figure]:
-    """Return the strategy, named or chosen by the data, why, and the probes it was chosen by.
-
-    Epochs and rate of `training`, if given, hold in every phase.
-    """
-    probes = pd.DataFrame(columns=probing.COLUMNS)
-    if strategy != AUTO:
-        choice = probing.Choice(
-            strategy, strategies.root[strategy], "named by the parameter strategy"
-        )
-    elif auto.by == "size":
-        images = int((splits["split"] == "train").sum())
-        choice = probing.choose_by_size(images, strategies.root, auto)
-    else:
-        store = activation_cache(activation_options.max_gb)
-        probes = probing.probe_stages(
-            network, splits, image_transforms, training, seed, effective_images, store
-        )
-        choice = probing.choose_by_probes(probes, strategies.root, auto)
-    if strategy == AUTO:
-        logger.info("Strategy auto: %s", choice.reason)
-    overrides = {"epochs": training.epochs, "lr": training.lr}
-    update = {name: value for name, value in overrides.items() if value is not None}
-    phases = tuple(phase.model_copy(update=update) for phase in choice.strategy.phases)
-    return (
-        choice.strategy.model_copy(update={"phases": phases}),
-        {"strategy": strategy, "chosen_strategy": choice.name, "strategy_reason": choice.reason},
-        probes,
-        stage_probes(probes),
+    activations: Path,
+) -> tuple[probing.Choice, dict[str, str], pd.DataFrame, go.Figure]:
+    """Return the strategy, why it was chosen, and the probes of stages with their figure."""
+    choice, probes = probing.choose_strategy(
+        parameters,
+        network,
+        splits,
+        image_transforms,
+        effective_images,
+        open_cache(activations, parameters),
     )
+    if parameters.strategy == AUTO:
+        logger.info("Strategy auto: %s", choice.reason)
+    return choice, describe_choice(parameters, choice), probes, stage_probes(probes)
 
 
-def freeze_layers(network: nn.Module, chosen_strategy: Strategy) -> tuple[nn.Module, pd.DataFrame]:
+def freeze_layers(
+    network: nn.Module, chosen_strategy: probing.Choice
+) -> tuple[nn.Module, pd.DataFrame]:
     """Return the network as the first phase trains it, and the report on all phases."""
-    report = freezing.freeze_report(network, chosen_strategy.phases)
-    table = Table(*report.columns, title="What is frozen, what is trained")
+    report = freezing.freeze_report(network, chosen_strategy.strategy.phases)
+    table = Table(*report.columns, title="Frozen and trainable layers")
     for row in report.itertuples(index=False):
-        table.add_row(
-            *(
-                f"{v:.3g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v
-                for v in row
-            )
-        )
+        table.add_row(*(_format_cell(value) for value in row))
     rich_print(table)
     return network, report
 
 
-def training_arguments(
-    network: nn.Module,
-    splits: pd.DataFrame,
-    image_transforms: transforms.Transforms,
-    model: ModelOptions,
-    options: TrainingOptions,
-    augmentation: AugmentationOptions,
-    store: ActivationCache,
-    seed: int,
-) -> dict[str, Any]:
-    """Return the arguments of `training.prepare` that the parameters say."""
-    return {
-        "network": network,
-        "splits": splits,
-        "transforms": image_transforms,
-        "options": options,
-        "seed": seed,
-        "views": augmentation.views_per_image,
-        "store": store,
-        "log_probabilities": model.log_probabilities,
-        "mix": transforms.make_mix(augmentation, splits["class_index"].nunique()),
-    }
-
-
 def train_model(
+    parameters: Parameters,
     frozen_network: nn.Module,
-    chosen_strategy: Strategy,
-    strategy_choice: dict[str, str],
+    chosen_strategy: probing.Choice,
     splits: pd.DataFrame,
     image_transforms: transforms.Transforms,
-    model: ModelOptions,
-    options: TrainingOptions,
-    augmentation: AugmentationOptions,
-    activation_options: ActivationOptions,
-    engine: EngineOptions,
-    seed: int,
-    activation_cache: Callable[[float], ActivationCache],
+    activations: Path,
     training_checkpoints: TrainingCheckpoints,
-    metric_logger: Callable[[dict[str, Any], int], None],
+    metric_logger: training.OnEpoch,
 ) -> tuple[Classifier, Classifier, pd.DataFrame, list[dict[str, Any]], go.Figure]:
     """Return the best and the last classifier, history, freeze contract and learning curves."""
-    store = activation_cache(activation_options.max_gb)
     arguments = training_arguments(
-        frozen_network, splits, image_transforms, model, options, augmentation, store, seed
+        parameters, frozen_network, splits, image_transforms, open_cache(activations, parameters)
     )
-    phases = chosen_strategy.phases
+    phases, engine = chosen_strategy.strategy.phases, parameters.engine
     if engine.name == "ray":
         result = ray_engine.train(arguments, phases, engine, training_checkpoints, metric_logger)
     else:
-        setup = training.prepare(**arguments)
-        result = training.train(setup, phases, training_checkpoints, metric_logger)
+        context = training.prepare(**arguments)
+        result = training.train(context, phases, training_checkpoints, metric_logger)
     if result.best_epoch:
         best_val_accuracy = result.history["val_accuracy"].iloc[result.best_epoch - 1]
         metric_logger({"best_val_accuracy": best_val_accuracy}, result.best_epoch)
-    seen = frozenset(hash_files(splits.loc[splits["split"] != "test", "path"].tolist()))
-    if chosen_strategy.weights is None:
-        seen |= read_ancestors(model) or frozenset()
-    best_classifier, last_classifier = (
-        Classifier(
-            network=_with_state(frozen_network, state),
-            class_names=class_names(splits),
-            preprocessing=image_transforms.preprocessing,
-            model=model,
-            training={
-                "epoch": epoch,
-                "seed": seed,
-                **strategy_choice,
-                **chosen_strategy.model_dump(mode="json"),
-            },
-            seen=seen,
-        )
-        for state, epoch in (
-            (result.best, result.best_epoch),
-            (result.last, len(result.history)),
-        )
+    template = Classifier(
+        network=frozen_network,
+        class_names=class_names(splits),
+        preprocessing=image_transforms.preprocessing,
+        model=parameters.model,
+        training={
+            "seed": parameters.seed,
+            **describe_choice(parameters, chosen_strategy),
+            **chosen_strategy.strategy.model_dump(mode="json"),
+        },
+        seen=_seen_images(parameters, chosen_strategy, splits),
     )
-    curves = learning_curves(result.history, result.best_epoch)
-    return best_classifier, last_classifier, result.history, result.freeze_contract, curves
+    return (
+        _with_state(template, result.best, result.best_epoch),
+        _with_state(template, result.last, len(result.history)),
+        result.history,
+        result.freeze_contract,
+        learning_curves(result.history, result.best_epoch),
+    )
 
 
 def describe_stages(
     network: nn.Module,
-    chosen_strategy: Strategy,
+    chosen_strategy: probing.Choice,
     history: pd.DataFrame,
     image_transforms: transforms.Transforms,
 ) -> tuple[pd.DataFrame, go.Figure]:
     """Return what each phase does with each stage, and the same drawn with its thaw lines."""
     size = image_transforms.preprocessing.size
-    table = model_summary.describe_stages(network, chosen_strategy.phases, history, size)
+    phases = chosen_strategy.strategy.phases
+    table = model_summary.describe_stages(network, phases, history, size)
     return table, stage_figure(table)
 
 
 def measure_weight_change(
+    parameters: Parameters,
     network: nn.Module,
     classifier: Classifier,
     splits: pd.DataFrame,
     image_transforms: transforms.Transforms,
-    options: TrainingOptions,
-    activation_options: ActivationOptions,
-    activation_cache: Callable[[float], ActivationCache],
+    activations: Path,
 ) -> tuple[pd.DataFrame, go.Figure]:
-    """Return how far training moved each stage from where it began, and the same drawn."""
-    store = activation_cache(activation_options.max_gb)
+    """Return how far training moved each stage from its initial weights, and the same drawn."""
     change = model_summary.weight_change(
-        network, classifier.network, splits, image_transforms, options, store
+        network,
+        classifier.network,
+        splits,
+        image_transforms,
+        parameters.training,
+        open_cache(activations, parameters),
     )
     return change, weight_change_figure(change)
 
 
 def find_lr(
+    parameters: Parameters,
     network: nn.Module,
-    chosen_strategy: Strategy,
+    chosen_strategy: probing.Choice,
     splits: pd.DataFrame,
     image_transforms: transforms.Transforms,
-    model: ModelOptions,
-    options: TrainingOptions,
-    sweep: LrFindOptions,
-    augmentation: AugmentationOptions,
-    activation_options: ActivationOptions,
-    seed: int,
-    activation_cache: Callable[[float], ActivationCache],
+    activations: Path,
 ) -> tuple[pd.DataFrame, dict[str, float], go.Figure]:
     """Return the loss at rising rates in the first phase, the rate it suggests, and the curve."""
-    phase = chosen_strategy.phases[0]
-    store = activation_cache(activation_options.max_gb)
-    unmixed = augmentation.model_copy(update={"mixup": 0, "cutmix": 0})
+    phase = chosen_strategy.strategy.phases[0]
+    unmixed = parameters.augmentation.model_copy(update={"mixup": 0, "cutmix": 0})
     arguments = training_arguments(
-        network, splits, image_transforms, model, options, unmixed, store, seed
+        parameters.model_copy(update={"augmentation": unmixed}),
+        network,
+        splits,
+        image_transforms,
+        open_cache(activations, parameters),
     )
-    curve = lr_find.find_lr(training.prepare(**arguments), phase, sweep)
+    curve = lr_find.find_lr(training.prepare(**arguments), phase, parameters.lr_find)
     suggested = lr_find.suggest_lr(curve)
     logger.info("Suggested: training.lr=%.2g (the first phase has %g)", suggested, phase.lr)
     return curve, {"suggested_lr": suggested}, lr_curve(curve, suggested, phase.lr)
-
-
-def package_model(classifier: Classifier, splits: pd.DataFrame) -> ServedModel:
-    """Return the classifier with two files that show how it is asked."""
-    paths = splits.loc[splits["split"] == "test", "path"].head(EXAMPLES)
-    examples = [read_bytes(path) for path in paths]
-    return ServedModel(classifier, examples)
 
 
 def evaluate_model(
@@ -306,15 +217,18 @@ def evaluate_model(
     return metrics, per_class, predictions, confusion_matrix(confusion)
 
 
+def package_model(classifier: Classifier, splits: pd.DataFrame) -> ServedModel:
+    """Return the classifier with two files that show how it is asked."""
+    paths = splits.loc[splits["split"] == "test", "path"].head(EXAMPLES)
+    examples = [read_bytes(path) for path in paths]
+    return ServedModel(classifier, examples)
+
+
 def register_model(
+    parameters: Parameters,
     model_uri: str | None,
     predictions: pd.DataFrame,
     classifier: Classifier,
-    options: RegistryOptions,
-    model: ModelOptions,
-    dataset: DatasetOptions,
-    evaluation_options: EvaluationOptions,
-    training: TrainingOptions,
     registry: OpenRegistry,
 ) -> dict[str, Any]:
     """Return which version the model became, whether it is the champion, and why."""
@@ -322,22 +236,76 @@ def register_model(
     answers = dict(zip(hashes, predictions["prediction"], strict=True))
 
     def judge(champion: registration.Champion | None) -> registration.Verdict:
-        batch_size = evaluation_options.batch_size
-        seen = classifier.seen
-        return registration.judge(predictions, hashes, seen, champion, batch_size, training)
+        batch_size, seen = parameters.evaluation.batch_size, classifier.seen
+        return registration.judge(
+            predictions, hashes, seen, champion, batch_size, parameters.training
+        )
 
-    name = options.name
+    name = parameters.registry.name
     if name == AUTO:
-        name = registration.model_name(dataset.root, classifier.class_names)
-    result = registry(name, model).register(model_uri, answers, judge)
+        name = registration.model_name(parameters.dataset.root, classifier.class_names)
+    result = registry(name, parameters.model).register(model_uri, answers, judge)
     result["next_prediction"] = registration.next_prediction(result, classifier.class_names)
     level = logging.INFO if "registered_version" in result else logging.WARNING
     logger.log(level, "Registry: %s", result["registration_reason"])
     return result
 
 
-def _with_state(network: nn.Module, state: training.State) -> nn.Module:
-    """Return a copy of the network on the CPU, in evaluation mode, with other weights."""
-    twin = copy.deepcopy(network).cpu().eval()
-    twin.load_state_dict(state)
-    return twin
+def open_cache(folder: Path, parameters: Parameters) -> ActivationCache:
+    """Return the activation cache in a folder, with the limit of the parameters."""
+    return ActivationCache(folder, parameters.activations.max_gb)
+
+
+def training_arguments(
+    parameters: Parameters,
+    network: nn.Module,
+    splits: pd.DataFrame,
+    image_transforms: transforms.Transforms,
+    cache: ActivationCache,
+) -> dict[str, Any]:
+    """Return the arguments of `training.prepare`."""
+    return {
+        "network": network,
+        "splits": splits,
+        "transforms": image_transforms,
+        "options": parameters.training,
+        "seed": parameters.seed,
+        "views": parameters.augmentation.views_per_image,
+        "store": cache,
+        "log_probabilities": parameters.model.log_probabilities,
+        "mix": transforms.make_mix(parameters.augmentation, splits["class_index"].nunique()),
+    }
+
+
+def describe_choice(parameters: Parameters, choice: probing.Choice) -> dict[str, str]:
+    """Return the strategy that was asked for, the one that was chosen, and why, as texts."""
+    return {
+        "strategy": parameters.strategy,
+        "chosen_strategy": choice.name,
+        "strategy_reason": choice.reason,
+    }
+
+
+def _seen_images(
+    parameters: Parameters, chosen_strategy: probing.Choice, splits: pd.DataFrame
+) -> frozenset[str]:
+    """Return the hashes of all images that the classifier or its ancestors were trained on."""
+    seen = frozenset(hash_files(splits.loc[splits["split"] != "test", "path"].tolist()))
+    if chosen_strategy.strategy.weights is None:
+        seen |= read_ancestors(parameters.model) or frozenset()
+    return seen
+
+
+def _with_state(template: Classifier, state: training.State, epoch: int) -> Classifier:
+    """Return a copy of a classifier on the CPU, in evaluation mode, with an epoch's weights."""
+    network = copy.deepcopy(template.network).cpu().eval()
+    network.load_state_dict(state)
+    trained = {"epoch": epoch, **template.training}
+    return dataclasses.replace(template, network=network, training=trained)
+
+
+def _format_cell(value: Any) -> str:
+    """Return a value of the freeze report as it is printed."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -9,14 +9,7 @@ from thawline.reports.figures.data import training_views
 def create_transforms() -> Pipeline:
     """Return the pipeline from parameters to transforms."""
     return Pipeline(
-        [
-            Node(
-                nodes.build_transforms,
-                ["params:transforms", "params:model", "params:dataset", "params:seed"],
-                "transforms",
-                name="build_transforms",
-            )
-        ]
+        [Node(nodes.build_transforms, "parameters", "transforms", name="build_transforms")]
     )
 
 
@@ -40,31 +33,13 @@ def create_model() -> Pipeline:
         [
             Node(
                 nodes.build_model,
-                [
-                    "params:model",
-                    "params:strategy",
-                    "params:strategies",
-                    "splits",
-                    "transforms",
-                    "params:seed",
-                ],
+                ["parameters", "splits", "transforms"],
                 ["network", "load_report"],
                 name="build_model",
             ),
             Node(
                 nodes.choose_strategy,
-                [
-                    "params:strategy",
-                    "params:strategies",
-                    "params:auto",
-                    "params:training",
-                    "network",
-                    "splits",
-                    "transforms",
-                    "params:activations",
-                    "params:seed",
-                    "activations",
-                ],
+                ["parameters", "network", "splits", "transforms", "activations"],
                 ["chosen_strategy", "strategy_choice", "stage_probes", "stage_probes_figure"],
                 name="choose_strategy",
             ),
@@ -79,16 +54,11 @@ def create_lr_search() -> Pipeline:
             Node(
                 nodes.find_lr,
                 [
+                    "parameters",
                     "network",
                     "chosen_strategy",
                     "splits",
                     "transforms",
-                    "params:model",
-                    "params:training",
-                    "params:lr_find",
-                    "params:augmentation",
-                    "params:activations",
-                    "params:seed",
                     "activations",
                 ],
                 ["lr_range_test", "suggested_lr", "lr_curve"],
@@ -111,17 +81,11 @@ def create_training() -> Pipeline:
             Node(
                 nodes.train_model,
                 [
+                    "parameters",
                     "frozen_network",
                     "chosen_strategy",
-                    "strategy_choice",
                     "splits",
                     "transforms",
-                    "params:model",
-                    "params:training",
-                    "params:augmentation",
-                    "params:activations",
-                    "params:engine",
-                    "params:seed",
                     "activations",
                     "training_checkpoints",
                     "metric_logger",
@@ -145,15 +109,7 @@ def create_summary() -> Pipeline:
             ),
             Node(
                 nodes.measure_weight_change,
-                [
-                    "network",
-                    "classifier",
-                    "splits",
-                    "transforms",
-                    "params:training",
-                    "params:activations",
-                    "activations",
-                ],
+                ["parameters", "network", "classifier", "splits", "transforms", "activations"],
                 ["weight_change", "weight_change_figure"],
                 name="measure_weight_change",
             ),
@@ -184,17 +140,7 @@ def create_registration() -> Pipeline:
             ),
             Node(
                 nodes.register_model,
-                [
-                    "served_model",
-                    "predictions",
-                    "classifier",
-                    "params:registry",
-                    "params:model",
-                    "params:dataset",
-                    "params:evaluation",
-                    "params:training",
-                    "registry",
-                ],
+                ["parameters", "served_model", "predictions", "classifier", "registry"],
                 "registration",
                 name="register_model",
             ),

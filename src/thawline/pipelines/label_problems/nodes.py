@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from torch import nn
 from thawline.data.hashing import hash_files
 from thawline.data.transforms import Transforms
 from thawline.evaluation import label_problems
-from thawline.options import ActivationOptions, TrainingOptions
+from thawline.options import Parameters
 from thawline.reports.figures import data as figures
 from thawline.thaw.cache import ActivationCache
 from thawline.thaw.image_set import ImageView
@@ -23,21 +23,20 @@ logger = logging.getLogger(__name__)
 
 
 def find_label_problems(
+    parameters: Parameters,
     network: nn.Module,
     splits: pd.DataFrame,
     near_duplicates: pd.DataFrame,
     transforms: Transforms,
-    training: TrainingOptions,
-    options: ActivationOptions,
-    seed: int,
-    activation_cache: Callable[[float], ActivationCache],
+    activations: Path,
 ) -> tuple[pd.DataFrame, pd.DataFrame, Image.Image, Image.Image, Image.Image, dict[str, int]]:
     """Return label errors and outliers, pictures of these and of near-duplicates, and numbers."""
     hashes = hash_files(splits["path"].tolist())
     images = [ImageView(*pair) for pair in zip(splits["path"], hashes, strict=True)]
-    store = activation_cache(options.max_gb)
-    features = stage_features(network, images, transforms, training, store)
-    label_errors = label_problems.find_label_errors(splits, np.hstack(features), seed)
+    cache = ActivationCache(activations, parameters.activations.max_gb)
+    features = stage_features(network, images, transforms, parameters.training, cache)
+    stacked = np.hstack(features)
+    label_errors = label_problems.find_label_errors(splits, stacked, parameters.seed)
     outliers = label_problems.find_outliers(splits, features[-1])
     label_errors.attrs = outliers.attrs = splits.attrs
     logger.info(

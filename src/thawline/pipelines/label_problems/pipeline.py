@@ -12,13 +12,11 @@ def create_pipeline() -> Pipeline:
             Node(
                 find_label_problems,
                 [
+                    "parameters",
                     "network",
                     "splits",
                     "near_duplicates",
                     "transforms",
-                    "params:training",
-                    "params:activations",
-                    "params:seed",
                     "activations",
                 ],
                 [

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from thawline.data.sources import find_files
 from thawline.datasets.registry_dataset import OpenRegistry
 from thawline.errors import ParameterError
 from thawline.evaluation.predictions import predict_files
@@ -17,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def predict_folder(
-    image_folder: Callable[[str], list[str]],
+    project: Path,
     registry: OpenRegistry,
     options: PredictOptions,
     registry_options: RegistryOptions,
@@ -30,7 +31,7 @@ def predict_folder(
             "predict.root: no folder is given. Say which images are to be looked at:"
             " kedro run --pipeline=predict --params=predict.root=FOLDER"
         )
-    files = image_folder(options.root)
+    files = find_files(options.root, project)
     found = registry(registry_options.name, model).load("predict.model", options.model)
     logger.info("Predicting %d files with %s", len(files), found)
     table = predict_files(found.classifier, files, options.batch_size, options.top_k, training)

@@ -12,7 +12,7 @@ def create_pipeline() -> Pipeline:
             Node(
                 predict_folder,
                 [
-                    "image_folder",
+                    "project",
                     "registry",
                     "params:predict",
                     "params:registry",

@@ -12,7 +12,7 @@ from PIL import Image
 from thawline.evaluation import calibration
 from thawline.evaluation.predictions import predict_split
 from thawline.networks.classifier import Classifier
-from thawline.options import AUTO, EvaluationOptions, TrainingOptions, validate_parameters
+from thawline.options import AUTO, EvaluationOptions, Parameters, TrainingOptions
 from thawline.reports.figures.evaluation import mistakes_grid, per_class_bars, reliability_diagram
 from thawline.reports.finetune import accuracy_sentence, finetune_sections
 from thawline.reports.html import data_facts, html_report
@@ -61,18 +61,20 @@ def plot_errors(
 
 
 def write_report(
-    parameters: dict[str, Any],
+    parameters: Parameters,
     splits: pd.DataFrame,
     strategy_choice: dict[str, str],
     metrics: dict[str, float],
     **figures: Any,
 ) -> str:
     """Return the HTML page with every figure of the run in it."""
-    whole = validate_parameters(parameters)
-    facts = data_facts(whole.dataset.root, whole.model.backbone, splits)
+    facts = data_facts(parameters.dataset.root, parameters.model.backbone, splits)
     facts["Strategy"] = strategy_choice["chosen_strategy"]
     if strategy_choice["strategy"] == AUTO:
         facts["Strategy"] = f"auto, {strategy_choice['strategy_reason']}"
     return html_report(
-        "What was learned", facts, accuracy_sentence(metrics), finetune_sections(whole, figures)
+        "Fine-tuning report",
+        facts,
+        accuracy_sentence(metrics),
+        finetune_sections(parameters, figures),
     )

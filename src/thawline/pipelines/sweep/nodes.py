@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -15,23 +16,21 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from thawline.datasets.child_runs_dataset import OpenRun
-from thawline.options import TRAINING_GROUPS, Parameters, Strategies, validate_parameters
+from thawline.options import TRAINING_GROUPS, Parameters
 from thawline.pipelines.finetune import nodes as finetune
 from thawline.reports.figures.sweep import importance, optimization_history, parallel_coordinates
 from thawline.sweep import study as sweeping
 from thawline.sweep.space import check_space, with_values
-from thawline.thaw.cache import ActivationCache
 from thawline.training import loop as training
 from thawline.training.loop import OnEpoch
 
 logger = logging.getLogger(__name__)
 
 
-def check_parameters(parameters: dict[str, Any]) -> Parameters:
-    """Return all parameters, of which those that are tried are known to be possible."""
-    valid = validate_parameters(parameters)
-    check_space(valid)
-    return valid
+def check_parameters(parameters: Parameters) -> Parameters:
+    """Return all parameters, whose search space has been checked."""
+    check_space(parameters)
+    return parameters
 
 
 def drop_test_split(splits: pd.DataFrame) -> pd.DataFrame:
@@ -42,7 +41,7 @@ def drop_test_split(splits: pd.DataFrame) -> pd.DataFrame:
 def run_sweep(
     parameters: Parameters,
     development_splits: pd.DataFrame,
-    activation_cache: Callable[[float], ActivationCache],
+    activations: Path,
     sweep_storage: Callable[[str | None], BaseStorage],
     child_runs: OpenRun,
     metric_logger: OnEpoch,
@@ -51,7 +50,6 @@ def run_sweep(
     url = parameters.sweep.storage
     storage = sweep_storage(url.get_secret_value() if url else None)
     study = sweeping.open_study(storage, parameters, development_splits)
-    store = activation_cache(parameters.activations.max_gb)
 
     def train(number: int, values: dict[str, Any], chosen: Parameters, on_epoch: OnEpoch) -> None:
         def track(row: dict[str, Any], epoch: int) -> None:
@@ -62,7 +60,7 @@ def run_sweep(
         pruned = None
         with child_runs(f"trial {number}", values, tags) as set_tags:
             try:
-                result = train_trial(chosen, development_splits, store, track)
+                result = train_trial(chosen, development_splits, activations, track)
             except optuna.TrialPruned as stopped:
                 pruned = stopped
             else:
@@ -78,33 +76,17 @@ def run_sweep(
 
 
 def train_trial(
-    parameters: Parameters, splits: pd.DataFrame, store: ActivationCache, on_epoch: OnEpoch
+    parameters: Parameters, splits: pd.DataFrame, activations: Path, on_epoch: OnEpoch
 ) -> training.TrainingResult:
     """Train once, as the pipeline finetune does with these parameters."""
-    options, model, seed = parameters.training, parameters.model, parameters.seed
-    strategies = Strategies(parameters.strategies)
-    image_transforms = finetune.build_transforms(
-        parameters.transforms, model, parameters.dataset, seed
+    image_transforms = finetune.build_transforms(parameters)
+    network, _ = finetune.build_model(parameters, splits, image_transforms)
+    choice, *_ = finetune.choose_strategy(
+        parameters, network, splits, image_transforms, activations
     )
-    network, _ = finetune.build_model(
-        model, parameters.strategy, strategies, splits, image_transforms, seed
-    )
-    strategy, *_ = finetune.choose_strategy(
-        parameters.strategy,
-        strategies,
-        parameters.auto,
-        options,
-        network,
-        splits,
-        image_transforms,
-        parameters.activations,
-        seed,
-        lambda _: store,
-    )
-    arguments = finetune.training_arguments(
-        network, splits, image_transforms, model, options, parameters.augmentation, store, seed
-    )
-    return training.train(training.prepare(**arguments), strategy.phases, on_epoch=on_epoch)
+    cache = finetune.open_cache(activations, parameters)
+    arguments = finetune.training_arguments(parameters, network, splits, image_transforms, cache)
+    return training.train(training.prepare(**arguments), choice.strategy.phases, on_epoch=on_epoch)
 
 
 def select_best_trial(

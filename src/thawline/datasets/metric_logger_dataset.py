@@ -7,7 +7,7 @@ from typing import Any
 
 import mlflow
 
-from thawline.datasets.tool_dataset import ResourceDataset
+from thawline.datasets.resource_dataset import ResourceDataset
 
 
 class MetricLoggerDataset(ResourceDataset[Callable[[dict[str, Any], int], None]]):

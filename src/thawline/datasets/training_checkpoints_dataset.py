@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from thawline.datasets.tool_dataset import ResourceDataset
+from thawline.datasets.resource_dataset import ResourceDataset
 from thawline.training.state import TrainingCheckpoints
 
 
