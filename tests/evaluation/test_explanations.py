@@ -264,7 +264,7 @@ def test_paths_come_from_the_command_line_separated_by_blanks() -> None:
     phase = {"trainable": "all", "epochs": 1, "lr": 0.1}
     raw = {"strategies": {"head_only": {"phases": [phase]}}}
     for images in ("", []):
-        with pytest.raises(ParameterError, match=r"explain.images: no path is given"):
+        with pytest.raises(ParameterError, match=r"explain.images: the list is empty"):
             validate_parameters(raw | {"explain": {"images": images}})
 
 
