@@ -80,7 +80,7 @@ def test_a_classifier_is_never_overwritten_nor_left_half_written(tmp_path: Path)
 
 
 def test_another_format_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="holds no classifier"):
+    with pytest.raises(CheckpointError, match="contains no classifier"):
         load_classifier(tmp_path)
     (tmp_path / "classifier.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(CheckpointError, match="has format 99"):
@@ -187,7 +187,7 @@ def test_a_damaged_classifier_is_refused(tmp_path: Path) -> None:
         load_classifier(tmp_path / "classifier", TRUSTED)
     for key in ("model", "class_names", "format"):
         edit(tmp_path / "classifier", lambda description, key=key: description.pop(key))
-        with pytest.raises(CheckpointError, match="holds no classifier"):
+        with pytest.raises(CheckpointError, match="contains no classifier"):
             load_classifier(tmp_path / "classifier", TRUSTED)
 
 

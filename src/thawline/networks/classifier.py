@@ -1,4 +1,4 @@
-"""A trained network with all that is needed to use it, and the folder it is kept in."""
+"""A trained classifier: network, class names and preprocessing, and the folder it is saved in."""
 
 from __future__ import annotations
 
@@ -24,22 +24,23 @@ from thawline.networks.checkpoints import DESCRIPTION_FILE, SEEN_FILE, WEIGHTS_F
 from thawline.options import RENAMED, ModelOptions
 
 FORMAT = 3
-WRITER = "thawline"  # key in the metadata of the weights, by which a copy is recognized
+WRITER = "thawline"  # metadata key of the weights, which identifies a copy of them
 PACKAGES = ("thawline", "torch", "torchvision", "timm")
+PARSE_ERRORS = (OSError, UnicodeError, json.JSONDecodeError, KeyError, TypeError, ValidationError)
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A network and what belongs to it.
+    """A network with everything that is needed to use it.
 
     Attributes:
-        network: from normalized images (N, 3, size, size) to logits (N, classes).
+        network: maps normalized images (N, 3, size, size) to logits (N, classes).
         class_names: in the order of the network's outputs.
-        preprocessing: what the network expects of an image.
+        preprocessing: of the network's input.
         model: how the network is built.
-        training: how it came about (strategy, seed, epoch, versions), for people to read.
-        seen: SHA-256 of each image that it, or a classifier that its weights came from, was trained
-            or validated on: 64 hexadecimal digits each.
+        training: how it was trained (strategy, seed, epoch, versions), for people to read.
+        seen: SHA-256 (64 hexadecimal digits) of each image that it, or a classifier that its
+            weights came from, was trained or validated on.
     """
 
     network: nn.Module
@@ -51,33 +52,22 @@ class Classifier:
 
 
 def save_classifier(classifier: Classifier, folder: Path) -> None:
-    """Write weights as safetensors and the rest as JSON and text into a new folder, atomically.
+    """Save weights as safetensors and the rest as JSON and text in a new folder, atomically.
 
     Raises:
-        FileExistsError: when the folder exists.
+        FileExistsError: if the folder exists.
     """
     if folder.exists():
-        raise FileExistsError(f"{folder} exists; a classifier is never overwritten.")
+        raise FileExistsError(f"{folder} exists. A classifier is never overwritten.")
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
     unfinished.mkdir(parents=True)
     try:
-        written_by = {WRITER: version(WRITER)}
+        metadata = {WRITER: version(WRITER)}
         write_atomic(
             unfinished / WEIGHTS_FILE,
-            lambda file: save_model(classifier.network, str(file), written_by),
+            lambda file: save_model(classifier.network, str(file), metadata),
         )
-        description = {
-            "format": FORMAT,
-            "class_names": classifier.class_names,
-            "preprocessing": classifier.preprocessing.model_dump(),
-            "model": classifier.model.model_dump(exclude={"trust_code"}),  # each run decides anew
-            "training": classifier.training,
-            "versions": {
-                **{name: version(name) for name in PACKAGES},
-                "python": platform.python_version(),
-            },
-        }
-        text = json.dumps(description, indent=2, ensure_ascii=False)
+        text = json.dumps(_describe(classifier), indent=2, ensure_ascii=False)
         (unfinished / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
         (unfinished / SEEN_FILE).write_text("\n".join(sorted(classifier.seen)), encoding="ascii")
         unfinished.rename(folder)
@@ -86,44 +76,31 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
 
 
 def load_classifier(folder: Path, own: ModelOptions | None = None) -> Classifier:
-    """Return the classifier that `save_classifier` wrote, in evaluation mode on the CPU.
+    """Load a classifier that `save_classifier` saved, in evaluation mode on the CPU.
 
-    The file of weights that it was fine-tuned from is not needed, nor read. No code is imported
-    that the folder alone names.
+    The weights file that it was fine-tuned from is neither needed nor read.
 
     Args:
-        folder: with the classifier.
-        own: the model options of the run. A classifier whose network comes from a factory
-            (package.module:Factory) is loaded if `own.backbone` is that factory, or
-            `own.trust_code` is true.
+        folder: of the classifier.
+        own: the model options of the run. A network from a factory (package.module:Factory) is
+            loaded only if `own.backbone` is that factory, or `own.trust_code` is true.
 
     Raises:
-        CheckpointError: when the folder holds no whole classifier, or a later format of one, or
-            names a factory that `own` does not.
+        CheckpointError: if the folder contains no complete classifier or one of a newer format, or
+            names a factory that is not trusted; nothing is imported then.
     """
     try:
         description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
-        if description["format"] > FORMAT:
-            raise CheckpointError(
-                f"'{folder}' has format {description['format']}; this version of Thawline reads up"
-                f" to {FORMAT}. Install the version that wrote it."
-            )
-        model = _model_options(description)
+        _check_format(folder, description["format"])
+        model = _read_model_options(description)
         preprocessing = Preprocessing(**description["preprocessing"])
         class_names = tuple(description["class_names"])
         training = description["training"]
         seen = read_seen(folder)
-    except (
-        OSError,
-        UnicodeError,
-        json.JSONDecodeError,
-        KeyError,
-        TypeError,
-        ValidationError,
-    ) as error:
+    except PARSE_ERRORS as error:
         raise CheckpointError(
-            f"'{folder}' holds no classifier ({type(error).__name__}: {error}). Give a folder with"
-            f" {DESCRIPTION_FILE} and {WEIGHTS_FILE} as `kedro run` wrote them."
+            f"'{folder}' contains no classifier ({type(error).__name__}: {error}). Give a folder"
+            f" with {DESCRIPTION_FILE} and {WEIGHTS_FILE} as `kedro run` saved them."
         ) from error
     _check_factory(folder, model, own)
     architecture = model.model_copy(update={"weights": "none"})
@@ -142,12 +119,12 @@ def load_classifier(folder: Path, own: ModelOptions | None = None) -> Classifier
 
 
 def read_seen(folder: Path) -> frozenset[str]:
-    """Return the SHA-256 of all images that a classifier in a folder was trained or validated on.
+    """Return the SHA-256 of all images that a saved classifier was trained or validated on.
 
-    There are none in a folder that an earlier version wrote.
+    Earlier versions saved none.
 
     Raises:
-        OSError: when the file is there and cannot be read.
+        OSError: if the file exists and cannot be read.
     """
     file = folder / SEEN_FILE
     return frozenset(file.read_text(encoding="ascii").split()) if file.is_file() else frozenset()
@@ -156,8 +133,9 @@ def read_seen(folder: Path) -> frozenset[str]:
 def read_ancestors(model: ModelOptions) -> frozenset[str] | None:
     """Return the SHA-256 of all images that the weights of a run have seen in Thawline.
 
-    There are none unless `model.weights` is the file of a classifier, or a link to it. None stands
-    for one without `seen_images.txt` beside it: an earlier version wrote it, or it is a copy.
+    Returns:
+        Nothing unless `model.weights` is the file of a classifier, or a link to it. None if that
+        classifier has no `seen_images.txt`: it is a copy, or an earlier version saved it.
     """
     file = Path(model.weights).expanduser().resolve()
     if not file.is_file():
@@ -173,20 +151,41 @@ def read_ancestors(model: ModelOptions) -> frozenset[str] | None:
         return frozenset()
 
 
+def _describe(classifier: Classifier) -> dict[str, Any]:
+    """Return the content of the JSON file."""
+    versions = {name: version(name) for name in PACKAGES}
+    return {
+        "format": FORMAT,
+        "class_names": classifier.class_names,
+        "preprocessing": classifier.preprocessing.model_dump(),
+        "model": classifier.model.model_dump(exclude={"trust_code"}),  # each run decides anew
+        "training": classifier.training,
+        "versions": {**versions, "python": platform.python_version()},
+    }
+
+
+def _check_format(folder: Path, number: int) -> None:
+    if number > FORMAT:
+        raise CheckpointError(
+            f"'{folder}' has format {number}, but this version of Thawline reads formats up to"
+            f" {FORMAT}. Install the version that saved it."
+        )
+
+
 def _check_factory(folder: Path, model: ModelOptions, own: ModelOptions | None) -> None:
-    """Refuse to import what only an artifact names."""
+    """Refuse to import a factory that only the saved classifier names."""
     if ":" not in model.backbone or (own and (own.trust_code or own.backbone == model.backbone)):
         return
     expected = f"model.backbone is {own.backbone}" if own else "no model.backbone was given"
     raise CheckpointError(
-        f"model.trust_code: '{folder}' names the factory {model.backbone}, and {expected}. Nothing"
+        f"model.trust_code: '{folder}' names the factory {model.backbone}, but {expected}. Nothing"
         " was imported. If you trust the classifier and that code, set"
         f" model.backbone={model.backbone}, or model.trust_code=true."
     )
 
 
-def _model_options(description: dict[str, Any]) -> ModelOptions:
-    """Return how the network is built, from the JSON of any format so far."""
+def _read_model_options(description: dict[str, Any]) -> ModelOptions:
+    """Return how the network is built, from the JSON file of any format."""
     options = {
         RENAMED.get(f"model.{name}", name).removeprefix("model."): value
         for name, value in description["model"].items()
@@ -194,5 +193,5 @@ def _model_options(description: dict[str, Any]) -> ModelOptions:
     if options["head"] == "own":
         options["head"] = "builtin"
     if description["format"] == 1 and options["head"] == "linear":
-        options["head_dropout"] = None  # was the mlp's alone, but written for both
+        options["head_dropout"] = None  # format 1 recorded it for mlp only, but wrote it for both
     return ModelOptions(**options)

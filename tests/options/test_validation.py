@@ -1,5 +1,7 @@
 """Parameters are checked as a whole, and every message names the parameter."""
 
+import re
+
 import pytest
 
 from conftest import ROOT
@@ -32,6 +34,13 @@ def test_conf_base_spells_out_every_option_with_its_default(raw: dict) -> None:
     assert len(groups) > 12
     for name, value in groups.items():
         assert raw[name].keys() == type(value).model_fields.keys(), name
+
+
+def test_conf_base_documents_every_parameter() -> None:
+    lines = (ROOT / "conf" / "base" / "parameters.yml").read_text("utf-8").splitlines()
+    values = [line for line in lines if re.match(r" *\w+: *[^ #]", line)]
+    assert len(values) > 80
+    assert [line for line in values if " # " not in line] == []
 
 
 @pytest.mark.parametrize(
