@@ -16,6 +16,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 import thawline
 from thawline.networks.classifier import Classifier, save_classifier
+from thawline.serving.registry import CLASSIFIER
 from thawline.serving.requests import RequestLimits
 
 logger = logging.getLogger(__name__)
@@ -40,8 +41,6 @@ SIGNATURE = ModelSignature(
     outputs=Schema([ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability")]),
     params=ParamSchema([ParamSpec("top_k", DataType.long, 1)]),
 )
-# Where it is within the model's folder `artifacts`.
-CLASSIFIER = "classifier"
 
 
 class ServedModel(NamedTuple):

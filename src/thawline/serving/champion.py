@@ -1,24 +1,40 @@
-"""Decide whether a new model is better than the champion, by more than chance."""
+"""Register a model, and make it the champion if it is significantly better than the last one."""
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import PurePath
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
+from mlflow.exceptions import MlflowException
 
-from thawline.data.sources import LIBRARIES, TABLES
+from thawline.data.hashing import hash_files
+from thawline.errors import ThawlineError, TrackingError
 from thawline.evaluation.predictions import predict_files
 from thawline.evaluation.significance import SIGNIFICANT, paired_test
-from thawline.networks.classifier import Classifier
-from thawline.options import TrainingOptions
+from thawline.networks.classifier import Classifier, load_classifier, read_seen
+from thawline.options import AUTO, ModelOptions, Parameters, TrainingOptions
+from thawline.serving import registry
+from thawline.serving.model_names import model_name, next_prediction
+from thawline.serving.registry import CHAMPION, CLASSIFIER, ProjectFolders
 
 MIN_SHARED_IMAGES = 2  # images that two models can be compared on
-MAX_NAMED_CLASSES = 5  # in a message
+
+
+class Candidate(NamedTuple):
+    """The model that challenges the champion.
+
+    Attributes:
+        classifier: with the SHA-256 of all images that it or its ancestors were trained or
+            validated on.
+        predictions: path, sha256, label, prediction and perhaps group of its test images.
+    """
+
+    classifier: Classifier
+    predictions: pd.DataFrame
 
 
 class Champion(NamedTuple):
@@ -26,16 +42,16 @@ class Champion(NamedTuple):
 
     Attributes:
         version: of the registered model.
-        classifier: None where it cannot be compared with, for the reason in `problem`.
+        classifier: None if it cannot be loaded, see `problem`.
         seen: SHA-256 of the images that it was trained or validated on.
-        answers: its label for each of its own test images, by SHA-256.
-        problem: why it cannot be compared with.
+        labels: its predictions for its own test images, by SHA-256.
+        problem: why it cannot be loaded.
     """
 
     version: str
     classifier: Classifier | None = None
     seen: frozenset[str] = frozenset()
-    answers: Mapping[str, str] = {}
+    labels: Mapping[str, str] = {}
     problem: str = ""
 
 
@@ -45,9 +61,9 @@ class Verdict(NamedTuple):
     Attributes:
         wins: whether it does.
         reason: a sentence.
-        images: on how many both were compared.
+        images: number of images that both were compared on.
         difference: accuracy of the candidate minus that of the champion on these, -1 to 1.
-        p_value: how likely a difference so large is if both are equally good.
+        p_value: of the paired test.
     """
 
     wins: bool
@@ -57,86 +73,65 @@ class Verdict(NamedTuple):
     p_value: float | None = None
 
 
-def model_name(root: str, class_names: Sequence[str]) -> str:
-    """Return the name of the registered model of a data set: its own name, and a hash of classes.
-
-    So models that know other classes never share a name, and a champion.
-
-    Args:
-        root: `dataset.root`.
-        class_names: in any order.
-    """
-    library, _, name = root.partition(":")
-    if library not in LIBRARIES:
-        path = PurePath(root)
-        name = path.stem if path.suffix.lower() in TABLES else path.name
-    readable = re.sub(r"\W+", "-", name).strip("-") or "images"
-    digest = hashlib.sha256("\n".join(sorted(class_names)).encode()).hexdigest()
-    return f"{readable}-{digest[:6]}"
-
-
-def list_classes(names: Collection[str]) -> str:
-    """Return the number of classes and the first names."""
-    named = sorted(names)[:MAX_NAMED_CLASSES]
-    more = ", …" * (len(names) > len(named))
-    return f"{len(names)} classes: {', '.join(named)}{more}"
-
-
-def next_prediction(result: Mapping[str, Any], class_names: Collection[str]) -> str:
-    """Return a sentence on which model `kedro run --pipeline=predict` uses from now on.
-
-    Args:
-        result: what became of the model in the registry.
-        class_names: of the model.
-    """
-    classes = list_classes(class_names)
-    if "registered_version" not in result:
-        return (
-            "This model is not registered: kedro run --pipeline=predict uses it with"
-            f" --params=predict.model=latest ({classes})."
-        )
-    name, version = result["registered_model"], result["registered_version"]
-    champion = result["champion_version"]
-    if champion == version:
-        return (
-            f"kedro run --pipeline=predict now uses this model, version {version} of '{name}'"
-            f" ({classes})."
-        )
-    return (
-        f"kedro run --pipeline=predict uses version {champion} of '{name}', the champion; this"
-        f" model is version {version}: --params=predict.model={version} ({classes})."
-    )
-
-
-def judge(
+def register_model(
+    uri: str | None,
+    classifier: Classifier,
     predictions: pd.DataFrame,
-    hashes: Sequence[str],
-    seen: Collection[str],
-    champion: Champion | None,
-    batch_size: int,
-    training: TrainingOptions,
-) -> Verdict:
-    """Return whether a candidate beats the champion on the candidate's test images.
+    parameters: Parameters,
+    folders: ProjectFolders,
+) -> dict[str, Any]:
+    """Register a logged model as a new version, and move the alias `champion` to it if it wins.
 
-    Images that either of the two was trained or validated on, by content, do not count: they would
-    flatter it. Images of one group are tested together.
+    A registry that refuses the model does not end the run, which may have trained for hours.
 
     Args:
-        predictions: of the candidate, with path, label, prediction and perhaps group of its test
-            images.
-        hashes: SHA-256 of these images.
-        seen: SHA-256 of the images that the candidate, or a classifier that its weights came from,
-            was trained or validated on.
-        champion: None where there is none yet.
-        batch_size: images a step.
-        training: what device it computes on.
+        uri: `models:/m-…`, None if the model was not logged.
+        classifier: the model.
+        predictions: the table of `predict_split` for its test images.
+        parameters: of the run.
+        folders: of the project; the lock file lies beside the classifiers.
+
+    Returns:
+        registered_model, registered_version, champion_version, registration_reason, and, if both
+        were compared, compared_images, accuracy_difference and p_value; next_prediction.
+    """
+    name = parameters.registry.name
+    if name == AUTO:
+        name = model_name(parameters.dataset.root, classifier.class_names)
+    if name is None or uri is None:
+        missing = "registry.name is null" if name is None else "no MLflow run is active"
+        result = {"registration_reason": f"not registered: {missing}"}
+    else:
+        hashes = hash_files(predictions["path"].tolist())
+        candidate = Candidate(classifier, predictions.assign(sha256=hashes))
+        try:
+            result = _register(uri, name, candidate, parameters, folders)
+        except MlflowException as error:
+            result = {"registration_reason": f"not registered as '{name}': {error}"}
+    return result | {"next_prediction": next_prediction(result, classifier.class_names)}
+
+
+def compare_with_champion(
+    candidate: Candidate, champion: Champion | None, batch_size: int, training: TrainingOptions
+) -> Verdict:
+    """Test whether a candidate beats the champion on test images that neither has seen.
+
+    An image that either was trained or validated on, by content, does not count. Images of one
+    group are tested together.
+
+    Args:
+        candidate: with its test images.
+        champion: None if there is none yet.
+        batch_size: images per batch.
+        training: names the device.
     """
     if champion is None:
         return Verdict(True, "it is the first version")
-    if problem := _not_comparable(champion, set(predictions["label"])):
+    if problem := _not_comparable(champion, candidate.classifier.class_names):
         return Verdict(False, problem)
-    unseen = predictions.assign(hash=hashes)
-    unseen = unseen[~unseen["hash"].isin(champion.seen.union(seen))]
+    predictions = candidate.predictions
+    seen = champion.seen | candidate.classifier.seen
+    unseen = predictions[~predictions["sha256"].isin(seen)]
     if len(unseen) < MIN_SHARED_IMAGES:
         count = len(predictions) - len(unseen)
         return Verdict(
@@ -145,63 +140,129 @@ def judge(
             f" trained or validated on {count} of {len(predictions)} test images. Keep seed and"
             " data of its run, so that both have the same test images",
         )
-    answers = _ask(champion, unseen, batch_size, training)
-    return _compare(
+    labels = _predict_as_champion(champion, unseen, batch_size, training)
+    return _test_difference(
         (unseen["prediction"] == unseen["label"]).to_numpy(),
-        (answers == unseen["label"]).to_numpy(),
+        (labels == unseen["label"]).to_numpy(),
         unseen.get("group"),
         champion.version,
     )
 
 
-def _ask(
+def _register(
+    uri: str, name: str, candidate: Candidate, parameters: Parameters, folders: ProjectFolders
+) -> dict[str, Any]:
+    """Register a version, decide on the champion, and describe the outcome in the registry."""
+    rows = candidate.predictions
+    registry.store_labels(uri, dict(zip(rows["sha256"], rows["prediction"], strict=True)))
+    folders.classifiers.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folders.classifiers.parent / "registry.lock")
+    with lock:
+        version = registry.register_version(uri, name)
+    verdict = _challenge(name, version, candidate, parameters, lock)
+    outcome = "becomes champion" if verdict.wins else "does not become champion"
+    result: dict[str, Any] = {
+        "registered_model": name,
+        "registered_version": version,
+        "champion_version": registry.find_version(name, CHAMPION),
+        "registration_reason": f"version {version} of '{name}' {outcome}: {verdict.reason}",
+    }
+    if verdict.images:
+        result["compared_images"] = str(verdict.images)
+        result["accuracy_difference"] = f"{verdict.difference:.6g}"
+        result["p_value"] = f"{verdict.p_value:.6g}"
+    registry.describe_version(name, version, result["registration_reason"], result)
+    return result
+
+
+def _challenge(
+    name: str, version: str, candidate: Candidate, parameters: Parameters, lock: FileLock
+) -> Verdict:
+    """Compare a version with the champion, and move the alias if it wins.
+
+    A comparison may take minutes, so the lock is taken after it; if the champion has changed by
+    then, compare again. Projects that share a server have no common lock: a last look after the
+    move finds most runs that moved the alias in between.
+    """
+    batch_size = parameters.evaluation.batch_size
+    while True:
+        current = registry.find_version(name, CHAMPION)
+        champion = _load_champion(name, current, parameters.model) if current else None
+        verdict = compare_with_champion(candidate, champion, batch_size, parameters.training)
+        with lock:
+            if registry.find_version(name, CHAMPION) != current:
+                continue
+            if verdict.wins:
+                registry.move_alias(name, CHAMPION, version)
+        if not verdict.wins or registry.find_version(name, CHAMPION) == version:
+            return verdict
+
+
+def _load_champion(name: str, version: str, own: ModelOptions) -> Champion:
+    """Return the champion, or why it cannot be loaded."""
+
+    def read(artifacts: Path) -> Champion:
+        classifier = load_classifier(artifacts / CLASSIFIER, own)
+        seen = classifier.seen or read_seen(artifacts)  # where earlier versions kept it
+        return Champion(version, classifier, seen, registry.load_labels(artifacts))
+
+    try:
+        return registry.read_artifacts(f"models:/{name}/{version}", read)
+    except TrackingError:  # nothing is wrong with the champion
+        raise
+    except (MlflowException, OSError, ValueError, ThawlineError) as error:
+        return Champion(version, problem=str(error))
+
+
+def _not_comparable(champion: Champion, class_names: Collection[str]) -> str:
+    """Return why the two cannot be compared and what to do, or nothing."""
+    if champion.classifier is None:
+        return (
+            f"not comparable: the champion (version {champion.version}) cannot be used"
+            f" ({champion.problem}). In MLflow's UI, move the alias to a version that can"
+        )
+    known = champion.classifier.class_names
+    if {*known} != {*class_names}:
+        return (
+            f"not comparable: the champion (version {champion.version}) has the classes"
+            f" {', '.join(sorted(known))}, the candidate {', '.join(sorted(class_names))}. Give"
+            " models with other classes a name of their own (registry.name), or move the alias in"
+            " MLflow's UI"
+        )
+    return ""
+
+
+def _predict_as_champion(
     champion: Champion, unseen: pd.DataFrame, batch_size: int, training: TrainingOptions
 ) -> pd.Series:
-    """Return the champion's labels; those that it gave when it was tested itself are known."""
+    """Return the champion's labels; for its own test images they are stored."""
     assert champion.classifier is not None
-    known = [champion.answers.get(one) for one in unseen["hash"]]
-    answers = pd.Series(known, unseen.index, dtype="object")
-    new = answers.isna()
+    labels = unseen["sha256"].map(champion.labels).astype("object")
+    new = labels.isna()
     if new.any():
         paths = unseen.loc[new, "path"].tolist()
-        table = predict_files(champion.classifier, paths, batch_size, 1, training)
-        answers[new] = table["label"].to_numpy()
-    return answers
+        predicted = predict_files(champion.classifier, paths, batch_size, 1, training)
+        labels[new] = predicted["label"].to_numpy()
+    return labels
 
 
-def _compare(
+def _test_difference(
     candidate: np.ndarray, champion: np.ndarray, groups: pd.Series | None, version: str
 ) -> Verdict:
+    """Return the verdict of the paired test on which images each of the two is right on."""
     test = paired_test(candidate, champion, groups)
     images = f"{len(candidate)} images"
     if groups is not None and groups.nunique() < len(groups):
         images += f" of {groups.nunique()} groups"
     wins = test.difference > 0 and test.p_value < SIGNIFICANT
     if wins:
-        conclusion = "which is better by more than chance"
+        conclusion = "significantly better"
     elif test.difference > 0:
-        conclusion = "which may be luck"
+        conclusion = "better, but not significantly"
     else:
-        conclusion = "which is no better"
+        conclusion = "not better"
     reason = (
-        f"test accuracy {candidate.mean():.4f} against {champion.mean():.4f} of the champion"
-        f" (version {version}) on {images}, p = {test.p_value:.2g}: {conclusion}"
+        f"test accuracy {candidate.mean():.4f}, champion (version {version})"
+        f" {champion.mean():.4f}, on {images}, p = {test.p_value:.2g}: {conclusion}"
     )
     return Verdict(wins, reason, len(candidate), test.difference, test.p_value)
-
-
-def _not_comparable(champion: Champion, classes: set[str]) -> str:
-    """Return why the two cannot be compared and what to do, or nothing."""
-    if champion.classifier is None:
-        return (
-            f"not comparable: the champion (version {champion.version}) cannot be used"
-            f" ({champion.problem}). Move the alias by hand, in MLflow's UI, to a version that can"
-        )
-    known = set(champion.classifier.class_names)
-    if known != classes:
-        return (
-            f"not comparable: the champion (version {champion.version}) knows the classes"
-            f" {', '.join(sorted(known))}, the candidate {', '.join(sorted(classes))}. Give models"
-            " for other classes a name of their own (registry.name), or move the alias by hand"
-        )
-    return ""

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import logging
 
-from thawline.datasets.registry_dataset import OpenRegistry
 from thawline.options import ExportOptions, ModelOptions, RegistryOptions
+from thawline.serving.find_model import find_model
 from thawline.serving.onnx import OnnxModel, export_onnx
+from thawline.serving.registry import ProjectFolders
 
 logger = logging.getLogger(__name__)
 
 
 def export_model(
-    registry: OpenRegistry,
+    registry: ProjectFolders,
     options: ExportOptions,
     registry_options: RegistryOptions,
     model: ModelOptions,
 ) -> OnnxModel:
     """Return the model as ONNX, checked, with a description of its inputs and outputs."""
-    found = registry(registry_options.name, model).load("export.model", options.model)
+    found = find_model("export.model", options.model, registry_options.name, model, registry)
     exported = export_onnx(found.classifier)
     logger.info(
         "%s as ONNX, %.1f MB; its outputs differ from the network's by at most %.1e",

@@ -18,9 +18,8 @@ from thawline.data import transforms
 from thawline.data.decoding import read_bytes
 from thawline.data.hashing import hash_files
 from thawline.data.splitting import class_names
-from thawline.datasets.registry_dataset import OpenRegistry
 from thawline.datasets.served_model_dataset import ServedModel
-from thawline.evaluation import model_summary
+from thawline.evaluation import stage_summary, weight_change
 from thawline.evaluation.metrics import compute_metrics
 from thawline.evaluation.predictions import predict_split
 from thawline.evaluation.significance import effective_images
@@ -30,7 +29,8 @@ from thawline.options import AUTO, EvaluationOptions, Parameters, TrainingOption
 from thawline.reports.figures.evaluation import confusion_matrix
 from thawline.reports.figures.model import stage_figure, weight_change_figure
 from thawline.reports.figures.training import learning_curves, lr_curve, stage_probes
-from thawline.serving import champion as registration
+from thawline.serving import champion
+from thawline.serving.registry import ProjectFolders
 from thawline.thaw import freezing, probing
 from thawline.thaw.cache import ActivationCache
 from thawline.training import loop as training
@@ -148,7 +148,7 @@ def describe_stages(
     """Return what each phase does with each stage, and the same drawn with its thaw lines."""
     size = image_transforms.preprocessing.size
     phases = chosen_strategy.strategy.phases
-    table = model_summary.describe_stages(network, phases, history, size)
+    table = stage_summary.describe_stages(network, phases, history, size)
     return table, stage_figure(table)
 
 
@@ -161,7 +161,7 @@ def measure_weight_change(
     activations: Path,
 ) -> tuple[pd.DataFrame, go.Figure]:
     """Return how far training moved each stage from its initial weights, and the same drawn."""
-    change = model_summary.weight_change(
+    change = weight_change.measure_weight_change(
         network,
         classifier.network,
         splits,
@@ -229,23 +229,10 @@ def register_model(
     model_uri: str | None,
     predictions: pd.DataFrame,
     classifier: Classifier,
-    registry: OpenRegistry,
+    registry: ProjectFolders,
 ) -> dict[str, Any]:
-    """Return which version the model became, whether it is the champion, and why."""
-    hashes = hash_files(predictions["path"].tolist())
-    answers = dict(zip(hashes, predictions["prediction"], strict=True))
-
-    def judge(champion: registration.Champion | None) -> registration.Verdict:
-        batch_size, seen = parameters.evaluation.batch_size, classifier.seen
-        return registration.judge(
-            predictions, hashes, seen, champion, batch_size, parameters.training
-        )
-
-    name = parameters.registry.name
-    if name == AUTO:
-        name = registration.model_name(parameters.dataset.root, classifier.class_names)
-    result = registry(name, parameters.model).register(model_uri, answers, judge)
-    result["next_prediction"] = registration.next_prediction(result, classifier.class_names)
+    """Register the model; return its version, the champion's, and why."""
+    result = champion.register_model(model_uri, classifier, predictions, parameters, registry)
     level = logging.INFO if "registered_version" in result else logging.WARNING
     logger.log(level, "Registry: %s", result["registration_reason"])
     return result

@@ -9,17 +9,18 @@ from typing import Any
 import pandas as pd
 
 from thawline.data.sources import find_files
-from thawline.datasets.registry_dataset import OpenRegistry
 from thawline.errors import ParameterError
 from thawline.evaluation.predictions import predict_files
 from thawline.options import ModelOptions, PredictOptions, RegistryOptions, TrainingOptions
+from thawline.serving.find_model import find_model
+from thawline.serving.registry import ProjectFolders
 
 logger = logging.getLogger(__name__)
 
 
 def predict_folder(
     project: Path,
-    registry: OpenRegistry,
+    registry: ProjectFolders,
     options: PredictOptions,
     registry_options: RegistryOptions,
     model: ModelOptions,
@@ -32,7 +33,7 @@ def predict_folder(
             " kedro run --pipeline=predict --params=predict.root=FOLDER"
         )
     files = find_files(options.root, project)
-    found = registry(registry_options.name, model).load("predict.model", options.model)
+    found = find_model("predict.model", options.model, registry_options.name, model, registry)
     logger.info("Predicting %d files with %s", len(files), found)
     table = predict_files(found.classifier, files, options.batch_size, options.top_k, training)
     bad = table[table["problem"].notna()]

@@ -1,0 +1,206 @@
+"""Find a model by what `predict.model` and `export.model` may say."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import mlflow
+from mlflow.exceptions import MlflowException
+
+from thawline.errors import ParameterError, ThawlineError
+from thawline.networks.checkpoints import DESCRIPTION_FILE
+from thawline.networks.classifier import Classifier, load_classifier
+from thawline.options import AUTO, ModelOptions
+from thawline.serving.model_names import list_classes
+from thawline.serving.registry import (
+    CHAMPION,
+    CLASSIFIER,
+    VERSION_URI,
+    ProjectFolders,
+    find_newest_version,
+    find_registration_time,
+    find_version,
+    read_artifacts,
+)
+
+logger = logging.getLogger(__name__)
+
+LATEST = "latest"
+POSSIBLE = (
+    f"{CHAMPION} or another alias, a version number, {LATEST}, the id of an MLflow run of finetune,"
+    " models:/…, or a classifier's folder"
+)
+TRAIN_FIRST = "Train one with kedro run --pipeline=finetune"
+LOAD_ERRORS = (MlflowException, ThawlineError, OSError, ValueError)
+
+
+class FoundModel(NamedTuple):
+    """A classifier and where it was found.
+
+    Attributes:
+        classifier: the model.
+        name: its folder, or its MLflow URI.
+        saved_at: seconds since 1970; None if unknown.
+    """
+
+    classifier: Classifier
+    name: str
+    saved_at: float | None
+
+    def __str__(self) -> str:
+        """Return name, classes and time for the log."""
+        classes = list_classes(self.classifier.class_names)
+        when = ""
+        if self.saved_at is not None:
+            when = f"; saved {datetime.fromtimestamp(self.saved_at):%Y-%m-%d %H:%M}"
+        return f"{self.name} ({classes}{when})"
+
+
+def find_model(
+    parameter: str,
+    reference: str,
+    registry_name: str | None,
+    own: ModelOptions,
+    folders: ProjectFolders,
+) -> FoundModel:
+    """Load a classifier, and warn if a newer one has other classes.
+
+    Only safetensors and JSON are read, see `load_classifier`.
+
+    Args:
+        parameter: its dotted name, for messages.
+        reference: an alias, a version, latest, an MLflow run id, models:/… or runs:/…, or a
+            classifier's folder.
+        registry_name: of the registered model; auto: the one that this project registered last.
+        own: model options of the run, which say what code may be imported.
+        folders: of the project.
+
+    Raises:
+        ParameterError: if there is no such model, or Thawline did not write it.
+    """
+    folder = _find_folder(parameter, reference, folders)
+    if folder is not None:
+        saved_at = (folder / DESCRIPTION_FILE).stat().st_mtime
+        found = FoundModel(load_classifier(folder, own), str(folder), saved_at)
+    else:
+        uri = _find_uri(parameter, reference, registry_name, folders)
+        try:
+            classifier = read_artifacts(uri, lambda path: load_classifier(path / CLASSIFIER, own))
+            found = FoundModel(classifier, uri, find_registration_time(uri))
+        except LOAD_ERRORS as error:
+            raise ParameterError(
+                f"{parameter}: '{reference}' ({uri}) cannot be loaded: {error} Give {POSSIBLE}."
+            ) from error
+    _warn_of_newer(found, parameter, folders)
+    return found
+
+
+def _find_folder(parameter: str, reference: str, folders: ProjectFolders) -> Path | None:
+    """Return the folder of a classifier, None if the reference names none."""
+    if reference == LATEST:
+        files = _saved_classifiers(folders)
+        if not files:
+            raise ParameterError(
+                f"{parameter}: there is no classifier in {folders.classifiers} yet. {TRAIN_FIRST}"
+            )
+        return files[-1].parent
+    folder = (folders.base / Path(reference).expanduser()).resolve()
+    inner = folder / folders.classifiers.name  # of a version in data/06_models/classifier
+    return inner if inner.is_dir() else folder if folder.is_dir() else None
+
+
+def _saved_classifiers(folders: ProjectFolders) -> list[Path]:
+    """Return the description files of the project's classifiers, the newest last."""
+    return sorted(folders.classifiers.glob(f"*/*/{DESCRIPTION_FILE}"))
+
+
+def _find_uri(parameter: str, reference: str, name: str | None, folders: ProjectFolders) -> str:
+    """Return the MLflow URI of a model that is not a folder."""
+    if reference.startswith(("models:/", "runs:/")):
+        return reference
+    if re.fullmatch("[0-9a-f]{32}", reference):
+        return f"runs:/{reference}/{CLASSIFIER}"
+    if name is None:
+        raise ParameterError(
+            f"{parameter}: '{reference}' would be in MLflow's registry, but registry.name is null."
+            " Set it, or give latest, a run id, models:/… or a classifier's folder."
+        )
+    if name == AUTO:
+        name = _last_registered_name(parameter, folders)
+    version = reference if reference.isdecimal() else find_version(name, reference)
+    if version is None:
+        advice = TRAIN_FIRST if reference == CHAMPION else f"Give {POSSIBLE}."
+        raise ParameterError(
+            f"{parameter}: no version of '{name}' has the alias '{reference}', and there is no"
+            f" folder '{reference}'. {advice}"
+        )
+    return f"models:/{name}/{version}"
+
+
+def _last_registered_name(parameter: str, folders: ProjectFolders) -> str:
+    """Return the name of the model that a run of this project registered last."""
+    files = folders.registrations.glob(f"*/{folders.registrations.name}")
+    for file in sorted(files, reverse=True):
+        result = json.loads(file.read_text(encoding="utf-8"))
+        if "registered_version" in result:
+            return str(result["registered_model"])
+    raise ParameterError(
+        f"{parameter}: this project has registered no model yet. {TRAIN_FIRST}, or name a"
+        " registered model by registry.name."
+    )
+
+
+class _Newest(NamedTuple):
+    """The newest model of a kind, and how to refer to it."""
+
+    title: str
+    class_names: list[str]
+    saved_at: float
+    reference: str
+
+
+def _warn_of_newer(found: FoundModel, parameter: str, folders: ProjectFolders) -> None:
+    """Warn if a model that was saved later has other classes; a failed look-up is no obstacle."""
+    for find_newest in (_newest_version, _newest_classifier):
+        try:
+            newest = find_newest(found, folders)
+        except (*LOAD_ERRORS, LookupError, TypeError) as error:
+            logger.debug("Cannot look up a newer model than %s: %r", found.name, error)
+            continue
+        is_newer = found.saved_at is not None and newest.saved_at > found.saved_at
+        if is_newer and {*newest.class_names} != {*found.classifier.class_names}:
+            logger.warning(
+                "%s is newer than %s and has other classes (%s). To use it, set %s=%s.",
+                newest.title,
+                found.name,
+                list_classes(newest.class_names),
+                parameter,
+                newest.reference,
+            )
+
+
+def _newest_version(found: FoundModel, _: ProjectFolders) -> _Newest:
+    """Return the newest version of the registered model that was found."""
+    match = re.fullmatch(VERSION_URI, found.name)
+    if not match:
+        raise LookupError(f"{found.name} is not a registered model")
+    newest = find_newest_version(match["name"])
+    info = mlflow.models.get_model_info(f"models:/{newest.name}/{newest.version}")
+    return _Newest(
+        f"Version {newest.version} of '{newest.name}'",
+        (info.metadata or {}).get("class_names", found.classifier.class_names),
+        newest.creation_timestamp / 1000,
+        str(newest.version),
+    )
+
+
+def _newest_classifier(_: FoundModel, folders: ProjectFolders) -> _Newest:
+    """Return the newest classifier in the project's folder."""
+    file = _saved_classifiers(folders)[-1]
+    names = json.loads(file.read_text(encoding="utf-8"))["class_names"]
+    return _Newest(f"The classifier {file.parent}", names, file.stat().st_mtime, LATEST)

@@ -1,0 +1,239 @@
+"""Only a model that is better by more than chance becomes champion, even if two come at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import time
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pytest
+
+from conftest import child_process
+from helpers.gray_models import (
+    BAD,
+    GOOD,
+    LUCKY,
+    MIDDLING,
+    TRAINING,
+    candidate,
+    classifier,
+    connect,
+    log_model,
+    open_registry,
+    parameters_of,
+    register,
+    seen_in,
+    write_grays,
+)
+from thawline.data.hashing import hash_files
+from thawline.options import ModelOptions
+from thawline.serving import champion as champion_module
+from thawline.serving.champion import (
+    Candidate,
+    Champion,
+    Verdict,
+    compare_with_champion,
+    register_model,
+)
+from thawline.serving.registry import ProjectFolders, find_version
+
+
+@pytest.fixture(scope="module")
+def grays(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    return write_grays(tmp_path_factory.mktemp("grays"))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> ProjectFolders:
+    return open_registry(tmp_path_factory.mktemp("registry"))
+
+
+@pytest.fixture(scope="module")
+def uris(folders: ProjectFolders, grays: pd.DataFrame) -> dict[int, str]:
+    """Return where the model of each threshold was logged."""
+    thresholds = (GOOD, MIDDLING, LUCKY, BAD)
+    return {each: log_model(candidate(each, grays).classifier, grays) for each in thresholds}
+
+
+def challenge(threshold: int, splits: pd.DataFrame, champion: Champion | None) -> Verdict:
+    return compare_with_champion(candidate(threshold, splits), champion, 64, TRAINING)
+
+
+def test_only_a_model_that_is_better_by_more_than_chance_wins(grays: pd.DataFrame) -> None:
+    champion = Champion("1", classifier(MIDDLING))
+    verdicts = {t: challenge(t, grays, champion) for t in (GOOD, LUCKY, MIDDLING, BAD)}
+    assert [v.wins for v in verdicts.values()] == [True, False, False, False]
+    assert verdicts[GOOD].difference == pytest.approx(24 / 128)
+    assert verdicts[GOOD].p_value < 1e-5
+    assert 0.05 < verdicts[LUCKY].p_value < 0.5
+    assert "better, but not significantly" in verdicts[LUCKY].reason
+    assert verdicts[MIDDLING].p_value == 1 and "not better" in verdicts[MIDDLING].reason
+    assert "1.0000, champion (version 1) 0.8125" in verdicts[GOOD].reason
+    assert challenge(BAD, grays, None).wins
+
+
+def test_images_that_one_of_them_was_trained_on_do_not_count(grays: pd.DataFrame) -> None:
+    paths = grays.loc[grays["split"] == "test", "path"].tolist()
+    hashes = hash_files(paths)
+    verdict = challenge(GOOD, grays, Champion("1", classifier(MIDDLING), frozenset(hashes[:100])))
+    assert verdict.images == 28 and not verdict.wins  # the 24 it was wrong on are not among them
+    verdict = challenge(GOOD, grays, Champion("1", classifier(MIDDLING), frozenset(hashes)))
+    assert not verdict.wins and "trained or validated on 128 of 128 test images" in verdict.reason
+    copies = grays.copy()  # of test images in its own training split
+    copies.loc[copies["split"] == "train", "path"] = paths[:64]
+    assert challenge(GOOD, copies, Champion("1", classifier(MIDDLING))).images == 64
+
+
+def test_images_of_one_group_count_as_one(grays: pd.DataFrame) -> None:
+    champion = Champion("1", classifier(MIDDLING))
+    grouped = grays.assign(group=(grays.index // 32).astype(str))  # the champion errs in two of 8
+    verdict = challenge(GOOD, grouped, champion)
+    assert verdict.images == 128 and verdict.difference == pytest.approx(24 / 128)
+    assert not verdict.wins and verdict.p_value > 0.05
+    assert "on 128 images of 8 groups" in verdict.reason
+    alone = challenge(GOOD, grays.assign(group=grays["path"]), champion)
+    assert alone == challenge(GOOD, grays, champion)
+
+
+def test_labels_that_are_known_are_not_predicted_again(grays: pd.DataFrame) -> None:
+    paths = grays.loc[grays["split"] == "test", "path"].tolist()
+    known = dict.fromkeys(hash_files(paths)[:10], "bright")  # all of them wrong
+    verdict = challenge(GOOD, grays, Champion("1", classifier(GOOD), labels=known))
+    assert verdict.wins and verdict.difference == pytest.approx(10 / 128)
+
+
+def test_what_cannot_be_compared_leaves_the_champion(grays: pd.DataFrame) -> None:
+    other = Champion("1", classifier(BAD, ("ants", "bees")))
+    verdict = challenge(GOOD, grays, other)
+    assert not verdict.wins and "has the classes ants, bees" in verdict.reason
+    assert "registry.name" in verdict.reason
+    lost = challenge(GOOD, grays, Champion("7", problem="it is gone"))
+    assert not lost.wins and "(version 7) cannot be used (it is gone)" in lost.reason
+
+
+def test_the_registry_keeps_the_champion_and_says_why(
+    folders: ProjectFolders, uris: dict[int, str], grays: pd.DataFrame
+) -> None:
+    champions, results = [], []
+    for threshold in (MIDDLING, BAD, LUCKY, GOOD):
+        results.append(register(folders, "grays", uris[threshold], threshold, grays))
+        champions.append(find_version("grays", "champion"))
+    assert champions == ["1", "1", "1", "4"]
+    assert [r["registered_version"] for r in results] == ["1", "2", "3", "4"]
+    assert [r["champion_version"] for r in results] == champions
+    version = mlflow.MlflowClient().get_model_version("grays", "3")
+    assert version.description == version.tags["registration_reason"]
+    said = "version 3 of 'grays' does not become champion: test accuracy 0.8359"
+    assert said in version.description
+    assert version.tags["compared_images"] == "128" and version.tags["p_value"] == "0.180721"
+    answer = mlflow.pyfunc.load_model("models:/grays@champion").predict(grays["path"].tolist())
+    assert answer["label"].tolist() == grays["label"].tolist()
+
+
+def test_a_champion_s_lineage_and_its_labels_come_with_it(
+    folders: ProjectFolders,
+    uris: dict[int, str],
+    grays: pd.DataFrame,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    register(folders, "lineage", uris[BAD], BAD, grays)
+    met: list[Champion] = []
+
+    def compare(_: Candidate, champion: Champion, *__: object) -> Verdict:
+        met.append(champion)
+        return Verdict(False, "not compared")
+
+    monkeypatch.setattr(champion_module, "compare_with_champion", compare)
+    register(folders, "lineage", uris[GOOD], GOOD, grays)
+    (champion,) = met
+    assert champion.seen == seen_in(grays)
+    rows = candidate(BAD, grays).predictions
+    assert champion.labels == dict(zip(rows["sha256"], rows["prediction"], strict=True))
+
+
+def test_what_hinders_the_registry_ends_no_run(
+    folders: ProjectFolders, uris: dict[int, str], grays: pd.DataFrame
+) -> None:
+    def reason(uri: str | None, name: str | None) -> str:
+        own = candidate(GOOD, grays)
+        result = register_model(uri, own.classifier, own.predictions, parameters_of(name), folders)
+        assert "predict.model=latest" in result["next_prediction"]
+        return result["registration_reason"]
+
+    assert reason(None, "x") == "not registered: no MLflow run is active"
+    assert reason(uris[GOOD], None) == "not registered: registry.name is null"
+    assert reason(uris[GOOD], "a/b").startswith("not registered as 'a/b': ")  # MLflow refuses it
+    uri = log_model(classifier(BAD), grays)
+    register(folders, "lost", uri, BAD, grays)
+    location = mlflow.get_logged_model(uri.removeprefix("models:/")).artifact_location
+    shutil.rmtree(location.removeprefix("file://"))
+    result = register(folders, "lost", uris[GOOD], GOOD, grays)
+    assert result["champion_version"] == "1" and result["registered_version"] == "2"
+    assert "(version 1) cannot be used" in result["registration_reason"]
+
+
+def test_a_champion_that_names_other_code_is_not_imported(
+    folders: ProjectFolders, uris: dict[int, str], grays: pd.DataFrame
+) -> None:
+    register(folders, "foreign", uris[BAD], BAD, grays)
+    own = candidate(GOOD, grays)
+    parameters = parameters_of("foreign", model=ModelOptions())
+    result = register_model(uris[GOOD], own.classifier, own.predictions, parameters, folders)
+    assert result["champion_version"] == "1"
+    assert "cannot be used (model.trust_code:" in result["registration_reason"]
+
+
+NAMES = ("empty", "good comes first", "good comes second", "at the same moment")
+
+
+def register_beside_another(
+    folders: ProjectFolders, uri: str, threshold: int, splits: pd.DataFrame, barrier: Any
+) -> None:
+    """Register one model under each name, at the same time as the other process."""
+    connect(folders.base)
+    late = {"good comes first": MIDDLING, "good comes second": GOOD}
+    compared: list[Verdict] = []
+    delay = 0
+
+    def compare_and_wait(*arguments: Any) -> Verdict:
+        verdict = compare_with_champion(*arguments)
+        if not compared:  # both have compared themselves with the same champion
+            barrier.wait(120)
+            time.sleep(delay)
+        compared.append(verdict)
+        return verdict
+
+    champion_module.compare_with_champion = compare_and_wait
+    for name in NAMES:
+        compared.clear()
+        delay = 1 if late.get(name) == threshold else 0
+        result = register(folders, name, uri, threshold, splits)
+        assert "registered_version" in result, result
+        barrier.wait(120)
+
+
+def test_two_registrations_at_once_end_with_the_right_champion(
+    folders: ProjectFolders, uris: dict[int, str], grays: pd.DataFrame
+) -> None:
+    for name in NAMES[1:]:
+        register(folders, name, uris[BAD], BAD, grays)
+    barrier = multiprocessing.get_context("forkserver").Barrier(2)
+    processes = [
+        child_process(register_beside_another, folders, uris[threshold], threshold, grays, barrier)
+        for threshold in (GOOD, MIDDLING)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(200)
+    assert [process.exitcode for process in processes] == [0, 0]
+    client = mlflow.MlflowClient()
+    for name in NAMES:
+        model = client.get_registered_model(name)
+        assert list(model.aliases) == ["champion"]
+        version = client.get_model_version(name, model.aliases["champion"])
+        assert version.source == uris[GOOD], name
+        assert len(client.search_model_versions(f"name='{name}'")) == (2 if name == "empty" else 3)
