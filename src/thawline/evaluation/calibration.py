@@ -1,85 +1,90 @@
-"""Measure whether a classifier is right as often as its probabilities say, and correct them."""
+"""Measure how well probabilities match accuracy, and correct them with a temperature."""
 
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from thawline.evaluation.predictions import as_arrays, probability_columns
 
 BINS = 15  # of equal width from 0 to 1, as in Guo et al. 2017
-MIN_TEMPERATURE, MAX_TEMPERATURE = 0.02, 50.0  # temperatures that are looked at
-# Standard deviation of the logarithm of temperatures before any image is seen: most networks need
-# one between 0.6 and 1.6. Hundreds of images outweigh it; without it, a few dozen that are all
-# classified correctly would say that the classifier is never wrong.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.02, 50.0
+# Standard deviation of the prior of the log temperature: most networks need 0.6 to 1.6. Hundreds of
+# images outweigh it; without it, a few dozen correct images would make the classifier certain.
 PRIOR = 0.5
 RESAMPLES = 1000
 
 
 def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return confidence and accuracy (means, 0 to 1) and images of each bin that has images.
+    """Return mean confidence, accuracy (0 to 1) and number of images per bin that has images.
 
     The confidence is the probability of the predicted class.
 
     Args:
         predictions: a table of `predict_split`.
     """
-    table, _, right = as_arrays(predictions)
-    confidence = table.max(axis=1)
-    rows = pd.DataFrame({"bin": _bins(confidence), "confidence": confidence, "right": right})
+    probabilities, _, correct = as_arrays(predictions)
+    confidence = probabilities.max(axis=1)
+    rows = pd.DataFrame({"bin": _bins(confidence), "confidence": confidence, "correct": correct})
     means = rows.groupby("bin").agg(
-        confidence=("confidence", "mean"), accuracy=("right", "mean"), images=("right", "size")
+        confidence=("confidence", "mean"), accuracy=("correct", "mean"), images=("correct", "size")
     )
     return means.reset_index(drop=True)
 
 
-def calibration_error(bins: pd.DataFrame) -> float:
-    """Return the expected calibration error, 0 (right as often as it says) to 1, of `reliability`.
+def calibration_error(predictions: pd.DataFrame) -> float:
+    """Return the expected calibration error, from 0 to 1 (Guo et al. 2017, arXiv:1706.04599).
 
-    That is the mean distance between confidence and accuracy, weighed by images (Guo et al. 2017,
-    arXiv:1706.04599). On few images it is above 0 by chance too.
+    On few images it is above 0 by chance too, see `error_by_chance`.
     """
-    distance = (bins["confidence"] - bins["accuracy"]).abs()
-    return float(np.average(distance, weights=bins["images"]))
+    probabilities, targets, _ = as_arrays(predictions)
+    # torchmetrics would count a confidence of exactly 1 in a bin of its own.
+    inside = torch.tensor(probabilities).clamp(max=1 - 1e-7)
+    error = multiclass_calibration_error(
+        inside, torch.tensor(targets), probabilities.shape[1], BINS, norm="l1"
+    )
+    return error.item()
 
 
 def error_by_chance(predictions: pd.DataFrame, seed: int) -> float:
-    """Return the `calibration_error` to expect on so many images if every probability were true.
+    """Return the expected `calibration_error` on as many images if every probability were true.
 
-    The mean over resamples in which each image is right with the probability that is claimed. The
-    images are drawn independently: chance gives more where the images of a group err together.
+    It is the mean over resamples in which each image is correct with the claimed probability.
+    Images are drawn independently; where the images of a group err together, chance gives more.
 
     Args:
         predictions: a table of `predict_split`.
-        seed: of the resamples.
+        seed: seeds the resamples.
     """
-    table, *_ = as_arrays(predictions)
-    confidence = table.max(axis=1)
+    probabilities, *_ = as_arrays(predictions)
+    confidence = probabilities.max(axis=1)
     bins, rng = _bins(confidence), np.random.default_rng(seed)
     total = 0.0
     for _ in range(RESAMPLES):  # one by one: all at once take 10 kB per image
-        right = rng.random(len(confidence)) < confidence
-        total += np.abs(np.bincount(bins, right - confidence)).sum()
+        correct = rng.random(len(confidence)) < confidence
+        total += np.abs(np.bincount(bins, correct - confidence)).sum()
     return float(total / RESAMPLES / len(confidence))
 
 
 def fit_temperature(predictions: pd.DataFrame) -> float:
-    """Return what to divide the logits by, so that the labels are likeliest (Guo et al. 2017).
+    """Return the divisor of the logits that makes the labels most probable (Guo et al. 2017).
 
-    Above 1 the classifier is surer than it should be, below 1 less sure. It must be fitted on other
-    images than those of the final figures; the fewer there are, the closer it stays to 1.
+    Above 1, the classifier is overconfident. Fit it on other images than those of the final
+    figures. The fewer there are, the closer it stays to 1.
 
     Args:
         predictions: a table of `predict_split`.
     """
-    table, truth, _ = as_arrays(predictions)
-    logits = _logits(table)
+    probabilities, targets, _ = as_arrays(predictions)
+    logits = _logits(probabilities)
 
     def loss(log_temperature: float) -> float:
-        chosen = log_softmax(logits / np.exp(log_temperature), axis=1)
-        likelihood = float(chosen[np.arange(len(truth)), truth].sum())
+        log_probabilities = log_softmax(logits / np.exp(log_temperature), axis=1)
+        likelihood = float(log_probabilities[np.arange(len(targets)), targets].sum())
         return log_temperature**2 / (2 * PRIOR**2) - likelihood
 
     found = minimize_scalar(
@@ -89,18 +94,17 @@ def fit_temperature(predictions: pd.DataFrame) -> float:
 
 
 def with_temperature(predictions: pd.DataFrame, temperature: float) -> pd.DataFrame:
-    """Return the predictions with the probabilities of logits divided by a temperature.
-
-    The predicted classes stay the same.
-    """
-    table, *_ = as_arrays(predictions)
-    scaled = softmax(_logits(table) / temperature, axis=1)
+    """Return the predictions with all logits divided by a temperature; the classes stay."""
+    probabilities, *_ = as_arrays(predictions)
+    scaled = softmax(_logits(probabilities) / temperature, axis=1)
     return predictions.assign(**dict(zip(probability_columns(predictions), scaled.T, strict=True)))
 
 
-def _logits(table: np.ndarray) -> np.ndarray:
-    return np.log(np.clip(table, np.finfo(np.float32).tiny, None))
+def _logits(probabilities: np.ndarray) -> np.ndarray:
+    """Return log-probabilities, which serve as logits."""
+    return np.log(np.clip(probabilities, np.finfo(np.float32).tiny, None))
 
 
 def _bins(confidence: np.ndarray) -> np.ndarray:
+    """Return the bin of each confidence, from 0 to `BINS` - 1."""
     return np.minimum((confidence * BINS).astype(int), BINS - 1)

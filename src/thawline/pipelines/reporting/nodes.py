@@ -34,12 +34,11 @@ def calibrate(
     """
     validation = predict_split(classifier, splits, "val", options.batch_size, training)
     temperature = calibration.fit_temperature(validation)
-    before = calibration.reliability(predictions)
-    after = calibration.reliability(calibration.with_temperature(predictions, temperature))
+    scaled = calibration.with_temperature(predictions, temperature)
     errors = {
         "temperature": temperature,
-        "test_calibration_error": calibration.calibration_error(before),
-        "test_calibration_error_scaled": calibration.calibration_error(after),
+        "test_calibration_error": calibration.calibration_error(predictions),
+        "test_calibration_error_scaled": calibration.calibration_error(scaled),
         "test_calibration_error_by_chance": calibration.error_by_chance(predictions, seed),
     }
     logger.info(
@@ -50,6 +49,7 @@ def calibrate(
         errors["test_calibration_error_scaled"],
         errors["test_calibration_error_by_chance"],
     )
+    before, after = calibration.reliability(predictions), calibration.reliability(scaled)
     return errors, reliability_diagram(before, after, errors)
 
 
