@@ -8,7 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from thawline.evaluation.model_summary import FROZEN, PARTLY, TRAINING_GROUPS, line_places
+from thawline.evaluation.stage_summary import FROZEN, PARTLY, TRAINED, line_positions
 from thawline.networks.stages import HEAD
 from thawline.reports.figures.style import COLOURS, TRAIN, VALIDATION, shorten
 
@@ -17,7 +17,7 @@ STAGE_LETTERS = 22  # of a stage's name
 STATES = {  # color, and pattern
     FROZEN: (COLOURS[4], ""),
     PARTLY: (VALIDATION, "/"),
-    TRAINING_GROUPS: (VALIDATION, ""),
+    TRAINED: (VALIDATION, ""),
 }
 LEGEND = {
     "orientation": "h", "x": 0, "xref": "container",
@@ -31,7 +31,7 @@ def stage_figure(table: pd.DataFrame) -> go.Figure:
     """Return the stages from input to head, a column a phase, with the thaw line through them.
 
     Args:
-        table: of `model_summary.describe_stages`.
+        table: of `describe_stages`.
     """
     numbers = range(1, 1 + sum(str(column).startswith("phase_") for column in table))
     figure = go.Figure()
@@ -55,7 +55,7 @@ def stage_figure(table: pd.DataFrame) -> go.Figure:
                 hovertemplate="phase %{customdata[0]}, %{customdata[1]}: " + state
                 + "<br>%{customdata[2]}<extra></extra>",
             )  # fmt: skip
-    _add_thaw_line(figure, line_places(table))
+    _add_thaw_line(figure, line_positions(table))
     labels = [f"<b>{name}</b><br>{sizes}" for name, sizes in map(_cell, table.itertuples())]
     figure.update_xaxes(
         title_text="Phase", range=[0.5, len(numbers) + 0.5], tick0=1,
@@ -82,7 +82,7 @@ def weight_change_figure(change: pd.DataFrame) -> go.Figure:
     The head is new and would dwarf all others, so that its change is a number alone.
 
     Args:
-        change: the table of `model_summary.weight_change`.
+        change: the table of `measure_weight_change`.
     """
     is_head = change["stage"] == HEAD
     stages, head = change[~is_head], change[is_head].iloc[0]

@@ -1,0 +1,139 @@
+"""Measure how far training moved each stage of a network from its initial weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from thawline.data.transforms import Transforms
+from thawline.evaluation.stage_summary import is_in_stage
+from thawline.networks.stages import HEAD, Stage, find_stages
+from thawline.options import TrainingOptions
+from thawline.thaw.cache import ActivationCache
+from thawline.thaw.image_set import image_set
+from thawline.thaw.probing import compute_features, line_of_stages
+
+MAX_IMAGES = 256  # of the validation split that representations are compared on
+
+
+def measure_weight_change(
+    before: nn.Module,
+    after: nn.Module,
+    splits: pd.DataFrame,
+    transforms: Transforms,
+    options: TrainingOptions,
+    store: ActivationCache | None = None,
+) -> pd.DataFrame:
+    """Return how far training moved each stage, one row per stage from the input on.
+
+    Args:
+        before: network with the initial weights.
+        after: the same network, trained.
+        splits: the table of `split_dataset`.
+        transforms: how files become views.
+        options: device and workers.
+        store: keeps the features of `before`.
+
+    Returns:
+        stage and parameters.
+        relative_l2: norm of the change of all parameters, relative to their norm before; 0 for a
+            frozen stage. The head is new, so its change is that from its random beginning.
+        statistics_l2: the same of the running means and variances of batch norm; empty without.
+        cka: `linear_cka` of the stage's output before and after, averaged over positions, for at
+            most `MAX_IMAGES` validation images; 1 for a frozen stage on frozen stages. Empty for
+            the head, and for a stage without modules.
+
+    Raises:
+        OSError: if an image file cannot be read.
+    """
+    old, new = ({n: t.cpu() for n, t in m.state_dict().items()} for m in (before, after))
+    stages = find_stages(before)
+    if _has_same_backbone(old, new, stages[HEAD]):
+        cka = {name: 1.0 for name, stage in stages.items() if name != HEAD and stage.modules}
+    else:
+        cka = _measure_cka(before, after, splits, transforms, options, store)
+    rows = []
+    for name, stage in stages.items():
+        statistics = _batch_norm_statistics(before, stage)
+        rows.append(
+            {
+                "stage": name,
+                "parameters": sum(before.get_parameter(n).numel() for n in stage.parameters),
+                "relative_l2": _relative_l2(old, new, stage.parameters),
+                "statistics_l2": _relative_l2(old, new, statistics) if statistics else math.nan,
+                "cka": cka.get(name, math.nan),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def linear_cka(first: Tensor, second: Tensor) -> float:
+    """Return the linear centered kernel alignment of two sets of features of the same images.
+
+    Kornblith et al. 2019, arXiv:1905.00414: from 0 to 1, whatever the rotation and the scale, and
+    exactly 1 for equal features.
+
+    Args:
+        first: (N, any number of features).
+        second: (N, any number of features).
+    """
+    if torch.equal(first, second):
+        return 1.0
+    grams = []
+    for features in (first, second):
+        centered = features.double() - features.double().mean(dim=0)
+        grams.append(centered @ centered.T)
+    norms = grams[0].norm() * grams[1].norm()
+    return float((grams[0] * grams[1]).sum() / norms) if norms else 0.0
+
+
+def _has_same_backbone(old: Mapping[str, Tensor], new: Mapping[str, Tensor], head: Stage) -> bool:
+    """Return whether all tensors but those of the head are equal, to the bit."""
+    return all(torch.equal(old[name], new[name]) for name in old if not is_in_stage(name, head))
+
+
+def _batch_norm_statistics(network: nn.Module, stage: Stage) -> list[str]:
+    """Return the names of the running means and variances in a stage."""
+    return [
+        name
+        for name, _ in network.named_buffers()
+        if name.endswith(("running_mean", "running_var")) and is_in_stage(name, stage)
+    ]
+
+
+def _relative_l2(
+    old: Mapping[str, Tensor], new: Mapping[str, Tensor], names: Sequence[str]
+) -> float:
+    """Return the norm of the change of all tensors together, over their norm before."""
+    change = math.hypot(*((new[n].double() - old[n].double()).norm().item() for n in names))
+    length = math.hypot(*(old[n].double().norm().item() for n in names))
+    return change / length if length else math.inf if change else 0.0
+
+
+def _measure_cka(
+    before: nn.Module,
+    after: nn.Module,
+    splits: pd.DataFrame,
+    transforms: Transforms,
+    options: TrainingOptions,
+    store: ActivationCache | None,
+) -> dict[str, float]:
+    """Return the CKA of each stage that has modules, except the head."""
+    val_set = image_set(splits, "val", torch.device("cpu"))
+    count = len(val_set.labels)
+    positions = np.linspace(0, count - 1, min(MAX_IMAGES, count)).round().astype(int)
+    (images,) = val_set.take([positions])
+    features = []
+    for network in (before, after):
+        line = line_of_stages(network)
+        tables = compute_features(
+            line, images, transforms, options, store, "Comparing stages", torch.float32,
+            keep=network is before,  # no later run has the weights of `after`
+        )  # fmt: skip
+        features.append([torch.from_numpy(table) for table in tables])
+    return {name: linear_cka(*pair) for name, *pair in zip(line.boundary, *features, strict=True)}
