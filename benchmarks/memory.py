@@ -24,7 +24,8 @@ from thawline.data.transforms import build_transforms
 from thawline.networks.building import IMAGENET, build_network
 from thawline.options import ModelOptions, TrainingOptions, TransformOptions
 from thawline.thaw.cache import ActivationCache
-from thawline.training.loop import prepare, train
+from thawline.training.loop import train
+from thawline.training.setup import prepare
 
 SIZE = 128
 

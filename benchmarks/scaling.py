@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,7 +37,8 @@ from thawline.options import DatasetOptions, EngineOptions, Phase, TrainingOptio
 from thawline.thaw.cache import ActivationCache
 from thawline.thaw.features import CPU_CHUNK_SIZE
 from thawline.thaw.line import split_at_thaw_line
-from thawline.training import data_parallel, ray_engine
+from thawline.training import ray_cluster, ray_engine
+from thawline.training.data_parallel import wrap_for_workers
 from thawline.training.memory import keep_freed_memory
 
 BACKBONE = "timm/tf_efficientnet_lite0"
@@ -265,16 +265,15 @@ def seconds_of(stage: str, folder: Path, batch: int) -> float:
         network.eval()
         return timed(torch.no_grad()(lambda: network(images)), batch, stage)
     optimizer = torch.optim.AdamW(network.parameters())
+    network = wrap_for_workers(network, sync_batch_norm=False)
     labels = torch.zeros(batch, dtype=torch.long)
 
     def step() -> None:
         nn.functional.cross_entropy(network(images), labels).backward()
-        data_parallel.add_up_gradients(network.parameters())
         optimizer.step()
         optimizer.zero_grad()
 
-    with data_parallel.SyncedBatchNorm() if data_parallel.workers() > 1 else nullcontext():
-        return timed(step, batch, stage)
+    return timed(step, batch, stage)
 
 
 def fill_seconds(splits: pd.DataFrame, folder: Path, workers: int) -> float:
@@ -282,12 +281,12 @@ def fill_seconds(splits: pd.DataFrame, folder: Path, workers: int) -> float:
     phase = Phase(trainable={"last": 1}, epochs=VIEWS, lr=0.01)
     arguments = arguments_of(splits, folder, "head_only") | {"views": VIEWS}
     engine = connected(workers)
-    arguments = ray_engine._for_workers(arguments, engine)
-    ray_engine.compute_activations(arguments, phase, ray_engine.divide(engine))
+    arguments = ray_engine.worker_arguments(arguments, engine)
+    ray_cluster.compute_activations(arguments, phase, ray_cluster.divide(engine))
     files = [path.stat() for path in folder.rglob("*.safetensors")]
     times, sizes = np.array(sorted((file.st_mtime, file.st_size) for file in files)).T
     written = sizes.cumsum() / sizes.sum()
-    each = 1 / ray_engine.TASKS_A_WORKER / workers  # of the whole; from then on all are at work
+    each = 1 / ray_cluster.TASKS_PER_WORKER / workers  # of the whole; from then on all are at work
     begun = int(np.searchsorted(written, (workers - 0.5) * each))
     return float((times[-1] - times[begun]) / (1 - written[begun]))
 
@@ -312,12 +311,12 @@ ENGINE = EngineOptions(name="ray")
 def connected(workers: int) -> EngineOptions:
     """Return the engine with so many workers, to which this process is connected."""
     engine = ENGINE.model_copy(update={"workers": workers})
-    ray_engine.connect(engine)
+    ray_cluster.connect(engine)
     return engine
 
 
 def arguments_of(splits: pd.DataFrame, folder: Path, strategy: str) -> dict[str, Any]:
-    """Return the arguments of `training.prepare` for one random view of each image."""
+    """Return the arguments of `setup.prepare` for one random view of each image."""
     network, transforms = common.build(BACKBONE, strategy)
     return {
         "network": network,

@@ -32,7 +32,8 @@ from thawline.networks.classifier import Classifier
 from thawline.options import AUTO, Parameters, validate_parameters
 from thawline.thaw.cache import ActivationCache
 from thawline.thaw.probing import choose_strategy
-from thawline.training.loop import prepare, train
+from thawline.training.loop import train
+from thawline.training.setup import prepare
 
 CONF = Path(__file__).parents[1] / "conf" / "base"
 PROBE = "auto (probe)"

@@ -22,7 +22,8 @@ from benchmarks import common, tutorial
 from thawline.networks.timm_backbones import BUNDLED_BACKBONE
 from thawline.options import TrainingOptions
 from thawline.thaw.cache import ActivationCache
-from thawline.training.loop import prepare, train
+from thawline.training.loop import train
+from thawline.training.setup import prepare
 
 NULL = "null"
 TUTORIAL = "tutorial loop"

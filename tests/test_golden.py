@@ -20,7 +20,8 @@ from thawline.options import TransformOptions
 from thawline.sweep import storage as sweep_storage
 from thawline.sweep import study as sweeping
 from thawline.thaw.cache import ActivationCache
-from thawline.training.loop import prepare, train
+from thawline.training.loop import train
+from thawline.training.setup import prepare
 from thawline.training.state import TrainingCheckpoints
 
 OLD = Path(__file__).parent / "golden" / "written_at_679d403"
@@ -84,7 +85,7 @@ def test_an_earlier_training_goes_on_or_is_named_and_an_earlier_store_is_no_obst
     with caplog.at_level(logging.INFO):
         history = train(setup, [records.HEAD, records.ALL], states).history
     said = " ".join(caplog.messages)
-    assert "goes on after epoch 1" in said or "1 with others were" in said
+    assert "Resuming after epoch 1" in said or "1 with others" in said
     golden = json.loads(records.RECORDS.read_text(encoding="utf-8"))["small network"]
     _assert_same(history["val_loss"].tolist(), golden["epochs"], "epochs")
 

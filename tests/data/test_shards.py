@@ -31,7 +31,8 @@ from thawline.options import (
     TrainingOptions,
     TransformOptions,
 )
-from thawline.training.loop import prepare, train
+from thawline.training.loop import train
+from thawline.training.setup import prepare
 
 
 def write_shard(file: Path, members: Iterable[tuple[str, bytes]]) -> Path:

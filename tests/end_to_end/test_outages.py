@@ -77,7 +77,7 @@ def test_where_nothing_is_kept_an_outage_ends_a_run_that_can_be_resumed(
     server.start()
     done = kedro(project, "run", "--to-nodes=train_model", f"{params},training.resume=true")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Training goes on after epoch" in done.stdout
+    assert "Resuming after epoch" in done.stdout
     statuses = server.query("select status from runs order by start_time")
     assert statuses == [("KILLED",), ("FINISHED",)]
     ((epochs,),) = server.query(

@@ -101,7 +101,7 @@ def test_a_worker_that_is_killed_in_mid_epoch_is_replaced(photos: Path, tmp_path
     rest, errors = process.communicate(timeout=600)
     assert process.returncode == 0, output + rest + errors
     assert "A worker has died: new ones go on" in rest
-    assert "Training goes on after epoch" in rest
+    assert "Resuming after epoch" in rest
     pd.testing.assert_frame_equal(
         history(project).drop(columns=OF_TIME), history(undisturbed).drop(columns=OF_TIME)
     )

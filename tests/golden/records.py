@@ -38,7 +38,8 @@ from thawline.options import (
 )
 from thawline.sweep.study import study_fingerprint
 from thawline.thaw.cache import ActivationCache
-from thawline.training.loop import prepare, train
+from thawline.training.loop import train
+from thawline.training.setup import prepare
 
 ROOT = Path(__file__).parents[2]
 RECORDS = Path(__file__).with_name("records.json")
@@ -87,7 +88,7 @@ def losses_of_steps(
             if record.levelno == logging.DEBUG and "loss" in str(record.msg):
                 losses.append(float(record.args[2]))  # type: ignore[index, arg-type]
 
-    logger, listener = logging.getLogger("thawline.training.loop"), Listener()
+    logger, listener = logging.getLogger("thawline.training"), Listener()
     level = logger.level
     logger.addHandler(listener)
     logger.setLevel(logging.DEBUG)

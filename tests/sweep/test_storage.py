@@ -20,7 +20,7 @@ from thawline.errors import ParameterError, StorageError
 from thawline.options import Parameters
 from thawline.sweep import storage as sweep_storage
 from thawline.sweep import study as sweeping
-from thawline.training.loop import OnEpoch
+from thawline.training.progress import OnEpoch
 
 
 def study_of(url: str, parameters: Parameters, splits: pd.DataFrame) -> optuna.study.Study:

@@ -24,7 +24,7 @@ from thawline.pipelines.sweep import nodes
 from thawline.sweep import storage as sweep_storage
 from thawline.sweep import study as sweeping
 from thawline.sweep.space import check_space
-from thawline.training.loop import OnEpoch
+from thawline.training.progress import OnEpoch
 
 CONF = Path(__file__).parents[2] / "conf" / "base"
 LR = {"type": "float", "low": 0.001, "high": 0.1, "log": True}

@@ -46,7 +46,9 @@ from thawline.thaw.features import (
 from thawline.thaw.freezing import freeze_layers
 from thawline.thaw.image_set import ImageView, view_seed
 from thawline.thaw.line import split_at_thaw_line
-from thawline.training.loop import TrainingResult, prepare, train
+from thawline.training.loop import train
+from thawline.training.progress import TrainingResult
+from thawline.training.setup import prepare
 
 HEAD = Phase(trainable={"last": 1}, epochs=4, lr=0.01)
 TWO_STAGES = Phase(trainable={"last": 2}, epochs=2, lr=0.01)
@@ -502,9 +504,9 @@ def test_the_line_changes_weights_by_rounding_only(
     phases = [phase.model_copy(update=norm) for phase in (HEAD, TWO_STAGES)]
     split = run(splits, store, *phases, **kwargs)
     from thawline.thaw.line import ThawLine
-    from thawline.training import loop as training
+    from thawline.training import setup
 
-    monkeypatch.setattr(training, "split_at_thaw_line", lambda n, _: ThawLine(None, n, n))
+    monkeypatch.setattr(setup, "split_at_thaw_line", lambda n, _: ThawLine(None, n, n))
     whole = run(splits, None, *phases, **kwargs)
     for name, tensor in whole.last.items():
         torch.testing.assert_close(split.last[name], tensor, atol=1e-5, rtol=1e-3)

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from conftest import child_process
 from thawline.data.transforms import build_transforms
@@ -21,11 +21,13 @@ from thawline.networks.building import IMAGENET, build_network
 from thawline.options import ModelOptions, Phase, TrainingOptions, TransformOptions
 from thawline.thaw.cache import ActivationCache
 from thawline.training import data_parallel
-from thawline.training.loop import prepare, train
+from thawline.training.loop import train
+from thawline.training.setup import prepare
 
 WORKERS = 2
 HEAD = Phase(trainable={"last": 1}, epochs=2, lr=0.01)
 ALL = Phase(trainable="all", epochs=2, lr=0.003)
+FROZEN_NORM = ALL.model_copy(update={"batch_norm": "eval"})
 WEIGHED = {
     "class_weights": "balanced",
     "gradient_accumulation_steps": 2,
@@ -34,7 +36,7 @@ WEIGHED = {
 }
 
 
-def run(splits: pd.DataFrame, folder: Path, backbone: str, sync: bool, changes: dict) -> Any:
+def run(splits: pd.DataFrame, folder: Path, backbone: str, phase: Phase, changes: dict) -> Any:
     """Train without dropout, of which every worker draws its own."""
     model = ModelOptions(backbone=backbone, weights="none")
     network, _ = build_network(model, 2, 32, 0)
@@ -46,8 +48,7 @@ def run(splits: pd.DataFrame, folder: Path, backbone: str, sync: bool, changes: 
     )
     transforms = build_transforms(TransformOptions(size=32), IMAGENET)
     store = ActivationCache(folder / "store", 1)
-    setup = prepare(network, splits, transforms, options, 0, 2, store, sync_batch_norm=sync)
-    return train(setup, [HEAD, ALL])
+    return train(prepare(network, splits, transforms, options, 0, 2, store), [HEAD, phase])
 
 
 def meet(rank: int, folder: Path) -> None:
@@ -85,8 +86,8 @@ def on_workers(target: Callable[..., None], folder: Path, *arguments: Any) -> li
 def test_two_workers_learn_what_one_does(
     splits: pd.DataFrame, tmp_path: Path, backbone: str, changes: dict
 ) -> None:
-    alone = run(splits, tmp_path / "alone", backbone, True, changes)
-    (last, _, history), other = on_workers(_work, tmp_path, splits, backbone, True, changes)
+    alone = run(splits, tmp_path / "alone", backbone, FROZEN_NORM, changes)
+    (last, _, history), other = on_workers(_work, tmp_path, splits, backbone, FROZEN_NORM, changes)
     for name, tensor in alone.last.items():
         torch.testing.assert_close(last[name], tensor, atol=1e-4, rtol=1e-4)
     assert all(torch.equal(tensor, other[0][name]) for name, tensor in last.items())
@@ -95,47 +96,18 @@ def test_two_workers_learn_what_one_does(
         pd.testing.assert_series_equal(found, alone.history[column], check_names=False, atol=1e-5)
 
 
-def test_without_synced_batch_norm_workers_hold_the_same_network_all_the_same(
+def test_where_batch_norm_sees_shares_workers_hold_the_same_network_all_the_same(
     splits: pd.DataFrame, tmp_path: Path
 ) -> None:
     (last, best, _), other = on_workers(
-        _work, tmp_path, splits, "helpers.networks:SmallNet", False, {}
+        _work, tmp_path, splits, "helpers.networks:SmallNet", ALL, {"ema_decay": 0.9}
     )
     assert all(torch.equal(tensor, other[0][name]) for name, tensor in last.items())
     assert all(torch.equal(tensor, other[1][name]) for name, tensor in best.items())
 
 
-def _normalized(norm: nn.BatchNorm2d, images: Tensor) -> list[Tensor | None]:
-    outputs = norm(images.requires_grad_())
-    (outputs**3).sum().backward()
-    return [outputs.detach(), images.grad, norm.running_mean, norm.running_var]
-
-
-def _normalize(rank: int, folder: Path, images: Tensor, affine: bool) -> None:
-    meet(rank, folder)
-    norm = nn.BatchNorm2d(3, affine=affine)
-    with data_parallel.SyncedBatchNorm():
-        found = _normalized(norm, data_parallel.share(images).clone())
-    data_parallel.add_up_gradients(norm.parameters())
-    torch.save([*found, *(p.grad for p in norm.parameters())], folder / f"{rank}.pt")
-    dist.destroy_process_group()
-
-
-# One image leaves none to the second worker.
-@pytest.mark.parametrize(("count", "affine"), [(7, True), (7, False), (1, True)])
-def test_synced_batch_norm_is_batch_norm_of_the_whole_batch(
-    tmp_path: Path, count: int, affine: bool
-) -> None:
-    images = torch.randn(count, 3, 4, 5, generator=torch.Generator().manual_seed(0)) * 3 + 5
-    norm = nn.BatchNorm2d(3, affine=affine)
-    of_images = _normalized(norm, images.clone())
-    of_all = [p.grad for p in norm.parameters()]
-    for rank, found in enumerate(on_workers(_normalize, tmp_path, images, affine)):
-        mine = [tensor[rank::WORKERS] for tensor in of_images[:2] if tensor is not None]
-        for one, other in zip(found, [*mine, *of_images[2:], *of_all], strict=True):
-            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
-
-
 def test_one_process_alone_shares_with_nobody() -> None:
-    assert data_parallel.share([3, 1, 2]) == [3, 1, 2]
-    assert data_parallel.add_up(0.1, 2, device=torch.device("cpu")) == (0.1, 2)
+    assert data_parallel.local_slice(range(3)) == range(3)
+    assert data_parallel.all_reduce_sum(0.1, 2, device=torch.device("cpu")) == (0.1, 2)
+    network = nn.Linear(1, 1)
+    assert data_parallel.wrap_for_workers(network, sync_batch_norm=True) is network

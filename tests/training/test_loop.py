@@ -15,14 +15,10 @@ from thawline.networks.building import IMAGENET, build_network
 from thawline.options import ModelOptions, Phase, TrainingOptions, TransformOptions
 from thawline.thaw.device import make_accelerator
 from thawline.thaw.freezing import find_undecayed, freeze_layers
-from thawline.training.loop import (
-    TrainingResult,
-    lr_factor,
-    make_loss,
-    make_optimizer,
-    prepare,
-    train,
-)
+from thawline.training.loop import train
+from thawline.training.optimizer import lr_factor, make_optimizer
+from thawline.training.progress import TrainingResult
+from thawline.training.setup import make_loss, prepare
 
 HEAD = Phase(trainable={"last": 1}, epochs=2, lr=0.01)
 EVERYTHING = Phase(trainable="all", epochs=2, lr=0.003)
@@ -158,7 +154,7 @@ def test_where_memory_is_short_parts_of_a_batch_give_the_same_weights(
         setup = prepare(network, uneven, transforms(), options(optimizer="sgd", **changes), 0)
         results.append(train(setup, [frozen_norm]))
     assert memory.asked[:4] == [8, 4, 2, 2] and max(memory.asked[3:]) <= 3
-    assert "no memory for 8 images" in caplog.text and "it computes 2 at a time" in caplog.text
+    assert "repeating it with micro-batches of 2 images" in caplog.text
     whole, parts = results
     for name, tensor in whole.last.items():
         torch.testing.assert_close(parts.last[name], tensor, rtol=1e-4, atol=1e-5)
@@ -175,7 +171,7 @@ def test_a_device_without_memory_for_two_images_is_said_to_be_too_small(
 ) -> None:
     network = network_of()
     network.layer2[0].register_forward_pre_hook(Memory(1))
-    with pytest.raises(TrainingError, match=r"out of memory in epoch 1.*transforms\.size"):
+    with pytest.raises(TrainingError, match=r"Out of device memory in epoch 1.*transforms\.size"):
         train(prepare(network, splits, transforms(), options(), 0), [EVERYTHING])
 
 

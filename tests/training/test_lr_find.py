@@ -13,8 +13,8 @@ from thawline.networks.building import IMAGENET, build_network
 from thawline.options import LrFindOptions, ModelOptions, Phase, TrainingOptions, TransformOptions
 from thawline.reports.figures.training import lr_curve
 from thawline.thaw.cache import ActivationCache
-from thawline.training.loop import prepare
 from thawline.training.lr_find import find_lr, suggest_lr
+from thawline.training.setup import prepare
 
 SIZE = 64
 HEAD = Phase(trainable={"last": 1}, epochs=1, lr=0.005)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from conftest import train_set_of
 from thawline.data.transforms import build_transforms, make_mix
@@ -17,8 +18,10 @@ from thawline.options import (
     TransformOptions,
 )
 from thawline.thaw.freezing import find_stages, freeze_layers
-from thawline.training.ema import WeightEma
-from thawline.training.loop import TrainingResult, make_loss, make_optimizer, prepare, train
+from thawline.training.loop import train
+from thawline.training.optimizer import ema_weights, load_ema, make_ema, make_optimizer, update_ema
+from thawline.training.progress import TrainingResult
+from thawline.training.setup import make_loss, prepare
 
 MODEL = ModelOptions(backbone="helpers.networks:SmallNet", weights="none")
 STAGES = ["stem", "layer1", "layer2", "head"]
@@ -157,19 +160,21 @@ def test_without_epochs_the_network_stays_as_it_was_loaded(splits: pd.DataFrame)
 
 
 def test_the_average_follows_the_weights_with_a_warm_up() -> None:
-    weights = torch.zeros(3)
-    average = WeightEma([weights], decay=0.9)
-    expected = torch.zeros(3)
+    network = nn.Linear(3, 1, bias=False)
+    weights = network.weight.detach().zero_()
+    ema, expected = make_ema(network, decay=0.9), torch.zeros(1, 3)
     for update in range(1, 200):
         weights += 1
-        average.update()
+        update_ema(ema, network, update)
         decay = min(0.9, (1 + update) / (10 + update))
         expected = decay * expected + (1 - decay) * weights
-        torch.testing.assert_close(average.averages[0], expected)
-    assert weights[0] - average.averages[0][0] == pytest.approx(9, rel=1e-3)  # decay / (1 - decay)
-    with average.in_place():
+        torch.testing.assert_close(ema.module.weight.detach(), expected)
+    assert 199 - expected[0, 0] == pytest.approx(9, rel=1e-3)  # decay / (1 - decay)
+    with ema_weights(network, ema):
         torch.testing.assert_close(weights, expected)
-    assert weights.tolist() == [199] * 3
+    assert weights.tolist() == [[199] * 3]
+    load_ema(network, ema)
+    torch.testing.assert_close(weights, expected)
 
 
 def test_with_an_average_the_network_ends_at_it(splits: pd.DataFrame) -> None:
@@ -216,7 +221,7 @@ def test_mixed_images_have_shares_of_labels_and_train_without_a_store(
     phase = Phase(trainable={"last": 1}, epochs=3, lr=0.01)
     with caplog.at_level("INFO"):
         result = run(splits, phase, mixup=0.2)
-    assert "all of the network runs in every step, and nothing is kept" in caplog.text
+    assert "the whole network runs in every step and nothing is cached" in caplog.text
     assert result.history["thaw_line"].unique().tolist() == ["images"]
     assert result.history["val_loss"].iloc[-1] < result.history["val_loss"].iloc[0]
 

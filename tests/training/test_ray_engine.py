@@ -15,8 +15,8 @@ from thawline.errors import DataError, ParameterError
 from thawline.networks.building import IMAGENET, build_network
 from thawline.options import EngineOptions, ModelOptions, Phase, TrainingOptions, TransformOptions
 from thawline.thaw.cache import ActivationCache
-from thawline.training import loop as training
-from thawline.training import ray_engine
+from thawline.training import loop, ray_cluster, ray_engine
+from thawline.training.setup import prepare
 from thawline.training.state import TrainingCheckpoints
 
 ray = pytest.importorskip("ray")
@@ -25,13 +25,13 @@ pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all
 ENGINE = EngineOptions(name="ray", workers=2)
 PHASES = [
     Phase(trainable={"last": 1}, epochs=2, lr=0.01),
-    Phase(trainable="all", epochs=2, lr=0.003),
+    Phase(trainable="all", epochs=2, lr=0.003, batch_norm="eval"),  # else it sees shares on CPUs
 ]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray_engine.connect(ENGINE)
+    ray_cluster.connect(ENGINE)
     yield
     ray.shutdown()
 
@@ -57,7 +57,7 @@ def test_two_workers_return_what_one_process_does(splits: pd.DataFrame, tmp_path
     rows: list[dict[str, Any]] = []
     states = TrainingCheckpoints(tmp_path / "states")
     found = ray_engine.train(arguments, PHASES, ENGINE, states, lambda row, _: rows.append(row))
-    alone = training.train(training.prepare(**arguments_of(splits, tmp_path / "alone")), PHASES)
+    alone = loop.train(prepare(**arguments_of(splits, tmp_path / "alone")), PHASES)
 
     for name, tensor in alone.last.items():
         torch.testing.assert_close(found.last[name], tensor, atol=1e-4, rtol=1e-4)
@@ -76,7 +76,7 @@ def test_two_workers_return_what_one_process_does(splits: pd.DataFrame, tmp_path
 
 def test_more_workers_than_there_are_processors_are_refused() -> None:
     with pytest.raises(ParameterError, match=r"engine\.workers: 1000 with a CPU"):
-        ray_engine.divide(ENGINE.model_copy(update={"workers": 1000}))
+        ray_cluster.divide(ENGINE.model_copy(update={"workers": 1000}))
 
 
 def test_an_image_that_has_vanished_is_named(splits: pd.DataFrame, tmp_path: Path) -> None:

@@ -23,8 +23,10 @@ from thawline.options import (
     TransformOptions,
 )
 from thawline.thaw.cache import ActivationCache
-from thawline.training import state as interruptions
-from thawline.training.loop import TrainingResult, prepare, train
+from thawline.training import state
+from thawline.training.loop import train
+from thawline.training.progress import TrainingResult
+from thawline.training.setup import prepare
 from thawline.training.state import TrainingCheckpoints
 
 GRADUAL = tuple(
@@ -84,7 +86,7 @@ def assert_same(first: TrainingResult, second: TrainingResult) -> None:
 
 @pytest.fixture
 def states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingCheckpoints:
-    monkeypatch.setattr(interruptions, "LARGEST_SHARE", 1e9)  # every epoch is saved
+    monkeypatch.setattr(state, "MAX_SAVING_TIME", 1e9)  # every epoch is saved
     return TrainingCheckpoints(tmp_path / "states")
 
 
@@ -145,7 +147,7 @@ def test_another_training_is_not_gone_on_with(
     ):  # fmt: skip
         caplog.clear()
         resumed = run(splits, states, resume=True, **changed)
-        assert "no training with these data, weights and parameters" in caplog.text
+        assert "no interrupted training with these data" in caplog.text
         assert_same(resumed, run(splits, **changed))
 
 
@@ -166,7 +168,7 @@ def test_a_training_that_has_ended_is_not_repeated_until_it_is_forgotten(
     with caplog.at_level(logging.INFO):
         again = run(splits, states, resume=True, on_epoch=lambda row, epoch: told.append(row))
     assert_same(again, first)
-    assert "Training goes on after epoch 8" in caplog.text
+    assert "Resuming after epoch 8" in caplog.text
     assert "epoch 8 (phase 4)" not in caplog.text  # that one was not trained again
     assert [row["val_loss"] for row in told] == first.history["val_loss"].tolist()
     states.forget()
@@ -191,7 +193,7 @@ def test_a_damaged_state_is_said_and_the_one_before_it_is_taken(
     with caplog.at_level(logging.INFO):
         assert_same(run(splits, states, resume=True), run(splits))
     assert caplog.text.count("is damaged") == damaged
-    assert (f"Training goes on {goes_on}" in caplog.text) == (goes_on is not None)
+    assert (f"Resuming {goes_on}" in caplog.text) == (goes_on is not None)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
@@ -202,11 +204,11 @@ def test_a_full_disk_keeps_the_state_that_is_there(
     save = torch.save
 
     def save_without_room(state: dict, path: Path) -> None:
-        if len(state["course"]["history"]) > 3:
+        if len(state["progress"]["history"]) > 3:
             path.symlink_to("/dev/full")
         save(state, path)
 
-    monkeypatch.setattr(interruptions.torch, "save", save_without_room)
+    monkeypatch.setattr(state.torch, "save", save_without_room)
     with pytest.raises(Interrupted):
         run(splits, states, on_epoch=interrupt(5))
     assert len(list(states.folder.iterdir())) == 2  # and nothing unfinished
@@ -252,7 +254,7 @@ def test_after_a_loss_that_is_not_finite_the_state_before_is_there(
     with pytest.raises(TrainingError, match=r"of epoch 3 \(phase 2\)"):
         run(splits, states, phases=(GRADUAL[0], explodes), warmup_ratio=0)
     _, file = sorted(states.folder.iterdir())
-    assert len(torch.load(file, weights_only=True)["course"]["history"]) == 2
+    assert len(torch.load(file, weights_only=True)["progress"]["history"]) == 2
 
 
 def test_saving_takes_little_of_the_time(
@@ -260,9 +262,9 @@ def test_saving_takes_little_of_the_time(
 ) -> None:
     saves = []
     states = TrainingCheckpoints(tmp_path)
-    write = interruptions.write_atomic
+    write = state.write_atomic
     monkeypatch.setattr(
-        interruptions, "write_atomic", lambda *a: (saves.append(1), time.sleep(0.1), write(*a))
+        state, "write_atomic", lambda *a: (saves.append(1), time.sleep(0.1), write(*a))
     )
     run(splits, states)  # epochs of a few hundredths of a second
     assert len(saves) == 1
@@ -270,7 +272,7 @@ def test_saving_takes_little_of_the_time(
 
 def _train_in_child(splits: pd.DataFrame, folder: Path, activations: Path) -> None:
     logging.disable()
-    interruptions.LARGEST_SHARE = 1e9
+    state.MAX_SAVING_TIME = 1e9
     (folder.parent / "began").touch()
     run(splits, TrainingCheckpoints(folder), store=ActivationCache(activations, 1), resume=True)
 
@@ -301,7 +303,7 @@ def test_sigkill_at_random_moments_changes_nothing(
             seconds = time.perf_counter() - start
             assert child.exitcode == 0
         for file in (tmp_path / "states").glob("*.pt"):
-            course = torch.load(file, weights_only=True)["course"]
+            course = torch.load(file, weights_only=True)["progress"]
             phases.add(course["phase"])
             if len(course["history"]) == 8 or child.exitcode == 0:
                 file.unlink()  # it has come to its end: the next one starts from the beginning

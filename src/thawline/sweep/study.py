@@ -24,7 +24,7 @@ from thawline.errors import ParameterError, StorageError, TrainingError
 from thawline.networks.checkpoints import is_weights_file
 from thawline.options import AUTO, TRAINING_GROUPS, Parameters, SweepOptions, flatten
 from thawline.sweep.space import active_dimensions, possible_strategies, suggest, with_values
-from thawline.training.loop import OnEpoch, score
+from thawline.training.progress import OnEpoch, score
 
 logger = logging.getLogger(__name__)
 

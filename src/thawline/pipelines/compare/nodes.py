@@ -20,7 +20,7 @@ from thawline.options import TRAINING_GROUPS, Parameters, flatten
 from thawline.pipelines.finetune import nodes as finetune
 from thawline.reports.figures.comparison import comparison_figure
 from thawline.reports.html import comparison_sections, data_facts, html_report
-from thawline.training.loop import OnEpoch
+from thawline.training.progress import OnEpoch
 from thawline.training.state import TrainingCheckpoints
 
 logger = logging.getLogger(__name__)

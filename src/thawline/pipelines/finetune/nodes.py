@@ -33,8 +33,8 @@ from thawline.serving import champion
 from thawline.serving.registry import ProjectFolders
 from thawline.thaw import freezing, probing
 from thawline.thaw.cache import ActivationCache
-from thawline.training import loop as training
-from thawline.training import lr_find, ray_engine
+from thawline.training import loop, lr_find, ray_engine, setup
+from thawline.training.progress import OnEpoch, State
 from thawline.training.state import TrainingCheckpoints
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def train_model(
     image_transforms: transforms.Transforms,
     activations: Path,
     training_checkpoints: TrainingCheckpoints,
-    metric_logger: training.OnEpoch,
+    metric_logger: OnEpoch,
 ) -> tuple[Classifier, Classifier, pd.DataFrame, list[dict[str, Any]], go.Figure]:
     """Return the best and the last classifier, history, freeze contract and learning curves."""
     arguments = training_arguments(
@@ -113,8 +113,8 @@ def train_model(
     if engine.name == "ray":
         result = ray_engine.train(arguments, phases, engine, training_checkpoints, metric_logger)
     else:
-        context = training.prepare(**arguments)
-        result = training.train(context, phases, training_checkpoints, metric_logger)
+        context = setup.prepare(**arguments)
+        result = loop.train(context, phases, training_checkpoints, metric_logger)
     if result.best_epoch:
         best_val_accuracy = result.history["val_accuracy"].iloc[result.best_epoch - 1]
         metric_logger({"best_val_accuracy": best_val_accuracy}, result.best_epoch)
@@ -190,7 +190,7 @@ def find_lr(
         image_transforms,
         open_cache(activations, parameters),
     )
-    curve = lr_find.find_lr(training.prepare(**arguments), phase, parameters.lr_find)
+    curve = lr_find.find_lr(setup.prepare(**arguments), phase, parameters.lr_find)
     suggested = lr_find.suggest_lr(curve)
     logger.info("Suggested: training.lr=%.2g (the first phase has %g)", suggested, phase.lr)
     return curve, {"suggested_lr": suggested}, lr_curve(curve, suggested, phase.lr)
@@ -250,7 +250,7 @@ def training_arguments(
     image_transforms: transforms.Transforms,
     cache: ActivationCache,
 ) -> dict[str, Any]:
-    """Return the arguments of `training.prepare`."""
+    """Return the arguments of `setup.prepare`."""
     return {
         "network": network,
         "splits": splits,
@@ -283,7 +283,7 @@ def _seen_images(
     return seen
 
 
-def _with_state(template: Classifier, state: training.State, epoch: int) -> Classifier:
+def _with_state(template: Classifier, state: State, epoch: int) -> Classifier:
     """Return a copy of a classifier on the CPU, in evaluation mode, with an epoch's weights."""
     network = copy.deepcopy(template.network).cpu().eval()
     network.load_state_dict(state)

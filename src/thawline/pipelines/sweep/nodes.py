@@ -21,8 +21,8 @@ from thawline.pipelines.finetune import nodes as finetune
 from thawline.reports.figures.sweep import importance, optimization_history, parallel_coordinates
 from thawline.sweep import study as sweeping
 from thawline.sweep.space import check_space, with_values
-from thawline.training import loop as training
-from thawline.training.loop import OnEpoch
+from thawline.training import loop, setup
+from thawline.training.progress import OnEpoch, TrainingResult
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def run_sweep(
 
 def train_trial(
     parameters: Parameters, splits: pd.DataFrame, activations: Path, on_epoch: OnEpoch
-) -> training.TrainingResult:
+) -> TrainingResult:
     """Train once, as the pipeline finetune does with these parameters."""
     image_transforms = finetune.build_transforms(parameters)
     network, _ = finetune.build_model(parameters, splits, image_transforms)
@@ -86,7 +86,7 @@ def train_trial(
     )
     cache = finetune.open_cache(activations, parameters)
     arguments = finetune.training_arguments(parameters, network, splits, image_transforms, cache)
-    return training.train(training.prepare(**arguments), choice.strategy.phases, on_epoch=on_epoch)
+    return loop.train(setup.prepare(**arguments), choice.strategy.phases, on_epoch=on_epoch)
 
 
 def select_best_trial(

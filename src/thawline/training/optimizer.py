@@ -1,0 +1,133 @@
+"""Move the weights: optimizer, learning-rate schedule and moving average."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from thawline.errors import TrainingError
+from thawline.options import Phase, TrainingOptions
+from thawline.thaw.freezing import find_undecayed, parameter_groups
+
+
+def make_optimizer(
+    network: nn.Module,
+    phase: Phase,
+    options: TrainingOptions,
+    previous: torch.optim.Optimizer | None = None,
+) -> torch.optim.Optimizer:
+    """Return an optimizer of exactly the trainable parameters, the head's groups first.
+
+    A stage has one group with weight decay and one without; both have the stage's name. Moments of
+    `previous` are taken over if it is of the same class.
+
+    Raises:
+        TrainingError: if it would miss a trainable parameter.
+    """
+    groups = parameter_groups(network, phase)
+    held = sum(len(group["params"]) for group in groups)
+    trainable = sum(p.requires_grad for p in network.parameters())
+    if held != trainable:
+        raise TrainingError(f"The optimizer has {held} of {trainable} trainable parameters.")
+    groups = _divide_by_decay(network, groups, options)
+    optimizer: torch.optim.Optimizer
+    if (phase.optimizer or options.optimizer) == "adamw":
+        optimizer = torch.optim.AdamW(groups)
+    else:
+        optimizer = torch.optim.SGD(groups, momentum=options.momentum)
+    if type(previous) is type(optimizer):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter in previous.state:
+                    optimizer.state[parameter] = previous.state[parameter]
+    return optimizer
+
+
+def _divide_by_decay(
+    network: nn.Module, groups: Sequence[dict[str, Any]], options: TrainingOptions
+) -> list[dict[str, Any]]:
+    """Return the groups, each divided into parameters with and without weight decay."""
+    undecayed: set[int] = set()
+    if not options.decay_all:
+        undecayed = {id(network.get_parameter(name)) for name in find_undecayed(network)}
+    divided = []
+    for group in groups:
+        for is_spared, weight_decay in ((False, options.weight_decay), (True, 0.0)):
+            some = [p for p in group["params"] if (id(p) in undecayed) == is_spared]
+            if some:
+                divided.append({**group, "params": some, "weight_decay": weight_decay})
+    return divided
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, phase: Phase, batches_per_epoch: int, options: TrainingOptions
+) -> LambdaLR:
+    """Return the learning-rate schedule of a phase, to step after each update."""
+    updates = math.ceil(batches_per_epoch / options.gradient_accumulation_steps)
+    return LambdaLR(optimizer, lambda update: lr_factor(update, phase, updates, options))
+
+
+def lr_factor(step: int, phase: Phase, updates_per_epoch: int, options: TrainingOptions) -> float:
+    """Compute the learning-rate multiplier for one update.
+
+    Linear warm-up, then cosine decay to 0 (Loshchilov and Hutter 2017, arXiv:1608.03983), a drop
+    every `step_epochs` or no decay.
+
+    Args:
+        step: index of the update within the phase, from 0.
+        phase: may have a schedule of its own.
+        updates_per_epoch: optimizer steps per epoch.
+        options: schedule and warm-up.
+    """
+    total = phase.epochs * updates_per_epoch
+    warmup = int(options.warmup_ratio * total)
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    schedule = phase.schedule or options.schedule
+    if schedule == "constant":
+        return 1.0
+    if schedule == "step":
+        return options.step_factor ** (step // (options.step_epochs * updates_per_epoch))
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def make_ema(above: nn.Module, decay: float) -> ModelEmaV3:
+    """Return a moving average of the part above the thaw line, its running statistics included.
+
+    `update_ema` keeps the decay of update t at (1 + t) / (10 + t) or less, so that the average of a
+    short training is not mostly its beginning (Polyak and Juditsky 1992).
+    """
+    return ModelEmaV3(above, decay, use_warmup=True, warmup_gamma=9, warmup_power=1)
+
+
+def update_ema(ema: ModelEmaV3, above: nn.Module, update: int) -> None:
+    """Move the average towards the weights after an update, counted from 1 in a phase."""
+    ema.update(above, step=update + 2)  # whose decay is 1 - (1 + (update + 1) / 9) ** -1 at most
+
+
+def load_ema(network: nn.Module, ema: ModelEmaV3 | None) -> None:
+    """Replace the weights of the network by their averages."""
+    if ema:
+        network.load_state_dict(ema.module.state_dict(), strict=False)
+
+
+@contextmanager
+def ema_weights(network: nn.Module, ema: ModelEmaV3 | None) -> Iterator[None]:
+    """Give the network the averaged weights within the context."""
+    if not ema:
+        yield
+        return
+    averaged = ema.module.state_dict()
+    own = {n: t.clone() for n, t in network.state_dict().items() if n in averaged}
+    load_ema(network, ema)
+    try:
+        yield
+    finally:
+        network.load_state_dict(own, strict=False)

@@ -1,0 +1,65 @@
+"""Repeat an epoch on fewer images at once if the device runs out of memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from copy import deepcopy
+
+from accelerate.utils import send_to_device
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+from thawline.errors import TrainingError
+from thawline.training.data_parallel import world_size
+from thawline.training.progress import TrainingProgress
+from thawline.training.setup import MIN_IMAGES, PhaseContext, TrainingContext
+from thawline.training.state import capture_state, restore_state
+
+logger = logging.getLogger(__name__)
+
+
+def retry_on_smaller_micro_batches(
+    epoch: Callable[[], None],
+    run: TrainingContext,
+    current: PhaseContext,
+    progress: TrainingProgress,
+) -> None:
+    """Run an epoch; if the device runs out of memory, repeat it with half the micro-batch.
+
+    It begins again with the same weights, moments and random numbers, and accumulates the gradients
+    of its micro-batches, so that the optimizer sees the same batches. Batch norm in training and
+    dropout see the micro-batches.
+
+    Raises:
+        TrainingError: if the smallest micro-batch does not fit, or other workers wait for this one.
+    """
+    start = deepcopy(send_to_device(capture_state(run, current, progress.changed), "cpu"))
+    while True:
+        try:
+            return epoch()
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            if progress.micro_batch <= MIN_IMAGES or world_size() > 1:
+                raise _explain(error, progress) from error
+        # Not above: there the error still holds what did not fit.
+        progress.micro_batch = max(MIN_IMAGES, progress.micro_batch // 2)
+        restore_state(deepcopy(start), run, current)
+        clear_device_cache(garbage_collection=True)
+        logger.warning(
+            "Out of device memory in epoch %d: repeating it with micro-batches of %d images, whose"
+            " gradients are accumulated. The optimizer sees the same batches; batch norm in"
+            " training sees the micro-batches",
+            progress.epoch,
+            progress.micro_batch,
+        )
+
+
+def _explain(error: RuntimeError, progress: TrainingProgress) -> TrainingError:
+    """Return the error that says what to do."""
+    return TrainingError(
+        f"Out of device memory in epoch {progress.epoch} with micro-batches of"
+        f" {progress.micro_batch} images ({str(error).splitlines()[0]}). End other processes that"
+        " use the device, lower transforms.size or training.batch_size, or choose a smaller"
+        " model.backbone or a strategy that freezes more."
+    )

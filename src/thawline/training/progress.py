@@ -1,0 +1,261 @@
+"""Follow a training: its metrics, its history, its best epoch and its progress bar."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from rich import get_console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from thawline.errors import TrainingError
+from thawline.options import Phase, TrainingOptions
+from thawline.thaw.freezing import check_frozen, frozen_tensors, hash_tensors
+from thawline.thaw.image_set import ImageSet
+from thawline.training.data_parallel import all_reduce_sum
+from thawline.training.setup import PhaseContext
+
+logger = logging.getLogger(__name__)
+
+# The history has these of every epoch, and lr/STAGE.
+COLUMNS = [
+    "epoch", "phase", "train_loss", "train_accuracy", "images_per_second", "val_loss",
+    "val_accuracy", "seconds", "thaw_line", "trainable_parameters", "lr",
+]  # fmt: skip
+MAX_NAMES_IN_MESSAGE = 3  # images
+READ_EVERY = 10  # steps, where reading metrics means waiting for the device
+
+OnEpoch = Callable[[dict[str, Any], int], None]
+State = dict[str, Tensor]
+
+
+class TrainingResult(NamedTuple):
+    """What training leaves behind.
+
+    Attributes:
+        best: state dict of the best epoch by `training.monitor`, on the CPU.
+        last: state dict after the last epoch, on the CPU.
+        best_epoch: its number, from 1; 0 if no phase has an epoch.
+        history: one row per epoch: epoch, phase, train and val loss and accuracy,
+            images_per_second, thaw_line (what crosses it), trainable_parameters, lr (of the part
+            nearest the output), and lr/STAGE for every trained stage.
+        freeze_contract: one record per phase: what was frozen, and its SHA-256 before and after.
+    """
+
+    best: State
+    last: State
+    best_epoch: int
+    history: pd.DataFrame
+    freeze_contract: list[dict[str, Any]]
+
+
+@dataclass
+class TrainingProgress:
+    """How far training has come: plain values and tensors, saved to resume it.
+
+    Attributes:
+        micro_batch: images per forward pass, less than a batch after the device ran out of memory.
+        phase: number of the phase, from 1.
+        sha256_before: of what that phase freezes.
+        changed: names of all tensors that training may have changed so far.
+        history: records of the epochs.
+        contract: records of the phases that have ended.
+        best: the changed tensors in the best epoch.
+        best_epoch: its number, 0 before the first.
+        best_score: see `score`.
+        epochs_since_best: epochs of this phase since the best one.
+    """
+
+    micro_batch: int
+    phase: int = 0
+    sha256_before: str = ""
+    changed: list[str] = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
+    contract: list[dict[str, Any]] = field(default_factory=list)
+    best: State = field(default_factory=dict)
+    best_epoch: int = 0
+    best_score: tuple[float, float] = (-math.inf, -math.inf)
+    epochs_since_best: int = 0
+
+    @property
+    def epoch(self) -> int:
+        """The number of the current epoch, from 1."""
+        return len(self.history) + 1
+
+    def begin_phase(self, phase: int, network: nn.Module) -> None:
+        """Note the beginning of a phase, for which the network is frozen already."""
+        if phase == self.phase:  # it is resumed
+            return
+        frozen = frozen_tensors(network)
+        self.phase, self.epochs_since_best, self.sha256_before = phase, 0, hash_tensors(frozen)
+        known = {*frozen, *self.changed}
+        self.changed += [name for name in network.state_dict() if name not in known]
+
+    def phase_has_ended(self, phase: Phase, options: TrainingOptions) -> bool:
+        """Return whether the phase has had its epochs, or stops early."""
+        patience = phase.patience or options.patience
+        if patience and self.epochs_since_best >= patience:
+            logger.info(
+                "Phase %d: early stopping, no improvement in %d epochs",
+                self.phase,
+                self.epochs_since_best,
+            )
+            return True
+        return sum(row["phase"] == self.phase for row in self.history) >= phase.epochs
+
+    def end_phase(self, network: nn.Module) -> None:
+        """Check that nothing frozen has changed in the phase."""
+        self.contract.append(check_frozen(network, self.sha256_before, self.phase))
+
+    def record(self, row: dict[str, Any], network: nn.Module, monitor: str) -> None:
+        """Add an epoch to the history, and keep the weights of the network if it is the best."""
+        reached = score(row, monitor)
+        self.epochs_since_best += 1
+        if reached > self.best_score:
+            self.best, self.best_score = copy_tensors(network, self.changed), reached
+            self.best_epoch, self.epochs_since_best = self.epoch, 0
+        self.history.append(row)
+        logger.info(
+            "Epoch %d (phase %d): train loss %.3f, accuracy %.3f; val loss %.3f, accuracy %.3f;"
+            " %.0f images/s",
+            row["epoch"], row["phase"], row["train_loss"], row["train_accuracy"],
+            row["val_loss"], row["val_accuracy"], row["images_per_second"],
+        )  # fmt: skip
+
+    def result(self, initial: State, network: nn.Module) -> TrainingResult:
+        """Return what training leaves behind, given the state that it began with."""
+        return TrainingResult(
+            initial | self.best,
+            initial | copy_tensors(network, self.changed),
+            self.best_epoch,
+            pd.DataFrame(self.history or None, columns=None if self.history else COLUMNS),
+            self.contract,
+        )
+
+
+def score(metrics: dict[str, float], monitor: str) -> tuple[float, float]:
+    """Return what is larger for a better epoch; the loss decides between equal accuracies."""
+    loss = -metrics["val_loss"]
+    return (loss, loss) if monitor == "val_loss" else (metrics["val_accuracy"], loss)
+
+
+def copy_tensors(network: nn.Module, names: Sequence[str] | None = None) -> State:
+    """Return copies on the CPU of the network's state, or of the tensors named."""
+    state = network.state_dict()
+    return {n: state[n].detach().cpu().clone() for n in (state if names is None else names)}
+
+
+class RunningMetrics:
+    """Mean loss and accuracy of an epoch, accumulated on the device.
+
+    Attributes:
+        steps: how many were added.
+        figures: loss, accuracy and images/s so far, as text, as of the last reading.
+    """
+
+    def __init__(self, images: ImageSet, batches: Sequence[np.ndarray]) -> None:
+        """Take the images, and their positions in each step."""
+        self._images, self._batches, device = images, batches, images.labels.device
+        # One tensor: as many small ones, kept in between, would break up the memory that large
+        # ones have freed.
+        self._losses = torch.zeros(len(batches), device=device)
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._loss_sum = torch.zeros((), dtype=dtype, device=device)
+        self._correct = torch.zeros((), dtype=torch.int64, device=device)
+        self._weight, self._count, self.steps, self.figures = 0.0, 0, 0, ""
+        self._start = time.perf_counter()
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, weight: float) -> None:
+        """Add a step: its mean loss with its weight, outputs (N, C) and class indices (N,).
+
+        Raises:
+            FloatingPointError: if the loss of this or an earlier step is not finite.
+        """
+        self._losses[self.steps] = loss
+        self._loss_sum += loss * weight
+        self._correct += (logits.argmax(dim=1) == labels).sum()
+        self._weight += weight
+        self._count += len(labels)
+        self.steps += 1
+        if loss.device.type == "cpu" or self.steps % READ_EVERY == 0:
+            loss_sum, correct = self._read()
+            loss_mean, accuracy = loss_sum / self._weight, correct / self._count
+            speed = self._count / (time.perf_counter() - self._start)
+            self.figures = f"loss {loss_mean:.3f} accuracy {accuracy:.3f} {speed:.0f} images/s"
+
+    def compute(self) -> tuple[float, float, float]:
+        """Return mean loss, accuracy and images per second of all workers.
+
+        Raises:
+            FloatingPointError: if the loss of a step is not finite.
+        """
+        loss, correct = self._read()
+        device = self._losses.device
+        loss, weight, correct, count = all_reduce_sum(
+            loss, self._weight, correct, self._count, device=device
+        )
+        return loss / weight, correct / count, count / (time.perf_counter() - self._start)
+
+    def _read(self) -> tuple[float, float]:
+        """Return the sums of losses and of right answers, for which the device is waited for."""
+        loss = self._loss_sum.item()
+        if not math.isfinite(loss):
+            step = int(self._losses.isfinite().int().argmin())
+            paths = [image.path for image in self._images.take([self._batches[step]])[0]]
+            names, more = paths[:MAX_NAMES_IN_MESSAGE], len(paths) - MAX_NAMES_IN_MESSAGE
+            raise FloatingPointError(
+                f"The loss is {self._losses[step].item()} in batch {step + 1} of"
+                f" {len(self._batches)} ({', '.join(names)}{f' and {more} more' * (more > 0)})"
+            )
+        return loss, self._correct.item()
+
+
+@contextmanager
+def explain_divergence(current: PhaseContext, progress: TrainingProgress) -> Iterator[None]:
+    """Say what to do if a loss is not finite.
+
+    Raises:
+        TrainingError: instead of the FloatingPointError.
+    """
+    try:
+        yield
+    except FloatingPointError as error:
+        rate = next(iter(current.learning_rates.values()))
+        raise TrainingError(
+            f"{error} of epoch {progress.epoch} (phase {progress.phase}), at a learning rate of"
+            f" {rate:g}. Lower training.lr, or set training.clip_norm, for instance to 1. If it is"
+            " always the same batch, look at its images. The state of earlier epochs is kept."
+        ) from error
+
+
+def log_step(epoch: int, step: int, loss: Tensor, weight: float) -> None:
+    """Log the mean loss of a step over all workers, if level DEBUG is on."""
+    if logger.isEnabledFor(logging.DEBUG):
+        total, weights = all_reduce_sum(loss.item() * weight, weight, device=loss.device)
+        logger.debug("Epoch %d, step %d: loss %.6f", epoch, step, total / weights)
+
+
+@contextmanager
+def progress_bar(what: str, total: float | None) -> Iterator[Callable[..., None]]:
+    """Show a bar and yield what updates it: completed, advance, epoch and figures, both text."""
+    bar = Progress(
+        TextColumn(what + " {task.fields[epoch]}"),
+        BarColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+        console=get_console(),  # Kedro's logging writes to the same one, above the bar
+        transient=True,
+    )
+    task = bar.add_task("", total=total, epoch="", figures="")
+    with bar:
+        yield partial(bar.update, task)

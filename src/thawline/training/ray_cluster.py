@@ -1,0 +1,177 @@
+"""Connect to a Ray cluster, divide it among workers, and run frozen layers on it."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from thawline.errors import DataError, ParameterError
+from thawline.options import EngineOptions, Phase
+from thawline.thaw.features import CPU_CHUNK_SIZE
+from thawline.thaw.image_set import ImageView
+from thawline.training.memory import ENVIRONMENT
+from thawline.training.progress import progress_bar
+from thawline.training.setup import prepare, prepare_phase
+
+MAX_TASK_IMAGES = 1024  # between two tasks the decoders of an actor wait
+TASKS_PER_WORKER = 4  # at least, so that all are busy until the end
+EVALUATION = -1  # number of the evaluation view, since a column cannot lack one
+
+_connecting = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many workers there are, and what each of them has of the cluster."""
+
+    count: int
+    resources: dict[str, float]
+
+
+def connect(engine: EngineOptions) -> None:
+    """Connect this process to the cluster, or start one on this machine; once is enough.
+
+    Raises:
+        ParameterError: if Ray is not installed or the cluster does not answer.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise ParameterError("engine: ray is not installed: pip install 'thawline[ray]'") from error
+    with _connecting, _own_signal_handler():
+        if ray.is_initialized():
+            return
+        try:
+            ray.init(
+                engine.address,
+                runtime_env={"env_vars": ENVIRONMENT},
+                logging_level=logging.WARNING,
+                log_to_driver=False,  # workers send their log lines themselves
+            )
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ParameterError(
+                f"engine.address: no Ray cluster answers at {engine.address} ({error}). Start one"
+                " with ray start --head, or leave engine.address out."
+            ) from error
+
+
+def divide(engine: EngineOptions) -> Workers:
+    """Return how many workers there are and what each of them has.
+
+    Raises:
+        ParameterError: if the cluster has less than that.
+    """
+    import ray
+
+    there = ray.cluster_resources()
+    gpus, cpus = there.get("GPU", 0), there.get("CPU", 0)
+    gpus_each = (1.0 if gpus else 0.0) if engine.gpus_per_worker is None else engine.gpus_per_worker
+    possible = min(int(cpus), int(gpus / gpus_each) if gpus_each else int(cpus))
+    count = engine.workers or max(1, possible)
+    if count > possible:
+        raise ParameterError(
+            f"engine.workers: {count} with a CPU and {gpus_each:g} GPU each, but the cluster has"
+            f" {cpus:g} CPU and {gpus:g} GPU, enough for {possible}. Start more machines, or lower"
+            " engine.workers or engine.gpus_per_worker."
+        )
+    return Workers(count, {"CPU": 1, "GPU": gpus_each} if gpus_each else {"CPU": 1})
+
+
+def compute_activations(arguments: dict[str, Any], phase: Phase, workers: Workers) -> None:
+    """Fill the activation cache for a phase, by actors of Ray Data that hold the frozen layers.
+
+    Args:
+        arguments: of `prepare`, with hashes in the splits and an absolute path of the cache.
+        phase: what is frozen.
+        workers: how many actors, and what each of them has.
+
+    Raises:
+        DataError: if an image file cannot be read.
+    """
+    import ray.data
+
+    table = _views_to_compute(arguments, phase)
+    # In parts from the start: to make them later, Ray Data needs a CPU beside those of the actors.
+    tasks = max(len(table) / MAX_TASK_IMAGES, TASKS_PER_WORKER * workers.count)
+    parts = math.ceil(min(tasks, len(table) / CPU_CHUNK_SIZE))
+    ends = np.linspace(0, len(table), parts + 1, dtype=int)
+    tables = [table.slice(at, end - at) for at, end in itertools.pairwise(ends)]
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    done = ray.data.from_arrow(tables).map_batches(
+        FrozenLayers,
+        fn_constructor_args=(arguments, phase),
+        batch_size=None,
+        compute=ray.data.ActorPoolStrategy(size=workers.count),
+        num_cpus=workers.resources["CPU"],
+        num_gpus=workers.resources.get("GPU", 0),
+    )
+    with progress_bar("Frozen layers, images", len(table)) as update_bar:
+        for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
+            update_bar(advance=int(batch["images"].sum()))
+            if problems := [problem for problem in batch["problem"] if problem]:
+                raise DataError(problems[0])
+
+
+def _views_to_compute(arguments: dict[str, Any], phase: Phase) -> pa.Table:
+    """Return path, sha256 and view of all images that the phase sees, one row per view."""
+    splits = arguments["splits"]
+    train_images = splits[splits["split"] == "train"]
+    views = [(EVALUATION, splits[splits["split"] == "val"])]
+    views += [(number, train_images) for number in range(min(arguments["views"], phase.epochs))]
+    return pa.concat_tables(
+        pa.table({"path": rows["path"], "sha256": rows["sha256"], "view": [number] * len(rows)})
+        for number, rows in views
+    )
+
+
+class FrozenLayers:
+    """An actor of Ray Data that puts the activations of images into the cache."""
+
+    def __init__(self, arguments: dict[str, Any], phase: Phase) -> None:
+        """Split the network of a phase at its thaw line."""
+        self._features = prepare_phase(prepare(**arguments), phase).features
+
+    def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return how many images there were, or why one of them cannot be read."""
+        columns = (rows["path"].tolist(), rows["sha256"].tolist(), rows["view"].tolist())
+        images = [ImageView(*row) for row in zip(*columns, strict=True)]
+        random = [image for image in images if image.view != EVALUATION]
+        plain = [image._replace(view=None) for image in images if image.view == EVALUATION]
+        problem = ""
+        try:
+            for views in (random, plain):  # in batches: one is decoded while another is computed
+                batches = [
+                    views[at : at + CPU_CHUNK_SIZE] for at in range(0, len(views), CPU_CHUNK_SIZE)
+                ]
+                for _ in self._features.load(batches):
+                    pass
+        except DataError as error:  # Ray would wrap it into a page of its own
+            problem = str(error)
+        return {"images": np.array([len(images)]), "problem": np.array([problem])}
+
+
+@contextmanager
+def _own_signal_handler() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM, which Ray would replace."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)

@@ -1,0 +1,319 @@
+"""Prepare a training and each of its phases: device, images, loss, thaw line, optimizer."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from thawline.data.loading import ViewLoader
+from thawline.data.transforms import BatchMixer, Transforms
+from thawline.options import Phase, TrainingOptions
+from thawline.thaw.cache import ActivationCache, Tensors
+from thawline.thaw.device import compute_dtype, make_accelerator
+from thawline.thaw.features import FeatureLoader
+from thawline.thaw.freezing import freeze_layers
+from thawline.thaw.image_set import ImageSet, ImageView, image_set
+from thawline.thaw.line import ThawLine, split_at_thaw_line
+from thawline.training.data_parallel import local_slice, world_size, wrap_for_workers
+from thawline.training.memory import keep_freed_memory
+from thawline.training.optimizer import make_ema, make_optimizer, make_schedule
+
+logger = logging.getLogger(__name__)
+
+Loss = nn.CrossEntropyLoss | nn.NLLLoss
+
+# PyTorch's own 65,536 overflows at first, and so skips steps of which a short training has few.
+INITIAL_LOSS_SCALE = 1024.0
+MIN_IMAGES = 2  # per batch and micro-batch: batch norm cannot train on a single image
+
+
+@dataclass(frozen=True)
+class Step:
+    """One forward and backward pass.
+
+    Attributes:
+        positions: of this worker's images in the training split, (B,) int64.
+        weight: of its mean loss in that of the epoch.
+        update_share: of its mean loss in that of all images of an update of the weights, times the
+            number of workers, over which gradients are averaged.
+        ends_update: whether the weights are updated after it.
+    """
+
+    positions: np.ndarray
+    weight: float
+    update_share: float
+    ends_update: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingContext:
+    """What all phases of a training have in common; it serves for one training.
+
+    Attributes:
+        network: on its device.
+        accelerator: device and precision.
+        train_set: images to learn from.
+        val_set: images that choose the best epoch.
+        loss_function: a mean over images.
+        image_weights: of each training image in the loss, (N,) float64.
+        loader: decodes images.
+        cache: of activations and decoded views.
+        transforms: from files to what the network sees.
+        options: all about training but the phases.
+        seed: of the order of the images and of dropout.
+        views: random views per image, used in turn; None: a new one in every epoch.
+        mix: mixes the images of a batch, or None.
+        sync_batch_norm: whether batch norm on GPUs sees the images of all workers.
+        scaler: scales the loss in fp16.
+        shuffle_rng: of the order of the images.
+    """
+
+    network: nn.Module
+    accelerator: Accelerator
+    train_set: ImageSet
+    val_set: ImageSet
+    loss_function: Loss
+    image_weights: np.ndarray
+    loader: ViewLoader
+    cache: ActivationCache
+    transforms: Transforms
+    options: TrainingOptions
+    seed: int
+    views: int | None
+    mix: BatchMixer | None
+    sync_batch_norm: bool
+    scaler: torch.amp.GradScaler
+    shuffle_rng: torch.Generator
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """The number of batches of training images."""
+        return len(self._shuffle(torch.Generator()))
+
+    def plan_epoch(self, micro_batch: int) -> list[Step]:
+        """Shuffle the training images, and divide them into steps of `micro_batch` at most."""
+        batches, accumulated = (
+            self._shuffle(self.shuffle_rng),
+            self.options.gradient_accumulation_steps,
+        )
+        steps = []
+        for start in range(0, len(batches), accumulated):
+            update = batches[start : start + accumulated]
+            update_weight = sum(self.image_weights[batch].sum() for batch in update)
+            for idx, part in enumerate(parts := _split_batches(update, micro_batch), start=1):
+                own = local_slice(part)
+                weight = float(self.image_weights[own].sum())
+                share = weight * world_size() / update_weight
+                steps.append(Step(own, weight, share, idx == len(parts)))
+        return steps
+
+    def random_views(self, steps: Sequence[Step], epoch: int) -> list[list[ImageView]]:
+        """Return the views of training images that an epoch, counted from 0, sees."""
+        view = epoch % self.views if self.views else epoch
+        return self.train_set.take([step.positions for step in steps], view)
+
+    def mix_images(self, boundary: Tensors, labels: Tensor) -> tuple[Tensors, Tensor]:
+        """Return a batch as it is, or mixed images and the shares of their classes (N, C)."""
+        if not self.mix:
+            return boundary, labels
+        images, shares = self.mix(boundary[0], labels)
+        return (images,), shares
+
+    def _shuffle(self, rng: torch.Generator) -> list[np.ndarray]:
+        """Return positions of training images in batches."""
+        balanced = self.options.sampling == "balanced"
+        fewest = max(MIN_IMAGES, world_size())
+        return self.train_set.shuffle(rng, self.options.batch_size, balanced, fewest)
+
+
+def _split_batches(batches: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
+    """Return batches divided into parts of about `size` images, as even as possible."""
+    return [
+        part
+        for batch in batches
+        for part in np.array_split(
+            batch, max(1, min(math.ceil(len(batch) / size), len(batch) // MIN_IMAGES))
+        )
+    ]
+
+
+@dataclass(frozen=True)
+class PhaseContext:
+    """What one phase is trained with.
+
+    Attributes:
+        line: the network, split at its thaw line.
+        features: load what crosses it.
+        above: the part above it in training, whose gradients workers average.
+        optimizer: of the trainable parameters.
+        schedule: of their learning rates.
+        ema: moving average of the part above the line, or None.
+    """
+
+    line: ThawLine
+    features: FeatureLoader
+    above: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: LambdaLR
+    ema: ModelEmaV3 | None
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The trainable parameters."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """The learning rate of each trained stage, that of the head first."""
+        return {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+
+    @property
+    def with_batch_norm_stats(self) -> list[nn.Module]:
+        """The part above the line, and its moving average."""
+        return [self.line.above_train, *([self.ema.module] if self.ema else [])]
+
+
+def prepare(
+    network: nn.Module,
+    splits: pd.DataFrame,
+    transforms: Transforms,
+    options: TrainingOptions,
+    seed: int,
+    views: int | None = None,
+    store: ActivationCache | None = None,
+    log_probabilities: bool = False,
+    mix: BatchMixer | None = None,
+    sync_batch_norm: bool = False,
+) -> TrainingContext:
+    """Seed all generators, move the network to its device and return what will train it there.
+
+    Args:
+        network: returns logits, or with `log_probabilities` log-probabilities, (N, C).
+        splits: the table of `split_dataset`.
+        transforms: from files to what the network sees.
+        options: all about training but the phases.
+        seed: of the order of the images and of dropout; on one CPU it gives the same bits again.
+        views: random views per image, used in turn; None: a new one in every epoch.
+        store: cache of what the frozen layers return; None: run them in every epoch.
+        log_probabilities: train by negative log-likelihood instead of cross-entropy.
+        mix: see `make_mix`; with it nothing can be cached.
+        sync_batch_norm: whether batch norm on GPUs sees the images of all workers.
+
+    Raises:
+        ParameterError: if the device is not available.
+        DataError: if an image file cannot be read.
+    """
+    set_seed(seed)
+    accelerator = make_accelerator(options)
+    device, dtype = accelerator.device, compute_dtype(accelerator)
+    if device.type == "cpu":
+        keep_freed_memory()
+    network.to(device).to(memory_format=torch.channels_last)
+    logger.info("Training on %s in %s", device, dtype)
+    if mix:
+        logger.info("%s is on: the whole network runs in every step and nothing is cached", mix)
+    loss_function = make_loss(splits, options, log_probabilities)
+    train_set = image_set(splits, "train", device)
+    return TrainingContext(
+        network=network,
+        accelerator=accelerator,
+        train_set=train_set,
+        val_set=image_set(splits, "val", device),
+        loss_function=loss_function.to(device),
+        image_weights=_image_weights(train_set, None if mix else loss_function.weight),
+        loader=ViewLoader(transforms, options.num_workers, device.type == "cuda"),
+        cache=store if store and not mix else ActivationCache(Path(), max_gb=0),
+        transforms=transforms,
+        options=options,
+        seed=seed,
+        views=views,
+        mix=mix,
+        sync_batch_norm=sync_batch_norm,
+        scaler=torch.amp.GradScaler(
+            device.type, INITIAL_LOSS_SCALE, enabled=dtype == torch.float16
+        ),
+        shuffle_rng=torch.Generator().manual_seed(seed),
+    )
+
+
+def prepare_phase(
+    run: TrainingContext, phase: Phase, previous: torch.optim.Optimizer | None = None
+) -> PhaseContext:
+    """Freeze the network as a phase needs it, and return what trains the rest.
+
+    Args:
+        run: the training.
+        phase: what is trainable, for how many epochs, at which learning rates.
+        previous: optimizer whose moments are taken over.
+
+    Raises:
+        ParameterError: if the phase names no stage of the network.
+    """
+    network, options = run.network, run.options
+    freeze_layers(network, phase)
+    line = (
+        ThawLine(None, network, network)  # mixed images cross it: none is ever seen again
+        if run.mix
+        else split_at_thaw_line(network, run.transforms.preprocessing.size)
+    )
+    features = FeatureLoader(
+        line, run.transforms, run.loader, run.cache, run.accelerator.device,
+        compute_dtype(run.accelerator),
+        entries=(run.views or 0) * len(run.train_set.labels) + len(run.val_set.labels),
+    )  # fmt: skip
+    optimizer = make_optimizer(network, phase, options, previous)
+    return PhaseContext(
+        line,
+        features,
+        wrap_for_workers(line.above_train, run.sync_batch_norm),
+        optimizer,
+        make_schedule(optimizer, phase, run.batches_per_epoch, options),
+        make_ema(line.above_train, options.ema_decay) if options.ema_decay is not None else None,
+    )
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Set a network to evaluation mode within the context.
+
+    Afterwards each module has its own mode again, since `train()` would thaw frozen batch norms.
+    """
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def make_loss(splits: pd.DataFrame, options: TrainingOptions, log_probabilities: bool) -> Loss:
+    """Return the loss for what the network returns: logits or log-probabilities."""
+    weights = None
+    if options.class_weights == "balanced":
+        counts = splits.loc[splits["split"] == "train", "class_index"].value_counts().sort_index()
+        balanced = (counts.sum() / (len(counts) * counts)).to_numpy()
+        weights = torch.tensor(balanced, dtype=torch.float32)
+    if log_probabilities:
+        return nn.NLLLoss(weights)
+    return nn.CrossEntropyLoss(weights, label_smoothing=options.label_smoothing)
+
+
+def _image_weights(images: ImageSet, class_weights: Tensor | None) -> np.ndarray:
+    """Return the weight of each image in the loss, (N,) float64."""
+    if class_weights is None:
+        return np.ones(len(images.labels))
+    return class_weights.cpu().double()[images.labels.cpu()].numpy()
