@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import pytest
-import timm
 import torch
 from torch import nn
 from torchvision import models
 
-from thawline.errors import CheckpointError, ParameterError
+from thawline.errors import ParameterError
 from thawline.networks.building import build_network, head_name
 from thawline.options import ModelOptions
 from thawline.thaw.freezing import find_stages
@@ -40,17 +39,6 @@ def test_a_new_head_finds_its_place_and_width(backbone: str, head: str, kind: st
     network = build(backbone=backbone, weights="none", head=kind, size=size)
     assert head_name(network) == head
     assert network.eval()(torch.zeros(1, 3, size, size)).shape == (1, 3)
-
-
-def test_inception_keeps_no_second_head() -> None:
-    arguments = {"init_weights": False}
-    network = build(backbone="inception_v3", weights="none", size=96, backbone_kwargs=arguments)
-    assert network.train()(torch.randn(2, 3, 96, 96)).shape == (2, 3)
-
-
-def test_vit_of_torchvision_gets_its_head() -> None:
-    network = build(backbone="vit_b_32", weights="none", size=224)
-    assert head_name(network) == "heads.head"
 
 
 @pytest.mark.parametrize("backbone", ["vit_b_32", "timm/test_vit"])
@@ -87,74 +75,6 @@ def test_the_mlp_has_its_dropout_by_default() -> None:
     )
 
 
-@pytest.mark.parametrize("backbone", ["CifarResNet20", "ChannelwiseResNet"])
-def test_a_head_of_ones_own_is_kept_and_gets_the_number_of_classes(backbone: str) -> None:
-    own = {"backbone": f"helpers.networks:{backbone}", "weights": "none", "head": "builtin"}
-    network = build(classes=4, backbone_kwargs={"stem_stride": 4}, **own)
-    assert head_name(network) == "linear" and network.conv1.stride == (4, 4)
-    assert type(network.linear).__name__ in ("Linear", "ChannelwiseLinear")
-    assert network.linear.weight.shape == (4, 64)
-    assert list(find_stages(network)) == ["stem", "layer1", "layer2", "layer3", "head"]
-    images = torch.randn(2, 3, 32, 32)
-    whole = network.eval()(images)
-    torch.testing.assert_close(torch.fx.symbolic_trace(network)(images), whole)
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"backbone": "helpers.networks:SmallNet"}, r"model\.head: builtin .*num_classes"),
-        (
-            {"backbone": "helpers.networks:CifarResNet20", "backbone_kwargs": {"num_classes": 7}},
-            r"model\.backbone_kwargs\.num_classes: 7 ",
-        ),
-        (
-            {"backbone": "helpers.networks:CifarResNet20", "log_probabilities": True},
-            r"model\.log_probabilities: true",
-        ),
-        ({"backbone": "helpers.networks:LostHead"}, r"head_name of LostHead is 'classify'"),
-    ],
-)
-def test_a_head_of_ones_own_needs_a_network_that_builds_it(options: dict, said: str) -> None:
-    with pytest.raises(ParameterError, match=said):
-        build(weights="none", head="builtin", **options)
-
-
-def test_a_head_of_ones_own_that_is_to_be_replaced_is_refused() -> None:
-    arguments = {"num_classes": 5}
-    with pytest.raises(ParameterError, match=r"linear layers only.*model\.head=builtin"):
-        build(
-            backbone="helpers.networks:ChannelwiseResNet", weights="none", backbone_kwargs=arguments
-        )
-
-
-def test_timm_reads_no_file_unchecked() -> None:
-    with pytest.raises(ParameterError, match=r"model\.backbone_kwargs\.checkpoint_path"):
-        build(backbone="timm/resnet18", backbone_kwargs={"checkpoint_path": "a.pth"})
-
-
-def test_rows_of_imagenet_classes_are_kept_from_named_weights(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    weights = models.ResNet18_Weights.DEFAULT
-    trained = models.resnet18()
-    monkeypatch.setattr(weights.__class__, "get_state_dict", lambda *_, **__: trained.state_dict())
-    names = ("bee", "pangolin")  # ImageNet has no pangolins
-    network, report = build_network(ModelOptions(backbone="resnet18"), 2, 64, 0, class_names=names)
-    bee = weights.meta["categories"].index("bee")
-    assert report.kept_rows == ("bee",) and report.replaced == ("fc.weight", "fc.bias")
-    assert torch.equal(network.fc.weight[0], trained.fc.weight[bee])
-    assert torch.equal(network.fc.bias[0], trained.fc.bias[bee])
-
-
-def test_the_default_backbone_brings_its_imagenet_weights() -> None:
-    network = build(classes=2)
-    assert len(network.state_dict()) == 296
-    fresh = timm.create_model("tf_efficientnet_lite0")
-    assert not torch.equal(network.blocks[3][0].conv_pw.weight, fresh.blocks[3][0].conv_pw.weight)
-    assert network.bn1.running_var.std() > 0  # trained statistics, not ones
-
-
 def test_the_seed_decides_the_random_weights_and_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -178,15 +98,6 @@ def test_a_network_that_ends_in_a_softmax_is_refused() -> None:
         build(backbone="helpers.networks:SoftmaxNet", weights="none")
 
 
-def test_arguments_reach_the_constructor() -> None:
-    network = build(
-        backbone="helpers.networks:SmallNet", weights="none", backbone_kwargs={"width": 4}
-    )
-    assert network.linear.in_features == 8
-    with pytest.raises(ParameterError, match=r"model\.backbone_kwargs: .*depth"):
-        build(backbone="helpers.networks:SmallNet", weights="none", backbone_kwargs={"depth": 4})
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -204,17 +115,6 @@ def test_a_wrong_name_is_refused_with_the_right_ones(options: dict, said: str) -
         build(**options)
 
 
-def test_a_failed_download_says_which_file_and_where_to_put_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
-    with pytest.raises(CheckpointError) as caught:
-        build(backbone="resnet18")
-    for words in ("resnet18-f37072fd.pth", str(tmp_path), "timm/tf_efficientnet_lite0"):
-        assert words in str(caught.value)
-
-
 def test_a_resnet50_file_is_loaded_tensor_by_tensor_and_its_head_replaced(tmp_path: Path) -> None:
     torch.manual_seed(3)
     source = models.resnet50(num_classes=1000).state_dict()
@@ -230,3 +130,23 @@ def test_a_resnet50_file_is_loaded_tensor_by_tensor_and_its_head_replaced(tmp_pa
         assert torch.equal(loaded[name], source[name]), name
     assert loaded["fc.weight"].shape == (2, 2048)
     assert "318 backbone tensors loaded" in str(report) and "fc.weight, fc.bias" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "arguments", "said"),
+    [
+        (
+            "helpers.networks:SmallNet",
+            {"depth": 4},
+            r"helpers.networks:SmallNet .*\(TypeError: .*depth",
+        ),
+        ("json:loads", {"s": "{"}, r"json:loads cannot be built with {'s': '{'} \(JSONDecodeErr"),
+        ("resnet18", {"replace_stride_with_dilation": [1]}, r"resnet18 .*\(ValueError"),
+        ("timm/resnet18", {"depth": 4}, r"timm/resnet18 .*depth"),
+    ],
+)
+def test_whatever_a_constructor_raises_names_its_arguments(
+    backbone: str, arguments: dict, said: str
+) -> None:
+    with pytest.raises(ParameterError, match=r"model\.backbone_kwargs: " + said):
+        build(backbone=backbone, weights="none", backbone_kwargs=arguments)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import pickle
-import pickletools
 import re
 import struct
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,20 +17,14 @@ from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 from thawline.errors import CheckpointError, first_line, summarize_names
 
 ZIP_MAGIC = b"PK\x03\x04"  # torch.save since 1.6 writes an archive
-PICKLES_BEFORE_ARCHIVES = 4  # magic number, protocol, system, content
-# Names that a pickle before 1.6 imports for tensors, and scripts for what they save beside them.
-SAFE_GLOBALS = re.compile(
-    r"torch\.\w+|torch\.(_utils|_tensor|storage)\.\w+|collections\.OrderedDict|argparse\.Namespace"
-    r"|numpy\.(dtype|_?core\.multiarray\.scalar)|_codecs\.encode"
-)
 NUMPY_SCALAR = np.float64().__reduce__()[0]  # the function that restores a NumPy number
-SAFE_CLASSES: list[Any] = [  # the same for torch.load: arguments of scripts, an accuracy
+SAFE_GLOBALS: list[Any] = [  # what scripts save beside weights: their arguments, an accuracy
     argparse.Namespace,
     np.dtype,
     *(type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")),
     *((NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
-DAMAGE_ERRORS = (  # everything that torch.load, pickletools and zipfile raise for damaged files
+DAMAGE_ERRORS = (  # everything that torch.load and zipfile raise for damaged files
     OSError,
     RuntimeError,
     ValueError,
@@ -70,8 +61,7 @@ def read_pickle(path: Path, trust_pickle: bool) -> Any:
             " model.trust_pickle=true to run all code in it."
         )
     try:
-        with safe_globals(SAFE_CLASSES):
-            return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+        return _load(path, weights_only=not trust_pickle)
     except DAMAGE_ERRORS as error:
         raise _unreadable(path, error) from error
 
@@ -79,39 +69,31 @@ def read_pickle(path: Path, trust_pickle: bool) -> Any:
 def unsafe_globals(path: Path) -> list[str]:
     """Return the names that a file of `torch.save` would import, except those that tensors need.
 
+    Nothing is executed. In a file older than PyTorch 1.6, only the first name is found.
+
     Raises:
         CheckpointError: if the file is an archive, but not of tensors.
     """
-    if _is_archive(path):
-        _check_archive(path)
-        try:
-            with safe_globals(SAFE_CLASSES):
-                return sorted(get_unsafe_globals_in_checkpoint(path))
-        except DAMAGE_ERRORS as error:
-            raise _unreadable(path, error) from error
-    names: set[str] = set()
-    # torch.load reports what is damaged or not a pickle.
-    with path.open("rb") as file, contextlib.suppress(*DAMAGE_ERRORS):
-        for _ in range(PICKLES_BEFORE_ARCHIVES):
-            names.update(_imported_names(file))
-    return sorted(name for name in names if not SAFE_GLOBALS.fullmatch(name))
-
-
-def _imported_names(file: BinaryIO) -> Iterator[str]:
-    """Yield the names that a pickle imports, and leave the file at its end."""
-    strings: list[str] = []
-    for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name in ("GLOBAL", "INST"):
-            yield str(argument).replace(" ", ".")
-        elif opcode.name == "STACK_GLOBAL":
-            yield ".".join(strings[-2:])
-        elif isinstance(argument, str):
-            strings.append(argument)
-
-
-def _is_archive(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+        is_archive = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+    try:
+        if is_archive:
+            _check_archive(path)
+            with safe_globals(SAFE_GLOBALS):
+                return sorted(get_unsafe_globals_in_checkpoint(path))
+        _load(path, weights_only=True)
+    except CheckpointError:
+        raise
+    except DAMAGE_ERRORS as error:
+        if is_archive:
+            raise _unreadable(path, error) from error
+        return re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]  # where torch.load stopped
+    return []
+
+
+def _load(path: Path, weights_only: bool) -> Any:
+    with safe_globals(SAFE_GLOBALS):
+        return torch.load(path, map_location="cpu", weights_only=weights_only)
 
 
 def _check_archive(path: Path) -> None:

@@ -84,7 +84,7 @@ def find_weights(options: ModelOptions) -> tuple[Path | None, str]:
         cached = (try_to_load_from_cache(config.hf_hub_id, file) for file in names)
         file = next((Path(path) for path in cached if isinstance(path, str)), None)
         return file, f"https://huggingface.co/{config.hf_hub_id}"
-    if config and isinstance(config.url, str):
+    if config and isinstance(config.url, str) and config.url:
         return find_in_hub_cache(config.url)
     raise ParameterError(
         f"model.weights: timm has no pretrained weights for '{name}'. Set none, give a file, or"
