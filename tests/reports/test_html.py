@@ -13,12 +13,13 @@ from pathlib import Path
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
-import yaml
+from kedro.io import CatalogConfigResolver
 from PIL import Image
 
 from conftest import ROOT
 from helpers.trials import make_trials
 from thawline.evaluation.comparison import compare, pool_confusion
+from thawline.hooks.configuration import read_configuration
 from thawline.options import CompareOptions, validate_parameters
 from thawline.reports.figures.data import class_balance
 from thawline.reports.figures.evaluation import confusion_matrix
@@ -303,7 +304,9 @@ def test_the_report_on_a_training_leaves_out_what_is_empty_and_says_how_to_repea
 
 
 def test_every_figure_of_the_report_is_an_entry_that_kedro_viz_and_mlflow_show() -> None:
-    catalog = yaml.safe_load((ROOT / "conf/base/catalog.yml").read_text(encoding="utf-8"))
+    catalog = read_configuration(ROOT, "base")["catalog"]
+    patterns = CatalogConfigResolver(catalog)
     for name in FIGURES:
-        assert catalog[name]["type"] in {"plotly.JSONDataset", "thawline.datasets.PictureDataset"}
-        assert catalog[name]["metadata"]["mlflow"] == ["artifact"]
+        entry = catalog.get(name) or patterns.resolve_pattern(name)
+        assert entry["type"] in {"plotly.JSONDataset", "thawline.datasets.PictureDataset"}
+        assert entry["metadata"]["mlflow"] == ["artifact"]
