@@ -297,7 +297,7 @@ def test_the_report_on_a_training_leaves_out_what_is_empty_and_says_how_to_repea
     *sections, repeat = finetune_sections(parameters, shown)
     captions = [figure.caption for section in sections for figure in section.illustrations]
     assert captions.count("Drawn.") == len(FIGURES) - 2
-    assert captions.count("Mistakes.") == 1
+    assert captions.count("Misclassified images.") == 1
     (recipe,) = repeat.recipes
     assert recipe.commands == "kedro run --pipeline=finetune --params=seed=3,strategy=mine"
     assert kedro_command({}) == "kedro run --pipeline=finetune"
