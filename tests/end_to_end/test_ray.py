@@ -22,6 +22,12 @@ pytestmark = pytest.mark.slow  # a cluster takes half a minute to start
 TOLERANCE = 1e-4
 OF_TIME = ["seconds", "images_per_second"]  # what no two runs share
 STEP = re.compile(r"Epoch (\d+), step (\d+): loss (\S+)")
+# On CPUs, batch norm in training mode sees the images of its own worker.
+FROZEN_NORM = """
+strategies:
+  frozen_norm:
+    phases: [{trainable: all, epochs: 2, lr: 0.001, lr_decay: 0.5, batch_norm: eval}]
+"""
 UNTIL_TRAINED = ("run", "--pipeline=finetune", "--to-nodes=train_model")
 
 
@@ -60,7 +66,7 @@ def test_two_workers_train_the_run_that_one_process_does(
     assert not [*project.glob("data/06_models/training_checkpoints/*")]
 
 
-@pytest.mark.parametrize("strategy", ["head_only", "full"])
+@pytest.mark.parametrize("strategy", ["head_only", "frozen_norm"])
 def test_the_loss_after_each_step_is_that_of_one_worker(
     hymenoptera: Path, tmp_path: Path, strategy: str
 ) -> None:
@@ -71,6 +77,7 @@ def test_the_loss_after_each_step_is_that_of_one_worker(
     found = []
     for engine in ("engine=local", "engine.name=ray,engine.workers=2"):
         project = log_steps(copy_project(tmp_path / engine))
+        (project / "conf" / "local" / "parameters.yml").write_text(FROZEN_NORM)
         process = start_kedro(project, *UNTIL_TRAINED, f"{params},{engine}")
         output, errors = process.communicate(timeout=1500)
         assert process.returncode == 0, output + errors
@@ -100,7 +107,7 @@ def test_a_worker_that_is_killed_in_mid_epoch_is_replaced(photos: Path, tmp_path
     workers[-1].kill()
     rest, errors = process.communicate(timeout=600)
     assert process.returncode == 0, output + rest + errors
-    assert "A worker has died: new ones go on" in rest
+    assert "A worker died: all were restarted" in rest
     assert "Resuming after epoch" in rest
     pd.testing.assert_frame_equal(
         history(project).drop(columns=OF_TIME), history(undisturbed).drop(columns=OF_TIME)
