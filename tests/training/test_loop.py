@@ -1,49 +1,33 @@
-"""Training learns, repeats itself to the bit, and keeps what is frozen."""
+"""Training learns, repeats itself to the bit, and keeps what is frozen, phase by phase."""
 
 import pandas as pd
 import pytest
-import timm
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import nn
+from hypothesis import given, settings
 
-from conftest import train_set_of
-from thawline.data.transforms import Transforms, build_transforms
-from thawline.errors import ParameterError, TrainingError
+from helpers.training import (
+    EVERYTHING,
+    FROZEN_NORM,
+    HEAD,
+    network_of,
+    options,
+    random_phases,
+    run,
+    same,
+    transforms,
+    without_dropout,
+)
+from thawline.data.transforms import build_transforms
+from thawline.errors import TrainingError
 from thawline.networks.building import IMAGENET, build_network
-from thawline.options import ModelOptions, Phase, TrainingOptions, TransformOptions
-from thawline.thaw.device import make_accelerator
-from thawline.thaw.freezing import find_undecayed, freeze_layers
+from thawline.options import (
+    ModelOptions,
+    Phase,
+    TransformOptions,
+)
+from thawline.thaw.freezing import find_stages, freeze_layers
 from thawline.training.loop import train
-from thawline.training.optimizer import lr_factor, make_optimizer
-from thawline.training.progress import TrainingResult
-from thawline.training.setup import make_loss, prepare
-
-HEAD = Phase(trainable={"last": 1}, epochs=2, lr=0.01)
-EVERYTHING = Phase(trainable="all", epochs=2, lr=0.003)
-
-
-def options(**changes: object) -> TrainingOptions:
-    return TrainingOptions(**{"num_workers": 0, "precision": "fp32", "batch_size": 8, **changes})
-
-
-def transforms(size: int = 32) -> Transforms:
-    return build_transforms(TransformOptions(size=size), IMAGENET)
-
-
-def network_of(
-    backbone: str = "helpers.networks:SmallNet", seed: int = 0, **model: object
-) -> nn.Module:
-    return build_network(ModelOptions(backbone=backbone, weights="none", **model), 2, 32, seed)[0]
-
-
-def run(splits: pd.DataFrame, *phases: Phase, seed: int = 0, **changes: object) -> TrainingResult:
-    return train(prepare(network_of(), splits, transforms(), options(**changes), seed), phases)
-
-
-def same(first: dict, second: dict) -> bool:
-    return all(torch.equal(first[name], second[name]) for name in first)
+from thawline.training.setup import prepare
 
 
 def test_a_pretrained_network_learns_to_tell_two_photographs_apart(splits: pd.DataFrame) -> None:
@@ -124,72 +108,20 @@ def test_a_loss_that_explodes_is_named_with_its_batch_and_its_rate(splits: pd.Da
         run(splits, phase, optimizer="sgd", warmup_ratio=0)
 
 
-class Memory:
-    """Stands for a device that has memory for so many images in training."""
-
-    def __init__(self, images: int) -> None:
-        self.images, self.asked = images, []
-
-    def __call__(self, _: nn.Module, inputs: tuple) -> None:
-        if torch.is_grad_enabled():
-            self.asked.append(len(inputs[0]))
-            if len(inputs[0]) > self.images:
-                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"gradient_accumulation_steps": 2}, {"class_weights": "balanced", "label_smoothing": 0.1}],
-    ids=str,
-)
-def test_where_memory_is_short_parts_of_a_batch_give_the_same_weights(
-    splits: pd.DataFrame, changes: dict, caplog: pytest.LogCaptureFixture
-) -> None:
-    frozen_norm = EVERYTHING.model_copy(update={"batch_norm": "eval"})
-    uneven = splits.groupby(["split", "label"]).head(8).iloc[1:]
-    results = []
-    for memory in (Memory(100), Memory(3)):
-        network = _without_dropout(network_of())
-        network.layer2[0].register_forward_pre_hook(memory)
-        setup = prepare(network, uneven, transforms(), options(optimizer="sgd", **changes), 0)
-        results.append(train(setup, [frozen_norm]))
-    assert memory.asked[:4] == [8, 4, 2, 2] and max(memory.asked[3:]) <= 3
-    assert "repeating it with micro-batches of 2 images" in caplog.text
-    whole, parts = results
-    for name, tensor in whole.last.items():
-        torch.testing.assert_close(parts.last[name], tensor, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(
-        whole.history["train_loss"].tolist(),
-        parts.history["train_loss"].tolist(),
-        rtol=1e-4,
-        atol=0,
-    )
-
-
-def test_a_device_without_memory_for_two_images_is_said_to_be_too_small(
-    splits: pd.DataFrame,
-) -> None:
-    network = network_of()
-    network.layer2[0].register_forward_pre_hook(Memory(1))
-    with pytest.raises(TrainingError, match=r"Out of device memory in epoch 1.*transforms\.size"):
-        train(prepare(network, splits, transforms(), options(), 0), [EVERYTHING])
-
-
 def test_accumulated_batches_equal_one_large_batch(splits: pd.DataFrame) -> None:
-    frozen_norm = EVERYTHING.model_copy(update={"batch_norm": "eval"})
     even = splits.groupby(["split", "label"]).head(8)  # 16 training images
     kwargs = {"optimizer": "sgd", "momentum": 0, "warmup_ratio": 0}
     still = build_transforms(TransformOptions(size=32, min_crop_scale=1, rotation=0), IMAGENET)
     one, two = (
         train(
             prepare(
-                _without_dropout(network_of()),
+                without_dropout(network_of()),
                 even,
                 still,
                 options(batch_size=size, gradient_accumulation_steps=16 // size, **kwargs),
                 seed=0,
             ),
-            [frozen_norm],
+            [FROZEN_NORM],
         ).last
         for size in (16, 8)
     )
@@ -201,7 +133,6 @@ def test_accumulated_batches_equal_one_large_batch(splits: pd.DataFrame) -> None
 def test_the_last_update_of_an_epoch_counts_all_its_images_alike(
     splits: pd.DataFrame, changes: dict
 ) -> None:
-    frozen_norm = EVERYTHING.model_copy(update={"batch_norm": "eval"})
     uneven = splits.drop(splits.index[splits["split"] == "train"][:5]).reset_index(drop=True)
     kwargs = {
         "optimizer": "sgd",
@@ -213,13 +144,13 @@ def test_the_last_update_of_an_epoch_counts_all_its_images_alike(
     results = [
         train(
             prepare(
-                _without_dropout(network_of()),
+                without_dropout(network_of()),
                 uneven,  # 23 training images: batches of 5 are 5, 5, 5, 5 and 3
                 transforms(),
                 options(batch_size=size, gradient_accumulation_steps=accumulate, **kwargs),
                 seed=0,
             ),
-            [frozen_norm],
+            [FROZEN_NORM],
         )
         for size, accumulate in ((15, 1), (5, 3), (3, 5))
     ]
@@ -243,69 +174,6 @@ def test_fp16_learns_what_fp32_learns_and_skips_updates_that_overflow(
     setup.scaler.load_state_dict(state | {"scale": 1e38})  # whatever the loss, gradients overflow
     result = train(setup, [HEAD.model_copy(update={"epochs": 1})])
     assert same(result.last, before) and setup.scaler.get_scale() < 1e38
-
-
-def _without_dropout(network: nn.Module) -> nn.Module:
-    for module in network.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return network
-
-
-VIT = {"image_size": 32, "patch_size": 16, "num_layers": 1, "num_heads": 2, "hidden_dim": 8,
-       "mlp_dim": 8}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("backbone", "arguments", "decayed"),
-    [
-        (
-            "helpers.networks:SmallNet",
-            {},
-            {"conv1.weight", "layer1.0.weight", "layer2.0.weight", "linear.weight"},
-        ),
-        (
-            "torchvision.models:VisionTransformer",
-            VIT,
-            {
-                "conv_proj.weight",
-                "heads.head.weight",
-                *(
-                    f"encoder.layers.encoder_layer_0.{name}"
-                    for name in (
-                        "self_attention.in_proj_weight",
-                        "self_attention.out_proj.weight",
-                        "mlp.0.weight",
-                        "mlp.3.weight",
-                    )
-                ),
-            },
-        ),
-    ],
-)
-def test_weight_decay_spares_biases_norms_and_position_embeddings(
-    backbone: str, arguments: dict, decayed: set[str]
-) -> None:
-    network = network_of(backbone, backbone_kwargs=arguments)
-    names = {parameter: name for name, parameter in network.named_parameters()}
-    for changes, expected in (({}, decayed), ({"decay_all": True}, {*names.values()})):
-        freeze_layers(network, EVERYTHING)
-        optimizer = make_optimizer(network, EVERYTHING, options(weight_decay=0.1, **changes))
-        groups = optimizer.param_groups
-        assert groups[0]["name"] == "head"
-        found = {names[p] for group in groups if group["weight_decay"] for p in group["params"]}
-        assert found == expected
-        assert {group["weight_decay"] for group in groups} <= {0.1, 0.0}
-        assert sum(len(group["params"]) for group in groups) == len(names)
-
-
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
-def test_a_network_of_timm_says_itself_what_weight_decay_spares(name: str) -> None:
-    network = timm.create_model(name, num_classes=2)
-    spared = find_undecayed(network)
-    assert network.no_weight_decay() & {n for n, _ in network.named_parameters()} <= spared
-    assert {n for n, p in network.named_parameters() if p.ndim <= 1} <= spared
-    assert "head.weight" not in spared and "head.fc.weight" not in spared
 
 
 def test_every_epoch_is_reported_as_it_ends(splits: pd.DataFrame) -> None:
@@ -338,15 +206,6 @@ def test_nll_on_log_probabilities_trains_like_cross_entropy_on_logits(splits: pd
         pd.testing.assert_series_equal(logits.history[column], log.history[column], rtol=1e-4)
 
 
-def test_the_loss_fits_what_the_network_yields(splits: pd.DataFrame) -> None:
-    uneven = pd.concat([splits, splits[splits["class_index"] == 0]])
-    assert isinstance(make_loss(splits, options(), log_probabilities=True), nn.NLLLoss)
-    loss = make_loss(uneven, options(class_weights="balanced", label_smoothing=0.1), False)
-    assert isinstance(loss, nn.CrossEntropyLoss)
-    assert loss.label_smoothing == 0.1
-    assert loss.weight.tolist() == pytest.approx([0.75, 1.5])
-
-
 def test_clipping_bounds_the_step(splits: pd.DataFrame) -> None:
     phase = Phase(trainable="all", epochs=1, lr=1.0)
     start = network_of().state_dict()
@@ -360,53 +219,74 @@ def test_clipping_bounds_the_step(splits: pd.DataFrame) -> None:
     assert 0 < moved.sqrt() <= 4 * 1e-4 * 1.01  # four steps of at most 1e-4
 
 
-@given(
-    st.sampled_from(["cosine", "step", "constant"]),
-    st.integers(1, 50),
-    st.integers(1, 40),
-    st.floats(0, 0.9),
-)
-def test_the_rate_rises_in_the_warm_up_and_never_afterwards(
-    schedule: str, epochs: int, updates: int, warmup: float
+@given(random_phases)
+@settings(max_examples=10)
+def test_what_a_phase_freezes_is_the_same_to_the_bit_before_and_after_it(
+    splits: pd.DataFrame, phases: list[Phase]
 ) -> None:
-    chosen = options(schedule=schedule, warmup_ratio=warmup, step_epochs=3)
-    phase = HEAD.model_copy(update={"epochs": epochs})
-    factors = [lr_factor(step, phase, updates, chosen) for step in range(epochs * updates)]
-    start = int(warmup * len(factors))
-    assert all(0 < f <= 1 for f in factors)
-    assert factors[:start] == sorted(factors[:start])
-    if schedule != "step":
-        assert factors[start] == 1
-    assert factors[start:] == sorted(factors[start:], reverse=True)
+    before = network_of().state_dict()
+    for count, each in enumerate(phases, start=1):
+        network = network_of()
+        after = run(splits, *phases[:count]).last  # the same seed repeats the phases before
+        freeze_layers(network, each)
+        trained = {name for name, p in network.named_parameters() if p.requires_grad}
+        for name, stage in find_stages(network).items():
+            if trained.intersection(stage.parameters):
+                continue
+            prefixes = (*stage.parameters, *(f"{module}." for module in stage.modules))
+            for tensor in before:
+                if tensor.startswith(prefixes):
+                    assert torch.equal(after[tensor], before[tensor]), (name, tensor)
+        for name in trained:
+            if name.endswith("bias"):  # before batch norm it has no gradient, and no decay moves it
+                continue
+            assert not torch.equal(after[name], before[name]), name
+        before = after
 
 
-def test_sgd_and_adamw_take_their_options() -> None:
+def test_the_history_says_where_the_line_is_and_what_is_trained(splits: pd.DataFrame) -> None:
+    head = Phase(trainable={"last": 1}, epochs=1, lr=0.1)
+    two = Phase(trainable={"last": 2}, epochs=1, lr=0.01, lr_decay=0.5)
+    all_of_it = Phase(trainable="all", epochs=1, lr=0.001)
+    history = run(splits, head, two, all_of_it, warmup_ratio=0.0).history
+    assert history["phase"].tolist() == [1, 2, 3]
+    assert history["thaw_line"].tolist() == ["flatten", "layer1_3", "images"]
     network = network_of()
-    sgd = make_optimizer(network, EVERYTHING, options(optimizer="sgd", momentum=0.7))
-    adamw = make_optimizer(network, EVERYTHING, options(weight_decay=0.3))
-    assert isinstance(sgd, torch.optim.SGD) and sgd.defaults["momentum"] == 0.7
-    assert isinstance(adamw, torch.optim.AdamW) and adamw.param_groups[0]["weight_decay"] == 0.3
+    total = sum(p.numel() for p in network.parameters())
+    assert history["trainable_parameters"].tolist()[::2] == [34, total]
+    assert history["lr"].tolist() == [0.1, 0.01, 0.001]
+    assert history["lr/layer2"].tolist()[1:] == [0.005, 0.001]
+    assert history["lr/stem"].isna().tolist() == [True, True, False]
 
 
-@given(st.integers(1, 100), st.integers(1, 40), st.integers(0, 2**32))
-def test_every_epoch_shows_each_image_once_but_no_batch_of_one(
-    length: int, size: int, seed: int
-) -> None:
-    orders = torch.Generator().manual_seed(seed)
-    batches = train_set_of(torch.zeros(length, dtype=torch.int64)).shuffle(orders, size)
-    seen = [idx for batch in batches for idx in batch]
-    assert len(set(seen)) == len(seen) >= length - 1
-    assert set(seen) <= set(range(length))
-    assert all(1 < len(batch) <= size for batch in batches) or size == 1 or length == 1
+def test_a_phase_may_have_its_own_optimizer_schedule_and_patience(splits: pd.DataFrame) -> None:
+    impatient = Phase(
+        trainable={"last": 1}, epochs=30, lr=1e-9, schedule="constant", optimizer="sgd", patience=2
+    )
+    thaw = Phase(trainable="all", epochs=2, lr=0.001)
+    history = run(splits, impatient, thaw, warmup_ratio=0.0).history
+    assert history["phase"].value_counts()[1] < 30
+    assert history["phase"].value_counts()[2] == 2
+    assert set(history["lr"].iloc[1:3]) == {1e-9}
 
 
-def test_an_absent_device_is_refused_and_the_cpu_is_always_there() -> None:
-    assert make_accelerator(options(device="cpu")).device.type == "cpu"
-    if not torch.cuda.is_available():
-        with pytest.raises(ParameterError, match=r"training\.device: 'cuda' is not available.*cpu"):
-            make_accelerator(options(device="cuda"))
+def test_without_epochs_the_network_stays_as_it_was_loaded(splits: pd.DataFrame) -> None:
+    result = run(splits, Phase(trainable="all", epochs=0, lr=0.1))
+    loaded = network_of().state_dict()
+    assert result.best_epoch == 0 and result.history.empty
+    for state in (result.best, result.last):
+        assert all(torch.equal(state[name], loaded[name]) for name in loaded)
 
 
-def test_precision_can_be_chosen_twice_in_one_process() -> None:
-    assert make_accelerator(options(precision="bf16")).mixed_precision == "bf16"
-    assert make_accelerator(options(precision="fp32")).mixed_precision == "no"
+def test_with_an_average_the_network_ends_at_it(splits: pd.DataFrame) -> None:
+    phases = [
+        Phase(trainable={"last": last}, epochs=2, lr=0.01, batch_norm="eval") for last in (1, 2)
+    ]
+    plain, averaged = run(splits, *phases), run(splits, *phases, ema_decay=0.999)
+    start = network_of().state_dict()
+    moved = {
+        name: (averaged.last[name] - start[name]).norm() / (plain.last[name] - start[name]).norm()
+        for name in ("linear.weight", "layer2.0.weight")
+    }
+    assert all(0 < share < 1 for share in moved.values()), moved  # it lags behind
+    assert torch.equal(averaged.last["layer1.0.weight"], start["layer1.0.weight"])

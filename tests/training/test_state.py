@@ -90,7 +90,7 @@ def states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingCheckpoin
     return TrainingCheckpoints(tmp_path / "states")
 
 
-@pytest.mark.parametrize("after", range(1, 8))
+@pytest.mark.parametrize("after", [1, 2, 5])
 def test_a_training_interrupted_in_any_epoch_ends_with_the_same_bits(
     splits: pd.DataFrame, states: TrainingCheckpoints, after: int
 ) -> None:

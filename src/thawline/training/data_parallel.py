@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
+from timm.utils import ModelEmaV3
 from torch import Tensor, fx, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -73,17 +74,13 @@ def sync_gradients(above: nn.Module, wanted: bool) -> Iterator[None]:
 
 
 @torch.no_grad()
-def average_batch_norm_stats(network: nn.Module, *copies: nn.Module) -> None:
-    """Replace running statistics, of this worker's images alone, by their mean over the workers.
-
-    Args:
-        network: of which the modules in training mode count.
-        copies: of the network, in any mode; the statistics of the same modules are averaged.
-    """
+def average_batch_norm_stats(network: nn.Module, ema: ModelEmaV3 | None) -> None:
+    """Replace running statistics, of this worker's images alone, by their mean over the workers."""
     if world_size() == 1:
         return
+    copies = [network, *([ema.module] if ema else [])]
     for name, module in network.named_modules():
-        for each in (network, *copies) if module.training else ():
+        for each in copies if module.training else ():
             for buffer in each.get_submodule(name).buffers(recurse=False):
                 if buffer.is_floating_point():
                     dist.all_reduce(buffer)

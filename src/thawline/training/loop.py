@@ -59,10 +59,10 @@ def train(
     Args:
         run: what `prepare` has just returned; it serves for one training.
         phases: what is trainable, for how many epochs, at which learning rates.
-        checkpoints: keep the state of an interrupted training; with `options.resume` it
-            resumes from there, and its results are the same to the bit.
-        on_epoch: called after every epoch with its row of the history and its number, from 1; of a
-            resumed training, first for the epochs before the interruption.
+        checkpoints: keep the state; with `options.resume`, an interrupted training goes on from it
+            with the same results to the bit.
+        on_epoch: called with a row of the history and its epoch, from 1; when a training is
+            resumed, also for the epochs before.
 
     Raises:
         ParameterError: if a phase names no stage of the network.
@@ -73,9 +73,9 @@ def train(
     initial = copy_tensors(run.network)
     session = SavedTraining(checkpoints, run, phases, initial)
     progress = session.resume()  # from the beginning, unless an interrupted training was found
-    report = on_epoch or (lambda row, epoch: None)
-    for row in progress.history:
-        report(row, row["epoch"])
+    if on_epoch:
+        for row in progress.history:
+            on_epoch(row, row["epoch"])
     optimizer = None
     with progress_bar("Training, epoch", sum(phase.epochs for phase in phases)) as update_bar:
         for number, phase in enumerate(phases, start=1):
@@ -88,7 +88,8 @@ def train(
             epoch = partial(run_epoch, run, current, progress, update_bar)
             while not progress.phase_has_ended(phase, run.options):
                 retry_on_smaller_micro_batches(epoch, run, current, progress)
-                report(progress.history[-1], progress.history[-1]["epoch"])
+                if on_epoch:
+                    on_epoch(progress.history[-1], len(progress.history))
                 session.save(current, progress)
             load_ema(run.network, current.ema)
             logger.info("Phase %d: %s", number, current.features.summary())
@@ -104,21 +105,15 @@ def run_epoch(
     update_bar: Callable[..., None],
 ) -> None:
     """Train for an epoch, validate, and keep the weights if they are the best so far."""
-    start, rates = time.perf_counter(), current.learning_rates
+    start, description = time.perf_counter(), current.describe()  # rates as the epoch begins
     row: dict[str, Any] = {"epoch": progress.epoch, "phase": progress.phase}
     seed_own_dropout(run.seed, progress.epoch)
     with explain_divergence(current, progress):
         row |= train_epoch(run, current, progress, update_bar)
-        average_batch_norm_stats(*current.with_batch_norm_stats)
+        average_batch_norm_stats(current.line.above_train, current.ema)
         with ema_weights(run.network, current.ema):
             row |= validate(run, current, progress.micro_batch)
-            row |= {
-                "seconds": time.perf_counter() - start,
-                "thaw_line": ", ".join(current.line.boundary),
-                "trainable_parameters": sum(p.numel() for p in current.trained),
-                "lr": next(iter(rates.values())),
-                **{f"lr/{stage}": rate for stage, rate in rates.items()},
-            }
+            row |= {"seconds": time.perf_counter() - start, **description}
             progress.record(row, run.network, run.options.monitor)
 
 
@@ -147,12 +142,6 @@ def train_step(
     run: TrainingContext, current: PhaseContext, step: Step, boundary: Tensors
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the gradients of a step, and update the weights if it ends an update.
-
-    Args:
-        run: the training.
-        current: its phase.
-        step: which images.
-        boundary: what crosses the thaw line for them, (N, …) each.
 
     Returns:
         Mean loss, logits (N, C) float32, and class indices (N,).

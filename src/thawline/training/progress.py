@@ -230,7 +230,7 @@ def explain_divergence(current: PhaseContext, progress: TrainingProgress) -> Ite
     try:
         yield
     except FloatingPointError as error:
-        rate = next(iter(current.learning_rates.values()))
+        rate = current.describe()["lr"]
         raise TrainingError(
             f"{error} of epoch {progress.epoch} (phase {progress.phase}), at a learning rate of"
             f" {rate:g}. Lower training.lr, or set training.clip_norm, for instance to 1. If it is"

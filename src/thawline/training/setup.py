@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -98,26 +99,26 @@ class TrainingContext:
     scaler: torch.amp.GradScaler
     shuffle_rng: torch.Generator
 
-    @property
-    def batches_per_epoch(self) -> int:
-        """The number of batches of training images."""
-        return len(self._shuffle(torch.Generator()))
+    def shuffled_batches(self, rng: torch.Generator) -> list[np.ndarray]:
+        """Return positions of training images in batches."""
+        balanced = self.options.sampling == "balanced"
+        fewest = max(MIN_IMAGES, world_size())
+        return self.train_set.shuffle(rng, self.options.batch_size, balanced, fewest)
 
     def plan_epoch(self, micro_batch: int) -> list[Step]:
-        """Shuffle the training images, and divide them into steps of `micro_batch` at most."""
-        batches, accumulated = (
-            self._shuffle(self.shuffle_rng),
-            self.options.gradient_accumulation_steps,
-        )
+        """Shuffle the training images, and divide them into steps of about `micro_batch` images."""
+        batches = self.shuffled_batches(self.shuffle_rng)
+        accumulated = self.options.gradient_accumulation_steps
         steps = []
         for start in range(0, len(batches), accumulated):
             update = batches[start : start + accumulated]
             update_weight = sum(self.image_weights[batch].sum() for batch in update)
-            for idx, part in enumerate(parts := _split_batches(update, micro_batch), start=1):
+            parts = [part for batch in update for part in _split_batch(batch, micro_batch)]
+            for number, part in enumerate(parts, start=1):
                 own = local_slice(part)
                 weight = float(self.image_weights[own].sum())
                 share = weight * world_size() / update_weight
-                steps.append(Step(own, weight, share, idx == len(parts)))
+                steps.append(Step(own, weight, share, number == len(parts)))
         return steps
 
     def random_views(self, steps: Sequence[Step], epoch: int) -> list[list[ImageView]]:
@@ -132,22 +133,11 @@ class TrainingContext:
         images, shares = self.mix(boundary[0], labels)
         return (images,), shares
 
-    def _shuffle(self, rng: torch.Generator) -> list[np.ndarray]:
-        """Return positions of training images in batches."""
-        balanced = self.options.sampling == "balanced"
-        fewest = max(MIN_IMAGES, world_size())
-        return self.train_set.shuffle(rng, self.options.batch_size, balanced, fewest)
 
-
-def _split_batches(batches: Sequence[np.ndarray], size: int) -> list[np.ndarray]:
-    """Return batches divided into parts of about `size` images, as even as possible."""
-    return [
-        part
-        for batch in batches
-        for part in np.array_split(
-            batch, max(1, min(math.ceil(len(batch) / size), len(batch) // MIN_IMAGES))
-        )
-    ]
+def _split_batch(batch: np.ndarray, size: int) -> list[np.ndarray]:
+    """Return a batch in parts of about `size` images, as even as possible."""
+    parts = min(math.ceil(len(batch) / size), len(batch) // MIN_IMAGES)
+    return np.array_split(batch, max(1, parts))
 
 
 @dataclass(frozen=True)
@@ -175,15 +165,15 @@ class PhaseContext:
         """The trainable parameters."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    @property
-    def learning_rates(self) -> dict[str, float]:
-        """The learning rate of each trained stage, that of the head first."""
-        return {group["name"]: group["lr"] for group in self.optimizer.param_groups}
-
-    @property
-    def with_batch_norm_stats(self) -> list[nn.Module]:
-        """The part above the line, and its moving average."""
-        return [self.line.above_train, *([self.ema.module] if self.ema else [])]
+    def describe(self) -> dict[str, Any]:
+        """Return what the history says of the phase, with the learning rates of now."""
+        rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+        return {
+            "thaw_line": ", ".join(self.line.boundary),
+            "trainable_parameters": sum(p.numel() for p in self.trained),
+            "lr": self.optimizer.param_groups[0]["lr"],
+            **{f"lr/{stage}": rate for stage, rate in rates.items()},
+        }
 
 
 def prepare(
@@ -205,7 +195,7 @@ def prepare(
         splits: the table of `split_dataset`.
         transforms: from files to what the network sees.
         options: all about training but the phases.
-        seed: of the order of the images and of dropout; on one CPU it gives the same bits again.
+        seed: on one CPU it gives the same bits again.
         views: random views per image, used in turn; None: a new one in every epoch.
         store: cache of what the frozen layers return; None: run them in every epoch.
         log_probabilities: train by negative log-likelihood instead of cross-entropy.
@@ -280,7 +270,7 @@ def prepare_phase(
         features,
         wrap_for_workers(line.above_train, run.sync_batch_norm),
         optimizer,
-        make_schedule(optimizer, phase, run.batches_per_epoch, options),
+        make_schedule(optimizer, phase, len(run.shuffled_batches(torch.Generator())), options),
         make_ema(line.above_train, options.ema_decay) if options.ema_decay is not None else None,
     )
 
