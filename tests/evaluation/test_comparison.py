@@ -199,7 +199,7 @@ def test_images_of_a_group_are_compared_together() -> None:
         row = found.pairs.iloc[0]
         expected = paired_test(answers["full"], answers["head_only"], of)
         assert tuple(row[["difference", "low", "high", "p_value"]]) == expected
-    with pytest.raises(DataError, match="those of 'head_only' with seed 0 differ"):
+    with pytest.raises(DataError, match="of 'head_only' with seed 0 differ"):
         compare([grouped[0], trials[3]])
 
 
@@ -209,7 +209,7 @@ def test_one_seed_has_the_interval_of_its_metrics_and_a_caveat() -> None:
     best = next(t for t in trials if t.strategy == comparison.verdict["best"])
     row = comparison.table.iloc[0]
     assert row["test_accuracy_low"] == best.metrics["test_accuracy_low"]
-    assert "how much another would change is not known" in comparison.verdict["sentence"]
+    assert "the variation between seeds is unknown" in comparison.verdict["sentence"]
 
 
 def test_a_clear_winner_beats_the_next() -> None:
@@ -220,13 +220,13 @@ def test_a_clear_winner_beats_the_next() -> None:
     assert "p < 0.001, in" in verdict["sentence"]
 
 
-def test_without_a_real_difference_the_cheaper_one_is_taken() -> None:
+def test_without_a_significant_difference_the_cheaper_one_is_taken() -> None:
     first, *others = make_trials({"head_only": 0.9, "full": 0.9})
     verdict = compare([replace(first, seconds=1.0), *others]).verdict
     assert not verdict["significant"]
     assert verdict["recommended"] == "head_only"
-    assert "No real difference between" in verdict["sentence"]
-    assert "; take the cheaper one, head_only (" in verdict["sentence"]
+    assert "No significant difference between" in verdict["sentence"]
+    assert "Take head_only, the cheapest of 2 without" in verdict["sentence"]
     assert verdict["low"] < 0 < verdict["high"]
 
 
@@ -234,7 +234,7 @@ def test_among_several_equals_the_cheapest_is_taken_and_the_bad_one_is_none_of_t
     trials = make_trials({"bad_and_quick": 0.5, "a": 0.9, "b": 0.9, "c": 0.9})
     comparison = compare(trials)
     assert comparison.verdict["recommended"] == "a"
-    assert "the cheapest of the 3 that cannot be told apart, a (" in comparison.verdict["sentence"]
+    assert "Take a, the cheapest of 3 without" in comparison.verdict["sentence"]
     pairs = comparison.pairs.set_index("strategy")
     assert pairs.loc["bad_and_quick", "p_holm"] < 0.001
     assert (pairs["p_holm"] >= pairs["p_value"]).all()
@@ -263,7 +263,7 @@ def test_trainings_that_cannot_be_compared_are_refused() -> None:
     with pytest.raises(DataError, match="'full' with seed 0 twice"):
         compare([trials[0], trials[0]])
     others = replace(trials[1], predictions=trials[1].predictions.iloc[1:])
-    with pytest.raises(DataError, match="those of 'head_only' with seed 0 differ"):
+    with pytest.raises(DataError, match="of 'head_only' with seed 0 differ"):
         compare([trials[0], others])
 
 

@@ -1,4 +1,4 @@
-"""Compare strategies by what their trainings came to, and say which one to take."""
+"""Compare strategies by their trainings, and recommend one."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from thawline.evaluation.significance import (
     paired_test,
 )
 
-DECIMALS_BELOW_SECONDS = 10  # seconds from which a decimal tells nothing
+DECIMALS_BELOW_SECONDS = 10  # from so many seconds on, decimals are noise
 MISSING = "-"
 
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """What one training of one strategy came to.
+    """The result of one training of one strategy.
 
     Attributes:
         strategy: its name.
         seed: of the training; the splits are the same for all.
-        metrics: of the test split, as `compute_metrics` gives them.
-        predictions: of the test split, as `predict_split` gives them.
-        history: of the training, a row an epoch, as in `training.TrainingResult`.
-        best_epoch: number, from 1, of the epoch that was kept; 0: there was none.
-        seconds: that the training took.
-        settings: what to set to repeat it: dotted name of the parameter, and its value as text.
+        metrics: of the test split, see `compute_metrics`.
+        predictions: of the test split, see `predict_split`.
+        history: one row per epoch, see `training.TrainingResult`.
+        best_epoch: number of the epoch that was kept, from 1; 0 if there was none.
+        seconds: of training.
+        settings: what to set to repeat it: dotted name of a parameter, and its value as text.
     """
 
     strategy: str
@@ -52,19 +52,18 @@ class TrainingOutcome:
 
 
 class Comparison(NamedTuple):
-    """The answer to which strategy is best.
+    """Which strategy is best, and how certain that is.
 
     Attributes:
-        table: a row a strategy, best first: strategy, seeds (their number), test_accuracy (mean
+        table: one row per strategy, best first: strategy, seeds (their number), test_accuracy (mean
             over seeds) with test_accuracy_low and test_accuracy_high (95 % interval: Student's t
             over seeds, with one seed the interval of `compute_metrics`), test_loss (nats),
             train_accuracy (of the epochs that were kept), generalization_gap (train_accuracy -
-            test_accuracy), seconds (means over seeds), trainable_parameters (in the phase with
-            most). Training accuracy is that of augmented views in training mode, as the epoch went
-            on, so the gap may be negative.
-        pairs: a row for every strategy but the best: best, strategy, difference (of test
-            accuracies), low, high and p_value as of `paired_test`, and p_holm, corrected for the
-            number of rows.
+            test_accuracy), seconds (means over seeds), trainable_parameters (of the phase with
+            most). Training accuracy is that of augmented views in training mode, during the epoch,
+            so the gap may be negative.
+        pairs: one row per strategy but the best: best, strategy, difference (of test accuracies),
+            low, high and p_value of `paired_test`, and p_holm, corrected for the number of rows.
         verdict: best, next, difference, low, high, p_value (p_holm of the next), significant
             (p_value < 0.05), recommended (a strategy), sentence (all that in words).
     """
@@ -83,24 +82,28 @@ class Comparison(NamedTuple):
 
 
 def compare(trials: Sequence[TrainingOutcome]) -> Comparison:
-    """Return the strategies side by side, and whether the best really beats the next.
+    """Rank the strategies, and test whether the best beats each of the others.
 
-    Equal test accuracies are ordered by seconds. Where the predictions have groups, their images
-    are tested together.
+    Equal test accuracies are ordered by seconds. If the predictions have groups, the images of a
+    group are tested together.
 
     Raises:
-        DataError: when there is no training, one is there twice, or test images differ.
+        DataError: if there is no training, a training is there twice, or test images differ.
     """
     _check(trials)
     by_strategy = group_by_strategy(trials)
-    rows = [_row(name, group) for name, group in by_strategy.items()]
+    rows = [_summarize(name, group) for name, group in by_strategy.items()]
     table = pd.DataFrame(rows).sort_values(
         ["test_accuracy", "seconds", "strategy"], ascending=[False, True, True], ignore_index=True
     )
     correct = {name: _correct(group) for name, group in by_strategy.items()}
-    groups = trials[0].predictions.get("group")  # _check: those of all trials
-    pairs = _compare_with_best(table["strategy"].tolist(), correct, groups)
-    return Comparison(table, pairs, _judge(table, pairs))
+    best, *others = table["strategy"]
+    groups = trials[0].predictions.get("group")  # the same for all trials, see _check
+    tests = [(best, name, *paired_test(correct[best], correct[name], groups)) for name in others]
+    columns = ["best", "strategy", "difference", "low", "high", "p_value"]
+    pairs = pd.DataFrame(tests, columns=columns).astype({"p_value": float})
+    pairs["p_holm"] = holm_correction(pairs["p_value"].to_numpy())
+    return Comparison(table, pairs, _decide(table, pairs))
 
 
 def group_by_strategy(trials: Sequence[TrainingOutcome]) -> dict[str, list[TrainingOutcome]]:
@@ -112,7 +115,7 @@ def group_by_strategy(trials: Sequence[TrainingOutcome]) -> dict[str, list[Train
 
 
 def pool_confusion(trials: Sequence[TrainingOutcome]) -> pd.DataFrame:
-    """Return counts, a row a true and a column a predicted class, summed over trainings."""
+    """Return counts summed over trainings, one row per true and one column per predicted class."""
     columns = probability_columns(trials[0].predictions)
     names = [name.removeprefix(PROBABILITY) for name in columns]
     pooled = pd.concat([trial.predictions[["label", "prediction"]] for trial in trials])
@@ -121,11 +124,10 @@ def pool_confusion(trials: Sequence[TrainingOutcome]) -> pd.DataFrame:
 
 
 def console_table(table: pd.DataFrame) -> Table:
-    """Return the table of `compare` for a console of 80 columns; shares are in per cent."""
-    titles = ("test %", "95 %", "loss", "train %", "gap", "sec.", "trained")
+    """Return the table of `compare` for a console of 80 columns, with accuracies in percent."""
     shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     shown.add_column("strategy", overflow="fold", min_width=12)
-    for title in titles:
+    for title in ("test %", "95 %", "loss", "train %", "gap", "sec.", "trained"):
         shown.add_column(title, justify="right", no_wrap=True)
     for row in table.to_dict("records"):
         low, high = 100 * row["test_accuracy_low"], 100 * row["test_accuracy_high"]
@@ -133,12 +135,12 @@ def console_table(table: pd.DataFrame) -> Table:
             f"{100 * row['test_accuracy']:.1f}",
             f"{low:.1f} {high:.1f}",
             f"{row['test_loss']:.3f}",
-            _or_missing(f"{100 * row['train_accuracy']:.1f}"),
-            _or_missing(f"{100 * row['generalization_gap']:+.1f}"),
+            f"{100 * row['train_accuracy']:.1f}",
+            f"{100 * row['generalization_gap']:+.1f}",
             f"{row['seconds']:,.0f}",
             f"{row['trainable_parameters']:,}",
         )
-        shown.add_row(Text(row["strategy"]), *cells)
+        shown.add_row(Text(row["strategy"]), *(MISSING if "nan" in c else c for c in cells))
     return shown
 
 
@@ -157,11 +159,8 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < DECIMALS_BELOW_SECONDS else f"{seconds:,.0f} s"
 
 
-def _or_missing(text: str) -> str:
-    return MISSING if "nan" in text else text
-
-
 def _check(trials: Sequence[TrainingOutcome]) -> None:
+    """Refuse trainings that cannot be compared."""
     if not trials:
         raise DataError("A comparison needs at least one finished training, found none.")
     keys = [(trial.strategy, trial.seed) for trial in trials]
@@ -169,15 +168,16 @@ def _check(trials: Sequence[TrainingOutcome]) -> None:
     if twice:
         strategy, seed = min(twice)
         raise DataError(
-            f"Each strategy is compared once a seed, found '{strategy}' with seed {seed} twice."
+            f"A comparison has each strategy once per seed, found '{strategy}' with seed {seed}"
+            " twice."
         )
     images = _images(trials[0])
     for trial in trials[1:]:
         if not _images(trial).equals(images):
             raise DataError(
-                f"Strategies are compared on the same test images; those of '{trial.strategy}'"
-                f" with seed {trial.seed} differ from those of '{trials[0].strategy}' with seed"
-                f" {trials[0].seed}. Train all of them on one table of splits."
+                f"The test images of '{trial.strategy}' with seed {trial.seed} differ from those of"
+                f" '{trials[0].strategy}' with seed {trials[0].seed}. Train all strategies on one"
+                " table of splits."
             )
 
 
@@ -187,13 +187,14 @@ def _images(trial: TrainingOutcome) -> pd.DataFrame:
 
 
 def _correct(trials: Sequence[TrainingOutcome]) -> np.ndarray:
-    """Return whether each training (seeds, images) was right."""
+    """Return which predictions of each training are correct: bool (seeds, images)."""
     tables = (trial.predictions for trial in trials)
     return np.stack([(table["label"] == table["prediction"]).to_numpy() for table in tables])
 
 
-def _row(strategy: str, trials: Sequence[TrainingOutcome]) -> dict[str, Any]:
-    # Rounded, so that the order in which seeds are added up does not part equals.
+def _summarize(strategy: str, trials: Sequence[TrainingOutcome]) -> dict[str, Any]:
+    """Return the row of a strategy in the table of `compare`."""
+    # Rounded: sums in another order of seeds must not tell equal strategies apart.
     accuracy = round(float(np.mean([trial.metrics["test_accuracy"] for trial in trials])), 12)
     low, high = _interval([trial.metrics for trial in trials])
     train = float(np.mean([_train_accuracy(trial) for trial in trials]))
@@ -212,7 +213,8 @@ def _row(strategy: str, trials: Sequence[TrainingOutcome]) -> dict[str, Any]:
     }
 
 
-def _interval(metrics: list[dict[str, float]]) -> tuple[float, float]:
+def _interval(metrics: Sequence[dict[str, float]]) -> tuple[float, float]:
+    """Return the 95 % interval of the mean test accuracy over seeds, or that of the only seed."""
     if len(metrics) == 1:
         return metrics[0]["test_accuracy_low"], metrics[0]["test_accuracy_high"]
     values = [each["test_accuracy"] for each in metrics]
@@ -221,44 +223,39 @@ def _interval(metrics: list[dict[str, float]]) -> tuple[float, float]:
 
 
 def _train_accuracy(trial: TrainingOutcome) -> float:
-    """Return that of the epoch that was kept, NaN where there was none."""
+    """Return the training accuracy of the epoch that was kept, NaN if there was none."""
     kept = trial.history["epoch"] == trial.best_epoch
     return float(trial.history.loc[kept, "train_accuracy"].mean())
 
 
-def _compare_with_best(
-    names: list[str], correct: dict[str, np.ndarray], groups: pd.Series | None
-) -> pd.DataFrame:
-    best = names[0]
-    rows = [(best, name, *paired_test(correct[best], correct[name], groups)) for name in names[1:]]
-    pairs = pd.DataFrame(
-        rows, columns=["best", "strategy", "difference", "low", "high", "p_value"]
-    ).astype({"p_value": float})
-    return pairs.assign(p_holm=holm_correction(pairs["p_value"].to_numpy()))
-
-
-def _judge(table: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Any]:
+def _decide(table: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Any]:
+    """Return the verdict: the best, or the cheapest of those that do not differ significantly."""
     best = table["strategy"].iloc[0]
-    verdict: dict[str, Any] = dict.fromkeys(("next", "difference", "low", "high", "p_value"))
     if pairs.empty:
+        unknown = dict.fromkeys(("next", "difference", "low", "high", "p_value"))
         sentence = f"Only {best} was trained, so there is nothing to compare it with."
         alone = {"significant": False, "recommended": best, "sentence": sentence}
-        return {"best": best, **verdict, **alone}
+        return {"best": best, **unknown, **alone}
     closest = pairs.iloc[0]
-    verdict = {"next": closest["strategy"], "p_value": float(closest["p_holm"])}
-    verdict |= {name: float(closest[name]) for name in ("difference", "low", "high")}
-    significant = verdict["p_value"] < SIGNIFICANT
     equals = [best, *pairs.loc[pairs["p_holm"] >= SIGNIFICANT, "strategy"]]
     seconds = table.set_index("strategy")["seconds"]
-    cheapest = best if significant else str(seconds[equals].idxmin())
-    verdict |= {"best": best, "significant": significant, "recommended": cheapest}
-    sentence = _sentence(verdict, equals, seconds)
+    significant = bool(closest["p_holm"] < SIGNIFICANT)
+    verdict = {
+        "best": best,
+        "next": closest["strategy"],
+        **{name: float(closest[name]) for name in ("difference", "low", "high")},
+        "p_value": float(closest["p_holm"]),
+        "significant": significant,
+        "recommended": best if significant else str(seconds[equals].idxmin()),
+    }
+    sentence = _sentence(verdict, len(equals), seconds)
     if (table["seeds"] == 1).any():
-        sentence += " With one seed, how much another would change is not known."
+        sentence += " With one seed, the variation between seeds is unknown."
     return verdict | {"sentence": sentence}
 
 
-def _sentence(verdict: dict[str, Any], equals: list[str], seconds: pd.Series) -> str:
+def _sentence(verdict: dict[str, Any], equals: int, seconds: pd.Series) -> str:
+    """Return the verdict in words."""
     best, other, cheapest = verdict["best"], verdict["next"], verdict["recommended"]
     points = format_points(verdict["difference"], verdict["low"], verdict["high"])
     corrected = "corrected " if len(seconds) > 2 else ""  # noqa: PLR2004
@@ -266,12 +263,8 @@ def _sentence(verdict: dict[str, Any], equals: list[str], seconds: pd.Series) ->
     takes = {name: format_seconds(seconds[name]) for name in (best, other, cheapest)}
     if verdict["significant"]:
         return f"{best} beats {other}: {found}, in {takes[best]} instead of {takes[other]}."
-    sentence = f"No real difference between {best} and {other}: {found}; take the "
-    if len(equals) > 2:  # noqa: PLR2004
-        more = "" if cheapest == best else f"; {best} takes {takes[best]}"
-        return sentence + (
-            f"cheapest of the {len(equals)} that cannot be told apart,"
-            f" {cheapest} ({takes[cheapest]}{more})."
-        )
-    dearer = other if cheapest == best else best
-    return sentence + f"cheaper one, {cheapest} ({takes[cheapest]} instead of {takes[dearer]})."
+    compared = takes[cheapest] if cheapest == best else f"{takes[cheapest]}; {best} {takes[best]}"
+    return (
+        f"No significant difference between {best} and {other}: {found}. Take {cheapest}, the"
+        f" cheapest of {equals} without a significant difference ({compared})."
+    )
