@@ -263,7 +263,7 @@ def test_one_group_alone_shows_no_difference(
 
 
 def test_each_image_needs_a_group() -> None:
-    with pytest.raises(DataError, match="found 2 groups of 3 images"):
+    with pytest.raises(DataError, match="found 2 groups for 3 images"):
         paired_test(np.ones(3), np.ones(3), ["a", "b"])
-    with pytest.raises(DataError, match="found 2 groups of 3 images"):
+    with pytest.raises(DataError, match="found 2 groups for 3 images"):
         accuracy_interval(np.ones(3), ["a", "b"])

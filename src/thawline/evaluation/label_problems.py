@@ -1,4 +1,4 @@
-"""Find images that are probably labeled wrongly, or out of place."""
+"""Find images that are probably mislabeled, or outliers."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 FOLDS = 5
-REPEATS = 3  # of the cross-validation: their mean suspects half as many right labels as one
-NEIGHBOURS = 10
-FENCE = 3.0  # interquartile ranges beyond the upper quartile: Tukey's "far out"
+REPEATS = 3  # of the cross-validation: their mean flags half as many correct labels as one
+NEIGHBORS = 10
+FENCE = 3.0  # interquartile ranges above the upper quartile: Tukey's "far out"
 
 
 def find_label_errors(splits: pd.DataFrame, features: np.ndarray, seed: int) -> pd.DataFrame:
-    """Return the images whose label is probably wrong, the likeliest error first.
+    """Return the images whose label is probably wrong, the most probable error first.
 
-    Each image's class is predicted by a logistic regression on the features of other images, and
-    confident learning (Northcutt et al. 2021, arXiv:1911.00068) says which labels contradict it too
-    clearly to be chance. With a column `group` in the splits, no image is predicted from others of
-    its group.
+    A logistic regression on the features of other images predicts each image, and confident
+    learning (Northcutt et al. 2021, arXiv:1911.00068) finds the labels that contradict it by more
+    than chance. Images of one group do not predict one another.
 
     Args:
-        splits: the table of splits.
-        features: (N, features) of its rows, of a pretrained network.
-        seed: of the folds.
+        splits: the table of splits, perhaps with a column `group`.
+        features: (N, features) of its rows, from a pretrained network.
+        seed: seeds the folds.
 
     Returns:
-        path, split, label, suggested (the likelier class) and probability (0 to 1, of the label).
+        path, split, label, suggested (the more probable class) and probability (0 to 1, of the
+        label).
     """
     from cleanlab.filter import find_label_issues
 
@@ -58,13 +58,13 @@ def find_label_errors(splits: pd.DataFrame, features: np.ndarray, seed: int) -> 
 def out_of_sample_probabilities(
     features: np.ndarray, labels: np.ndarray, groups: pd.Series | None, seed: int
 ) -> np.ndarray:
-    """Return each image's class probabilities (N, C), from models fitted to other images.
+    """Return each image's class probabilities (N, C), from models fitted on other images.
 
     Args:
         features: (N, features).
         labels: (N,) from 0 to C - 1, at least two of each.
-        groups: which images belong together; None where none do.
-        seed: of the folds.
+        groups: which images belong together; None: none do.
+        seed: seeds the folds.
     """
     together = np.arange(len(labels)) if groups is None else groups.to_numpy()
     with warnings.catch_warnings():
@@ -76,30 +76,31 @@ def out_of_sample_probabilities(
         ]
     probabilities = np.zeros((len(labels), labels.max() + 1))
     for rest, fold in track(parts, "Cross-validating labels", len(parts), transient=True):
-        # So weak that a wrong label among the rest is not learnt by heart; a finer tolerance takes
-        # twice as long and finds the same.
+        # Regularized so strongly that a wrong label is not memorized; a finer tolerance takes twice
+        # as long and finds the same.
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, tol=0.01, max_iter=1000))
-        with threadpool_limits(1):  # threads of a busy machine wait for each other: 0.8 s, not 9
+        with threadpool_limits(1):  # threads on a busy machine wait for each other: 0.8 s, not 9
             model.fit(features[rest], labels[rest])
         probabilities[np.ix_(fold, model.classes_)] += model.predict_proba(features[fold])
     return probabilities / REPEATS
 
 
 def _folds(labels: np.ndarray, groups: np.ndarray, repeat: int, seed: int) -> StratifiedGroupKFold:
+    """Return the folds of one repeat."""
     count = max(2, min(FOLDS, int(np.bincount(labels).min()), len(np.unique(groups))))
     return StratifiedGroupKFold(count, shuffle=True, random_state=seed + repeat)
 
 
 def find_outliers(splits: pd.DataFrame, features: np.ndarray) -> pd.DataFrame:
-    """Return the images that are like no others, the oddest first.
+    """Return the images that resemble no others, the furthest first.
 
-    Odd is an image whose cosine distance to its ten nearest neighbors is far out of what is usual:
-    more than three interquartile ranges above the upper quartile.
+    An outlier's mean cosine distance to its ten nearest neighbors is more than three interquartile
+    ranges above the upper quartile.
 
     Returns:
-        path, split, label and distance, the mean to the neighbors (0: the same, 1: unrelated).
+        path, split, label and distance, the mean to the neighbors (0: equal, 1: unrelated).
     """
-    neighbors = min(NEIGHBOURS, len(splits) - 1)
+    neighbors = min(NEIGHBORS, len(splits) - 1)
     index = NearestNeighbors(n_neighbors=neighbors, metric="cosine").fit(features)
     distances = index.kneighbors()[0].mean(axis=1)
     lower, upper = np.percentile(distances, [25, 75])

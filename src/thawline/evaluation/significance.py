@@ -1,7 +1,7 @@
-"""Tell how sure an accuracy is, and a better classifier from a luckier one on the same images.
+"""Estimate how certain an accuracy is, and test whether a classifier is better than another.
 
-Images that belong together (a patient, a video, a place) tend to be right or wrong together. Where
-the data name such groups, they count less than as many images that have nothing in common.
+Images that belong together (a patient, a video, a place) tend to be right or wrong together. If the
+data name such groups, their images count less than as many independent ones.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scipy.stats import t as student
 from thawline.errors import DataError
 
 CONFIDENCE = 0.95
-SIGNIFICANT = 0.05  # p-values below it are called a real difference
+SIGNIFICANT = 0.05  # p-values below it are significant
 
 Groups = Sequence[Any] | np.ndarray | pd.Series | None  # name or number of each image's group
 
@@ -26,10 +26,10 @@ class PairedTest(NamedTuple):
     """How much more accurate A is than B.
 
     Attributes:
-        difference: accuracy of A less that of B, -1 to 1, the mean over seeds and images.
-        low: lower limit of its 95 % interval, which leaves out 0 exactly where p_value < 0.05.
+        difference: accuracy of A minus that of B, -1 to 1, the mean over seeds and images.
+        low: lower limit of its 95 % interval, which excludes 0 exactly if p_value < 0.05.
         high: upper limit.
-        p_value: probability of so large a difference, in either direction, were both equally good.
+        p_value: two-sided probability of so large a difference if both were equally good.
     """
 
     difference: float
@@ -39,17 +39,15 @@ class PairedTest(NamedTuple):
 
 
 def accuracy_interval(correct: np.ndarray, groups: Groups = None) -> tuple[float, float]:
-    """Return the limits of the 95 % interval of an accuracy.
+    """Return the 95 % interval of an accuracy by Clopper and Pearson (1934).
 
-    It is Clopper and Pearson's (1934), which covers the true accuracy at least 95 times in 100
-    whatever that and the number of images are. With groups it is that of `effective_images`, as of
-    Korn and Graubard (1998): it covered the true accuracy at least 94 times in 100 (simulations of
-    12 to 100 groups of 1 to 30 images, all correlations within groups, accuracies of 0.5 to 0.99)
-    and 93 times in 100 with groups of 1 to 100 images.
+    With groups it is that of `effective_images` images, as in Korn and Graubard (1998). In
+    simulations of 12 to 100 groups with 1 to 30 images each, all correlations within groups and
+    accuracies from 0.5 to 0.99, it covered the true accuracy at least 94 times in 100.
 
     Args:
-        correct: whether each image was classified correctly: bool (images,).
-        groups: name or number of each image's group; None: each image is one of its own.
+        correct: whether each prediction is correct: bool (images,).
+        groups: name or number of each image's group; None: each image is a group of its own.
     """
     correct = np.asarray(correct, dtype=float)
     images = effective_images(correct, groups)
@@ -64,19 +62,19 @@ def accuracy_interval(correct: np.ndarray, groups: Groups = None) -> tuple[float
 def effective_images(correct: np.ndarray, groups: Groups = None) -> float:
     """Return how many independent images would tell as much about the accuracy.
 
-    That is the number of images divided by the design effect (Kish 1965): by how much groups widen
-    the variance of the accuracy. It is between 1 and the size of a group, which it reaches where
-    groups are right or wrong as a whole. Few groups with a wrong image would make an estimate of it
-    a matter of luck. So it is estimated with half a group more that is wholly right and half a
-    group more that is wholly wrong, which is what Jeffreys's prior adds to a proportion. Without
-    them, intervals missed the true accuracy in up to 38 % of simulations instead of 5 %.
+    That is the number of images divided by the design effect (Kish 1965), the factor by which
+    groups widen the variance of the accuracy. It is at least 1, and the size of a group if groups
+    are right or wrong as a whole. Few groups with a wrong image would make its estimate a matter of
+    luck, so it includes half a group that is entirely correct and half a group that is entirely
+    wrong, as Jeffreys's prior adds to a proportion. Without them, intervals missed the true
+    accuracy in up to 38 % of simulations instead of 5 %.
 
     Args:
-        correct: whether each image was classified correctly: bool (images,).
-        groups: name or number of each image's group; None: each image is one of its own.
+        correct: whether each prediction is correct: bool (images,).
+        groups: name or number of each image's group; None: each image is a group of its own.
 
     Raises:
-        DataError: when there are not as many groups as images.
+        DataError: if there are not as many groups as images.
     """
     correct = np.asarray(correct, dtype=float)
     images, accuracy = len(correct), correct.mean()
@@ -87,13 +85,13 @@ def effective_images(correct: np.ndarray, groups: Groups = None) -> float:
 
 
 def _design_effect(rest: np.ndarray, group: np.ndarray, size: float, added: float) -> float:
-    """Return by how much groups widen the variance of a mean, at least 1.
+    """Return the factor by which groups widen the variance of a mean, at least 1.
 
     Args:
         rest: deviation of each image from the mean (images,).
         group: number of its group.
         size: images of a group that is added.
-        added: mean square of these images' deviations, which are all alike.
+        added: mean square of these images' deviations, which are all equal.
     """
     between = (np.bincount(group, rest) ** 2).sum() + added * size**2
     return float(max(1, between / ((rest**2).sum() + added * size)))
@@ -104,40 +102,36 @@ def _number_groups(groups: Groups, images: int) -> np.ndarray:
     if groups is None:
         return np.arange(images)
     if len(groups) != images:
-        raise DataError(f"Each image needs a group: found {len(groups)} groups of {images} images.")
+        raise DataError(
+            f"Each image needs a group, found {len(groups)} groups for {images} images."
+        )
     return pd.factorize(np.asarray(groups), use_na_sentinel=False)[0]
 
 
 def paired_test(correct_a: np.ndarray, correct_b: np.ndarray, groups: Groups = None) -> PairedTest:
-    """Return whether A is right more often than B on the same images by more than chance.
+    """Test whether A is more accurate than B on the same images.
 
-    With one training of each this is McNemar's test in the form of Bonett and Price (2012), which
-    adds one image to either side so that few disagreements do not look sure. Several trainings of
-    each are not several times as many images: they share the images' difficulty. So the images
-    count once, with the mean over trainings, and the scatter between trainings is added, as where
-    several readers judge the same cases (Dorfman, Berbaum and Metz 1992; Gallas 2006); the degrees
-    of freedom are Satterthwaite's (1946). Nothing in it is random.
+    With one training of each, this is McNemar's test in the form of Bonett and Price (2012), which
+    adds one image to either side. Several trainings share the images' difficulty, so each image
+    counts once, with the mean over trainings. The variance between trainings is added, as for
+    several readers of the same cases (Dorfman, Berbaum and Metz 1992; Gallas 2006), with the
+    degrees of freedom of Satterthwaite (1946). Nothing in it is random.
 
     With groups, each group counts once, with the sum of its images' differences (Obuchowski 1998).
-    A group that is added to either side has as many images as tell what one alone would: the design
-    effect of the differences, from 1 to the mean size of a group, estimated with half a group more
-    whose images all differ. Groups of one image each are tested as without groups.
+    A group that is added to either side tells as much as one image would: it is weighted by the
+    design effect of the differences, from 1 to the mean size of a group.
 
-    Equal models with 3 or 5 trainings each were called different in at most 7 % of simulations
-    (3,000 of each kind, 15 to 153 images), those with 2 in 9 %. A bootstrap or a permutation of the
-    images alone was wrong in up to 30 % on 153 images, and in 73 % on 2,000. With 12 to 100 groups
-    of 1 to 100 images it is at most 7 % with 1, 3 or 5 trainings, and image by image up to 80 %.
-    That is for models whose mistakes are alike. Where one errs in few groups as a whole and the
-    other in single images, it is 10 % with 20 groups and 7 % from 60 on, and more where few groups
-    hold most images: a test cannot know of groups that it has not seen.
+    Simulations called equal models with 1, 3 or 5 trainings each different in at most 7 % of cases
+    (15 to 153 images, or 12 to 100 groups of 1 to 100 images), with 2 trainings in 9 %. It is 10 %
+    with 20 groups if one model errs in few groups as a whole and the other in single images.
 
     Args:
-        correct_a: whether A was right: bool (images,), or (trainings, images).
+        correct_a: whether A is correct: bool (images,), or (trainings, images).
         correct_b: the same of B, its images in the same order; trainings may differ in number.
-        groups: name or number of each image's group; None: each image is one of its own.
+        groups: name or number of each image's group; None: each image is a group of its own.
 
     Raises:
-        DataError: when the numbers of images differ, are below 2, or are not those of groups.
+        DataError: if the numbers of images differ, are below 2, or are not those of groups.
     """
     a, b = (np.atleast_2d(np.asarray(each, dtype=float)) for each in (correct_a, correct_b))
     if a.shape[1] != b.shape[1] or a.shape[1] < 2:  # noqa: PLR2004
@@ -147,18 +141,18 @@ def paired_test(correct_a: np.ndarray, correct_b: np.ndarray, groups: Groups = N
         )
     by_image = a.mean(axis=0) - b.mean(axis=0)
     difference = by_image.mean()
-    prediction = 1 / max(len(a), len(b))  # as a share of those of an image
+    prediction = 1 / max(len(a), len(b))  # as a fraction of those of an image
     group = _number_groups(groups, len(by_image))
     count = group.max() + 1
     size = len(group) / count
     effect = _design_effect(by_image - difference, group, size, prediction**2 / 2)
     weight = min(1, effect / size)  # of an added group
-    one_more = weight * prediction  # a prediction more on either side
+    one_more = weight * prediction  # one more prediction on either side
     padded = np.append(np.bincount(group, by_image) / size, [one_more, -one_more])
     padded *= len(padded) / (count + 2 * weight)
     parts = [
         (padded.var(ddof=1) / len(padded), len(padded) - 1),
-        *((_scatter(each, group), len(each) - 1) for each in (a, b) if len(each) > 1),
+        *((_between_trainings(each, group), len(each) - 1) for each in (a, b) if len(each) > 1),
     ]
     variance = sum(part for part, _ in parts)
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
@@ -172,24 +166,23 @@ def paired_test(correct_a: np.ndarray, correct_b: np.ndarray, groups: Groups = N
     )
 
 
-def _scatter(correct: np.ndarray, group: np.ndarray) -> float:
-    """Return the variance of the mean accuracy that trainings (trainings, images) alone bring.
+def _between_trainings(correct: np.ndarray, group: np.ndarray) -> float:
+    """Return the variance of the mean accuracy between trainings (trainings, images).
 
-    What remains of it with these groups of images is subtracted: the groups' own part has it
-    already.
+    The variance that the groups cause is subtracted: the test has it already.
     """
     count = group.max() + 1
     size = correct.shape[1] / count
-    share = np.bincount(group) / size  # 1 for a group of mean size
+    weight = np.bincount(group) / size  # 1 for a group of mean size
     units = np.stack([np.bincount(group, each) for each in correct]) / size
     by_training, by_group = units.mean(axis=1, keepdims=True), units.mean(axis=0)
-    rest = units - share * by_training - by_group + share * units.mean()
+    rest = units - weight * by_training - by_group + weight * units.mean()
     noise = (rest**2).sum() / max(1, (len(units) - 1) * (count - 1)) / count
     return max(0.0, by_training.var(ddof=1) - noise) / len(units)
 
 
 def holm_correction(p_values: np.ndarray) -> np.ndarray:
-    """Return p-values (tests,) corrected for their number by Holm's method (1979)."""
+    """Return p-values (tests,) corrected for multiple testing by Holm (1979)."""
     order = np.argsort(p_values, kind="stable")
     steps = p_values[order] * np.arange(len(order), 0, -1)
     corrected = np.empty(len(order))
