@@ -1,5 +1,7 @@
-"""A request is answered from bytes or paths alike, and refused where it is too large."""
+"""A request is answered from bytes or paths alike, and refused if it is too large."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -42,3 +44,19 @@ def test_a_request_is_bounded_before_an_image_is_decoded() -> None:
     with pytest.raises(DataError, match="Image 1 cannot be read: not an image"):
         check_request([b"no image"], RequestLimits())
     check_request(["no bytes"] * 1000, RequestLimits(max_images=1))
+
+
+def test_a_server_needs_none_of_the_packages_of_the_pipelines() -> None:
+    absent = (
+        "accelerate",
+        "captum",
+        "cleanlab",
+        "kedro",
+        "optuna",
+        "plotly",
+        "sklearn",
+        "torchmetrics",
+    )
+    blocked = "".join(f"sys.modules[{name!r}] = None; " for name in absent)
+    code = f"import sys; {blocked}import thawline.serving.mlflow_model"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

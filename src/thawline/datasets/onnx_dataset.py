@@ -1,4 +1,4 @@
-"""A network as an ONNX file, with the description that others need to use it."""
+"""A network as an ONNX file, with a description of how to use it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class OnnxDataset(AbstractVersionedDataset[OnnxModel, OnnxModel]):
         version: Version | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> None:
-        """Take the folder that the versions are kept in."""
+        """Set the folder of all versions."""
         self.metadata = metadata
         super().__init__(PurePosixPath(filepath), version)
 
     def load(self) -> OnnxModel:
-        """Return the wanted, or else the latest, version."""
+        """Return the given, or else the latest, version."""
         folder = Path(self._get_load_path())
         description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
         return OnnxModel((folder / MODEL_FILE).read_bytes(), description)

@@ -1,4 +1,4 @@
-"""A classifier as an MLflow model, which answers with labels for image paths or bytes."""
+"""A classifier as an MLflow model that predicts images from paths or bytes."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ REQUIREMENTS = (
     "torch",
     "torchvision",
 )
-# An unnamed column takes a list of paths, a list of bytes, and a data frame of either; over HTTP
-# the bytes come as base64.
+# An unnamed column takes a list of paths or bytes, or a data frame of either; over HTTP, bytes are
+# base64.
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(DataType.binary)]),
     outputs=Schema([ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability")]),
@@ -47,8 +47,8 @@ class ServedModel(NamedTuple):
     """A classifier as it is served.
 
     Attributes:
-        classifier: what answers.
-        examples: the bytes of a few image files, to show how it is asked.
+        classifier: the model.
+        examples: the bytes of a few image files, as the input example.
     """
 
     classifier: Classifier
@@ -56,7 +56,7 @@ class ServedModel(NamedTuple):
 
 
 class ServedModelDataset(AbstractDataset[ServedModel, str | None]):
-    """Saves into the active MLflow run, if there is one; loads the URI of what it saved."""
+    """Logs the model to the active MLflow run; loads its URI."""
 
     def __init__(self, name: str, metadata: dict[str, Any] | None = None) -> None:
         """Take the name of the model within its run."""
@@ -64,7 +64,10 @@ class ServedModelDataset(AbstractDataset[ServedModel, str | None]):
         self._uri: str | None = None
 
     def save(self, data: ServedModel) -> None:
-        """Log the model with its signature, an input example and its class names."""
+        """Log the model with its signature, an input example and its class names.
+
+        Without an active run, warn and log nothing.
+        """
         if not mlflow.active_run():
             logger.warning("No MLflow run is active: the model is kept in the catalog only.")
             return
@@ -85,7 +88,7 @@ class ServedModelDataset(AbstractDataset[ServedModel, str | None]):
         self._uri = info.model_uri
 
     def load(self) -> str | None:
-        """Return `models:/…` of the model that this session saved, or None without a run."""
+        """Return the URI `models:/…` of the model that this session logged, None if none."""
         return self._uri
 
     def _exists(self) -> bool:

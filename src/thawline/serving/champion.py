@@ -6,13 +6,14 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import mlflow
 import numpy as np
 import pandas as pd
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
 
 from thawline.data.hashing import hash_files
-from thawline.errors import ThawlineError, TrackingError
+from thawline.errors import ThawlineError
 from thawline.evaluation.predictions import predict_files
 from thawline.evaluation.significance import SIGNIFICANT, paired_test
 from thawline.networks.classifier import Classifier, load_classifier, read_seen
@@ -158,7 +159,7 @@ def _register(
     folders.classifiers.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folders.classifiers.parent / "registry.lock")
     with lock:
-        version = registry.register_version(uri, name)
+        version = str(mlflow.register_model(uri, name).version)
     verdict = _challenge(name, version, candidate, parameters, lock)
     outcome = "becomes champion" if verdict.wins else "does not become champion"
     result: dict[str, Any] = {
@@ -171,7 +172,10 @@ def _register(
         result["compared_images"] = str(verdict.images)
         result["accuracy_difference"] = f"{verdict.difference:.6g}"
         result["p_value"] = f"{verdict.p_value:.6g}"
-    registry.describe_version(name, version, result["registration_reason"], result)
+    client = mlflow.MlflowClient()
+    client.update_model_version(name, version, description=result["registration_reason"])
+    for tag, text in result.items():
+        client.set_model_version_tag(name, version, tag, text)
     return result
 
 
@@ -193,7 +197,7 @@ def _challenge(
             if registry.find_version(name, CHAMPION) != current:
                 continue
             if verdict.wins:
-                registry.move_alias(name, CHAMPION, version)
+                mlflow.MlflowClient().set_registered_model_alias(name, CHAMPION, version)
         if not verdict.wins or registry.find_version(name, CHAMPION) == version:
             return verdict
 
@@ -208,8 +212,6 @@ def _load_champion(name: str, version: str, own: ModelOptions) -> Champion:
 
     try:
         return registry.read_artifacts(f"models:/{name}/{version}", read)
-    except TrackingError:  # nothing is wrong with the champion
-        raise
     except (MlflowException, OSError, ValueError, ThawlineError) as error:
         return Champion(version, problem=str(error))
 

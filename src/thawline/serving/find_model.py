@@ -20,10 +20,7 @@ from thawline.serving.model_names import list_classes
 from thawline.serving.registry import (
     CHAMPION,
     CLASSIFIER,
-    VERSION_URI,
     ProjectFolders,
-    find_newest_version,
-    find_registration_time,
     find_version,
     read_artifacts,
 )
@@ -31,6 +28,7 @@ from thawline.serving.registry import (
 logger = logging.getLogger(__name__)
 
 LATEST = "latest"
+VERSION_URI = r"models:/(?P<name>[^/]+)/(?P<version>\d+)"
 POSSIBLE = (
     f"{CHAMPION} or another alias, a version number, {LATEST}, the id of an MLflow run of finetune,"
     " models:/…, or a classifier's folder"
@@ -91,7 +89,7 @@ def find_model(
         uri = _find_uri(parameter, reference, registry_name, folders)
         try:
             classifier = read_artifacts(uri, lambda path: load_classifier(path / CLASSIFIER, own))
-            found = FoundModel(classifier, uri, find_registration_time(uri))
+            found = FoundModel(classifier, uri, _registered_at(uri))
         except LOAD_ERRORS as error:
             raise ParameterError(
                 f"{parameter}: '{reference}' ({uri}) cannot be loaded: {error} Give {POSSIBLE}."
@@ -155,6 +153,15 @@ def _last_registered_name(parameter: str, folders: ProjectFolders) -> str:
     )
 
 
+def _registered_at(uri: str) -> float | None:
+    """Return when a version was registered, in seconds since 1970; None for any other URI."""
+    match = re.fullmatch(VERSION_URI, uri)
+    if not match:
+        return None
+    version = mlflow.MlflowClient().get_model_version(match["name"], match["version"])
+    return float(version.creation_timestamp / 1000)
+
+
 class _Newest(NamedTuple):
     """The newest model of a kind, and how to refer to it."""
 
@@ -189,7 +196,9 @@ def _newest_version(found: FoundModel, _: ProjectFolders) -> _Newest:
     match = re.fullmatch(VERSION_URI, found.name)
     if not match:
         raise LookupError(f"{found.name} is not a registered model")
-    newest = find_newest_version(match["name"])
+    (newest,) = mlflow.MlflowClient().search_model_versions(
+        f"name={match['name']!r}", max_results=1, order_by=["version_number DESC"]
+    )
     info = mlflow.models.get_model_info(f"models:/{newest.name}/{newest.version}")
     return _Newest(
         f"Version {newest.version} of '{newest.name}'",

@@ -1,4 +1,4 @@
-"""Write a classifier's network as ONNX, and check that it computes the same."""
+"""Export a classifier's network as ONNX, and check that its outputs are the same."""
 
 from __future__ import annotations
 
@@ -19,26 +19,25 @@ from thawline.networks.classifier import Classifier
 PACKAGES = ("thawline", "torch", "onnx", "onnxruntime")
 BATCH_SIZES = (1, 2, 7)
 TOLERANCE = 1e-4
-LARGEST = 2**31  # bytes, of a file in protobuf's format
+MAX_BYTES = 2**31  # of a file in protobuf's format
 INPUT, OUTPUT = "images", "logits"
 
 
 class OnnxModel(NamedTuple):
-    """An ONNX file's bytes, and what one must know to use it without Thawline."""
+    """The bytes of an ONNX file, and a description of how to use it without Thawline."""
 
     model: bytes
     description: dict[str, Any]
 
 
 def export_onnx(classifier: Classifier) -> OnnxModel:
-    """Return the network as ONNX, for batches of any size, with a description of its use.
+    """Export the network as ONNX, for batches of any size, with a description of its use.
 
-    Its outputs are compared with the network's own, by onnxruntime on the CPU, for batches of 1, 2
-    and 7 pieces of photographs and noise.
+    onnxruntime runs it on the CPU for batches of 1, 2 and 7 photographs and noise.
 
     Raises:
-        ExportError: when the packages of the extra `onnx` are missing, the network cannot be
-            exported, or an output differs by more than 1e-4 of the largest (at least 1e-4).
+        ExportError: if a package of the extra `onnx` is missing, the network cannot be exported, or
+            an output differs from the network's by more than 1e-4 of the largest (at least 1e-4).
     """
     try:
         import onnx  # noqa: F401
@@ -46,8 +45,8 @@ def export_onnx(classifier: Classifier) -> OnnxModel:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ExportError(
-            f"The export to ONNX needs the package {error.name}, which is not installed. Install"
-            " what it needs by: pip install 'thawline[onnx]'"
+            f"The export to ONNX needs the package {error.name}, which is not installed. Run: pip"
+            " install 'thawline[onnx]'"
         ) from error
     images = _check_images(classifier)
     network = classifier.network.cpu().eval()
@@ -57,10 +56,10 @@ def export_onnx(classifier: Classifier) -> OnnxModel:
 
 
 def _to_onnx(network: nn.Module, images: Tensor) -> bytes:
-    """Return the ONNX file of a network for batches of images like these."""
+    """Return the ONNX file of a network for batches of such images."""
     tensors = [*network.parameters(), *network.buffers()]
-    if sum(tensor.numel() * tensor.element_size() for tensor in tensors) >= LARGEST:
-        raise ExportError(f"{type(network).__name__} has more than 2 GB; one ONNX file holds less.")
+    if sum(tensor.numel() * tensor.element_size() for tensor in tensors) >= MAX_BYTES:
+        raise ExportError(f"{type(network).__name__} is too large: an ONNX file holds up to 2 GB.")
     try:
         program = torch.onnx.export(
             network,
@@ -76,17 +75,16 @@ def _to_onnx(network: nn.Module, images: Tensor) -> bytes:
     except (torch.onnx.OnnxExporterError, ValueError) as error:
         cause = str(error.__cause__ or error).strip().splitlines()[0]
         raise ExportError(
-            f"{type(network).__name__} cannot be exported to ONNX ({cause}). The way through it"
-            " must not depend on the values of the images; torch.export's documentation says what"
-            " can be exported."
+            f"{type(network).__name__} cannot be exported to ONNX ({cause}). Its control flow must"
+            " not depend on the values of the images; see the documentation of torch.export."
         ) from error
 
 
 def _check(model: bytes, network: nn.Module, images: Tensor) -> float:
-    """Return the largest difference between the outputs of the ONNX file and the network.
+    """Return the largest difference between the outputs of ONNX file and network.
 
     Raises:
-        ExportError: when it is too large.
+        ExportError: if it is too large.
     """
     from onnxruntime import InferenceSession
 
@@ -100,16 +98,16 @@ def _check(model: bytes, network: nn.Module, images: Tensor) -> float:
         difference = float(np.abs(found - wanted).max())
         if not difference <= TOLERANCE * max(1.0, float(np.abs(wanted).max())):
             raise ExportError(
-                f"The ONNX file computes something else: for a batch of {count} its outputs differ"
-                f" by up to {difference:.3g} from the network's, more than {TOLERANCE:g}. Nothing"
-                " was written. Does the network draw random numbers, or depend on the batch?"
+                f"The ONNX file has other outputs than the network: for a batch of {count} they"
+                f" differ by up to {difference:.3g}, more than {TOLERANCE:g}. Nothing was written."
+                " Check whether the network draws random numbers or depends on the batch."
             )
         largest = max(largest, difference)
     return largest
 
 
 def _check_images(classifier: Classifier) -> Tensor:
-    """Return pieces of scikit-learn's photographs and noise as the network sees them."""
+    """Return crops of scikit-learn's photographs, and noise, as the network sees them."""
     preprocessing = classifier.preprocessing
     count, size = max(BATCH_SIZES), preprocessing.size
     generator = torch.Generator().manual_seed(0)
@@ -121,7 +119,7 @@ def _check_images(classifier: Classifier) -> Tensor:
 
 
 def _describe(classifier: Classifier, difference: float) -> dict[str, Any]:
-    """Return what one must know to use the file."""
+    """Describe how to use the file."""
     preprocessing = classifier.preprocessing
     size = preprocessing.size
     return {
