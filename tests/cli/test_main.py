@@ -12,7 +12,8 @@ from torchvision.models import resnet18
 
 from helpers.networks import SmallNet
 from thawline.cli.main import main
-from thawline.thaw.cache import ActivationCache, cache_key
+from thawline.thaw.cache import ActivationCache
+from thawline.thaw.image_set import ImageView
 
 
 def thawline(*arguments: str) -> Result:
@@ -100,7 +101,7 @@ def test_activations_are_shown_and_removed_from_any_folder_of_a_project(
 ) -> None:
     folder = below_project / "data" / "04_feature" / "activations"
     partition = ActivationCache(folder, max_gb=1).partition({"holds": "activations"})
-    partition.add([cache_key("0" * 64, None)], (torch.zeros(1, 250_000),))
+    partition.add([ImageView("", "0" * 64).key], (torch.zeros(1, 250_000),))
     partition.flush()
     done = thawline("activations")
     assert done.exit_code == 0, done.output

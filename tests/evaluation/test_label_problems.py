@@ -44,7 +44,7 @@ def by_stage(digits: pd.DataFrame) -> list[np.ndarray]:
     hashes = hash_files(digits["path"].tolist())
     images = [ImageView(*pair) for pair in zip(digits["path"], hashes, strict=True)]
     options = TrainingOptions(num_workers=0, precision="fp32")
-    return stage_features(network, images, transforms, options)
+    return [*stage_features(network, images, transforms, options).values()]
 
 
 @pytest.fixture(scope="module")

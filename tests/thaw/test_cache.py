@@ -23,8 +23,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from conftest import child_process
-from thawline.thaw import cache
-from thawline.thaw.cache import ActivationCache, CachePartition, cache_key
+from thawline.thaw import partition as shards
+from thawline.thaw.cache import ActivationCache
+from thawline.thaw.image_set import ImageView
+from thawline.thaw.partition import CachePartition
 
 FULL = 10.0  # GB
 
@@ -35,7 +37,7 @@ def store(tmp_path: Path) -> ActivationCache:
 
 
 def keys_of(numbers: list[int]) -> list[bytes]:
-    return [cache_key(f"{number:064x}", number % 3 or None) for number in numbers]
+    return [ImageView("", f"{number:064x}", number % 3 or None).key for number in numbers]
 
 
 def tensors_of(numbers: list[int]) -> tuple[Tensor, Tensor]:
@@ -74,7 +76,7 @@ def test_entries_come_back_in_any_order_and_in_another_process_too(
     for one in (partition, ActivationCache(store.folder, FULL).partition({"holds": "numbers"})):
         assert len(one) == len(known)
         assert_read(one, known)
-    unknown = cache_key("f" * 64, None)
+    unknown = ImageView("", "f" * 64).key
     assert not partition.contains([unknown]).any()
     with pytest.raises(KeyError):
         partition.read([unknown])
@@ -156,7 +158,7 @@ def test_contents_name_what_is_there_and_empty_removes_it(store: ActivationCache
     partition.flush()
     (row,) = store.contents().to_dict("records")
     assert (row["holds"], row["entries"]) == ("ResNet up to flatten, random views", 2)
-    store.empty()
+    store.clear()
     assert store.contents().empty and not store.folder.exists()
     partition.add(keys_of([3]), tensors_of([3]))  # whoever trains goes on
     partition.flush()
@@ -172,14 +174,14 @@ def test_a_disk_that_cannot_be_written_to_costs_time_but_not_the_run(
     with caplog.at_level(logging.WARNING):
         partition.flush()
     (said,) = caplog.messages
-    wanted = r"Cannot write \w+\.safetensors \(.+\): it will be computed again"
+    wanted = r"Cannot write \w+\.safetensors \(.+\): its entries will be recomputed"
     assert re.fullmatch(wanted, said) and len(partition) == 0
 
 
 def test_contents_say_how_much_there_is_and_when_it_was_last_used(store: ActivationCache) -> None:
-    for holds, shards in (("zeros", 1), ("ones", 2)):
+    for holds, count in (("zeros", 1), ("ones", 2)):
         partition = store.partition({"holds": holds})
-        for number in range(shards):
+        for number in range(count):
             before = {*store.folder.glob("*/*")}
             partition.add(keys_of([number]), [torch.zeros(1, 85_000)])  # 0.34 MB
             partition.flush()
@@ -199,7 +201,7 @@ def test_contents_say_how_much_there_is_and_when_it_was_last_used(store: Activat
 def test_entries_wait_until_there_are_enough_of_them(
     store: ActivationCache, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:
-    monkeypatch.setattr(cache, "SHARD_BYTES", limit)
+    monkeypatch.setattr(shards, "SHARD_BYTES", limit)
     partition = store.partition({"holds": "numbers"})
     partition.add(keys_of([1]), tensors_of([1]))  # 80 bytes per entry
     partition.add(keys_of([2, 3]), tensors_of([2, 3]))
@@ -257,7 +259,7 @@ def test_entries_that_wait_can_be_read_and_writing_to_their_tensors_does_not_cha
 
 def test_the_index_takes_at_most_64_bytes_per_entry(store: ActivationCache) -> None:
     count = 50_000
-    keys = [cache_key(f"{number:064x}", None) for number in range(count)]
+    keys = [ImageView("", f"{number:064x}").key for number in range(count)]
     store.partition({"holds": "bytes"}).add(keys, [torch.zeros(count, 1, dtype=torch.uint8)])
     writer = store.partition({"holds": "bytes"})
     writer.add(keys, [torch.arange(count)])
@@ -274,7 +276,7 @@ def test_the_index_takes_at_most_64_bytes_per_entry(store: ActivationCache) -> N
 def test_more_shards_than_may_be_open_are_all_read(
     store: ActivationCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "MAX_OPEN_SHARDS", 2)
+    monkeypatch.setattr(shards, "MAX_OPEN_SHARDS", 2)
     partition = store.partition({"holds": "numbers"})
     for number in range(7):
         partition.add(keys_of([number]), tensors_of([number]))
@@ -311,7 +313,7 @@ def test_a_shard_that_a_network_file_system_lost_is_as_one_that_was_evicted(
     partition = store.partition({"holds": "stale"})
     partition.add(keys_of([1]), tensors_of([1]))
     partition.flush()
-    monkeypatch.setattr(cache, "FileIO", Stale)
+    monkeypatch.setattr(shards, "FileIO", Stale)
     with pytest.raises(KeyError):
         partition.read(keys_of([1]))
     assert not partition.contains(keys_of([1])).any()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import random
 import re
 import signal
 import time
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -31,21 +31,20 @@ from thawline.data.transforms import DECODING_VERSION, build_transforms
 from thawline.errors import DataError
 from thawline.networks.building import IMAGENET, build_network
 from thawline.options import ModelOptions, Phase, TrainingOptions, TransformOptions
-from thawline.thaw import cache
 from thawline.thaw import features as activations
-from thawline.thaw.cache import ActivationCache, CachePartition
+from thawline.thaw import partition
+from thawline.thaw.cache import ActivationCache, Cost, fastest_that_fits
 from thawline.thaw.features import (
     ACTIVATIONS,
     NOTHING,
     VIEWS,
-    Cost,
     FeatureLoader,
-    fastest_that_fits,
     merge,
 )
 from thawline.thaw.freezing import freeze_layers
 from thawline.thaw.image_set import ImageView, view_seed
 from thawline.thaw.line import split_at_thaw_line
+from thawline.thaw.partition import CachePartition
 from thawline.training.loop import train
 from thawline.training.progress import TrainingResult
 from thawline.training.setup import prepare
@@ -70,17 +69,15 @@ def tensors_of(numbers: list[int]) -> tuple[Tensor, Tensor]:
     )
 
 
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=20), st.randoms(use_true_random=False))
-def test_parts_come_together_in_their_places(owners: list[int], chance: random.Random) -> None:
-    count = len(owners)
-    whole = tensors_of([*range(count)])
-    parts = []
-    for owner in chance.sample(range(4), 4):
-        rows = [row for row in range(count) if owners[row] == owner]
-        chance.shuffle(rows)
-        if rows:
-            parts.append((rows, [tensor[rows] for tensor in whole]))
-    merged = merge(count, parts)
+@given(st.lists(st.booleans(), min_size=1, max_size=20))
+def test_known_and_computed_rows_come_together_in_their_places(rows: list[bool]) -> None:
+    is_known = np.array(rows)
+    whole = tensors_of([*range(len(rows))])
+    known, computed = (
+        tuple(t[torch.from_numpy(which)] for t in whole) if which.any() else ()
+        for which in (is_known, ~is_known)
+    )
+    merged = merge(is_known, known, computed)
     assert all(torch.equal(a, b) for a, b in zip(merged, whole, strict=True))
 
 
@@ -88,7 +85,7 @@ def test_parts_come_together_in_their_places(owners: list[int], chance: random.R
 
 
 def test_a_cost_is_told_in_units_that_fit() -> None:
-    assert str(Cost(12_345, 0.00678)) == "12 kB and 6.78 ms an image"
+    assert str(Cost(12_345, 0.00678)) == "12 kB and 6.78 ms per image"
 
 
 @given(
@@ -118,7 +115,7 @@ def test_activations_no_larger_than_views_are_kept_without_weighing(
     monkeypatch.setattr(activations, "fastest_that_fits", None)
     with caplog.at_level(logging.INFO):
         setting.load()
-    said = "The store keeps activations (0 kB an image, no more than the view itself)"
+    said = "Caching activations (0 kB per image, no more than its decoded view)"
     assert caplog.messages.count(said) == 1
     (row,) = setting.store.contents().to_dict("records")
     assert row["holds"] == "SmallNet up to flatten, evaluation views"
@@ -287,7 +284,7 @@ def test_what_vanishes_from_the_disk_in_mid_epoch_is_computed_again(
     read = CachePartition.read
 
     def vanish(self: CachePartition, keys: list[bytes]) -> tuple[Tensor, ...]:
-        setting.store.empty()
+        setting.store.clear()
         return read(self, keys)
 
     monkeypatch.setattr(CachePartition, "read", vanish)
@@ -310,7 +307,7 @@ def test_an_image_file_that_vanished_after_its_entry_was_evicted_is_named(
     read = CachePartition.read
 
     def vanish(self: CachePartition, keys: list[bytes]) -> tuple[Tensor, ...]:
-        setting.store.empty()
+        setting.store.clear()
         Path(setting.paths[0]).unlink(missing_ok=True)
         return read(self, keys)
 
@@ -328,14 +325,14 @@ def test_the_choice_never_shows_in_what_is_yielded(
     setting.dtype = torch.bfloat16
     results = []
     for kept in (ACTIVATIONS, VIEWS, NOTHING):
-        setting.store.empty()
+        setting.store.clear()
         monkeypatch.setattr(activations, "fastest_that_fits", lambda *_, kept=kept: kept)
         with caplog.at_level(logging.INFO):
             results += [setting.load(view=1)[0], setting.load(view=1)[0]]
-        cost = r"\d+ kB and \d+\.\d\d ms an image"
+        cost = r"\d+ kB and \d+\.\d\d ms per image"
         one, other = (n for n in (VIEWS, NOTHING, ACTIVATIONS) if n != kept)
-        wanted = rf"The store keeps {kept} \({cost}; {one} {cost}, {other} {cost}\)"
-        said = [m for m in caplog.messages if m.startswith("The store keeps")]
+        wanted = rf"Caching {kept} \({cost}; {one} {cost}, {other} {cost}\)"
+        said = [m for m in caplog.messages if m.startswith("Caching")]
         assert re.fullmatch(wanted, said[0]) and len(said) == (1 if kept == ACTIVATIONS else 2)
         caplog.clear()
         holds = " ".join(setting.store.contents()["holds"])
@@ -354,7 +351,7 @@ def test_without_room_nothing_is_written_or_measured(
     setting.store.max_bytes = 0
     with caplog.at_level(logging.INFO):
         assert setting.load()[1] == setting.load()[1] == 5
-    assert not setting.store.folder.exists() and "The store keeps" not in caplog.text
+    assert not setting.store.folder.exists() and "Caching" not in caplog.text
 
 
 def test_a_summary_counts_what_was_read_and_computed(setting: Setting) -> None:
@@ -403,7 +400,7 @@ def test_where_memory_is_short_fewer_images_run_at_once(
     setting: Setting, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected, _ = setting.load()
-    setting.store.empty()
+    setting.store.clear()
 
     def refuse(_: nn.Module, arguments: tuple) -> None:
         if len(arguments[0]) > most:
@@ -412,9 +409,9 @@ def test_where_memory_is_short_fewer_images_run_at_once(
     most, setting.before_each_run = 2, refuse
     found, _ = setting.load()
     torch.testing.assert_close(found, expected)
-    said = [m for m in caplog.messages if m.startswith("The device has no memory")]
+    said = [m for m in caplog.messages if m.startswith("Out of device memory")]
     assert said == [
-        f"The device has no memory for {a} images at once: what is frozen runs on {b}"
+        f"Out of device memory for {a} images: running the frozen layers on {b} at a time"
         for a, b in ((8, 4), (4, 2))
     ]
     most = 0
@@ -557,7 +554,7 @@ def _train_in_child(store: ActivationCache, splits: pd.DataFrame, seed: int, die
         if dies:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    cache.SHARD_BYTES = 2000  # many short writes
+    partition.SHARD_BYTES = 2000  # many short writes
     atomic_write.sync = sync
     logging.disable()
     run(splits, store, HEAD, TWO_STAGES, views=2, seed=seed)

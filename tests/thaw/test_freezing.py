@@ -126,8 +126,8 @@ def test_a_changed_frozen_weight_breaks_the_contract() -> None:
     after = hash_tensors(frozen_tensors(network))
     said = (
         "Freeze contract broken in phase 2: a frozen parameter or buffer changed (SHA-256"
-        f" {before} before, {after} after). Something in the network writes to its own weights or"
-        " statistics while it is frozen."
+        f" {before} before, {after} after). The network's forward modifies its own weights or"
+        " statistics."
     )
     with pytest.raises(TrainingError, match=re.escape(said)):
         check_frozen(network, before, 2)
@@ -195,13 +195,13 @@ def test_the_report_names_the_mode_of_each_stages_batch_norm() -> None:
     [
         (
             phase(["layer44"]),
-            "strategies: trainable names 'layer44', which matches no stage and no parameter of this"
-            " network; did you mean 'layer4'? (stages: stem, layer1, layer2, layer3, layer4, head)",
+            "strategies: trainable: 'layer44' matches no stage or parameter of this network; did"
+            " you mean 'layer4'? (stages: stem, layer1, layer2, layer3, layer4, head).",
         ),
         (
             phase("all", stage_lr={"heda": 1}),
-            "strategies: stage_lr names 'heda', which is no stage of this network; did you mean"
-            " 'head'? (stages: stem, layer1, layer2, layer3, layer4, head).",
+            "strategies: stage_lr: 'heda' matches no stage of this network; did you mean 'head'?"
+            " (stages: stem, layer1, layer2, layer3, layer4, head).",
         ),
     ],
 )
@@ -221,7 +221,7 @@ def test_names_that_a_backbone_lacks_are_found_in_its_outline_with_the_nearest()
     assert network is not None and next(network.parameters()).is_meta
     meant = "of this network; did you mean 'layer4'? (stages: " + ", ".join(RESNET_STAGES) + ")"
     assert find_unknown_names(network, strategies) == [
-        "strategies.mine.phases.1.trainable: 'layer44' matches no stage and no parameter " + meant,
-        "strategies.mine.phases.1.stage_lr: 'laye4' is no stage " + meant,
+        "strategies.mine.phases.1.trainable: 'layer44' matches no stage or parameter " + meant,
+        "strategies.mine.phases.1.stage_lr: 'laye4' matches no stage " + meant,
     ]
     assert build_on_meta_device(ModelOptions(backbone="helpers.networks:SmallNet")) is None

@@ -320,7 +320,7 @@ def test_what_is_frozen_above_what_is_trained_stays_above(caplog: pytest.LogCapt
 @pytest.mark.parametrize(
     ("kind", "size", "said"),
     [
-        (WritingNet, 8, "its two parts differ from it by "),
+        (WritingNet, 8, "the two parts' outputs differ from its own by "),
         (FlatNet, 16, "it fails for 16 px ("),
     ],
 )
@@ -330,7 +330,7 @@ def test_parts_that_are_not_the_network_are_not_used_and_the_log_says_why(
     line = split_at_thaw_line(with_frozen(kind(), "linear"), size)
     assert line.below is None
     (message,) = warnings_in(caplog)
-    assert message.startswith(f"The whole network, frozen part too, runs in every epoch: {said}")
+    assert message.startswith(f"The network is not split and runs whole in every epoch: {said}")
     assert "\n" not in message
 
 
@@ -386,7 +386,7 @@ def test_parts_that_differ_in_training_alone_are_not_used(caplog: pytest.LogCapt
     network = frozen("helpers.networks:LateReader", "head")
     with caplog.at_level(logging.WARNING):
         line = split_at_thaw_line(network, SIZE)
-    assert line.below is None and "its two parts differ from it by" in caplog.text
+    assert line.below is None and "the two parts' outputs differ from its own by" in caplog.text
 
 
 def test_finding_the_line_leaves_statistics_and_modes_as_they_were() -> None:

@@ -205,4 +205,4 @@ def test_the_last_stage_s_features_are_what_the_head_sees(
     network.fc.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
     with torch.no_grad():
         network.eval()(normalize(views, transforms.preprocessing))
-    torch.testing.assert_close(torch.from_numpy(features[-1]), seen[0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(torch.from_numpy(features["layer4"]), seen[0], rtol=1e-3, atol=1e-4)

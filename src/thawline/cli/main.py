@@ -139,7 +139,7 @@ def activations(env: str | None, empty: bool) -> None:
     Console(markup=False).print(table)
     total = f"{contents['MB'].sum():.1f} MB of at most {max_gb:g} GB in {store.folder}"
     if empty:
-        store.empty()
+        store.clear()
         total += " were removed"
     click.echo(total)
 

@@ -16,7 +16,7 @@ from thawline.networks.stages import HEAD, Stage, find_stages
 from thawline.options import TrainingOptions
 from thawline.thaw.cache import ActivationCache
 from thawline.thaw.image_set import image_set
-from thawline.thaw.probing import compute_features, line_of_stages
+from thawline.thaw.probing import stage_features
 
 MAX_IMAGES = 256  # of the validation split that representations are compared on
 
@@ -130,10 +130,9 @@ def _measure_cka(
     (images,) = val_set.take([positions])
     features = []
     for network in (before, after):
-        line = line_of_stages(network)
-        tables = compute_features(
-            line, images, transforms, options, store, "Comparing stages", torch.float32,
+        tables = stage_features(
+            network, images, transforms, options, store, torch.float32,
             keep=network is before,  # no later run has the weights of `after`
         )  # fmt: skip
-        features.append([torch.from_numpy(table) for table in tables])
-    return {name: linear_cka(*pair) for name, *pair in zip(line.boundary, *features, strict=True)}
+        features.append({name: torch.from_numpy(table) for name, table in tables.items()})
+    return {name: linear_cka(*(each[name] for each in features)) for name in features[0]}

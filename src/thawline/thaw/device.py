@@ -16,13 +16,10 @@ logger = logging.getLogger(__name__)
 
 
 def make_accelerator(options: TrainingOptions) -> Accelerator:
-    """Return accelerate's handle on device and precision.
-
-    `precision: auto` is bf16 where the hardware computes in it natively, else fp32, which is never
-    rounded to TF32.
+    """Return the device and the precision; `auto` is bf16 if the hardware has it, else fp32.
 
     Raises:
-        ParameterError: when the device that is asked for is not there.
+        ParameterError: when the device is not available.
     """
     available = {
         "auto": True,

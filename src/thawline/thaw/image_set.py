@@ -1,4 +1,4 @@
-"""Hold the images of a split as columns, and name the views of them."""
+"""Hold the images of a split as columns, and identify their views."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from torch import Tensor
 
 from thawline.data.hashing import hash_files
 from thawline.data.transforms import Transforms
-from thawline.thaw.cache import cache_key
 
 Positions = Sequence[int] | np.ndarray  # of the images of a batch in their split
 
 
 class ImageView(NamedTuple):
-    """A view of an image file of known content: the one for evaluation, or the nth random one."""
+    """A view of an image file: the nth random one, or if `view` is None that for evaluation."""
 
     path: str
-    sha256: str
+    sha256: str  # of the file, 64 hexadecimal digits
     view: int | None = None
 
     @property
     def key(self) -> bytes:
-        """The key of its entries in the cache."""
-        return cache_key(self.sha256, self.view)
+        """Key of its entries in the cache: 12 bytes of the hash, 4 of the view's number."""
+        number = 0 if self.view is None else self.view + 1
+        return bytes.fromhex(self.sha256[-24:]) + number.to_bytes(4, "little")
 
 
 class ImageSet(NamedTuple):
@@ -55,11 +55,10 @@ class ImageSet(NamedTuple):
         balanced: bool = False,
         fewest: int = 2,
     ) -> list[np.ndarray]:
-        """Return positions in a new order, in batches (B,) int64 of at least `fewest` images.
+        """Return positions in a new order, in batches (B,) int64.
 
-        Batch norm cannot train on a single image, and no worker can on none. What is left of the
-        last batch is dropped; the next epoch drops other images. If `balanced`, as many are drawn
-        with replacement, each class with the same probability.
+        A last batch of less than `fewest` images is dropped, because batch norm cannot train on one
+        image. If `balanced`, images are drawn with replacement, classes with equal probability.
         """
         if balanced:
             labels = self.labels.cpu()
@@ -72,11 +71,11 @@ class ImageSet(NamedTuple):
         return batches[:-1] if len(batches) > 1 and len(batches[-1]) < fewest else batches
 
     def take(self, batches: Sequence[Positions], view: int | None = None) -> list[list[ImageView]]:
-        """Return batches of images: their nth random view, or that for evaluation."""
+        """Return batches of views: the nth random one, or that for evaluation."""
         return [[self._image(self.rows[idx], view) for idx in batch] for batch in batches]
 
     def digest(self) -> str:
-        """Return what tells these images and labels, in this order, from any others."""
+        """Return a hash of these images and labels in this order."""
         digest = hashlib.sha256(self.labels.cpu().numpy().tobytes())
         for row in self.rows:
             digest.update(self._image(row, None).sha256.encode())
@@ -89,9 +88,7 @@ class ImageSet(NamedTuple):
 
 
 def image_set(splits: pd.DataFrame, split: str, device: torch.device) -> ImageSet:
-    """Return the images of a split with the hashes that their files have now, or the table has.
-
-    A column `sha256` of the table is believed; then no file is read.
+    """Return the images of a split, hashed unless the table has a column `sha256`.
 
     Raises:
         DataError: when a file cannot be read.
@@ -108,6 +105,6 @@ def image_set(splits: pd.DataFrame, split: str, device: torch.device) -> ImageSe
 
 
 def view_seed(image: ImageView, transforms: Transforms) -> int:
-    """Return the seed of a random view; it depends on image, number and seed, and nothing else."""
+    """Return the seed of a random view: a hash of image, number and `transforms.seed`."""
     digest = hashlib.sha256(f"{transforms.seed} {image.sha256} {image.view}".encode()).digest()
     return int.from_bytes(digest[:7], "big")

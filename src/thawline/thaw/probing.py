@@ -1,13 +1,12 @@
-"""Measure which stages of a pretrained network already serve, and choose a strategy by that."""
+"""Probe the stages of a pretrained network linearly, and choose a strategy by the results."""
 
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -20,30 +19,24 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from thawline.data.loading import ViewLoader
-from thawline.data.transforms import Transforms, evaluation_view
+from thawline.data.transforms import Transforms
 from thawline.errors import DataError
-from thawline.options import (
-    AUTO,
-    AutoOptions,
-    LastStages,
-    Parameters,
-    Strategy,
-    TrainingOptions,
-)
-from thawline.thaw.cache import ActivationCache, Tensors
+from thawline.networks.stages import find_stages
+from thawline.options import AUTO, AutoOptions, LastStages, Parameters, Strategy, TrainingOptions
+from thawline.thaw.cache import ActivationCache
 from thawline.thaw.device import compute_dtype, make_accelerator
 from thawline.thaw.features import FeatureLoader
-from thawline.thaw.freezing import find_stages
 from thawline.thaw.image_set import ImageView, image_set
 from thawline.thaw.line import ThawLine
+from thawline.thaw.partition import Tensors
 
-logger = logging.getLogger(__name__)
-
-MOST_IMAGES = 5000  # that a probe is fitted to; more would not change the choice
-FOLDS = 5
-# From correct (N,) bool and groups (N,) or None to the number of independent images.
-EffectiveImages = Callable[[np.ndarray, np.ndarray | None], float]
+MAX_IMAGES = 5000  # that a probe is fitted to; more would not change the choice
+NUM_FOLDS = 5
 COLUMNS = ["stage", "features", "accuracy", "standard_error"]
+
+# From correct (N,) bool and groups (N,) or None to a number of independent images, see
+# `evaluation.significance.effective_images`.
+EffectiveImages = Callable[[np.ndarray, np.ndarray | None], float]
 
 
 class Choice(NamedTuple):
@@ -52,7 +45,7 @@ class Choice(NamedTuple):
     Attributes:
         name: of the strategy that it is made of.
         strategy: what is trained.
-        reason: a sentence with the figures that led to it.
+        reason: a sentence with the numbers that led to it.
     """
 
     name: str
@@ -88,11 +81,11 @@ def choose_strategy(
     update = {name: value for name, value in overrides.items() if value is not None}
     phases = tuple(phase.model_copy(update=update) for phase in choice.strategy.phases)
     strategy = choice.strategy.model_copy(update={"phases": phases})
-    return choice._replace(strategy=strategy), probes
+    return Choice(choice.name, strategy, choice.reason), probes
 
 
 def choose_by_size(images: int, strategies: Mapping[str, Strategy], options: AutoOptions) -> Choice:
-    """Return the strategy for so many training images: the more there are, the more is trained."""
+    """Return the strategy for a number of training images: more images train more stages."""
     if images < options.small:
         name, why = "freeze_to_layer3", f"fewer than auto.small = {options.small}"
     elif images <= options.large:
@@ -105,10 +98,10 @@ def choose_by_size(images: int, strategies: Mapping[str, Strategy], options: Aut
 def choose_by_probes(
     probes: pd.DataFrame, strategies: Mapping[str, Strategy], options: AutoOptions
 ) -> Choice:
-    """Return the strategy that freezes every stage whose features serve.
+    """Return the strategy that trains what lies above the last stage with a good probe.
 
-    These are the stages up to the last one whose probe is within a standard error of the best; what
-    lies above it is trained, and all where no probe reaches `auto.probe_accuracy`.
+    A probe is good within one standard error of the best. All stages are trained if none reaches
+    `auto.probe_accuracy`.
 
     Args:
         probes: the table of `probe_stages`.
@@ -120,19 +113,18 @@ def choose_by_probes(
     if best["accuracy"] < options.probe_accuracy:
         wanted = f"less than auto.probe_accuracy = {options.probe_accuracy:g}"
         return Choice("full", strategies["full"], f"full: {found}, {wanted}")
-    serves = probes["accuracy"] >= best["accuracy"] - best["standard_error"]
-    last = int(np.flatnonzero(serves)[-1])
+    is_good = probes["accuracy"] >= best["accuracy"] - best["standard_error"]
+    last = int(np.flatnonzero(is_good)[-1])
     frozen = probes["stage"].iloc[last]
     trained = len(probes) - last  # the head is a stage too, and has no row
     found += f", and {frozen} is the last stage within {best['standard_error']:.3f} of it"
     if trained == 1:
         return Choice("head_only", strategies["head_only"], f"head_only: {found}")
     chosen = strategies["freeze_to_layer3"]
-    phases = tuple(
-        phase.model_copy(update={"trainable": LastStages(last=trained)}) for phase in chosen.phases
-    )
-    reason = f"what lies above {frozen}: {found}"
-    return Choice("freeze_to_layer3", chosen.model_copy(update={"phases": phases}), reason)
+    update = {"trainable": LastStages(last=trained)}
+    phases = tuple(phase.model_copy(update=update) for phase in chosen.phases)
+    strategy = chosen.model_copy(update={"phases": phases})
+    return Choice("freeze_to_layer3", strategy, f"what lies above {frozen}: {found}")
 
 
 def probe_stages(
@@ -144,44 +136,31 @@ def probe_stages(
     effective_images: EffectiveImages,
     store: ActivationCache | None = None,
 ) -> pd.DataFrame:
-    """Return how well a linear classifier does on the pooled output of each stage but the head.
+    """Return how well a linear probe classifies by the pooled output of each stage but the head.
 
-    Every stage is measured in one pass over the training images, without augmentation; probes are
-    logistic regressions on standardized features (Alain and Bengio 2016, arXiv:1610.01644), judged
-    by cross-validation, so that no other split is looked at. Images of a group stay in one fold.
-
-    Args:
-        network: set to evaluation mode in a copy.
-        splits: the table of `split_dataset`.
-        transforms: how files become views.
-        options: device, batch size, workers.
-        seed: of the folds, and of the choice among too many images.
-        effective_images: as `evaluation.significance.effective_images`.
-        store: where features are cached; None: nowhere.
+    One pass over the training images, without augmentation, computes all stages. Probes are
+    cross-validated logistic regressions on standardized features (Alain and Bengio 2016,
+    arXiv:1610.01644). Images of a group stay in one fold.
 
     Returns:
-        stage, features (their number), accuracy (0 to 1), standard_error; a row a stage, from the
-        input on.
+        stage, features (their number), accuracy (0 to 1) and standard_error; one row per stage.
 
     Raises:
         DataError: when all training images are of one group.
     """
     train_set = image_set(splits, "train", torch.device("cpu"))
     some = np.arange(len(train_set.labels))
-    if len(some) > MOST_IMAGES:
-        some = np.random.default_rng(seed).permutation(len(some))[:MOST_IMAGES]
-    (images,), labels = train_set.take([some]), train_set.labels[torch.from_numpy(some)]
-    line = line_of_stages(network)
-    features = compute_features(line, images, transforms, options, store, "Computing every stage")
-    truth, groups = labels.numpy(), None
+    if len(some) > MAX_IMAGES:
+        some = np.random.default_rng(seed).permutation(len(some))[:MAX_IMAGES]
+    (images,), targets = train_set.take([some]), train_set.labels.numpy()[some]
+    groups = None
     if "group" in splits:
         groups = splits.loc[splits["split"] == "train", "group"].to_numpy()[some]
+    stages = stage_features(network, images, transforms, options, store)
     rows = []
-    score = partial(cross_validate, seed=seed, effective_images=effective_images)
-    for stage, table in track(
-        list(zip(line.boundary, features, strict=True)), "Probing every stage", transient=True
-    ):
-        rows.append((stage, table.shape[1], *score(table, truth, groups)))
+    for stage, features in track(stages.items(), "Probing stages", len(stages), transient=True):
+        scores = cross_validate(features, targets, groups, seed, effective_images)
+        rows.append((stage, features.shape[1], *scores))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -191,51 +170,27 @@ def stage_features(
     transforms: Transforms,
     options: TrainingOptions,
     store: ActivationCache | None = None,
-) -> list[np.ndarray]:
-    """Return the pooled output of each stage but the head for each image's evaluation view.
-
-    Returns:
-        (N, features) float32 for each stage, from the input on; only the mean colors where the
-        head is all there is.
-    """
-    line = line_of_stages(network)
-    if not line.boundary:
-        views = (evaluation_view(image.path, transforms.preprocessing) for image in images)
-        return [np.stack([_pooled(view[None].float())[0].numpy() for view in views])]
-    return compute_features(line, images, transforms, options, store, "Computing features")
-
-
-def line_of_stages(network: nn.Module) -> ThawLine:
-    """Return what yields every stage's pooled output in place of a thaw line."""
-    stages = StageFeatures(copy.deepcopy(network))
-    return ThawLine(stages, network, network, tuple(stages.outputs))  # type: ignore[arg-type]
-
-
-def compute_features(
-    line: ThawLine,
-    images: Sequence[ImageView],
-    transforms: Transforms,
-    options: TrainingOptions,
-    store: ActivationCache | None,
-    description: str,
     dtype: torch.dtype | None = None,
     keep: bool = True,
-) -> list[np.ndarray]:
-    """Return each tensor (N, …) float32 that crosses the line, of all evaluation views.
+) -> dict[str, np.ndarray]:
+    """Return the pooled output of each stage but the head, for images in the order of `images`.
 
     Args:
-        line: a thaw line, or of `line_of_stages`.
-        images: files.
-        transforms: how they become views.
-        options: device, batch size, workers.
-        store: where what is computed is kept; None: nowhere.
-        description: of the progress bar.
-        dtype: that is computed in; None: as training does.
-        keep: false where nobody will ask for the same again.
+        network: is copied.
+        images: evaluation views.
+        transforms: how files become views.
+        options: device, batch size and workers.
+        store: the activation cache; None: nothing is cached.
+        dtype: that the network computes in; None: as in training.
+        keep: whether to cache what is new.
+
+    Returns:
+        (N, features) float32 by the stage's name, from the input on.
     """
+    stages = StageFeatures(copy.deepcopy(network))
     accelerator = make_accelerator(options)
     loader = FeatureLoader(
-        line,
+        ThawLine(stages, network, network, tuple(stages.outputs)),  # type: ignore[arg-type]
         transforms,
         ViewLoader(transforms, options.num_workers, accelerator.device.type == "cuda"),
         store or ActivationCache(Path(), max_gb=0),
@@ -245,58 +200,53 @@ def compute_features(
     )
     size = options.batch_size
     batches = [images[start : start + size] for start in range(0, len(images), size)]
-    loaded = track(loader.load(batches, keep=keep), description, len(batches), transient=True)
-    columns = zip(*loaded, strict=True)
-    return [torch.cat(column).float().cpu().numpy() for column in columns]
+    loaded = track(loader.load(batches, keep), "Computing stages", len(batches), transient=True)
+    columns = [torch.cat(column).float().cpu().numpy() for column in zip(*loaded, strict=True)]
+    return dict(zip(stages.outputs, columns, strict=True))
 
 
 class StageFeatures(nn.Module):
-    """Yields what each stage but the head yields, pooled: a tuple of (N, features).
+    """The pooled output of each stage but the head; that of the input if there is no other stage.
 
     Attributes:
-        outputs: names of the modules of each of these stages; of a stage without any there is none.
+        outputs: names of the modules of each stage; a stage without modules is left out.
+        code: identifies the outputs in the cache, as `torch.fx.GraphModule.code`.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        """Take a network, which is set to evaluation mode."""
+        """Take over a network, and set it to eval mode."""
         super().__init__()
         self.network = network.eval()
-        stages = find_stages(network)
-        # A stage's modules run in their order, so what the last of them leaves is its output.
-        self.outputs = {
-            name: stage.modules for name, stage in list(stages.items())[:-1] if stage.modules
-        }
+        *stages, _ = find_stages(network).items()
+        self.outputs = {name: stage.modules for name, stage in stages if stage.modules}
+        self.outputs = self.outputs or {"images": []}
         self.code = str(self.outputs)
+        self._found: dict[str, Tensor] = {}
+        for stage, modules in self.outputs.items():
+            for module in modules:  # in their order, so the last one's output remains
+                self.network.get_submodule(module).register_forward_hook(partial(self._note, stage))
 
     def forward(self, images: Tensor) -> Tensors:
-        """Return the features (N, …) of each stage in `outputs` for images (N, 3, size, size)."""
-        found: dict[str, Tensor] = {}
-        hooks = [
-            self.network.get_submodule(module).register_forward_hook(
-                lambda _, __, output, stage=stage: found.update({stage: _pooled(output)})
-            )
-            for stage, modules in self.outputs.items()
-            for module in modules
-        ]
-        try:
-            self.network(images)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return tuple(found[stage] for stage in self.outputs)
+        """Return (N, features) of each stage in `outputs` for images (N, 3, size, size)."""
+        self._found = {"images": pool(images)}
+        self.network(images)
+        return tuple(self._found[stage] for stage in self.outputs)
+
+    def _note(self, stage: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self._found[stage] = pool(output)
 
 
-def _pooled(output: Tensor) -> Tensor:
+def pool(output: Tensor) -> Tensor:
     """Return the mean over all positions of (N, C, H, W), (N, H, W, C) or tokens (N, L, C)."""
     if output.ndim == 4:  # noqa: PLR2004
-        channels_last = output.shape[1] == output.shape[2] != output.shape[3]
-        return output.mean(dim=(1, 2) if channels_last else (2, 3))
+        is_channels_last = output.shape[1] == output.shape[2] != output.shape[3]
+        return output.mean(dim=(1, 2) if is_channels_last else (2, 3))
     return output.mean(dim=1) if output.ndim == 3 else output.flatten(1)  # noqa: PLR2004
 
 
 def cross_validate(
     features: np.ndarray,
-    truth: np.ndarray,
+    targets: np.ndarray,
     groups: np.ndarray | None,
     seed: int,
     effective_images: EffectiveImages,
@@ -305,42 +255,42 @@ def cross_validate(
 
     Args:
         features: (N, features).
-        truth: class indices (N,).
-        groups: name or number of each image's group, which stays in one fold; None: no groups.
-        seed: of the folds.
-        effective_images: as `evaluation.significance.effective_images`.
+        targets: class indices (N,).
+        groups: group of each image (N,), which stays in one fold; None: no groups.
+        seed: seeds the folds.
+        effective_images: counts images of a group together.
 
     Returns:
-        The accuracy, 0 to 1, and its standard error, which counts images of a group together.
+        The accuracy, 0 to 1, and its standard error.
 
     Raises:
         DataError: when all images are of one group.
     """
-    guess = np.empty_like(truth)
-    for rest, fold in _make_folds(truth, groups, seed).split(features, truth, groups):
-        if len(np.unique(truth[rest])) > 1:
+    predicted = np.empty_like(targets)
+    for rest, fold in _make_folds(targets, groups, seed).split(features, targets, groups):
+        if len(np.unique(targets[rest])) > 1:
             probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
-            guess[fold] = probe.fit(features[rest], truth[rest]).predict(features[fold])
-        else:  # the only group of a class of two is in this fold
-            guess[fold] = truth[rest[0]]
-    right = guess == truth
-    accuracy = float(right.mean())
-    error = np.sqrt(accuracy * (1 - accuracy) / effective_images(right, groups))
+            predicted[fold] = probe.fit(features[rest], targets[rest]).predict(features[fold])
+        else:  # this fold has the only group of one of two classes
+            predicted[fold] = targets[rest[0]]
+    correct = predicted == targets
+    accuracy = float(correct.mean())
+    error = np.sqrt(accuracy * (1 - accuracy) / effective_images(correct, groups))
     return accuracy, float(error)
 
 
 def _make_folds(
-    truth: np.ndarray, groups: np.ndarray | None, seed: int
+    targets: np.ndarray, groups: np.ndarray | None, seed: int
 ) -> StratifiedKFold | StratifiedGroupKFold:
-    """Return folds that each class is in with several of its images, or of its groups."""
+    """Return folds that each have several images, or groups, of each class."""
     if groups is None:
-        count = max(2, min(FOLDS, int(np.bincount(truth).min())))
+        count = max(2, min(NUM_FOLDS, int(np.bincount(targets).min())))
         return StratifiedKFold(count, shuffle=True, random_state=seed)
-    pairs = pd.DataFrame({"class": truth, "group": groups}).drop_duplicates()
+    pairs = pd.DataFrame({"class": targets, "group": groups}).drop_duplicates()
     if pairs["group"].nunique() == 1:
         raise DataError(
-            "auto.by: probe needs training images of at least two groups, to fit to one and predict"
+            "auto.by: probe needs training images of at least two groups, to fit on one and predict"
             " the other; found one group. Set auto.by=size, or name more groups."
         )
-    count = max(2, min(FOLDS, int(np.bincount(pairs["class"]).min())))
+    count = max(2, min(NUM_FOLDS, int(np.bincount(pairs["class"]).min())))
     return StratifiedGroupKFold(count, shuffle=True, random_state=seed)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from thawline.options import Phase
-from thawline.thaw.cache import Tensors
 from thawline.thaw.device import autocast
+from thawline.thaw.partition import Tensors
 from thawline.training.data_parallel import (
     average_batch_norm_stats,
     local_slice,

@@ -9,7 +9,7 @@ import pandas as pd
 from torch.optim.lr_scheduler import LambdaLR
 
 from thawline.options import LrFindOptions, Phase
-from thawline.thaw.cache import Tensors
+from thawline.thaw.partition import Tensors
 from thawline.training.loop import train_step
 from thawline.training.progress import progress_bar
 from thawline.training.setup import PhaseContext, Step, TrainingContext, prepare_phase

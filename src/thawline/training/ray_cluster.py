@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from thawline.errors import DataError, ParameterError
 from thawline.options import EngineOptions, Phase
-from thawline.thaw.features import CPU_CHUNK_SIZE
+from thawline.thaw.frozen_part import CPU_CHUNK_SIZE
 from thawline.thaw.image_set import ImageView
 from thawline.training.memory import ENVIRONMENT
 from thawline.training.progress import progress_bar

@@ -22,12 +22,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from thawline.data.loading import ViewLoader
 from thawline.data.transforms import BatchMixer, Transforms
 from thawline.options import Phase, TrainingOptions
-from thawline.thaw.cache import ActivationCache, Tensors
+from thawline.thaw.cache import ActivationCache
 from thawline.thaw.device import compute_dtype, make_accelerator
 from thawline.thaw.features import FeatureLoader
 from thawline.thaw.freezing import freeze_layers
 from thawline.thaw.image_set import ImageSet, ImageView, image_set
 from thawline.thaw.line import ThawLine, split_at_thaw_line
+from thawline.thaw.partition import Tensors
 from thawline.training.data_parallel import local_slice, world_size, wrap_for_workers
 from thawline.training.memory import keep_freed_memory
 from thawline.training.optimizer import make_ema, make_optimizer, make_schedule

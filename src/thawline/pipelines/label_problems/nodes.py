@@ -34,7 +34,8 @@ def find_label_problems(
     hashes = hash_files(splits["path"].tolist())
     images = [ImageView(*pair) for pair in zip(splits["path"], hashes, strict=True)]
     cache = ActivationCache(activations, parameters.activations.max_gb)
-    features = stage_features(network, images, transforms, parameters.training, cache)
+    stages = stage_features(network, images, transforms, parameters.training, cache)
+    features = [*stages.values()]
     stacked = np.hstack(features)
     label_errors = label_problems.find_label_errors(splits, stacked, parameters.seed)
     outliers = label_problems.find_outliers(splits, features[-1])

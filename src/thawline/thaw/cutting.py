@@ -1,0 +1,157 @@
+"""Cut a traced network into the part below the thaw line and the part above it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import timm.layers
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils import fuse_conv_bn_eval
+
+FEW, MANY = 2, 4  # images in two batches, which tell a batch's size from a constant
+TOLERANCE = 1e-3  # of the largest output; folding batch norm rounds differently
+CONSTANTS = (int, float, str, type(None), torch.dtype, torch.device, torch.memory_format)
+
+Values = tuple[Any, Any]  # of a node, for `FEW` and for `MANY` images
+
+
+class CannotSplitError(Exception):
+    """Why a network cannot be split."""
+
+
+@contextmanager
+def refusing(reason: str) -> Iterator[None]:
+    """Turn whatever a user's forward may raise into a `CannotSplitError`."""
+    try:
+        yield
+    except Exception as error:  # a forward may raise anything, the more so without real tensors
+        line = str(error).partition("\n")[0]
+        raise CannotSplitError(f"{reason} ({line})") from error
+
+
+@contextmanager
+def restoring(network: nn.Module) -> Iterator[None]:
+    """Restore modes, buffers and the random state in the end; passes in training change them."""
+    modes = {module: module.training for module in network.modules()}
+    buffers = {buffer: buffer.clone() for buffer in network.buffers()}
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        for module, is_training in modes.items():
+            module.training = is_training
+        for buffer, value in buffers.items():
+            buffer.copy_(value)
+
+
+def copy_nodes(nodes: Sequence[fx.Node], outputs: Sequence[fx.Node]) -> fx.Graph:
+    """Return a graph of some nodes of another; it yields a tuple of the outputs."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in nodes:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(tuple(copies[node] for node in outputs))
+    return graph
+
+
+def copy_below(
+    network: nn.Module, nodes: Sequence[fx.Node], boundary: Sequence[fx.Node]
+) -> fx.GraphModule:
+    """Return the part below the line, a copy that later training does not change."""
+    part = _make_module(network, copy_nodes(nodes, boundary))
+    return copy.deepcopy(part).eval().requires_grad_(False)
+
+
+def find_above(
+    network: nn.Module,
+    graph: fx.Graph,
+    boundary: Sequence[fx.Node],
+    values: Mapping[str, Values],
+) -> fx.GraphModule:
+    """Return the part above the line, with the network's own modules.
+
+    Args:
+        network: the whole network.
+        graph: of it, in one of the two modes.
+        boundary: nodes whose tensors cross the line.
+        values: what each node below the line yields, by its name.
+    """
+    above = fx.Graph()
+    copies: dict[str, Any] = {node.name: above.placeholder(node.name) for node in boundary}
+    size = above.call_method("size", (copies[boundary[0].name], 0))
+    for node in graph.nodes:
+        if node.name not in values:
+            copies[node.name] = above.node_copy(node, lambda n: _to_nodes(copies[n.name]))
+        elif node.name not in copies and any(user.name not in values for user in node.users):
+            (copies[node.name],) = stand_in(*values[node.name], fx.Proxy(size))
+    return _make_module(network, above)
+
+
+def stand_in(few: Any, many: Any, batch_size: Any) -> Any:
+    """Return what replaces a value above the line, in a tuple, or None if nothing can.
+
+    Tensors of the batch cross the line; constants are repeated; sizes follow from `batch_size`.
+    """
+    if isinstance(few, Tensor):
+        return () if (len(few), len(many)) == (FEW, MANY) else None
+    if isinstance(few, (tuple, list)):
+        parts = [stand_in(a, b, batch_size) for a, b in zip(few, many, strict=True)]
+        has_tensor = any(isinstance(a, Tensor) for a in few)
+        return None if has_tensor or None in parts else (tuple(part[0] for part in parts),)
+    if isinstance(few, CONSTANTS) and few == many:
+        return (few,)
+    if isinstance(few, int) and few * MANY == many * FEW and few % FEW == 0:
+        return (batch_size * (few // FEW),)
+    return None
+
+
+def fold_batch_norm(part: fx.GraphModule) -> None:
+    """Fold every batch norm that follows a convolution into the convolution's weights."""
+    modules = dict(part.named_modules())
+    calls = [node for node in part.graph.nodes if node.op == "call_module"]
+    used = [node.target for node in calls]
+    for node in calls:
+        norm, source = modules[node.target], node.args[0]
+        if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None:
+            continue
+        conv = modules.get(source.target) if source.op == "call_module" else None
+        if not isinstance(conv, nn.Conv2d) or len(source.users) > 1:
+            continue
+        if used.count(source.target) > 1 or used.count(node.target) > 1:  # shared weights
+            continue
+        part.set_submodule(source.target, fuse_conv_bn_eval(conv.eval(), norm))
+        # timm's batch norm contains the activation that follows it.
+        is_timm = isinstance(norm, timm.layers.BatchNormAct2d)
+        rest = nn.Sequential(*norm.children()) if is_timm else nn.Identity()
+        part.set_submodule(node.target, rest)
+
+
+def check_parts(network: nn.Module, below: nn.Module, above: nn.Module, images: Tensor) -> None:
+    """Refuse parts whose outputs differ from the network's, for instance by writes in place."""
+    with refusing(f"it fails for {len(images)} images"):
+        with restoring(network):
+            torch.manual_seed(0)  # the same noise above the line in both
+            expected = network(images)
+        with restoring(network):
+            torch.manual_seed(0)
+            found = above(*below(images))
+    error = (found - expected).abs().max().item()
+    if not error <= TOLERANCE * max(1.0, expected.abs().max().item()):
+        raise CannotSplitError(f"the two parts' outputs differ from its own by {error:.2g}")
+
+
+def _make_module(network: nn.Module, graph: fx.Graph) -> fx.GraphModule:
+    """Return a graph as a module that shares the network's modules and parameters."""
+    module = fx.GraphModule(network, graph, type(network).__name__)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return module
+
+
+def _to_nodes(value: Any) -> Any:
+    """Return an argument of a node, with nodes in place of proxies."""
+    return fx.node.map_aggregate(value, lambda v: v.node if isinstance(v, fx.Proxy) else v)
