@@ -88,7 +88,8 @@ class ActivationCache:
             shards = sorted(folder.glob("*.safetensors"))
             metadata = [found for found in map(read_metadata, shards) if found]
             if metadata:
-                entries = sum(len(m["keys"]) // (2 * KEY_BYTES) for m in metadata)  # hexadecimal
+                # In hexadecimal digits. Shards of an earlier format have no entries to read.
+                entries = sum(len(m.get("keys", "")) // (2 * KEY_BYTES) for m in metadata)
                 megabytes = round(sum(int(m["bytes"]) for m in metadata) / 1e6, 1)
                 last_used = datetime.fromtimestamp(int(max(p.stat().st_mtime for p in shards)))
                 holds = json.loads(metadata[-1]["description"])["holds"]
