@@ -1,11 +1,13 @@
 """Project settings of Kedro."""
 
+from thawline.hooks.catalog import RunCatalog
 from thawline.hooks.configuration import CONFIG_LOADER_ARGS
-from thawline.hooks.hooks import AtomicSaveHook, ProjectHook, TrackingHook
+from thawline.hooks.parameters import ParametersHook
+from thawline.hooks.tracking import TrackingHook
+from thawline.hooks.versions import VersionsHook
 
-__all__ = ["CONFIG_LOADER_ARGS", "DISABLE_HOOKS_FOR_PLUGINS", "HOOKS"]
+__all__ = ["CONFIG_LOADER_ARGS", "DATA_CATALOG_CLASS", "DISABLE_HOOKS_FOR_PLUGINS", "HOOKS"]
 
-HOOKS = (ProjectHook(), AtomicSaveHook(), TrackingHook())
-
-# TrackingHook is kedro-mlflow's own hook with a few changes; both at once would log twice.
-DISABLE_HOOKS_FOR_PLUGINS = ("kedro_mlflow",)
+HOOKS = (ParametersHook(), VersionsHook(), TrackingHook())
+DATA_CATALOG_CLASS = RunCatalog
+DISABLE_HOOKS_FOR_PLUGINS = ("kedro_mlflow",)  # TrackingHook takes the place of its hook

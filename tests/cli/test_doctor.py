@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 from conftest import empty_tracking_store
 from thawline.cli import doctor
 from thawline.options import DatasetOptions, ModelOptions, TrainingOptions
-from thawline.tracking.stale_runs import BEGAN, process_tags
+from thawline.tracking.process_context import BEGAN, process_tags
 
 
 def only(findings: list[doctor.CheckResult]) -> doctor.CheckResult:

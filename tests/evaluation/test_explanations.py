@@ -10,8 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kedro.io import DataCatalog, Version
-from kedro_datasets.pandas import CSVDataset
 from PIL import Image
 from torch import Tensor, nn
 
@@ -21,11 +19,9 @@ from thawline.data.sources import name_files
 from thawline.data.transforms import Preprocessing, evaluation_view, normalize
 from thawline.errors import DataError, ParameterError
 from thawline.evaluation.explanations import attribute, choose_worst, explain, find_spatial_stage
-from thawline.hooks.hooks import ProjectHook
 from thawline.networks.building import IMAGENET, build_network, pretrained_preprocessing
 from thawline.networks.classifier import Classifier
 from thawline.options import ExplainOptions, ModelOptions, TrainingOptions, validate_parameters
-from thawline.pipelines import explain as explain_pipeline
 from thawline.pipelines.explain.nodes import explain_predictions
 from thawline.reports.figures.attributions import overlay
 
@@ -273,31 +269,6 @@ def test_more_evidence_is_lighter_also_in_gray() -> None:
     light = np.asarray(overlay(Image.new("RGB", (64, 64), "gray"), evidence).convert("L"))
     assert (np.diff(light[0].astype(int)) >= 0).all()
     assert light[0, -1] > light[0, 0] + 60
-
-
-def test_a_classifier_is_read_with_its_own_splits_and_predictions(tmp_path: Path) -> None:
-    def catalog(*versions: str) -> DataCatalog:
-        for name in ("classifier", "splits", "predictions"):
-            for version in versions if name != "predictions" else versions[:2]:
-                folder = tmp_path / name / version
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / name).write_text(f"version\n{version}\n")
-        return DataCatalog(
-            {
-                name: CSVDataset(filepath=str(tmp_path / name), version=Version(None, None))
-                for name in ("classifier", "splits", "predictions")
-            }
-        )
-
-    pipeline, hook = explain_pipeline.create_pipeline(), ProjectHook()
-    entries = catalog("1", "2")
-    entries["classifier"]._version = Version("1", None)
-    hook.before_pipeline_run({"load_versions": None}, pipeline, entries)
-    for name in ("splits", "predictions"):
-        assert entries[name].load()["version"].tolist() == [1]
-    entries = catalog("1", "2", "3")  # the last run was interrupted
-    with pytest.raises(DataError, match=r"predictions: there are none .* version 3"):
-        hook.before_pipeline_run({"load_versions": None}, pipeline, entries)
 
 
 @pytest.mark.xdist_group("finished project")

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from omegaconf.errors import InterpolationResolutionError
 
 from thawline.hooks.configuration import read_configuration
-from thawline.hooks.hooks import _prepare_server
 from thawline.options import validate_parameters
 
 SERVER, DATABASE = "https://mlflow.example.org", "postgresql://me:pa55word@host/sweeps"
@@ -45,25 +42,3 @@ def test_runs_and_trials_are_in_the_project_unless_the_environment_or_conf_local
     monkeypatch.delenv("OWN_NAME")
     with pytest.raises(InterpolationResolutionError, match=r"(?s)OWN_NAME.*sweep\.storage"):
         read(project)
-
-
-@pytest.mark.parametrize(
-    ("uri", "location", "expected"),
-    [
-        (SERVER, "mlartifacts", None),
-        (SERVER, "s3://bucket/runs", "s3://bucket/runs"),
-        (SERVER, "/mnt/runs", "/mnt/runs"),
-        ("sqlite:///mlflow.db", "mlartifacts", "mlartifacts"),
-    ],
-)
-def test_a_server_keeps_files_at_its_own_place_unless_they_have_one_that_all_can_reach(
-    uri: str, location: str, expected: str | None
-) -> None:
-    class Loader(dict[str, Any]):
-        config_patterns: dict[str, list[str]] = {}  # noqa: RUF012
-
-    experiment = {"create_experiment_kwargs": {"artifact_location": location}}
-    settings = {"server": {"mlflow_tracking_uri": uri}, "tracking": {"experiment": experiment}}
-    context: Any = SimpleNamespace(config_loader=Loader(mlflow=settings))
-    _prepare_server(context)
-    assert experiment["create_experiment_kwargs"]["artifact_location"] == expected

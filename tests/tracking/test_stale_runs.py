@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,8 @@ import pytest
 from mlflow import MlflowClient
 
 from conftest import child_process, empty_tracking_store
-from thawline.tracking.stale_runs import (
-    BEGAN,
-    HOST,
-    PID,
-    find_dead_runs,
-    mark_dead_runs,
-    process_tags,
-)
+from thawline.tracking.process_context import BEGAN, HOST, PID, ProcessContext, process_tags
+from thawline.tracking.stale_runs import find_stale_runs, mark_stale_runs
 
 
 @pytest.fixture
@@ -56,21 +51,29 @@ def test_the_runs_of_a_killed_process_are_marked_and_no_others(
     untagged = client.create_run("0")
     finished = client.create_run("0", tags=mine | {PID: str(child.pid)})
     client.set_terminated(finished.info.run_id)
-    assert find_dead_runs(client, "0") == []  # while it lives
+    assert find_stale_runs(client, "0") == []  # while it lives
     os.kill(child.pid, signal.SIGKILL)
-    while not find_dead_runs(client, "0"):  # a zombie already counts, before it is joined
+    while not find_stale_runs(client, "0"):  # a zombie already counts, before it is joined
         child.join(0.02)
-    mark_dead_runs(client, "0")
+    mark_stale_runs(client, "0")
     assert [status(client, run) for run in (alive, elsewhere, untagged)] == ["RUNNING"] * 3
     assert status(client, finished) == "FINISHED"
     killed = client.search_runs(["0"], "attributes.status = 'KILLED'")
     assert len(killed) == 2 and {run.data.tags[PID] for run in killed} == {str(child.pid)}
     assert "'doomed'" in caplog.text
-    assert find_dead_runs(client, "0") == []
+    assert find_stale_runs(client, "0") == []
 
 
 def test_a_later_process_with_the_same_number_is_another_one(client: MlflowClient) -> None:
     tags = process_tags()
     earlier = tags | {BEGAN: f"{float(tags[BEGAN]) - 3600:.2f}"}
     run = client.create_run("0", tags=earlier)
-    assert [dead.info.run_id for dead in find_dead_runs(client, "0")] == [run.info.run_id]
+    assert [dead.info.run_id for dead in find_stale_runs(client, "0")] == [run.info.run_id]
+
+
+def test_mlflow_tags_a_run_with_its_process_when_it_is_created(client: MlflowClient) -> None:
+    (entry,) = entry_points(group="mlflow.run_context_provider", name="thawline")
+    assert entry.load() is ProcessContext
+    mlflow.set_tracking_uri(client.tracking_uri)
+    with mlflow.start_run() as run:
+        assert process_tags().items() <= run.data.tags.items()

@@ -307,13 +307,13 @@ def check_runs(uri: str, experiment: str) -> list[CheckResult]:
     """
     from mlflow import MlflowClient
 
-    from thawline.tracking.stale_runs import find_dead_runs
+    from thawline.tracking.stale_runs import find_stale_runs
 
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         return []  # asking would make it
     client = MlflowClient(uri)
     found = client.get_experiment_by_name(experiment)
-    dead = find_dead_runs(client, found.experiment_id) if found else []
+    dead = find_stale_runs(client, found.experiment_id) if found else []
     if not dead:
         return []
     names = ", ".join(f"{run.info.run_name} ({run.info.run_id})" for run in dead)

@@ -19,7 +19,7 @@ class ClassifierDataset(AbstractVersionedDataset[Classifier, Classifier]):
 
     Attributes:
         own: model options of the session, which say what code may be imported; set by
-            `hooks.ProjectHook`.
+            `hooks.ParametersHook`.
     """
 
     own: ClassVar[ModelOptions | None] = None

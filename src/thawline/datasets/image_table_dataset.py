@@ -27,7 +27,7 @@ class ImageTable:
     takes its place.
 
     Attributes:
-        current_root: folder that `dataset.root` of the session means; set by `hooks.ProjectHook`.
+        current_root: what the session's `dataset.root` means; set by `hooks.ParametersHook`.
     """
 
     current_root: ClassVar[Path | None] = None

@@ -21,8 +21,8 @@ CONFIG_LOADER_ARGS: dict[str, Any] = {
     "merge_strategy": {"parameters": "soft", "mlflow": "soft"},
     # Kedro itself knows ${oc.env:NAME} in credentials.yml alone.
     "custom_resolvers": {"oc.env": oc.env},
+    "config_patterns": {"mlflow": ["mlflow*", "mlflow*/**", "**/mlflow*"]},  # kedro-mlflow's own
 }
-MLFLOW_PATTERNS = ["mlflow*", "mlflow*/**", "**/mlflow*"]  # as kedro-mlflow looks for it
 
 # Kedro calls an OmegaConf function by its old name.
 warnings.filterwarnings("ignore", "register_new_resolver", module="kedro.config")
@@ -65,7 +65,6 @@ def read_configuration(
         conf_source=str(project / "conf"),
         env=env,
         runtime_params=given,
-        config_patterns={"mlflow": MLFLOW_PATTERNS},
         **CONFIG_LOADER_ARGS,
     )
 

@@ -33,7 +33,6 @@ from thawline.options.usage import (
     ExportOptions,
     PredictOptions,
     RegistryOptions,
-    TrackingOptions,
 )
 from thawline.options.validation import RENAMED, validate_parameters
 
@@ -43,6 +42,6 @@ __all__ = [
     "DatasetOptions", "Dimension", "EngineOptions", "EvaluationOptions", "ExplainOptions",
     "ExportOptions", "Interpolation", "LastStages", "LrFindOptions", "ModelOptions", "Options",
     "Parameters", "Phase", "PredictOptions", "RegistryOptions", "ScreeningOptions",
-    "SplitFractions", "Strategies", "Strategy", "SweepOptions", "TrackingOptions",
+    "SplitFractions", "Strategies", "Strategy", "SweepOptions",
     "TrainingOptions", "TransformOptions", "flatten", "validate_parameters",
 ]  # fmt: skip

@@ -29,7 +29,6 @@ from thawline.options.usage import (
     ExportOptions,
     PredictOptions,
     RegistryOptions,
-    TrackingOptions,
 )
 
 # The result of a training depends on these groups, and on the images.
@@ -57,7 +56,6 @@ class Parameters(Options):
     evaluation: EvaluationOptions = EvaluationOptions()
     explain: ExplainOptions = ExplainOptions()
     registry: RegistryOptions = RegistryOptions()
-    tracking: TrackingOptions = TrackingOptions()
     engine: EngineOptions = EngineOptions()
     predict: PredictOptions = PredictOptions()
     export: ExportOptions = ExportOptions()

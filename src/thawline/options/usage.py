@@ -48,12 +48,6 @@ class ExplainOptions(Options):
         return images
 
 
-class TrackingOptions(Options):
-    """What happens if the MLflow server is down."""
-
-    on_failure: Literal["buffer", "fail"] = "buffer"
-
-
 class RegistryOptions(Options):
     """The registered model that `finetune` adds versions to; None registers nothing."""
 

@@ -31,6 +31,8 @@ RENAMED = {
 REMOVED = {  # by dotted name: why, and what to do
     "evaluation.bootstrap_samples": "the accuracy's confidence interval needs no resampling; delete"
     " this parameter",
+    "tracking": "MLflow itself retries; delete tracking.on_failure, and repeat a run that an outage"
+    " has ended with training.resume=true",
 }
 
 

@@ -1,68 +1,49 @@
-"""MLflow runs whose process ended before it could say so."""
+"""Find MLflow runs that are RUNNING although their process is gone, and mark them as KILLED."""
 
 from __future__ import annotations
 
 import logging
-import os
 import socket
 
 import psutil
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from mlflow.tracking.context.abstract_context import RunContextProvider
+
+from thawline.tracking.process_context import BEGAN, HOST, PID
 
 logger = logging.getLogger(__name__)
 
-HOST, PID, BEGAN = "process_host", "process_id", "process_began"
-TOLERANCE = 2  # seconds by which a process's start is told differently when a clock is set
+CLOCK_TOLERANCE_SECONDS = 2  # by which a process's start moves when a clock is set
 
 
-class ProcessContext(RunContextProvider):
-    """Tags a run with the process that it belongs to, in the moment in which it is created."""
+def find_stale_runs(client: MlflowClient, experiment_id: str) -> list[Run]:
+    """Return the runs with status RUNNING whose process on this machine is gone.
 
-    def in_context(self) -> bool:
-        """Return that every run has a process."""
-        return True
-
-    def tags(self) -> dict[str, str]:
-        """Return what tells this process from any other, on this machine or another."""
-        return process_tags()
-
-
-def process_tags() -> dict[str, str]:
-    """Return host name, process id and the process's start (seconds since 1970), as texts."""
-    began = psutil.Process().create_time()
-    return {HOST: socket.gethostname(), PID: str(os.getpid()), BEGAN: f"{began:.2f}"}
-
-
-def find_dead_runs(client: MlflowClient, experiment_id: str) -> list[Run]:
-    """Return the runs that are said to be running, but whose process on this machine is gone.
-
-    Of a run of another machine, or without the tags of `process_tags`, nothing can be told.
+    Runs of other machines, or without the tags of `process_tags`, are not judged.
     """
     here = f"attributes.status = 'RUNNING' and tags.{HOST} = '{socket.gethostname()}'"
     running = client.search_runs([experiment_id], here)
-    return [run for run in running if not _lives(run.data.tags)]
+    return [run for run in running if not _is_alive(run.data.tags)]
 
 
-def mark_dead_runs(client: MlflowClient, experiment_id: str) -> None:
-    """Give the runs of `find_dead_runs` the status KILLED."""
-    for run in find_dead_runs(client, experiment_id):
+def mark_stale_runs(client: MlflowClient, experiment_id: str) -> None:
+    """Give the runs of `find_stale_runs` the status KILLED."""
+    for run in find_stale_runs(client, experiment_id):
         client.set_terminated(run.info.run_id, "KILLED")
         logger.warning(
-            "MLflow run '%s' (%s) was left running by a process that is gone; it is now KILLED",
+            "MLflow run '%s' (%s) lost its process; it is now KILLED",
             run.info.run_name,
             run.info.run_id,
         )
 
 
-def _lives(tags: dict[str, str]) -> bool:
-    """Return whether the process of a run is there, and no later one has its number."""
+def _is_alive(tags: dict[str, str]) -> bool:
+    """Return whether the process of a run exists, and its number is not that of a later one."""
     try:
         process = psutil.Process(int(tags[PID]))
         began = process.create_time()
         return process.status() != psutil.STATUS_ZOMBIE and (
-            abs(began - float(tags[BEGAN])) < TOLERANCE
+            abs(began - float(tags[BEGAN])) < CLOCK_TOLERANCE_SECONDS
         )
     except psutil.NoSuchProcess:
         return False

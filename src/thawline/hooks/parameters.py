@@ -1,0 +1,64 @@
+"""Validate all parameters before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kedro.framework.context import KedroContext
+from kedro.framework.hooks import hook_impl
+from kedro.io import DataCatalog
+from kedro.pipeline import Pipeline
+
+from thawline.data.sources import find_root
+from thawline.datasets import ClassifierDataset
+from thawline.datasets.image_table_dataset import ImageTable
+from thawline.errors import ParameterError
+from thawline.hooks.configuration import register_project_path
+from thawline.networks.building import build_on_meta_device
+from thawline.options import validate_parameters
+from thawline.sweep.space import possible_strategies
+from thawline.thaw.freezing import find_unknown_names
+
+
+class ParametersHook:
+    """Validates all parameters together, and a strategy's stages against the backbone.
+
+    Kedro's own validation sees one group at a time: it accepts unknown groups and ignores plain
+    values such as `strategy` and `seed`.
+    """
+
+    @hook_impl(tryfirst=True)
+    def after_context_created(self, context: KedroContext) -> None:
+        """Register ``${project_path:}`` for the configuration files, then validate."""
+        register_project_path(context.project_path)
+        options = self._parameters = validate_parameters(context.config_loader["parameters"])
+        ClassifierDataset.own = options.model
+        project = Path(context.project_path)
+        ImageTable.current_root = find_root(options.dataset.root, project, project)
+
+    @hook_impl
+    def after_catalog_created(self, catalog: DataCatalog) -> None:
+        """Give nodes `parameters` as what was validated, as Kedro does with `params:GROUP`."""
+        catalog["parameters"].save(self._parameters)
+
+    @hook_impl(tryfirst=True)  # before an MLflow run begins
+    def before_pipeline_run(self, pipeline: Pipeline) -> None:
+        """Check, before the first image is read, that the backbone has the strategies' stages.
+
+        Raises:
+            ParameterError: if it has not.
+        """
+        names, chosen = {node.name for node in pipeline.nodes}, set()
+        if names & {"build_model", "choose_strategy"}:
+            chosen.add(self._parameters.strategy)
+        if "train_strategies" in names:
+            chosen.update(self._parameters.compare.strategies)
+        if "run_sweep" in names:
+            chosen.update(possible_strategies(self._parameters))
+        strategies = {n: s for n, s in self._parameters.strategies.items() if n in chosen}
+        network = build_on_meta_device(self._parameters.model) if strategies else None
+        if network and (problems := find_unknown_names(network, strategies)):
+            lines = "\n".join(f"  {line}" for line in problems)
+            raise ParameterError(
+                f"These parameters do not fit {self._parameters.model.backbone}:\n{lines}"
+            )

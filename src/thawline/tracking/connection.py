@@ -1,0 +1,111 @@
+"""Connect to MLflow: its address without a password, its retries, a check that it answers.
+
+MLflow itself repeats a request to a server that does not answer: with these defaults for about a
+minute, in which a server can restart. Variables of the environment change them
+(https://mlflow.org/docs/latest/api_reference/python_api/mlflow.environment_variables.html). A
+longer outage ends the run, which `training.resume=true` goes on with. MLflow waits 20 s for a
+locked SQLite file.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import requests
+from kedro.config import MissingConfigException
+from kedro.framework.context import KedroContext
+from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
+from mlflow.exceptions import MlflowException
+
+from thawline.errors import TrackingError
+from thawline.tracking.redaction import mask, strip_credentials
+
+DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",  # after 0, 4, 8, 16 and 32 seconds
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # seconds
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # it breaks the log
+}
+TRACKING_URI, MAX_RETRIES = "MLFLOW_TRACKING_URI", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+HEALTH_TIMEOUT_SECONDS = 3
+ABSOLUTE = re.compile(r"/|[A-Za-z][\w+.-]*:")  # a path or a URI
+
+for _name, _value in DEFAULTS.items():
+    os.environ.setdefault(_name, _value)
+
+
+def connect(context: KedroContext) -> KedroMlflowConfig:
+    """Set MLflow up as mlflow.yml says and return what it says.
+
+    Raises:
+        TrackingError: if the server does not answer.
+    """
+    config = KedroMlflowConfig.model_validate(_read_settings(context))
+    uri = config.server.mlflow_tracking_uri or ""
+    if problem := find_server_problem(uri):
+        raise TrackingError(
+            f"{problem}. Start it, or correct server.mlflow_tracking_uri in mlflow.yml."
+        )
+    given = os.environ.get(TRACKING_URI)
+    try:
+        config.setup(context)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        config.setup(context)  # another run has just created the experiment
+    # MLflow sets the variable, and the next session in this process would take it for the user's.
+    os.environ.pop(TRACKING_URI, None)
+    if given is not None:
+        os.environ[TRACKING_URI] = given
+    return config
+
+
+def find_server_problem(uri: str) -> str:
+    """Return what is wrong with an MLflow server, or nothing if it answers or is none."""
+    if not is_server(uri):
+        return ""
+    try:
+        answer = requests.get(f"{uri.rstrip('/')}/health", timeout=HEALTH_TIMEOUT_SECONDS)
+    except requests.RequestException as error:
+        return f"The MLflow server {mask(uri)} does not answer ({type(error).__name__})"
+    if not answer.ok:
+        return f"The MLflow server {mask(uri)} answers with status {answer.status_code}"
+    return ""
+
+
+def is_server(uri: str) -> bool:
+    """Return whether runs are sent over HTTP, not written to a database."""
+    return uri.startswith(("http:", "https:"))
+
+
+@contextmanager
+def no_retries() -> Iterator[None]:
+    """Ask a server once, because MLflow's retries have just ended in vain."""
+    before = os.environ[MAX_RETRIES]
+    os.environ[MAX_RETRIES] = "0"
+    try:
+        yield
+    finally:
+        os.environ[MAX_RETRIES] = before
+
+
+def _read_settings(context: KedroContext) -> dict[str, Any]:
+    """Return mlflow.yml without a password, and without a folder of this project for a server."""
+    try:
+        settings: dict[str, Any] = context.config_loader["mlflow"]
+    except MissingConfigException:
+        return {}
+    server = settings.get("server") or {}
+    for place, name in ((server, "mlflow_tracking_uri"), (os.environ, TRACKING_URI)):
+        if place.get(name):
+            place[name] = strip_credentials(place[name])
+    experiment = (settings.get("tracking") or {}).get("experiment") or {}
+    files = experiment.get("create_experiment_kwargs") or {}
+    has_own_place = is_server(server.get("mlflow_tracking_uri") or "")
+    if has_own_place and not ABSOLUTE.match(files.get("artifact_location") or ""):
+        files["artifact_location"] = None
+    return settings

@@ -1,0 +1,74 @@
+"""Log catalog entries to MLflow, as their `metadata.mlflow` says.
+
+It lists what an entry is: `input` (a table that the run used), `metrics` (numbers by name), `tags`
+(texts by name), `artifact` (a file).
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Any
+
+import mlflow
+import pandas as pd
+import plotly.graph_objects as go
+from kedro.io import DataCatalog
+from mlflow.data.pandas_dataset import PandasDataset, from_pandas
+from mlflow.exceptions import MlflowException
+from PIL import Image
+
+from thawline.datasets.image_table_dataset import ImageTable
+
+
+def log_entry(catalog: DataCatalog, name: str, data: Any) -> None:
+    """Log a catalog entry to the active run.
+
+    Args:
+        catalog: where the entry is.
+        name: of the entry.
+        data: what is in it.
+    """
+    kinds = entry_kinds(catalog, name)
+    dataset = catalog.get(name)
+    if isinstance(dataset, ImageTable):
+        data = dataset.as_saved(data)
+    if "input" in kinds:
+        _log_input(from_pandas(data, name=name, targets="label"))
+    if "metrics" in kinds:
+        mlflow.log_metrics(data)
+    if "tags" in kinds:
+        mlflow.set_tags(data)
+    if "artifact" in kinds:
+        file = catalog.config_resolver.resolve_pattern(name).get("filepath", "")
+        _log_artifact(name, PurePath(file).suffix, data)
+
+
+def entry_kinds(catalog: DataCatalog, name: str) -> list[str]:
+    """Return what is logged of an entry; nothing if its metadata says nothing."""
+    metadata = getattr(catalog.get(name), "metadata", None) or {}
+    return list(metadata.get("mlflow", []))
+
+
+def _log_input(table: PandasDataset) -> None:
+    try:
+        mlflow.log_input(table, context="training")
+    except MlflowException as error:
+        if error.error_code != "BAD_REQUEST":
+            raise
+        # Another run has just inserted the same new table, so that it exists the second time.
+        mlflow.log_input(table, context="training")
+
+
+def _log_artifact(name: str, suffix: str, data: Any) -> None:
+    """Log a table, a figure, a picture, a text (with the suffix of its file) or plain data."""
+    if isinstance(data, pd.DataFrame):
+        mlflow.log_text(data.to_csv(index=False), f"{name}.csv")
+    elif isinstance(data, go.Figure):
+        if data.data:  # with plotly.js in it: the page must open without a network
+            mlflow.log_text(data.to_html(include_plotlyjs=True), f"{name}.html")
+    elif isinstance(data, Image.Image):
+        mlflow.log_image(data, f"{name}.png")
+    elif isinstance(data, str):
+        mlflow.log_text(data, f"{name}{suffix}")
+    else:
+        mlflow.log_dict(data, f"{name}.json")

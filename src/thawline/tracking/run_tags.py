@@ -1,0 +1,67 @@
+"""Tags that tell how a run came about: command, commit, device, versions."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from thawline.tracking.redaction import mask
+
+PACKAGES = ("thawline", "torch", "torchvision", "timm", "kedro", "mlflow")
+
+
+def describe_run(run_params: dict[str, Any], device: str) -> dict[str, str]:
+    """Return the tags of a run.
+
+    Args:
+        run_params: as Kedro passes them to `before_pipeline_run`; those that are set become tags.
+        device: `training.device`.
+    """
+    given = {name: mask(str(value)) for name, value in run_params.items() if value}
+    return given | {
+        "kedro_command": mask(_command_line()),
+        "runner": run_params["runner"].split()[0].rpartition(".")[2],
+        "device": _device(device),
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        **_commit(Path(run_params["project_path"])),
+    }
+
+
+def _command_line() -> str:
+    """Return what was typed, by the name of the command instead of where it is installed."""
+    packaged = Path(sys.argv[0]).parts[-2:] == ("thawline", "__main__.py")
+    return " ".join(["python -m thawline" if packaged else "kedro", *sys.argv[1:]])
+
+
+def _device(wanted: str) -> str:
+    if wanted in ("auto", "cuda") and torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    if wanted in ("auto", "mps") and torch.backends.mps.is_available():
+        return "mps"
+    return f"cpu ({platform.processor() or platform.machine()})"
+
+
+def _commit(project: Path) -> dict[str, str]:
+    """Return the commit and whether files differ from it; nothing outside a repository."""
+    commit = _git(project, "rev-parse", "HEAD")
+    if not commit:
+        return {}
+    return {"git_commit": commit, "git_dirty": str(bool(_git(project, "status", "--short")))}
+
+
+def _git(project: Path, *arguments: str) -> str:
+    """Return git's output; nothing outside a repository or without git."""
+    try:
+        answer = subprocess.run(
+            ["git", *arguments], cwd=project, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return ""
+    return answer.stdout.strip() if answer.returncode == 0 else ""

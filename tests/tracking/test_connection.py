@@ -1,0 +1,80 @@
+"""MLflow's server is looked for before a run begins, and its password is hidden."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
+
+from helpers.servers import free_port
+from thawline.errors import TrackingError
+from thawline.tracking import connection
+
+SERVER = "https://mlflow.example.org"
+
+
+@pytest.mark.parametrize(
+    ("uri", "location", "expected"),
+    [
+        (SERVER, "mlartifacts", None),
+        (SERVER, "s3://bucket/runs", "s3://bucket/runs"),
+        (SERVER, "/mnt/runs", "/mnt/runs"),
+        ("sqlite:///mlflow.db", "mlartifacts", "mlartifacts"),
+    ],
+)
+def test_a_server_keeps_files_at_its_own_place_unless_they_have_one_that_all_can_reach(
+    uri: str, location: str, expected: str | None
+) -> None:
+    experiment = {"create_experiment_kwargs": {"artifact_location": location}}
+    settings = {"server": {"mlflow_tracking_uri": uri}, "tracking": {"experiment": experiment}}
+    context: Any = SimpleNamespace(config_loader={"mlflow": settings})
+    connection._read_settings(context)
+    assert experiment["create_experiment_kwargs"]["artifact_location"] == expected
+
+
+@pytest.fixture
+def failing_server() -> Iterator[str]:
+    """Return the address of a server that answers every request with status 503."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(503)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_server_that_fails_or_does_not_answer_is_named_without_its_password(
+    failing_server: str,
+) -> None:
+    assert connection.find_server_problem(failing_server).endswith("answers with status 503")
+    problem = connection.find_server_problem(f"http://me:pa55word@127.0.0.1:{free_port()}")
+    assert "127.0.0.1" in problem and "does not answer" in problem and "pa55word" not in problem
+    assert connection.find_server_problem("sqlite:///mlflow.db") == ""
+
+
+def test_without_a_server_nothing_begins() -> None:
+    uri = f"http://127.0.0.1:{free_port()}"
+    context: Any = SimpleNamespace(
+        config_loader={"mlflow": {"server": {"mlflow_tracking_uri": uri}}}
+    )
+    with pytest.raises(TrackingError, match=rf"{uri} does not answer .*mlflow_tracking_uri"):
+        connection.connect(context)
+
+
+def test_mlflow_retries_unless_it_has_just_done_so() -> None:
+    retries = MLFLOW_HTTP_REQUEST_MAX_RETRIES.get()
+    assert retries > 0
+    with connection.no_retries():
+        assert MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() == 0
+    assert MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() == retries

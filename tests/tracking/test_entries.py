@@ -1,0 +1,66 @@
+"""Catalog entries arrive in MLflow as their metadata says."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+from kedro.io import DataCatalog
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+from conftest import empty_tracking_store
+from thawline.tracking.entries import log_entry
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> str:
+    mlflow.set_tracking_uri(f"sqlite:///{shutil.copy(empty_tracking_store(), tmp_path)}")
+    return str(MlflowClient().create_experiment("e", str(tmp_path / "files")))
+
+
+def catalog(name: str, *kinds: str, suffix: str = "txt") -> DataCatalog:
+    entry = {
+        "type": "text.TextDataset",
+        "filepath": f"{name}.{suffix}",
+        "metadata": {"mlflow": [*kinds]},
+    }
+    return DataCatalog.from_config({name: entry})
+
+
+def test_an_entry_is_logged_as_its_metadata_says(experiment: str) -> None:
+    with mlflow.start_run(experiment_id=experiment) as run:
+        log_entry(catalog("numbers", "metrics", "artifact"), "numbers", {"accuracy": 0.5})
+        log_entry(catalog("report", "artifact", suffix="html"), "report", "<html>")
+        log_entry(catalog("choice", "tags"), "choice", {"strategy": "full"})
+        log_entry(catalog("plain"), "plain", "nothing says that this is logged")
+    client, run_id = MlflowClient(), run.info.run_id
+    found = {file.path for file in client.list_artifacts(run_id)}
+    assert found == {"numbers.json", "report.html"}
+    assert client.get_run(run_id).data.metrics == {"accuracy": 0.5}
+    assert client.get_run(run_id).data.tags["strategy"] == "full"
+
+
+def test_two_runs_log_the_same_new_table_at_once(
+    experiment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = MlflowClient().create_run(experiment).info.run_id
+    write = SqlAlchemyStore._log_inputs_impl
+
+    def overtaken(store: SqlAlchemyStore, of: str, run: str, *inputs: object) -> None:
+        write(store, of, other, *inputs)
+        monkeypatch.setattr(SqlAlchemyStore, "_log_inputs_impl", write)
+        raise MlflowException("UNIQUE constraint failed: datasets.name", BAD_REQUEST)
+
+    monkeypatch.setattr(SqlAlchemyStore, "_log_inputs_impl", overtaken)
+    with mlflow.start_run(experiment_id=experiment) as run:
+        table = pd.DataFrame({"label": ["ants", "bees"]})
+        log_entry(catalog("splits", "input"), "splits", table)
+    for run_id in (run.info.run_id, other):
+        (found,) = MlflowClient().get_run(run_id).inputs.dataset_inputs
+        assert found.dataset.name == "splits"
