@@ -142,9 +142,9 @@ def test_figures_say_what_they_show(tmp_path) -> None:
     figure = reliability_diagram(bins, bins, errors)
     names = [trace.name for trace in figure.data if trace.showlegend is not False]
     assert names == [
-        "perfect: error 5.0% by chance",
-        "as trained: error 20.0%",
-        "with temperature 1.50: error 10.0%",
+        "perfect calibration: ECE 5.0% by chance",
+        "uncalibrated: ECE 20.0%",
+        "temperature 1.50: ECE 10.0%",
     ]
     per_class = pd.DataFrame(
         {"label": NAMES, "images": 30, "precision": 0.5, "recall": [0.2, 0.9, 0.4],

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from rich.console import Console
@@ -17,9 +17,8 @@ from sklearn.metrics import confusion_matrix
 
 from helpers.trials import make_trials
 from thawline.errors import DataError
-from thawline.evaluation.comparison import TrainingOutcome, compare, console_table, pool_confusion
+from thawline.evaluation.comparison import compare, console_table, pool_confusion
 from thawline.evaluation.significance import holm_correction, paired_test
-from thawline.reports.figures import comparison as figures
 
 SETS = {"head_only": 0.95, "freeze_to_layer3": 0.94, "full": 0.8}
 
@@ -291,53 +290,3 @@ def test_the_console_table_fits_80_columns_and_shows_all_of_every_name() -> None
     for name in names:
         assert name in joined
     assert "123,456,789" in "".join(lines)
-
-
-@settings(max_examples=20, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 10_000), count=st.integers(1, 8), letters=st.integers(1, 24))
-def test_labels_in_the_cost_figure_do_not_overlap_on_a_phone_or_wider(
-    seed: int, count: int, letters: int
-) -> None:
-    rng = np.random.default_rng(seed)
-    trials = make_trials(
-        {f"{i:x>{letters}}": a for i, a in enumerate(rng.uniform(0.6, 0.9, count))}
-    )
-    figure = figures.cost_against_accuracy(compare(trials).table)
-    left, right = figure.layout.xaxis.range
-    bottom, top = figure.layout.yaxis.range
-    plotted = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
-    for width in (222, 400, 900):
-        boxes = []
-        for note in figure.layout.annotations:
-            x = width * (note.x - left) / (right - left)
-            y = plotted * (top - note.y) / (top - bottom) + note.ay
-            long = 6.6 * letters
-            start = x - {"left": 0, "center": long / 2, "right": long}[note.xanchor]
-            assert start > -5
-            boxes.append((start, start + long, y - 7, y + 7))
-        assert not [
-            (one, other)
-            for idx, one in enumerate(boxes)
-            for other in boxes[:idx]
-            if one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
-        ]
-
-
-def test_every_seed_and_strategy_is_drawn_in_a_look_of_its_own() -> None:
-    trials: list[TrainingOutcome] = make_trials({f"strategy {i}": 0.9 for i in range(10)}, seeds=2)
-    table = compare(trials).table
-    means = [t for t in figures.compared_curves(trials, table).data if t.showlegend]
-    looks = {(line.line.color, line.line.dash, line.marker.symbol) for line in means}
-    assert len(means) == len(looks) == 10
-    figure = figures.comparison_figure(trials, table)
-    dots = [x for trace in figure.data if trace.mode == "markers" for x in np.asarray(trace.x)]
-    shown = {trial.metrics["test_accuracy"] for trial in trials}
-    assert shown <= set(dots)
-
-
-def test_a_mean_curve_ends_with_the_first_of_its_seeds() -> None:
-    long, short = make_trials({"full": 0.9}, seeds=2)
-    trials = [long, replace(short, history=short.history.iloc[:3])]
-    curves = figures.compared_curves(trials, compare(trials).table)
-    lengths = [len(trace.x) for trace in curves.data]
-    assert lengths == [5, 3, 3] * 2

@@ -1,4 +1,4 @@
-"""What the report on a training shows, and in which order."""
+"""List the sections of the report on a fine-tuned classifier."""
 
 from __future__ import annotations
 
@@ -13,52 +13,52 @@ from thawline.reports.html import Illustration, Recipe, Section, kedro_command
 
 
 class SectionSpec(NamedTuple):
-    """A part of the report: its heading, what stands under it, and its catalog entries."""
+    """A section of the report: heading, text, and the catalog entries that it shows."""
 
     title: str
     text: str
     entries: tuple[str, ...]
 
 
-# In this order; each entry is a figure or a picture of the catalog.
-SHOWN = (
+SECTIONS = (
     SectionSpec("Training", "", ("learning_curves", "stage_probes_figure")),
     SectionSpec(
-        "Where it errs",
-        "All of this is measured on the test split, which had no part in the training.",
+        "Errors",
+        "Measured on the test split, which had no part in training.",
         ("confusion_matrix", "per_class_figure", "misclassified_images"),
     ),
     SectionSpec(
-        "How sure it is",
-        "A classifier can be trusted to be as sure as it says where the points lie on the dotted"
-        " line. Temperature scaling divides the logits by one number, fitted on the validation"
-        " split; it changes no prediction, only how sure it is.",
+        "Calibration",
+        "The confidence of a calibrated classifier equals its accuracy: its points lie on the"
+        " dotted line. ECE is the expected calibration error. Temperature scaling divides the"
+        " logits by one number, fitted on the validation split. It changes confidences, but no"
+        " prediction.",
         ("reliability_diagram",),
     ),
     SectionSpec(
-        "What it looks at",
-        "Parts of the image that speak for the predicted class.",
+        "Attributions",
+        "Parts of the image that contribute to the predicted class.",
         ("attributions",),
     ),
     SectionSpec(
-        "The network",
-        "What lies below the thaw line runs once for each view of an image; what lies above it is"
-        " trained. A stage that is frozen has not moved.",
+        "Network",
+        "Layers below the thaw line run once per image view; layers above it are trained. The"
+        " weights of a frozen stage do not change.",
         ("stage_figure", "weight_change_figure"),
     ),
     SectionSpec(
-        "The data",
+        "Data",
         "",
         ("class_balance", "image_sizes", "sample_images", "training_views"),
     ),
     SectionSpec(
-        "Labels to look at",
-        "None of these images was changed or left out; look at them before you trust the figures"
-        " above. The tables with all rows are label_errors, near_duplicates and outliers.",
+        "Label problems",
+        "These images were neither changed nor removed. Check them before you rely on the metrics"
+        " above. The tables label_errors, near_duplicates and outliers have all rows.",
         ("label_errors_grid", "near_duplicates_grid", "outliers_grid"),
     ),
 )
-FIGURES = tuple(name for part in SHOWN for name in part.entries)
+FIGURES = tuple(name for section in SECTIONS for name in section.entries)
 
 
 def finetune_sections(
@@ -67,34 +67,38 @@ def finetune_sections(
     """Return the sections of the report on a training.
 
     Args:
-        parameters: of the run, to repeat it.
-        figures: by the names of `FIGURES`; a Plotly figure with nothing in it is left out.
+        parameters: of the run, to reproduce it.
+        figures: by the names of `FIGURES`; an empty Plotly figure is left out.
     """
-    sections = []
-    for title, text, entries in SHOWN:
-        illustrations = [
-            Illustration(_caption(name, figures[name]), figures[name])
-            for name in entries
-            if not _is_empty(figures[name])
-        ]
-        sections.append(Section(title, text, illustrations=illustrations))
+    sections = [
+        Section(
+            title,
+            text,
+            illustrations=[
+                Illustration(_caption(name, figures[name]), figures[name])
+                for name in entries
+                if not _is_empty(figures[name])
+            ],
+        )
+        for title, text, entries in SECTIONS
+    ]
     changed = {name: str(value) for name, value in parameters.changed().items()}
     recipe = Recipe("Command and parameters", kedro_command(changed), changed)
-    text = "Every parameter that is not named here has its default."
-    return [*sections, Section("Repeat it", text, recipes=[recipe])]
+    text = "Other parameters have their defaults."
+    return [*sections, Section("Reproduce", text, recipes=[recipe])]
 
 
 def accuracy_sentence(metrics: Mapping[str, float]) -> str:
-    """Return the answer in a sentence, from the metrics of `evaluation.score`."""
+    """Return the test accuracy and its 95 % interval in one sentence."""
     low, high = metrics["test_accuracy_low"], metrics["test_accuracy_high"]
     return (
         f"{metrics['test_accuracy']:.1%} of {metrics['test_images']:,.0f} test images are"
-        f" classified correctly; on other images like these expect {low:.1%} to {high:.1%}."
+        f" classified correctly (95 % interval {low:.1%} to {high:.1%})."
     )
 
 
 def _caption(name: str, figure: go.Figure | Image.Image) -> str:
-    """Return a figure's title, or what a picture is: its title is within it."""
+    """Return a figure's title, or what a picture shows: it contains its title."""
     title = figure.layout.title.text if isinstance(figure, go.Figure) else None
     return f"{title or name.removesuffix('_grid').replace('_', ' ').capitalize()}."
 

@@ -50,7 +50,7 @@ def test_a_hundred_classes_have_a_line_each() -> None:
 
 def test_equal_sizes_are_one_dot_and_said_in_the_title(splits: pd.DataFrame) -> None:
     figure = data.image_sizes(splits)
-    assert "all have 120 × 100 px" in figure.layout.title.text
+    assert "all are 120 × 100 px" in figure.layout.title.text
     for dots in figure.data:
         assert (dots.x.tolist(), dots.y.tolist()) == ([120], [100])
         assert dots.customdata.sum() == (splits["split"] == dots.name).sum()
@@ -66,7 +66,7 @@ def test_the_views_are_those_that_training_takes(
     splits: pd.DataFrame, shown: dict[str, list]
 ) -> None:
     data.training_views(splits, TRANSFORMS, AugmentationOptions(views_per_image=2), seed=0)
-    assert len(shown["images"]) == 3 * data.ROWS
+    assert len(shown["images"]) == 3 * data.VIEWED_IMAGES
     pixels = [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in shown["images"]]
     paths = splits.loc[splits["split"] == "train", "path"].tolist()
     evaluation = [evaluation_view(path, PREPROCESSING) for path in paths]

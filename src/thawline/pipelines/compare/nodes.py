@@ -18,8 +18,9 @@ from thawline.evaluation.comparison import TrainingOutcome, compare, console_tab
 from thawline.networks.classifier import Classifier
 from thawline.options import TRAINING_GROUPS, Parameters, flatten
 from thawline.pipelines.finetune import nodes as finetune
+from thawline.reports.comparison import comparison_sections
 from thawline.reports.figures.comparison import comparison_figure
-from thawline.reports.html import comparison_sections, data_facts, html_report
+from thawline.reports.html import data_facts, html_report
 from thawline.training.progress import OnEpoch
 from thawline.training.state import TrainingCheckpoints
 
@@ -113,7 +114,7 @@ def list_trainings(parameters: Parameters) -> list[Parameters]:
 def _settings(own: Parameters) -> dict[str, Any]:
     """Return what to set to repeat a training, by dotted name."""
     fixed = {"strategy": own.strategy, "seed": own.seed, "dataset.seed": own.dataset.seed}
-    return own.changed() | fixed
+    return fixed | own.changed() | fixed  # these first
 
 
 def _training_parameters(own: Parameters) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def freeze_layers(
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Return the network as the first phase trains it, and the report on all phases."""
     report = freezing.freeze_report(network, chosen_strategy.strategy.phases)
-    table = Table(*report.columns, title="Frozen and trainable layers")
+    table = Table(*report.columns, title="Trainable parameters")
     for row in report.itertuples(index=False):
         table.add_row(*(_format_cell(value) for value in row))
     rich_print(table)

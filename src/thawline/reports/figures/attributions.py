@@ -1,4 +1,4 @@
-"""Draw what in an image speaks for the class that a network sees in it."""
+"""Draw attributions over the images that a network classified."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from thawline.evaluation.explanations import Explanations
 from thawline.options import AttributionMethod
 from thawline.reports.figures.grids import image_grid
 
-COLOURS = "viridis"  # dark violet, green, yellow: in order for color-blind readers and in gray too
-TOP = 0.995  # quantile of a map that is drawn in full yellow; single pixels above it do not count
-STRENGTH = 0.55  # of the colors over the gray image
+COLORMAP = "viridis"  # ordered for color-blind readers and in gray too
+MAX_QUANTILE = 0.995  # of a map, drawn in full yellow: single pixels above it do not count
+OPACITY = 0.55  # of the colors over the gray image
 NAMES = {
     "grad_cam": "Grad-CAM",
     "guided_grad_cam": "Guided Grad-CAM",
@@ -26,14 +26,14 @@ NAMES = {
 def attribution_grid(
     explained: Explanations | None, method: AttributionMethod, problem: str = ""
 ) -> Image.Image:
-    """Return each image as the network sees it, beside the same with its evidence in colors.
+    """Return each image as the network sees it, beside the same with its attribution in colors.
 
     Args:
-        explained: what `explanations.explain` returns, or None.
-        method: that it was made by.
-        problem: what the picture says where there is nothing.
+        explained: of `explanations.explain`, or None.
+        method: attribution method.
+        problem: text of a picture without images.
     """
-    title = f"{NAMES[method]}: evidence for the prediction, violet = none, yellow = most"
+    title = f"{NAMES[method]}: attribution to the predicted class (violet: none, yellow: highest)"
     pictures, captions = [], []
     rows = explained.table.to_dict("records") if explained else []
     for idx, row in enumerate(rows):
@@ -50,8 +50,8 @@ def attribution_grid(
 
 def overlay(picture: Image.Image, evidence: Tensor) -> Image.Image:
     """Return a picture in gray, colored by a map (H, W) of the same size, from 0."""
-    highest = float(evidence.double().quantile(TOP)) or float(evidence.max()) or 1.0
+    highest = float(evidence.double().quantile(MAX_QUANTILE)) or float(evidence.max()) or 1.0
     shades = (evidence / highest).clamp(0, 1).numpy()
-    colors = mpl.colormaps[COLOURS](shades)[..., :3] * 255
+    colors = mpl.colormaps[COLORMAP](shades)[..., :3] * 255
     gray = np.asarray(picture.convert("L"), dtype=float)[..., None]
-    return Image.fromarray(((1 - STRENGTH) * gray + STRENGTH * colors).astype(np.uint8))
+    return Image.fromarray(((1 - OPACITY) * gray + OPACITY * colors).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Draw what the images are, before anything is learnt from them."""
+"""Draw the images of a data set: classes, sizes, samples, views and problems."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from thawline.data.sources import SPLITS
 from thawline.data.transforms import Transforms, evaluation_view, make_mix, training_view
 from thawline.options import AugmentationOptions
 from thawline.reports.figures.grids import image_grid, thumbnail
-from thawline.reports.figures.style import COLOURS, LINE, MOST_TICK_LETTERS, shorten
+from thawline.reports.figures.style import COLORS, LINE, MAX_TICK_LETTERS, finish, shorten
 from thawline.thaw.image_set import ImageView, view_seed
 
 SYMBOLS = ("circle", "diamond", "square")
-SAMPLES = 12  # of each split
-ROWS = 6  # training images of which views are drawn
-MOST_VIEWS = 5  # random ones of each
-PROBLEMS = 20  # rows of a table that are drawn
-LETTERS = 20  # of a file's name
+SAMPLES_PER_SPLIT = 12
+VIEWED_IMAGES = 6  # training images whose views are drawn
+MAX_VIEWS = 5  # random views of each
+MAX_PROBLEMS = 20  # rows of a table that are drawn
+MAX_FILE_LETTERS = 20  # of a file name
 LEGEND = {
     "orientation": "h",
     "x": 0,
@@ -41,11 +41,11 @@ LEGEND = {
 
 
 def class_balance(splits: pd.DataFrame) -> go.Figure:
-    """Return how many images each class has in each split, as stacked bars."""
+    """Return the number of images per class and split, as stacked bars."""
     counts = splits.groupby(["label", "split"]).size().unstack(fill_value=0)
     counts = counts.reindex(columns=[name for name in SPLITS if name in counts])
     figure = go.Figure()
-    for split, color in zip(counts, COLOURS, strict=False):
+    for split, color in zip(counts, COLORS, strict=False):
         figure.add_bar(
             y=list(counts.index),
             x=counts[split],
@@ -54,14 +54,14 @@ def class_balance(splits: pd.DataFrame) -> go.Figure:
             marker_color=color,
             hovertemplate=f"%{{y}}, {split}: %{{x}} images<extra></extra>",
         )
-    short = {name: shorten(str(name), MOST_TICK_LETTERS) for name in counts.index}
+    short = {name: shorten(str(name), MAX_TICK_LETTERS) for name in counts.index}
     figure.update_yaxes(
         title_text="Class", type="category", autorange="reversed", labelalias=short, dtick=1
     )
     figure.update_xaxes(title_text="Images")
-    return figure.update_layout(
-        title={"text": "Images by class and split"},
-        template="plotly_white",
+    return finish(
+        figure,
+        "Images per class and split",
         barmode="stack",
         bargap=0.25,
         height=max(320, 180 + LINE * len(counts)),
@@ -70,7 +70,7 @@ def class_balance(splits: pd.DataFrame) -> go.Figure:
 
 
 def image_sizes(splits: pd.DataFrame) -> go.Figure:
-    """Return width against height of the files, in px; the larger a dot, the more have that size.
+    """Return width against height of the images, in px; larger dots are more images.
 
     Raises:
         ImageError: if a file cannot be decoded.
@@ -82,7 +82,7 @@ def image_sizes(splits: pd.DataFrame) -> go.Figure:
     sizes["split"] = splits["split"].to_numpy()
     counts = sizes.value_counts().rename("images").reset_index()
     figure = go.Figure()
-    for split, color, symbol in zip(SPLITS, COLOURS, SYMBOLS, strict=False):
+    for split, color, symbol in zip(SPLITS, COLORS, SYMBOLS, strict=False):
         some = counts[counts["split"] == split]
         if some.empty:
             continue
@@ -100,21 +100,23 @@ def image_sizes(splits: pd.DataFrame) -> go.Figure:
             },
             hovertemplate=f"%{{x}} × %{{y}} px, {split}: %{{customdata}} images<extra></extra>",
         )
-    title = "Size of the images"
+    title = "Image sizes"
     if len(counts[["width", "height"]].drop_duplicates()) == 1:
-        title += f": all have {counts['width'][0]} × {counts['height'][0]} px"
+        title += f": all are {counts['width'][0]} × {counts['height'][0]} px"
     for axis, name in ((figure.update_xaxes, "width"), (figure.update_yaxes, "height")):
         axis(title_text=f"{name.capitalize()}, px", range=[0, 1.1 * counts[name].max()])
-    return figure.update_layout(title={"text": title}, template="plotly_white", legend=LEGEND)
+    return finish(figure, title, legend=LEGEND)
 
 
 def sample_images(splits: pd.DataFrame, seed: int) -> Image.Image:
-    """Return some images of each split, of as many classes as possible.
+    """Return sample images of each split, from as many classes as possible.
 
     Raises:
         OSError: when a file cannot be read.
     """
-    some = pd.concat([_mixed(splits[splits["split"] == split], SAMPLES, seed) for split in SPLITS])
+    some = pd.concat(
+        [_mixed(splits[splits["split"] == split], SAMPLES_PER_SPLIT, seed) for split in SPLITS]
+    )
     return image_grid(
         "Samples of each split",
         [thumbnail(path) for path in some["path"]],
@@ -126,15 +128,15 @@ def sample_images(splits: pd.DataFrame, seed: int) -> Image.Image:
 def training_views(
     splits: pd.DataFrame, transforms: Transforms, augmentation: AugmentationOptions, seed: int
 ) -> Image.Image:
-    """Return for some training images a row each: the evaluation view, then the random views.
+    """Return one row per sample training image: its evaluation view, then its random views.
 
-    They are those that training takes, mixed with another image's where mixing is on.
+    They are the views that training uses, mixed with other images if mixup or CutMix is on.
 
     Raises:
         OSError: when a file cannot be read.
     """
-    some = _mixed(splits[splits["split"] == "train"], ROWS, seed)
-    count = min(augmentation.views_per_image or MOST_VIEWS, MOST_VIEWS)
+    some = _mixed(splits[splits["split"] == "train"], VIEWED_IMAGES, seed)
+    count = min(augmentation.views_per_image or MAX_VIEWS, MAX_VIEWS)
     rows = _random_views(some["path"].tolist(), transforms, count)
     views = [_mix(column, splits, augmentation, seed + idx) for idx, column in enumerate(rows)]
     pictures, captions = [], []
@@ -153,22 +155,22 @@ def training_views(
 
 
 def label_errors_grid(label_errors: pd.DataFrame) -> Image.Image:
-    """Return the images whose labels are probably wrong, the likeliest errors first."""
-    some = label_errors.head(PROBLEMS)
+    """Return the images with probable label errors, the most probable first."""
+    some = label_errors.head(MAX_PROBLEMS)
     return image_grid(
         _title("Probable label errors", label_errors),
         [thumbnail(path) for path in some["path"]],
         [
-            f"{_brief(path)}\n{label}, rather {suggested}?\n{split}"
+            f"{_brief(path)}\n{label}; suggested: {suggested}\n{split}"
             for path, split, label, suggested, _ in some.to_numpy()
         ],
-        empty="No label contradicts its image clearly.",
+        empty="No probable label errors.",
     )
 
 
 def near_duplicates_grid(near_duplicates: pd.DataFrame) -> Image.Image:
-    """Return pairs of images that are in two splits and look alike, side by side."""
-    some = near_duplicates.head(PROBLEMS)
+    """Return pairs of near-duplicates in two splits, side by side."""
+    some = near_duplicates.head(MAX_PROBLEMS)
     pictures, captions = [], []
     for path, split, label, other_path, other_split, other_label, _, kind in some.to_numpy():
         pictures += [thumbnail(path), thumbnail(other_path)]
@@ -181,33 +183,35 @@ def near_duplicates_grid(near_duplicates: pd.DataFrame) -> Image.Image:
         pictures,
         captions,
         columns=4,
-        empty="No image of one split looks like one of another.",
+        empty="No near-duplicates across splits.",
     )
 
 
 def outliers_grid(outliers: pd.DataFrame) -> Image.Image:
-    """Return the images that are unlike all others, the oddest first."""
-    some = outliers.head(PROBLEMS)
+    """Return the outliers, the most distant first."""
+    some = outliers.head(MAX_PROBLEMS)
     return image_grid(
         _title("Outliers", outliers),
         [thumbnail(path) for path in some["path"]],
         [f"{_brief(path)}\n{label}, {split}" for path, split, label, _ in some.to_numpy()],
-        empty="No image is unlike all others.",
+        empty="No outliers.",
     )
 
 
 def _title(text: str, table: pd.DataFrame) -> str:
-    return f"{text}: the first {PROBLEMS} of {len(table)}" if len(table) > PROBLEMS else text
+    return (
+        f"{text}: the first {MAX_PROBLEMS} of {len(table)}" if len(table) > MAX_PROBLEMS else text
+    )
 
 
 def _brief(path: str) -> str:
-    """Return a file's name, its beginning and end where it is long."""
+    """Return a file name, shortened in the middle if it is long."""
     name = Path(path).name
-    return name if len(name) <= LETTERS else f"{name[:9]}…{name[-10:]}"
+    return name if len(name) <= MAX_FILE_LETTERS else f"{name[:9]}…{name[-10:]}"
 
 
 def _mixed(table: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
-    """Return rows of as many classes as possible, of each about equally many, sorted by class."""
+    """Return rows from as many classes as possible, about equally many of each, by class."""
     shuffled = table.sample(frac=1, random_state=seed)
     turn = shuffled.groupby("class_index").cumcount()
     chosen = shuffled.assign(turn=turn).sort_values("turn", kind="stable").head(count)
@@ -231,7 +235,7 @@ def _random_views(paths: Sequence[str], transforms: Transforms, count: int) -> l
 def _mix(
     views: Tensor, splits: pd.DataFrame, augmentation: AugmentationOptions, seed: int
 ) -> Tensor:
-    """Return views mixed among themselves as a batch of training is, where that is on."""
+    """Return views mixed as training mixes a batch, if mixup or CutMix is on."""
     mix = make_mix(augmentation, splits["class_index"].nunique())
     if mix is None:
         return views

@@ -1,4 +1,4 @@
-"""Draw how well a classifier does, and where it errs."""
+"""Draw the confusion matrix, calibration, metrics per class and misclassified images."""
 
 from __future__ import annotations
 
@@ -11,17 +11,24 @@ from plotly.subplots import make_subplots
 
 from thawline.evaluation.predictions import worst_mistakes
 from thawline.reports.figures.grids import image_grid, thumbnail
-from thawline.reports.figures.style import LINE, MOST_TICK_LETTERS, TRAIN, VALIDATION, shorten
+from thawline.reports.figures.style import (
+    LINE,
+    MAX_TICK_LETTERS,
+    TRAIN,
+    VALIDATION,
+    finish,
+    shorten,
+)
 
-MOST_NUMBERED = 30  # classes up to which a cell of the confusion matrix has its number written in
-MOST_MISTAKES = 25  # that are shown
+MAX_NUMBERED_CLASSES = 30  # up to which the cells of the confusion matrix hold numbers
+MAX_SHOWN = 25  # misclassified images
 CLASS_HEIGHT = 30  # px, of a class with its two bars
 
 
 def confusion_matrix(confusion: pd.DataFrame) -> go.Figure:
     """Return counts of true against predicted classes, colored by the share of the true class."""
     share = confusion.div(confusion.sum(axis=1).clip(lower=1), axis=0)
-    numbered = len(confusion) <= MOST_NUMBERED
+    numbered = len(confusion) <= MAX_NUMBERED_CLASSES
     figure = go.Figure(
         go.Heatmap(
             z=share.to_numpy(),
@@ -39,22 +46,20 @@ def confusion_matrix(confusion: pd.DataFrame) -> go.Figure:
             },
         )
     )
-    short = {name: shorten(str(name), MOST_TICK_LETTERS) for name in confusion.columns}
+    short = {name: shorten(str(name), MAX_TICK_LETTERS) for name in confusion.columns}
     axis = {"type": "category", "labelalias": short}
     figure.update_xaxes(title_text="Predicted class", **axis)
     figure.update_yaxes(title_text="True class", autorange="reversed", **axis)
-    return figure.update_layout(
-        title={"text": "Confusion matrix of the test split"}, template="plotly_white"
-    )
+    return finish(figure, "Confusion matrix (test split)")
 
 
 def reliability_diagram(
     before: pd.DataFrame, after: pd.DataFrame, errors: dict[str, float]
 ) -> go.Figure:
-    """Return accuracy by confidence, as trained and with temperature scaling, and image counts.
+    """Return accuracy by confidence, with and without temperature scaling, and image counts.
 
     Args:
-        before: of `calibration.reliability`, as trained.
+        before: of `calibration.reliability`, uncalibrated.
         after: the same with temperature scaling.
         errors: temperature, test_calibration_error and the same _scaled and _by_chance.
     """
@@ -65,22 +70,22 @@ def reliability_diagram(
     figure.add_scatter(
         x=[0, 1],
         y=[0, 1],
-        name=f"perfect: error {chance:.1%} by chance",
+        name=f"perfect calibration: ECE {chance:.1%} by chance",
         mode="lines",
         line={"color": "gray", "dash": "dot"},
         hoverinfo="skip",
         row=1,
         col=1,
     )
-    scaled = f"with temperature {errors['temperature']:.2f}"
+    scaled = f"temperature {errors['temperature']:.2f}"
     for bins, name, error, color, symbol in (
-        (before, "as trained", errors["test_calibration_error"], TRAIN, "circle"),
+        (before, "uncalibrated", errors["test_calibration_error"], TRAIN, "circle"),
         (after, scaled, errors["test_calibration_error_scaled"], VALIDATION, "diamond"),
     ):
         figure.add_scatter(
             x=bins["confidence"],
             y=bins["accuracy"],
-            name=f"{name}: error {error:.1%}",
+            name=f"{name}: ECE {error:.1%}",
             mode="lines+markers",
             line={"color": color},
             marker={"symbol": symbol, "size": 9},
@@ -105,9 +110,9 @@ def reliability_diagram(
     figure.update_xaxes(title_text="Confidence", row=2, col=1)
     figure.update_yaxes(title_text="Accuracy", range=[0, 1.05], tickformat=".0%", row=1, col=1)
     figure.update_yaxes(title_text="Images", rangemode="tozero", nticks=4, row=2, col=1)
-    return figure.update_layout(
-        title={"text": "Confidence against accuracy (test split)"},
-        template="plotly_white",
+    return finish(
+        figure,
+        "Reliability diagram (test split)",
         height=560,
         legend={"orientation": "h", "y": -0.16, "yanchor": "top", "x": 0},
         margin={"b": 120},
@@ -121,11 +126,11 @@ def per_class_bars(per_class: pd.DataFrame) -> go.Figure:
         per_class: of `evaluation.score`.
     """
     rows = per_class.sort_values("f1", kind="stable")
-    names = [shorten(str(name), MOST_TICK_LETTERS) for name in rows["label"]]
+    names = [shorten(str(name), MAX_TICK_LETTERS) for name in rows["label"]]
     figure = go.Figure()
     for column, color, meaning in (
-        ("recall", TRAIN, "recall: share of its images that is found"),
-        ("precision", VALIDATION, "precision: share of its finds that is right"),
+        ("recall", TRAIN, "recall: correct among the images of the class"),
+        ("precision", VALIDATION, "precision: correct among the predictions of the class"),
     ):
         figure.add_bar(
             y=list(range(len(rows))),
@@ -142,9 +147,9 @@ def per_class_bars(per_class: pd.DataFrame) -> go.Figure:
         tickvals=list(range(len(rows))), ticktext=names, range=[len(rows) - 0.5, -0.5],
         automargin=True,
     )  # fmt: skip
-    return figure.update_layout(
-        title={"text": "Each class of the test split, hardest on top"},
-        template="plotly_white",
+    return finish(
+        figure,
+        "Precision and recall per class (test split), lowest F1 on top",
         height=150 + 2 * LINE + CLASS_HEIGHT * len(rows),
         bargap=0.25,
         legend={"yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
@@ -153,17 +158,17 @@ def per_class_bars(per_class: pd.DataFrame) -> go.Figure:
 
 
 def mistakes_grid(predictions: pd.DataFrame) -> Image.Image:
-    """Return the most confident mistakes as images with file, true and predicted class."""
+    """Return the most confidently misclassified images with file, true and predicted class."""
     rows = worst_mistakes(predictions)
-    shown = rows.head(MOST_MISTAKES)
+    shown = rows.head(MAX_SHOWN)
     captions = [
-        f"{Path(row['path']).name}\n{row['label']}, taken for\n{row['prediction']}"
+        f"{Path(row['path']).name}\ntrue {row['label']}\npredicted {row['prediction']}"
         f" ({row['confidence']:.1%})"
         for row in shown.to_dict("records")
     ]
     return image_grid(
-        f"Test split: {len(rows)} mistakes in {len(predictions)} images, most confident first",
+        f"{len(rows)} of {len(predictions)} test images misclassified, most confident first",
         [thumbnail(path) for path in shown["path"]],
         captions,
-        empty=f"All {len(predictions)} images of the test split are classified correctly.",
+        empty=f"All {len(predictions)} test images are classified correctly.",
     )

@@ -1,4 +1,4 @@
-"""Draw images side by side, each with a few words under it."""
+"""Draw images in a grid, each with a caption."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from thawline.data.decoding import Source, read_image
 
 TILE = 1.7  # inches, side of an image
 TEXT_LINE = 0.16  # inches, height of a line of a caption
-TITLE_LINE = 0.2  # inches
-TITLE_LETTERS = 11  # that fit into an inch of a title
-NARROWEST = 5.0  # inches, so that a title has room
-LETTERS = 26  # that fit under an image
+TITLE_LINE = 0.2  # inches, height of a line of the title
+TITLE_LETTERS_PER_INCH = 11
+MIN_WIDTH = 5.0  # inches, so that a title has room
+MAX_CAPTION_LETTERS = 26  # that fit under an image
 DPI = 130
 BACKGROUND, INK = "white", "#1d2430"
 
@@ -31,14 +31,14 @@ def image_grid(
 ) -> Image.Image:
     """Return images in rows, each in a square with its caption below, as one RGB picture.
 
-    Small images are enlarged without smoothing, so that their pixels are seen.
+    Small images are enlarged without smoothing, so that their pixels are visible.
 
     Args:
-        title: above all of them.
-        images: of any size and mode that Matplotlib draws.
-        captions: one each; a line break starts a new line, long lines are folded.
-        columns: images a row.
-        empty: what the picture says where there is no image.
+        title: above the grid.
+        images: of any size and mode.
+        captions: one per image; long lines are wrapped.
+        columns: images per row.
+        empty: text of a picture without images.
     """
     if not images:
         return _message(title, empty)
@@ -46,8 +46,8 @@ def image_grid(
     lines = max(text.count("\n") + 1 for text in texts)
     rows, columns = -(-len(images) // columns), min(columns, len(images))
     row_height = TILE + TEXT_LINE * lines + 0.12
-    width = max(columns * (TILE + 0.15), NARROWEST)
-    title = textwrap.fill(title, int(width * TITLE_LETTERS))
+    width = max(columns * (TILE + 0.15), MIN_WIDTH)
+    title = textwrap.fill(title, int(width * TITLE_LETTERS_PER_INCH))
     header = 0.3 + TITLE_LINE * (title.count("\n") + 1)
     height = rows * row_height + header
     figure = Figure(figsize=(width, height), facecolor=BACKGROUND)
@@ -78,7 +78,7 @@ def thumbnail(source: Source, side: int = 256) -> Image.Image:
 
 
 def _fold(caption: str) -> str:
-    lines = [textwrap.wrap(line, LETTERS) or [""] for line in caption.split("\n")]
+    lines = [textwrap.wrap(line, MAX_CAPTION_LETTERS) or [""] for line in caption.split("\n")]
     return "\n".join(part for line in lines for part in line)
 
 
@@ -87,9 +87,9 @@ def _interpolation(image: Image.Image) -> str:
 
 
 def _message(title: str, text: str) -> Image.Image:
-    figure = Figure(figsize=(NARROWEST, 1.5), facecolor=BACKGROUND)
+    figure = Figure(figsize=(MIN_WIDTH, 1.5), facecolor=BACKGROUND)
     figure.text(0.5, 0.35, text, ha="center", wrap=True, fontsize=9, color=INK, parse_math=False)
-    return _render(figure, textwrap.fill(title, int(NARROWEST * TITLE_LETTERS)))
+    return _render(figure, textwrap.fill(title, int(MIN_WIDTH * TITLE_LETTERS_PER_INCH)))
 
 
 def _render(figure: Figure, title: str) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Draw a network stage by stage: what is frozen, the thaw lines, what training changed."""
+"""Draw a network stage by stage: frozen and trainable parts, thaw lines, weight change."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from plotly.subplots import make_subplots
 
 from thawline.evaluation.stage_summary import FROZEN, PARTLY, TRAINED, line_positions
 from thawline.networks.stages import HEAD
-from thawline.reports.figures.style import COLOURS, TRAIN, VALIDATION, shorten
+from thawline.reports.figures.style import COLORS, TRAIN, VALIDATION, finish, shorten
 
 ROW = 34  # px, height of a stage
-STAGE_LETTERS = 22  # of a stage's name
+MAX_STAGE_LETTERS = 22  # of a stage's name
 STATES = {  # color, and pattern
-    FROZEN: (COLOURS[4], ""),
+    FROZEN: (COLORS[4], ""),
     PARTLY: (VALIDATION, "/"),
     TRAINED: (VALIDATION, ""),
 }
@@ -24,11 +24,11 @@ LEGEND = {
     "y": 0, "yref": "container", "yanchor": "bottom",
 }  # fmt: skip
 HEADING = "<b>Stage, from the input</b><br>output · parameters · compute"
-LINE_COLOUR = COLOURS[2]
+LINE_COLOR = COLORS[2]
 
 
 def stage_figure(table: pd.DataFrame) -> go.Figure:
-    """Return the stages from input to head, a column a phase, with the thaw line through them.
+    """Return the stages from input to head, one column per phase, with the thaw line.
 
     Args:
         table: of `describe_stages`.
@@ -66,9 +66,9 @@ def stage_figure(table: pd.DataFrame) -> go.Figure:
         ticktext=[HEADING, *labels], tickfont={"size": 11}, showgrid=False, zeroline=False,
         automargin=True,
     )  # fmt: skip
-    return figure.update_layout(
-        title={"text": "What each phase trains, and its thaw line"},
-        template="plotly_white",
+    return finish(
+        figure,
+        "Frozen and trained stages per phase, and the thaw line",
         barmode="overlay",
         height=220 + ROW * (len(table) + 1),
         legend=LEGEND,
@@ -77,21 +77,21 @@ def stage_figure(table: pd.DataFrame) -> go.Figure:
 
 
 def weight_change_figure(change: pd.DataFrame) -> go.Figure:
-    """Return how far each stage moved from where training began, and what it yields.
+    """Return the weight change of each stage and the CKA of its output.
 
-    The head is new and would dwarf all others, so that its change is a number alone.
+    The change of the new head is given as a number: a bar would dwarf all others.
 
     Args:
         change: the table of `measure_weight_change`.
     """
     is_head = change["stage"] == HEAD
     stages, head = change[~is_head], change[is_head].iloc[0]
-    names = [shorten(str(name), STAGE_LETTERS) for name in change["stage"]]
+    names = [shorten(str(name), MAX_STAGE_LETTERS) for name in change["stage"]]
     rows = [*range(len(stages))]
     figure = make_subplots(rows=1, cols=2, shared_yaxes=True, horizontal_spacing=0.08)
     for measure, name, color in (
         ("relative_l2", "weights", TRAIN),
-        ("statistics_l2", "batch norm's statistics", COLOURS[4]),
+        ("statistics_l2", "batch norm statistics", COLORS[4]),
     ):
         if stages[measure].notna().any():
             figure.add_bar(
@@ -101,12 +101,12 @@ def weight_change_figure(change: pd.DataFrame) -> go.Figure:
                 hovertemplate="%{customdata}: %{x:.4~g}<extra>" + name + "</extra>",
             )  # fmt: skip
     figure.add_scatter(
-        x=stages["cka"], y=rows, row=1, col=2, name="CKA of what the stage yields",
+        x=stages["cka"], y=rows, row=1, col=2, name="CKA of the output",
         mode="markers+text", marker={"color": VALIDATION, "size": 9, "symbol": "diamond"},
         texttemplate="%{x:.3f} ", textposition="middle left", customdata=names,
         hovertemplate="%{customdata}: %{x:.5f}<extra>CKA</extra>",
     )  # fmt: skip
-    for column, text in ((1, f"new, moved by {head['relative_l2']:.2g}"), (2, "new")):
+    for column, text in ((1, f"new, changed by {head['relative_l2']:.2g}"), (2, "new")):
         figure.add_annotation(
             text=text, x=0, xref="x domain", xanchor="left", y=len(rows), showarrow=False,
             row=1, col=column,
@@ -114,7 +114,7 @@ def weight_change_figure(change: pd.DataFrame) -> go.Figure:
     furthest = stages[["relative_l2", "statistics_l2"]].max().max()
     span = max(0.1, 1 - float(stages["cka"].min()))
     figure.update_xaxes(
-        title_text="Change (L2)", range=[0, 1.35 * furthest or 1], nticks=4, row=1, col=1
+        title_text="Relative change (L2)", range=[0, 1.35 * furthest or 1], nticks=4, row=1, col=1
     )
     figure.update_xaxes(
         title_text="CKA", range=[1 - 1.6 * span, 1 + 0.1 * span], nticks=4,
@@ -125,9 +125,9 @@ def weight_change_figure(change: pd.DataFrame) -> go.Figure:
         tickvals=[*range(len(names))], ticktext=names, tickfont={"size": 11}, automargin=True,
         row=1, col=1,
     )  # fmt: skip
-    return figure.update_layout(
-        title={"text": "How far training moved each stage"},
-        template="plotly_white",
+    return finish(
+        figure,
+        "Weight change per stage",
         bargap=0.25,
         height=250 + ROW * len(names),
         legend=LEGEND,
@@ -140,7 +140,7 @@ def _cell(stage: Any) -> tuple[str, str]:
     has_output = isinstance(stage.output, str) and stage.output  # a CSV reads nothing as NaN
     output = stage.output if has_output else "no output"
     sizes = f"{output} · {_count(stage.parameters)} · {stage.compute:.1%}"
-    return shorten(str(stage.stage), STAGE_LETTERS), sizes
+    return shorten(str(stage.stage), MAX_STAGE_LETTERS), sizes
 
 
 def _count(number: int) -> str:
@@ -158,5 +158,5 @@ def _add_thaw_line(figure: go.Figure, places: dict[int, float]) -> None:
     if places:
         figure.add_scatter(
             x=x, y=y, mode="lines", name="thaw line", hoverinfo="skip",
-            line={"color": LINE_COLOUR, "width": 5},
+            line={"color": LINE_COLOR, "width": 5},
         )  # fmt: skip

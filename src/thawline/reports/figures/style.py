@@ -1,25 +1,38 @@
-"""What all figures share: colors, sizes, and names that fit."""
+"""Share colors, sizes, and names that fit among all figures."""
 
 from __future__ import annotations
 
 import html
+from typing import Any
+
+import plotly.graph_objects as go
 
 # Okabe and Ito's palette, safe for color-blind readers.
 TRAIN, VALIDATION = "#0072b2", "#d55e00"
-# The same palette for any number of strategies, without the yellow and the black that only one of a
-# light and a dark page shows; further ones differ by symbol and dash.
-COLOURS = (TRAIN, VALIDATION, "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c8c8c")
+# The same palette for any number of strategies, without the yellow and the black, of which a light
+# or a dark page would hide one.
+COLORS = (TRAIN, VALIDATION, "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c8c8c")
 LINE = 16  # px, height of a line of text
-MOST_TICK_LETTERS = 14  # of a class's name beside an axis
+MAX_TICK_LETTERS = 14  # of a class name beside an axis
+
+
+def finish(figure: go.Figure, title: str, **layout: Any) -> go.Figure:
+    """Give a figure its title and the style of all figures."""
+    return figure.update_layout(title={"text": title}, template="plotly_white", **layout)
+
+
+def empty_figure(title: str) -> go.Figure:
+    """Return a figure that says why there is nothing to show; reports leave it out."""
+    return finish(go.Figure(), title)
 
 
 def shorten(name: str, letters: int) -> str:
-    """Return a name's beginning and end, with nothing in it that Plotly takes for markup."""
+    """Return the beginning and end of a name, escaped for Plotly."""
     end = (letters - 1) // 2
     short = name if len(name) <= letters else f"{name[: letters - 1 - end]}…{name[-end:]}"
     return as_text(short)
 
 
 def as_text(name: str) -> str:
-    """Return a name with nothing in it that Plotly takes for markup; it does not know &quot;."""
+    """Escape a name for Plotly, which does not know &quot;."""
     return html.escape(name, quote=False)

@@ -1,4 +1,4 @@
-"""Draw what a sweep has tried, and what it came to."""
+"""Draw the trials of a sweep: their history, the importance of parameters, their values."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import optuna
 import pandas as pd
 import plotly.graph_objects as go
 
-from thawline.reports.figures.style import TRAIN, VALIDATION
+from thawline.reports.figures.style import TRAIN, VALIDATION, empty_figure, finish
 
 COMPLETE = optuna.trial.TrialState.COMPLETE
 
 
 def optimization_history(trials: pd.DataFrame, monitor: str) -> go.Figure:
-    """Return what each trial reached in its best epoch, and the best of the complete ones so far.
+    """Return the best epoch of each trial, and the best of the complete trials so far.
 
     Args:
-        trials: the table of `sweeping.trial_table`.
-        monitor: val_accuracy, of which more is better, or val_loss.
+        trials: the table of `study.trial_table`.
+        monitor: val_accuracy or val_loss.
     """
     figure = go.Figure()
     for state, name, color in (
-        ("pruned", "stopped early", "silver"),
+        ("pruned", "pruned", "silver"),
         ("complete", "complete", TRAIN),
     ):
         rows = trials[trials["state"] == state]
@@ -43,19 +43,20 @@ def optimization_history(trials: pd.DataFrame, monitor: str) -> go.Figure:
     )
     figure.update_xaxes(title_text="Trial")
     figure.update_yaxes(title_text=monitor)
-    return figure.update_layout(
-        title={"text": "Trials by their best epoch"},
-        template="plotly_white",
+    return finish(
+        figure,
+        f"Optimization history: {monitor} of each trial's best epoch",
         legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.1},
     )
 
 
 def importance(study: optuna.Study, monitor: str) -> go.Figure:
-    """Return how much each parameter that was tried mattered (PED-ANOVA, arXiv:2304.10255)."""
+    """Return the importance of each parameter of the search (PED-ANOVA, arXiv:2304.10255)."""
     values = {trial.value for trial in study.get_trials(states=(COMPLETE,))}
     if len(values) < 2:  # noqa: PLR2004
-        title = f"No two complete trials differ in {monitor}: nothing can be said on importance"
-        return go.Figure(layout={"title": {"text": title}, "template": "plotly_white"})
+        return empty_figure(
+            f"Parameter importance needs two complete trials that differ in {monitor}"
+        )
     shares = optuna.importance.get_param_importances(study)
     figure = go.Figure(
         go.Bar(
@@ -66,53 +67,47 @@ def importance(study: optuna.Study, monitor: str) -> go.Figure:
             marker={"color": TRAIN},
         )
     )
-    figure.update_xaxes(title_text="Share", tickformat=".0%", rangemode="tozero")
+    figure.update_xaxes(title_text="Share of the variance", tickformat=".0%", rangemode="tozero")
     figure.update_yaxes(autorange="reversed", automargin=True)
-    return figure.update_layout(
-        title={"text": f"What mattered for {monitor}"}, template="plotly_white"
-    )
+    return finish(figure, f"Parameter importance for {monitor}")
 
 
 def parallel_coordinates(study: optuna.Study, monitor: str) -> go.Figure:
-    """Return a line for each complete trial through what it tried, to what it reached."""
+    """Return one line per complete trial, through its parameters to its result."""
     trials = study.get_trials(states=(COMPLETE,))
     if not trials:
-        title = "No trial is complete"
-        return go.Figure(layout={"title": {"text": title}, "template": "plotly_white"})
+        return empty_figure("No trial is complete")
     ranges = {name: kind for trial in trials for name, kind in trial.distributions.items()}
     axes = [
         _axis(name, [trial.params.get(name) for trial in trials], getattr(kind, "log", False))
         for name, kind in ranges.items()
     ]
-    reached = [trial.value for trial in trials]
+    results = [trial.value for trial in trials]
     shades = [[0, "gainsboro"], [1, TRAIN]]
     if study.direction == optuna.study.StudyDirection.MINIMIZE:
         shades = [[0, TRAIN], [1, "gainsboro"]]
-    line = {"color": reached, "colorscale": shades}
+    line = {"color": results, "colorscale": shades}
     figure = go.Figure(
-        go.Parcoords(dimensions=[*axes, _axis(monitor, reached)], line=line, labelangle=-20)
+        go.Parcoords(dimensions=[*axes, _axis(monitor, results)], line=line, labelangle=-20)
     )
-    return figure.update_layout(
-        title={"text": "What complete trials tried, and reached"},
-        template="plotly_white",
-        margin={"l": 120, "r": 90, "t": 160},
-    )
+    margin = {"l": 120, "r": 90, "t": 160}
+    return finish(figure, "Parameters and results of complete trials", margin=margin)
 
 
 def _axis(label: str, values: Sequence[Any], log: bool = False) -> dict[str, Any]:
-    """Return an axis of parallel coordinates; what a trial did not try lies at its lower end."""
+    """Return an axis of parallel coordinates, with "not set" at its lower end."""
     if not all(type(value) in {int, float, type(None)} for value in values):
         names = sorted({str(value) for value in values})
         places = [names.index(str(value)) for value in values]
         return {"label": label, "values": places, "tickvals": [*range(len(names))],
                 "ticktext": names, "range": [-0.1, len(names) - 0.9]}  # fmt: skip
-    tried = np.array([math.nan if value is None else value for value in values], dtype=float)
-    tried = np.log10(tried) if log else tried
-    low, high = np.nanmin(tried), np.nanmax(tried)
+    numbers = np.array([math.nan if value is None else value for value in values], dtype=float)
+    numbers = np.log10(numbers) if log else numbers
+    low, high = np.nanmin(numbers), np.nanmax(numbers)
     ticks = np.linspace(low, high, 5) if high > low else np.array([low])
     texts = [f"{10**tick if log else tick:.3g}" for tick in ticks]
-    if np.isnan(tried).any():
+    if np.isnan(numbers).any():
         absent = low - 0.2 * (high - low or 1)
-        tried = np.nan_to_num(tried, nan=absent)
-        ticks, texts = np.array([absent, *ticks]), ["not tried", *texts]
-    return {"label": label, "values": tried, "tickvals": ticks, "ticktext": texts}
+        numbers = np.nan_to_num(numbers, nan=absent)
+        ticks, texts = np.array([absent, *ticks]), ["not set", *texts]
+    return {"label": label, "values": numbers, "tickvals": ticks, "ticktext": texts}

@@ -1,4 +1,4 @@
-"""Draw what happens in a training, and what is measured before one."""
+"""Draw learning curves, linear probes of stages and the learning-rate range test."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from thawline.reports.figures.style import LINE, TRAIN, VALIDATION, as_text
+from thawline.reports.figures.style import (
+    LINE,
+    TRAIN,
+    VALIDATION,
+    as_text,
+    empty_figure,
+    finish,
+)
 
 
 def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
@@ -48,7 +55,7 @@ def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
     phases = history.drop_duplicates("phase")
     figure.add_annotation(
         text="<br>".join(
-            f"{row.phase}: {row.trainable_parameters:,} parameters trained,<br>"
+            f"Phase {row.phase}: {row.trainable_parameters:,} trainable parameters,<br>"
             f"above {as_text(str(row.thaw_line))}"
             for row in phases.itertuples()
         ),
@@ -61,9 +68,9 @@ def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
         yshift=-75,
         yanchor="top",
     )
-    return figure.update_layout(
-        title={"text": f"Learning curves (bands: phases; dotted: best epoch, {best_epoch})"},
-        template="plotly_white",
+    return finish(
+        figure,
+        f"Learning curves (bands: phases; dotted: best epoch, {best_epoch})",
         height=480 + 2 * LINE * len(phases),
         margin={"b": 90 + 2 * LINE * len(phases)},
         legend={"orientation": "h", "x": 1, "xanchor": "right", "y": 1.15},
@@ -73,7 +80,7 @@ def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
 def stage_probes(probes: pd.DataFrame) -> go.Figure:
     """Return the accuracy of a linear probe on each stage, with its standard error."""
     if probes.empty:
-        return go.Figure(layout={"title": {"text": "Stages are probed where auto.by is probe"}})
+        return empty_figure("No linear probes: auto.by is not probe")
     figure = go.Figure(
         go.Scatter(
             x=probes["stage"],
@@ -85,12 +92,9 @@ def stage_probes(probes: pd.DataFrame) -> go.Figure:
             hovertemplate="%{x}: %{y:.3f}, %{customdata} features<extra></extra>",
         )
     )
-    figure.update_xaxes(title_text="Stage, from the input on", type="category")
+    figure.update_xaxes(title_text="Stage, from input to output", type="category")
     figure.update_yaxes(title_text="Accuracy ± standard error")
-    return figure.update_layout(
-        title={"text": "Accuracy of a linear probe on each stage (cross-validated)"},
-        template="plotly_white",
-    )
+    return finish(figure, "Accuracy of a linear probe on each stage (cross-validated)")
 
 
 def lr_curve(sweep: pd.DataFrame, suggested: float, current: float) -> go.Figure:
@@ -119,8 +123,5 @@ def lr_curve(sweep: pd.DataFrame, suggested: float, current: float) -> go.Figure
         title_text="Learning rate of the head", type="log", dtick=1, exponentformat="power"
     )
     figure.update_yaxes(title_text="Loss (nats)", range=[0, highest])
-    return figure.update_layout(
-        title={"text": "Loss while the learning rate rises"},
-        template="plotly_white",
-        legend={"orientation": "h", "y": -0.2},
-    )
+    title = "Learning-rate range test: training loss at rising rates"
+    return finish(figure, title, legend={"orientation": "h", "y": -0.2})
