@@ -209,7 +209,7 @@ def check_shared_memory(
 
 def check_weights(options: ModelOptions) -> list[CheckResult]:
     """Return whether the weights that `model` names are on this machine."""
-    from thawline.networks.building import find_weights
+    from thawline.networks import timm_backbones, torchvision_backbones
     from thawline.networks.checkpoints import describe_checkpoint, is_weights_file
 
     name, weights = "weights", options.weights
@@ -222,7 +222,9 @@ def check_weights(options: ModelOptions) -> list[CheckResult]:
             return [CheckResult(name, "ok", f"{weights}: {described['kind']}")]
         if weights == "none" or ":" in options.backbone:
             return [CheckResult(name, "ok", f"none; {options.backbone} starts at random")]
-        file, source = find_weights(options)
+        from_timm = options.backbone.startswith("timm/")
+        library = timm_backbones if from_timm else torchvision_backbones
+        file, source = library.find_weights(options)
     except ThawlineError as error:
         return [CheckResult(name, "problem", str(error))]
     if file is None:

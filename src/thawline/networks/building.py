@@ -108,20 +108,6 @@ def pretrained_preprocessing(options: ModelOptions) -> Preprocessing:
     return torchvision_backbones.preprocessing(options)
 
 
-def find_weights(options: ModelOptions) -> tuple[Path | None, str]:
-    """Return the local file of a library's weights, None before their download, and their source.
-
-    Args:
-        options: a backbone of torchvision or timm, with weights by name, not `none` or a file.
-
-    Raises:
-        ParameterError: if the backbone or its weights do not exist.
-    """
-    if options.backbone.startswith("timm/"):
-        return timm_backbones.find_weights(options)
-    return torchvision_backbones.find_weights(options)
-
-
 def _build_backbone(options: ModelOptions, classes: int) -> nn.Module:
     """Return the backbone with its original head, and a library's weights if they are named."""
     if is_weights_file(options.weights):

@@ -19,22 +19,14 @@ logger = logging.getLogger(__name__)
 
 
 def build(options: ModelOptions, classes: int) -> nn.Module:
-    """Return the network that the factory ``package.module:Factory`` makes.
-
-    Args:
-        options: `backbone` names the factory, `backbone_kwargs` its arguments.
-        classes: passed as `num_classes` if `options.head` is builtin.
-
-    Raises:
-        ParameterError: if the factory cannot be imported or does not make a network.
-    """
+    """Return the network that ``package.module:Factory`` makes; a builtin head gets `classes`."""
     _check_weights(options)
     factory = _import_factory(options.backbone)
-    arguments = dict(options.backbone_kwargs)
     if options.head == "builtin":
         _check_num_classes(options, factory)
-        arguments["num_classes"] = classes
-    network = factory(**arguments)
+        network = factory(**options.backbone_kwargs, num_classes=classes)
+    else:
+        network = factory(**options.backbone_kwargs)
     if not isinstance(network, nn.Module):
         raise ParameterError(
             f"model.backbone: {options.backbone} returned a {type(network).__name__}, expected an"

@@ -73,20 +73,12 @@ def head_position(network: nn.Module) -> str:
 
 
 def replace_head(network: nn.Module, options: ModelOptions, classes: int) -> None:
-    """Replace the classifier by a new one for the same features.
-
-    Raises:
-        ParameterError: if the classifier is not a linear layer.
-    """
+    """Replace the classifier, which must be a linear layer, by a new one for the same features."""
     name, position = head_name(network), head_position(network)
     classifier = network.get_submodule(name)
-    new: nn.Module
     if isinstance(classifier, nn.Conv2d):  # classify pooled features, without the last ReLU
-        new = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            _make_head(classifier.in_channels, options, classes),
-        )
+        new = _make_head(classifier.in_channels, options, classes)
+        new = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), new)
     elif isinstance(classifier, nn.Linear):
         new = _make_head(classifier.in_features, options, classes)
     else:
@@ -121,11 +113,7 @@ def reuse_head(
     pretrained: PretrainedHead,
     class_names: Sequence[str],
 ) -> KeptRows:
-    """Copy what the pretrained head knows about the same classes into the network's head.
-
-    Returns:
-        The names of these classes, or "all" if the whole head was copied.
-    """
+    """Copy what the pretrained head knows about the same classes, and return their names."""
     head = network.get_submodule(head_name(network))
     if options.head == "builtin":
         return copy_head(head, pretrained, class_names)

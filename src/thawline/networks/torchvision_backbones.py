@@ -17,12 +17,7 @@ from thawline.options import ModelOptions
 
 
 def build(options: ModelOptions) -> nn.Module:
-    """Return a network with its original head, and the weights that `options` names.
-
-    Raises:
-        ParameterError: if the network or the weights do not exist.
-        CheckpointError: if the weights cannot be downloaded.
-    """
+    """Return a network with its original head and the weights that `options` names."""
     weights = _find_member(options)
     try:
         network = models.get_model(options.backbone, weights=weights, **options.backbone_kwargs)
