@@ -1,12 +1,13 @@
 """Images are decoded as what they show."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from thawline.data.decoding import image_size, read_image
+from thawline.data.decoding import hash_files, image_size, read_image
 
 RED = np.array([200, 30, 30])
 
@@ -104,3 +105,10 @@ def test_a_jpeg_is_decoded_no_larger_than_needed(tmp_path: Path) -> None:
     assert read_image(tmp_path / "photo.jpg", scale=0.1).size == (200, 100)
     assert read_image(tmp_path / "photo.jpg", scale=0.6).size == (800, 400)
     assert read_image(tmp_path / "photo.png", scale=0.1).size == (800, 400)
+
+
+def test_a_hash_is_of_the_content_alone(tmp_path: Path) -> None:
+    for name, content in (("a", b"one"), ("b", b"one"), ("c", b"two")):
+        (tmp_path / name).write_bytes(content)
+    first, second, other = hash_files([str(tmp_path / name) for name in "abc"])
+    assert first == second == hashlib.sha256(b"one").hexdigest() != other

@@ -20,7 +20,7 @@ from PIL import Image, PngImagePlugin
 
 from conftest import divide_photos
 from thawline.data import screening
-from thawline.data.hashing import hash_files
+from thawline.data.decoding import hash_files
 from thawline.data.near_duplicates.search import find_cross_split_duplicates, find_pairs
 from thawline.data.screening import Problem, ScreeningCache, check_leakage, examine, screen_images
 from thawline.data.sources import find_images

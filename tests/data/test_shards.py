@@ -14,8 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thawline.data.decoding import ImageError, image_size, read_bytes, read_image
-from thawline.data.hashing import hash_files
+from thawline.data.decoding import ImageError, hash_files, image_size, read_bytes, read_image
 from thawline.data.near_duplicates.search import find_pairs
 from thawline.data.screening import ScreeningCache, screen_images
 from thawline.data.sources import find_images, name_files

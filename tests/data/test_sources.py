@@ -32,7 +32,7 @@ def test_a_folder_per_class_is_found_relative_to_the_base(
     assert [Path(p).name for p in manifest["path"]] == ["a.jpeg", "b.JPG", "c.png"]
     assert all(Path(p).is_absolute() for p in manifest["path"])
     (warning,) = caplog.messages
-    assert "1 file(s) are no images" in warning and "d.gif" in warning
+    assert "1 file(s) that are no images" in warning and "d.gif" in warning
 
 
 def test_split_folders_are_found(tmp_path: Path) -> None:
@@ -121,13 +121,13 @@ CSVS = {
     ("root", "said"),
     [
         ("nowhere", "does not exist"),
-        ("file.txt", "is neither a folder nor a CSV"),
+        ("file.txt", "is not a folder, CSV"),
         ("no_folders", "holds no folder"),
         ("empty_class", "class folder .*bees holds no image"),
         ("uneven", "'wasps' is not in both"),
         ("no_label.csv", "needs the columns path and label"),
-        ("absent.csv", r"1 file\(s\) that .* do not exist, first 'gone.png'"),
-        ("odd_split.csv", "names the split 'valid'"),
+        ("absent.csv", r"1 file\(s\) that .* lists do not exist, first 'gone.png'"),
+        ("odd_split.csv", "has the split 'valid'"),
         ("blank.csv", "line 2: 'label' is empty"),
         ("twice.csv", "more than once"),
         ("same_file.csv", "more than once"),

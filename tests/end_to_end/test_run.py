@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torchvision import models
 
 from conftest import QUICK, ROOT, copy_project, divide_photos, kedro, start_kedro
-from thawline.data.hashing import hash_files
+from thawline.data.decoding import hash_files
 
 # The tests that need a finished run share one process, so that it is made once.
 shares_a_run = pytest.mark.xdist_group("finished project")

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from thawline.data.hashing import hash_files
+from thawline.data.decoding import hash_files
 from thawline.data.sources import find_images
 from thawline.data.splitting import class_names, split_dataset
 from thawline.data.transforms import build_transforms

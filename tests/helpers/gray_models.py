@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from golden.records import default_parameters
-from thawline.data.hashing import hash_files
+from thawline.data.decoding import hash_files
 from thawline.data.transforms import Preprocessing
 from thawline.datasets import ServedModelDataset
 from thawline.datasets.served_model_dataset import ServedModel

@@ -28,7 +28,7 @@ from helpers.gray_models import (
     seen_in,
     write_grays,
 )
-from thawline.data.hashing import hash_files
+from thawline.data.decoding import hash_files
 from thawline.options import ModelOptions
 from thawline.serving import champion as champion_module
 from thawline.serving.champion import (

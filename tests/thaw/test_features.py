@@ -24,8 +24,7 @@ from torch import Tensor, nn
 
 from conftest import child_process
 from thawline.data import atomic_write, loading
-from thawline.data.decoding import codec_versions
-from thawline.data.hashing import hash_files
+from thawline.data.decoding import codec_versions, hash_files
 from thawline.data.loading import ViewLoader
 from thawline.data.transforms import DECODING_VERSION, build_transforms
 from thawline.errors import DataError

@@ -14,7 +14,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from thawline.data.hashing import hash_files
+from thawline.data.decoding import hash_files
 from thawline.data.transforms import build_transforms, evaluation_view, normalize
 from thawline.errors import DataError
 from thawline.evaluation.significance import effective_images

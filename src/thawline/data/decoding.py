@@ -1,7 +1,8 @@
-"""Read image files and decode them to upright 8-bit RGB images."""
+"""Read image files: their bytes, their hashes, and their pixels as upright 8-bit RGB images."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import os
@@ -56,6 +57,15 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """
     member = find_member(path)
     return Path(path).read_bytes() if member is None else read_member(member)
+
+
+def hash_files(paths: Sequence[str]) -> list[str]:
+    """Return the SHA-256 of each file's content, as 64 hexadecimal digits.
+
+    Raises:
+        DataError: if a file cannot be read.
+    """
+    return list(map_threads(_hash, paths, "Hashing images"))
 
 
 @contextmanager
@@ -187,6 +197,13 @@ def map_threads(
         found = pool.map(lambda chunk: [*map(function, chunk)], chunks)
         for results in track(found, description, total=len(chunks), transient=True):
             yield from results
+
+
+def _hash(path: str) -> str:
+    try:
+        return hashlib.sha256(read_bytes(path)).hexdigest()
+    except OSError as error:
+        raise became_unreadable(path, error) from error
 
 
 def _content(source: Source) -> bytes:

@@ -79,6 +79,18 @@ def read_member(place: Place) -> bytes:
     return content
 
 
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path leads to a file or to a member of a shard.
+
+    Raises:
+        DataError: if the shard is damaged.
+    """
+    try:
+        return os.path.isfile(path) or find_member(path) is not None  # noqa: PTH113
+    except OSError:
+        return False
+
+
 def find_labeled(shard: str, extensions: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """Yield the path and the label of each image in a shard.
 

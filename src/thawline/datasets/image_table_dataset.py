@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import pandas as pd
 from kedro_datasets.pandas import CSVDataset, ParquetDataset
 
-from thawline.data.manifests import ROOT, is_file
+from thawline.data.manifests import ROOT
+from thawline.data.shards import is_file
 
 PATHS = ("path", "other_path")
 # Columns that are text even if all of it looks like numbers: labels may be 007 or NA, files 12e3.

@@ -12,7 +12,7 @@ import pandas as pd
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
 
-from thawline.data.hashing import hash_files
+from thawline.data.decoding import hash_files
 from thawline.errors import ThawlineError
 from thawline.evaluation.predictions import predict_files
 from thawline.evaluation.significance import SIGNIFICANT, paired_test

@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from thawline.data.sources import LIBRARIES, TABLES
+from thawline.data.packaged_datasets import LIBRARIES
+from thawline.data.sources import TABLES
 
 MAX_NAMES_IN_MESSAGE = 5
 

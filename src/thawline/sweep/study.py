@@ -19,7 +19,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from thawline.data.hashing import hash_files
+from thawline.data.decoding import hash_files
 from thawline.errors import ParameterError, StorageError, TrainingError
 from thawline.networks.checkpoints import is_weights_file
 from thawline.options import AUTO, TRAINING_GROUPS, Parameters, SweepOptions, flatten

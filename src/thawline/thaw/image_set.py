@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from thawline.data.hashing import hash_files
+from thawline.data.decoding import hash_files
 from thawline.data.transforms import Transforms
 
 Positions = Sequence[int] | np.ndarray  # of the images of a batch in their split

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from thawline.data.hashing import hash_files
+from thawline.data.decoding import hash_files
 from thawline.errors import ThawlineError, TrainingError
 from thawline.options import EngineOptions, Phase
 from thawline.thaw.cache import GB, ActivationCache

@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
-from thawline.data.hashing import hash_files
+from thawline.data.decoding import hash_files
 from thawline.data.near_duplicates.pairs import MAX_SIMILAR_PER_IMAGE
 from thawline.data.near_duplicates.search import (
     find_cross_split_duplicates,
     find_pairs,
     group_alike,
 )
-from thawline.data.sources import SPLITS, find_images
-from thawline.data.splitting import split_dataset
+from thawline.data.sources import find_images
+from thawline.data.splitting import SPLITS, split_dataset
 from thawline.options import DatasetOptions
 
 FRACTIONS = DatasetOptions().fractions

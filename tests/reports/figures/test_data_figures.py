@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 import torch
 
-from thawline.data.hashing import hash_files
-from thawline.data.sources import SPLITS
+from thawline.data.decoding import hash_files
+from thawline.data.splitting import SPLITS
 from thawline.data.transforms import Preprocessing, Transforms, evaluation_view, training_view
 from thawline.options import AugmentationOptions, TransformOptions
 from thawline.reports.figures import data, grids

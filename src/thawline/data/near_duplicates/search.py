@@ -41,7 +41,7 @@ from thawline.data.near_duplicates.thumbnails import (
     standardize,
 )
 from thawline.data.screening import SAME_IMAGE
-from thawline.data.sources import SPLITS
+from thawline.data.splitting import SPLITS
 
 MOST_BITS = 16  # of 64 that perceptual hashes may differ in; 8 px images recompressed reach 14
 MIRRORED = (False, True)

@@ -9,8 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from PIL import Image
 
-from thawline.data import screening, splitting
-from thawline.data import sources as images
+from thawline.data import screening, sources, splitting
 from thawline.data.near_duplicates import search as near_duplicates
 from thawline.errors import DataError
 from thawline.networks.classifier import read_ancestors
@@ -28,7 +27,7 @@ def scan_images(project: Path, raw_images: Path, dataset: DatasetOptions) -> pd.
         raw_images: folder for downloaded data sets and those of packages.
         dataset: `root` and `allow_external_paths`.
     """
-    manifest = images.find_images(dataset.root, project, raw_images, dataset.allow_external_paths)
+    manifest = sources.find_images(dataset.root, project, raw_images, dataset.allow_external_paths)
     logger.info("%d images of %d classes", len(manifest), manifest["label"].nunique())
     return manifest
 
@@ -84,7 +83,7 @@ def split_dataset(
     splits = splitting.split_dataset(grouped, dataset.fractions, seed)
     splits = _spare_seen(splits, model, options)
     counts = splits["split"].value_counts()
-    logger.info("Images: %s", ", ".join(f"{name} {counts[name]}" for name in images.SPLITS))
+    logger.info("Images: %s", ", ".join(f"{name} {counts[name]}" for name in splitting.SPLITS))
     in_two_splits = near_duplicates.find_cross_split_duplicates(splits, pairs)
     screening.check_leakage(in_two_splits, options)
     if options.near_duplicates == "group" and "group" not in clean_manifest:

@@ -10,7 +10,7 @@ import pandas as pd
 from PIL import Image
 from torch import nn
 
-from thawline.data.hashing import hash_files
+from thawline.data.decoding import hash_files
 from thawline.data.transforms import Transforms
 from thawline.evaluation import label_problems
 from thawline.options import Parameters

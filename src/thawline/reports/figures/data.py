@@ -15,9 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
-from thawline.data.decoding import image_size
-from thawline.data.hashing import hash_files
-from thawline.data.sources import SPLITS
+from thawline.data.decoding import hash_files, image_size
+from thawline.data.splitting import SPLITS
 from thawline.data.transforms import Transforms, evaluation_view, make_mix, training_view
 from thawline.options import AugmentationOptions
 from thawline.reports.figures.grids import image_grid, thumbnail
