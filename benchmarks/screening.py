@@ -23,7 +23,8 @@ from rich.progress import track
 from sklearn.datasets import load_sample_images
 
 from benchmarks import common
-from thawline.data.screening import ScreeningCache, screen_images
+from thawline.data.screening.file_records import ScreeningCache
+from thawline.data.screening.screen import screen_images
 from thawline.options import ScreeningOptions
 
 

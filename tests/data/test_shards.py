@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from thawline.data.decoding import ImageError, hash_files, image_size, read_bytes, read_image
 from thawline.data.near_duplicates.search import find_pairs
-from thawline.data.screening import ScreeningCache, screen_images
+from thawline.data.screening.file_records import ScreeningCache
+from thawline.data.screening.screen import screen_images
 from thawline.data.sources import find_images, name_files
 from thawline.data.splitting import split_dataset
 from thawline.data.transforms import build_transforms

@@ -26,7 +26,8 @@ from safetensors.torch import save
 
 from conftest import ROOT
 from helpers.networks import SmallNet
-from thawline.data.screening import Problem, examine, screen_images
+from thawline.data.screening.file_records import Problem, examine
+from thawline.data.screening.screen import screen_images
 from thawline.data.sources import find_images
 from thawline.data.splitting import split_dataset
 from thawline.errors import CheckpointError, DataError, ParameterError

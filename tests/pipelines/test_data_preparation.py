@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from thawline.data.screening import screen_images
+from thawline.data.screening.screen import screen_images
 from thawline.data.sources import find_images
 from thawline.errors import DataError
 from thawline.networks.building import IMAGENET, build_network

@@ -396,7 +396,7 @@ def _new_file(file: Path) -> CheckResult:
 
 def _unreadable(manifest: Any) -> list[CheckResult]:
     """Return a warning where some of the first images of the first classes cannot be decoded."""
-    from thawline.data.screening import examine
+    from thawline.data.screening.file_records import examine
     from thawline.options import ScreeningOptions
 
     labels = manifest["label"].unique()[:CLASSES]

@@ -9,24 +9,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
 from thawline.data.decoding import hash_files
+from thawline.data.near_duplicates.leakage import find_cross_split_duplicates, group_alike
 from thawline.data.near_duplicates.pairs import MAX_SIMILAR_PER_IMAGE
-from thawline.data.near_duplicates.search import (
-    find_cross_split_duplicates,
-    find_pairs,
-    group_alike,
-)
+from thawline.data.near_duplicates.search import find_pairs
 from thawline.data.sources import find_images
-from thawline.data.splitting import SPLITS, split_dataset
+from thawline.data.splitting import split_dataset
 from thawline.options import DatasetOptions
 
 FRACTIONS = DatasetOptions().fractions
-NO_PAIRS = pd.DataFrame({name: [] for name in ("sha256", "other_sha256", "distance", "kind")})
 
 
 def hashed(table: pd.DataFrame) -> pd.DataFrame:
@@ -98,19 +92,6 @@ def test_altered_copies_of_photographs_are_all_found_and_nothing_else(
     assert find_cross_split_duplicates(again, pairs).empty
 
 
-def test_the_same_file_twice_is_exact_and_images_of_one_split_are_no_matter(
-    splits: pd.DataFrame,
-) -> None:
-    hashes = hash_files(splits["path"].tolist())
-    train, val, test = (splits.index[splits["split"] == name] for name in SPLITS)
-    hashes[train[1]] = hashes[train[0]]
-    hashes[val[0]] = hashes[test[0]] = hashes[train[2]]
-    exact = find_cross_split_duplicates(splits.assign(sha256=hashes), NO_PAIRS)
-    assert exact["path"].tolist() == sorted(splits["path"][[val[0], test[0]]])
-    assert set(exact["other_path"]) <= set(splits["path"][[val[0], train[2]]])
-    assert set(exact["distance"]) == {0} and set(exact["kind"]) == {"exact"}
-
-
 def test_few_of_the_digits_are_alike(digits: pd.DataFrame) -> None:
     pairs = find_pairs(digits)
     assert len(pairs) < 10 and set(pairs["kind"]) == {"uncertain"}
@@ -122,38 +103,6 @@ def test_a_blank_image_is_like_no_other(tmp_path: Path) -> None:
         Image.new("RGB", (60, 40), (gray,) * 3).save(tmp_path / f"{name}.png")
     table = pd.DataFrame({"path": sorted(map(str, tmp_path.glob("*.png"))), "label": "blank"})
     assert find_pairs(hashed(table)).empty
-
-
-@given(data=st.data())
-def test_what_belongs_together_has_one_group_and_given_groups_are_not_torn_apart(
-    data: st.DataObject,
-) -> None:
-    count = data.draw(st.integers(6, 30))
-    codes = data.draw(st.lists(st.sampled_from("abcdefghijkl"), min_size=count, max_size=count))
-    images = pd.DataFrame({"path": [f"{n:02d}.png" for n in range(count)], "sha256": codes})
-    given_groups = data.draw(st.booleans())
-    if given_groups:
-        images["group"] = [data.draw(st.sampled_from("123456789")) for _ in codes]
-    own_splits = data.draw(st.booleans())
-    if own_splits:
-        images["split"] = [data.draw(st.sampled_from(SPLITS)) for _ in codes]
-    near = data.draw(st.lists(st.tuples(*[st.sampled_from("abcdefghijkl")] * 2), max_size=4))
-    pairs = pd.DataFrame(near, columns=["sha256", "other_sha256"])
-    pairs = pairs.assign(distance=0.01, kind=["near"] * len(pairs))
-    grouped = group_alike(images, pairs)
-    group = grouped["group"] if "group" in grouped else grouped["path"]
-    side = images["split"] if own_splits else pd.Series("", index=images.index)
-    assert (group.groupby([side, images["sha256"]]).nunique() == 1).all()
-    for one, two in near:
-        for name in side.unique():
-            both = group[images["sha256"].isin([one, two]) & (side == name)]
-            assert both.nunique() <= 1
-    if given_groups:
-        assert (group.groupby(images["group"]).nunique() == 1).all()
-    elif not near and images["sha256"].is_unique:
-        assert grouped is images
-    if not given_groups and not near:  # and nothing else is joined
-        assert group.nunique() == len(set(zip(side, codes, strict=True)))
 
 
 def test_copies_stay_on_one_side(photos: Path, tmp_path: Path) -> None:
@@ -310,43 +259,3 @@ def test_a_copy_in_another_class_is_similar_unless_a_class_is_shared(
     assert group_alike(images, find_pairs(images)) is images
     again = images[:1].assign(label="temple")
     assert find_pairs(pd.concat([images, again]))["kind"].tolist() == ["near"]
-
-
-def test_a_similar_image_does_not_hide_one_that_counts_as_the_same() -> None:
-    splits = pd.DataFrame(
-        {
-            "path": ["a.png", "b.png", "c.png"],
-            "label": ["bad", "good", "good"],
-            "split": ["train", "train", "test"],
-            "sha256": ["a", "b", "c"],
-        }
-    )
-    pairs = pd.DataFrame(
-        {
-            "sha256": ["a", "b"],
-            "other_sha256": ["c", "c"],
-            "distance": [0.001, 0.002],
-            "kind": ["similar", "near"],
-        }
-    )
-    for some, kind in ((pairs, "near"), (pairs[:1], "similar")):
-        assert find_cross_split_duplicates(splits, some)["kind"].tolist() == [kind]
-
-
-@pytest.mark.parametrize("folder", ["a", "z"])
-def test_the_name_of_a_group_depends_on_contents_or_on_the_data_s_own_groups_only(
-    folder: str,
-) -> None:
-    codes = ["c", "b", "d", "b", "a"]
-    pairs = pd.DataFrame({"sha256": ["d"], "other_sha256": ["c"], "distance": 0, "kind": "near"})
-    images = pd.DataFrame({"path": [f"{folder}/{n}.png" for n in range(5)], "sha256": codes})
-    assert group_alike(images, pairs)["group"].tolist() == ["c", "b", "c", "b", "a"]
-    own = images.assign(group=["2", "1", "10", "3", "4"])
-    assert group_alike(own, pairs)["group"].tolist() == ["10", "1", "10", "1", "4"]
-
-
-def test_groups_of_two_splits_have_different_names() -> None:
-    images = pd.DataFrame({"path": ["0.png", "1.png", "2.png", "3.png"], "sha256": list("aabb")})
-    images["split"] = ["train", "test", "train", "train"]
-    grouped = group_alike(images, NO_PAIRS.astype("str"))
-    assert grouped["group"].tolist() == ["a train", "a test", "b", "b"]

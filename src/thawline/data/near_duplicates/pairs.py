@@ -1,4 +1,4 @@
-"""Pairs of images by number, the groups that they form, and the classes that they share."""
+"""Pairs of images by index, the groups that they form, and the classes that they share."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-MAX_SIMILAR_PER_IMAGE = 5  # pairs of kind `similar` that are reported for an image
+MAX_SIMILAR_PER_IMAGE = 5  # reported pairs of kind `similar`
 
 
 class Pairs(NamedTuple):
-    """Pairs of images by their numbers, each (P,)."""
+    """Pairs of images by their indices, each (P,)."""
 
     first: np.ndarray
     second: np.ndarray
     distance: np.ndarray
 
     def take(self, chosen: np.ndarray) -> Pairs:
-        """Return the pairs at these places, or where the mask is true."""
+        """Return the pairs at these indices, or where the mask is true."""
         return Pairs(*(column[chosen] for column in self))
 
 
@@ -29,33 +29,19 @@ NO_PAIRS = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.fl
 
 
 class Classes:
-    """Which contents share a class."""
+    """The classes of each content; nearly all contents have one."""
 
     def __init__(self, images: pd.DataFrame, contents: pd.Series) -> None:
-        """Collect the classes of each content; nearly all contents have one."""
-        number = pd.Index(contents).get_indexer(images["sha256"])
+        """Collect the classes of `contents`, unique values of the column sha256 of `images`."""
+        content = pd.Index(contents).get_indexer(images["sha256"])
         label, _ = pd.factorize(images["label"])
-        places = pd.DataFrame({"number": number, "label": label}).drop_duplicates()
-        several = places[places["number"].duplicated(keep=False)]
-        self.label = np.zeros(len(contents), np.int64)
-        self.label[places["number"]] = places["label"]
-        self.in_several = np.zeros(len(contents), bool)
-        self.in_several[several["number"]] = True
-        self.labels: dict[int, set[int]] = {}
-        for one, its_label in several.itertuples(index=False):
-            self.labels.setdefault(one, set()).add(its_label)
+        has = np.ones(len(images), np.int32)
+        self._has_class = coo_array((has, (content, label))).tocsr()  # (contents, classes)
 
     def shared(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Return for pairs of contents, by their numbers, whether any class is the same (P,)."""
-        same = self.label[first] == self.label[second]
-        unclear = ~same & (self.in_several[first] | self.in_several[second])
-        for place in np.flatnonzero(unclear):
-            one, two = (self._labels_of(int(end[place])) for end in (first, second))
-            same[place] = not one.isdisjoint(two)
-        return same
-
-    def _labels_of(self, number: int) -> set[int]:
-        return self.labels.get(number, {int(self.label[number])})
+        """Return whether pairs of contents, by their numbers, have a class in common (P,)."""
+        common = self._has_class[first].multiply(self._has_class[second])
+        return np.asarray(common.sum(axis=1)).ravel() > 0
 
 
 def find_components(count: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -65,17 +51,17 @@ def find_components(count: int, first: np.ndarray, second: np.ndarray) -> np.nda
 
 
 def concatenate(parts: Iterable[Pairs]) -> Pairs:
-    """Return all pairs of some parts."""
+    """Return the pairs of all parts."""
     return Pairs(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
 def renumber(pairs: Pairs, number: np.ndarray) -> Pairs:
-    """Return the pairs with other numbers of their images, in the same order."""
+    """Return the pairs with their indices replaced by `number[index]`."""
     return pairs._replace(first=number[pairs.first], second=number[pairs.second])
 
 
 def join_groups(group: np.ndarray, pairs: Pairs) -> np.ndarray:
-    """Return the group (N,) of each image after those of the pairs are joined."""
+    """Return the group (N,) of each image after the groups of each pair are joined."""
     if not len(pairs.first):
         return group
     _, representative = np.unique(group, return_index=True)

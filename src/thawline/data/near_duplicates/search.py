@@ -1,9 +1,9 @@
-"""Find images that are the same, or look the same, so that no split separates them.
+"""Find images that look alike.
 
-The coarse comparison finds the pairs whose pictures of 32 px look alike. That is enough for
-photographs of different places. The images of a fixed camera all look alike, so wherever many
-images are linked, a finer comparison at 128 px subtracts the background that they share: a copy has
-the same noise as its original, another image has not.
+The coarse comparison finds pairs that look alike at 32 px, which is enough for photographs of
+different places. Images of a fixed camera all look alike. Where many images are linked, a finer
+comparison at 128 px therefore subtracts their common background: a copy has the same noise as its
+original, and a different image does not.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from thawline.data.near_duplicates.pairs import (
     Pairs,
     closest,
     concatenate,
-    find_components,
     iterate_groups,
     join_groups,
 )
@@ -40,55 +39,48 @@ from thawline.data.near_duplicates.thumbnails import (
     SMOOTH,
     standardize,
 )
-from thawline.data.screening import SAME_IMAGE
-from thawline.data.splitting import SPLITS
 
-MOST_BITS = 16  # of 64 that perceptual hashes may differ in; 8 px images recompressed reach 14
+MAX_HASH_DISTANCE = 16  # of 64 bits; recompressed 8 px images reach 14
 MIRRORED = (False, True)
-ROUGHLY_ALIKE = 0.97  # already at `SIDE`, where both have the same size
-ENLARGED = 0.9  # where one of the two is an enlargement
-MAX_PENDING_PAIRS = 1_000_000  # pairs that are held before those that are not needed are dropped
+MIN_ROUGH_CORRELATION = 0.97  # at `SIDE`, of images of the same size
+MIN_ENLARGED_CORRELATION = 0.9  # at `SIDE`, of an image and its enlargement
+MAX_PENDING_PAIRS = 1_000_000  # in memory, before those that are not needed are dropped
 
 FILTERS = (SMOOTH, Image.Resampling.BILINEAR, Image.Resampling.LANCZOS, Image.Resampling.NEAREST)
 PAIR = ["sha256", "other_sha256", "distance", "kind"]
-FOUND = ["path", "split", "label", "other_path", "other_split", "other_label", "distance", "kind"]
 
 
 def find_pairs(images: pd.DataFrame) -> pd.DataFrame:
-    """Return the pairs of images that look alike: resized, recompressed or mirrored.
+    """Find pairs of images that look alike: resized, recompressed or mirrored copies.
 
-    Pairs of similar perceptual hash (DCT, 64 bits) are compared pixel by pixel, since tiny images
-    of different things have similar hashes too. Some of these have similar pixels as well: a pair
-    is `uncertain` if one of the two has less than 32 px a side. (Two pairs of scikit-learn's 8 px
-    digits are alike, and no two of 397 different photographs.)
+    Images with similar perceptual hashes (DCT, 64 bits) are compared pixel by pixel, because tiny
+    images of different things also have similar hashes. A pair with similar pixels is `uncertain`
+    if one image has less than 32 px per side. (Two pairs of scikit-learn's 8 px digits look alike,
+    and no two of 397 different photographs do.)
 
-    Other pairs are `similar` if the two have no class in common, and else `near`. But a finer
-    comparison decides where `near` pairs link more than `MAX_UNCHECKED_GROUP` images, or where
-    more than `MAX_SMALL_GROUP` images of any classes are linked by looking roughly alike. A pair
-    then becomes `similar` unless one of these holds:
+    Other pairs are `near` if the images have a class in common, and `similar` if not. A finer
+    comparison decides if `near` pairs link more than `MAX_UNCHECKED_GROUP` images, or if more than
+    `MAX_SMALL_GROUP` images of any class look roughly alike. A pair then becomes `similar` unless:
 
-    - The pixels are practically equal, or those of the mirror image.
-    - The residuals correlate, that is, what is left without the common background: the same noise
-      and the same scratches.
-    - The files differ in size or encoding, the pictures differ no more than copies do, and neither
-      file is from a fixed camera. It is if other images of the group have its size and encoding.
+    - the pixels, or those of the mirror image, are practically equal; or
+    - the residuals without the common background correlate: equal noise and scratches; or
+    - size or encoding of the files differ, the pixels differ no more than those of copies, and
+      neither file is from a fixed camera, which writes all images of the group alike.
 
-    A part of the group that these pairs link, and that is small enough, keeps all its pairs.
+    A small part of the group that these pairs link keeps all of its pairs.
 
-    Time grows with the square of the number of linked images, memory in proportion to it: 5,000
-    images take half a minute on two cores and 0.6 GB.
+    Time grows with the square of the number of linked images, and memory linearly: 5,000 images
+    take half a minute on two cores and 0.6 GB.
 
     Args:
-        images: path, label and sha256, the hash of the file's content; contents count once, in all
-            the classes that they are in.
+        images: path, label and sha256. Each content counts once, in all of its classes.
 
     Returns:
-        sha256, other_sha256, distance (1 - correlation of the pixels) and kind, one row per pair.
-        Of `similar` pairs, which can be many, only those that are among the
-        `MAX_SIMILAR_PER_IMAGE` closest of one of their images.
+        One row per pair: sha256, other_sha256, distance (1 - correlation of the pixels) and kind.
+        Of `similar` pairs, only the `MAX_SIMILAR_PER_IMAGE` closest of each image are kept.
 
     Raises:
-        OSError: when an image cannot be read.
+        DataError: if an image cannot be decoded.
     """
     contents = images.drop_duplicates("sha256", ignore_index=True)
     paths = contents["path"].tolist()
@@ -125,85 +117,24 @@ def find_pairs(images: pd.DataFrame) -> pd.DataFrame:
     return _as_table(found, contents["sha256"])
 
 
-def group_alike(images: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """Return the manifest with one `group` for all images that are the same or look the same.
-
-    Groups that are there are joined, not torn apart. Images in different splits that the data
-    brings are left to the leakage gate. Without any two that belong together nothing is changed.
-
-    The name of a group does not depend on where the images lie: it is the first, as text, of the
-    data's own names of its images, or else of their sha256. If it stands in several splits, the
-    split is added.
-
-    Args:
-        images: path, sha256 and, if the data brings them, split and group.
-        pairs: as `find_pairs` returns them; only those that are `near` count.
-    """
-    near = pairs[pairs["kind"] == "near"]
-    split = images["split"] if "split" in images else pd.Series("", index=images.index)
-    group = images["group"] if "group" in images else images["path"]
-    split, group = split.astype("str"), group.astype("str")  # from Parquet they are categories
-    ends, other_ends = ["group " + group], [split + " " + images["sha256"]]
-    for name in split.unique():
-        ends.append(name + " " + near["sha256"])
-        other_ends.append(name + " " + near["other_sha256"])
-    nodes, _ = pd.factorize(pd.concat([*ends, *other_ends]))
-    one, two = np.split(nodes, 2)
-    component = find_components(nodes.max() + 1, one, two)[one[: len(images)]]
-    if "group" in images:
-        joined = group.groupby(component).transform("min")
-        return images if joined.equals(group) else images.assign(group=joined)
-    if len(np.unique(component)) == len(images):
-        return images
-    joined = images["sha256"].astype("str").groupby(component).transform("min")
-    in_two_splits = split.groupby(joined).transform("nunique") > 1
-    return images.assign(group=joined.mask(in_two_splits, joined + " " + split))
-
-
-def find_cross_split_duplicates(splits: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
-    """Return the images of val and test that are, or look like, one in a split before their own.
-
-    Args:
-        splits: the table of splits, with sha256.
-        pairs: as `find_pairs` returns them.
-
-    Returns:
-        path, split, label, the same of the other image, distance and kind: `exact` where the two
-        files have the same bytes, else that of the pair. One row per image, with the one it is
-        most like. Pairs that count as the same image come first, the most alike first.
-    """
-    splits = splits.astype({"split": "str", "label": "str"})  # from Parquet they are categories
-    codes = splits["sha256"].unique()
-    same = pd.DataFrame({"sha256": codes, "other_sha256": codes, "distance": 0.0, "kind": "exact"})
-    swapped = pairs.rename(columns={"sha256": "other_sha256", "other_sha256": "sha256"})
-    others = splits.drop_duplicates(["sha256", "split"]).add_prefix("other_")
-    both = pd.concat([same, *(table for table in (pairs, swapped) if len(table))])
-    found = splits.merge(both, on="sha256").merge(others, on="other_sha256")
-    rank = {name: number for number, name in enumerate(SPLITS)}
-    found = found[found["split"].map(rank) > found["other_split"].map(rank)]
-    found = found.assign(reported=~found["kind"].isin(SAME_IMAGE))  # must not hide a leak
-    found = found.sort_values(["reported", "distance", "kind", "path", "other_path"])
-    return found.drop_duplicates("path", ignore_index=True)[FOUND]
-
-
 def _groups_to_check(linked: np.ndarray, scene: np.ndarray) -> np.ndarray:
-    """Return the group (N,) of each image: its scene if that has many images, else what it links.
+    """Return the group (N,) of each image: its scene if that is large, else what it is linked to.
 
     Args:
-        linked: the group by pairs of one class that look alike.
-        scene: the larger one by pairs of any classes that look roughly alike.
+        linked: groups of pairs of one class that look alike.
+        scene: larger groups of pairs of any classes that look roughly alike.
     """
     large = np.bincount(scene)[scene] > MAX_SMALL_GROUP
     return np.where(large, scene, len(scene) + linked)
 
 
 def _is_large(group: np.ndarray) -> np.ndarray:
-    """Return for each image (N,) whether its group is to be compared finely."""
+    """Return whether each image's group needs the finer comparison (N,)."""
     return np.bincount(group)[group] > MAX_UNCHECKED_GROUP
 
 
 def _as_table(found: dict[str, list[Pairs]], codes: pd.Series) -> pd.DataFrame:
-    """Return pairs of each kind as one table; those that are `near` are nothing else."""
+    """Return pairs of all kinds as one table; a pair that is `near` has no other kind."""
     tables = [
         pd.DataFrame(pairs._asdict()).assign(kind=kind)
         for kind, parts in found.items()
@@ -228,14 +159,14 @@ def _as_table(found: dict[str, list[Pairs]], codes: pd.Series) -> pd.DataFrame:
 
 
 def _small_pictures(paths: Sequence[str]) -> tuple[list[Image.Image], np.ndarray, np.ndarray]:
-    """Return every image in gray and small, and (N,) uint64: its hash, and its mirror image's."""
+    """Return small gray images, their hashes (N,) uint64 and those of their mirror images."""
     found = map_threads(_small_picture, paths, "Looking for duplicates")
     pictures, plain, mirrored = zip(*found, strict=True)
     return list(pictures), np.array(plain, np.uint64), np.array(mirrored, np.uint64)
 
 
 def _small_picture(path: str) -> tuple[Image.Image, int, int]:
-    """Return an image in gray, at most `SIDE` px a side, its hash, and that of its mirror image."""
+    """Return an image in gray, at most `SIDE` px per side, its hash, and its mirror image's hash."""
     with open_image(path) as file:
         image = to_rgb(file, min(1.0, 2 * SIDE / min(file.size)), bit_depth=None).convert("L")
     small = image.resize((min(SIDE, image.width), min(SIDE, image.height)), SMOOTH)
@@ -250,11 +181,11 @@ def _hash_code(picture: Image.Image) -> int:
 def _coarse_pairs(
     pictures: Sequence[Image.Image], gray: np.ndarray, codes: Sequence[np.ndarray]
 ) -> Iterator[Pairs]:
-    """Yield pairs that may look alike, with the distance of their small pictures.
+    """Yield pairs that look roughly alike, with the distance of their small images.
 
     Args:
-        pictures: gray, at most `SIDE` px a side.
-        gray: (N, SIDE, SIDE), the same standardized.
+        pictures: gray, at most `SIDE` px per side.
+        gray: (N, SIDE, SIDE), the same, standardized.
         codes: (N,) hashes of the pictures, and of their mirror images.
     """
     full = np.array([picture.size == (SIDE, SIDE) for picture in pictures], dtype=bool)
@@ -265,7 +196,7 @@ def _coarse_pairs(
             picture = pictures[pairs.first[place]]
             picture = ImageOps.mirror(picture) if mirrored else picture
             distance[place] = 1 - _correlation(picture, pictures[pairs.second[place]])
-        enough = distance <= 1 - ROUGHLY_ALIKE
+        enough = distance <= 1 - MIN_ROUGH_CORRELATION
         if enough.any():
             yield pairs._replace(distance=distance.clip(min=0)).take(enough)
 
@@ -273,7 +204,7 @@ def _coarse_pairs(
 def _candidates(
     pictures: Sequence[Image.Image], gray: np.ndarray, codes: Sequence[np.ndarray]
 ) -> Iterator[tuple[Pairs, bool]]:
-    """Yield pairs that are roughly alike, and whether they are with the first mirrored."""
+    """Yield pairs that may look alike, and whether the first image is mirrored."""
     plain = codes[False]
     sizes = np.array([picture.size for picture in pictures])
     starts = range(0, len(pictures), BLOCK)
@@ -281,7 +212,7 @@ def _candidates(
         for mirrored in MIRRORED:
             block = codes[mirrored][start : start + BLOCK]
             rows, columns = np.nonzero(
-                np.bitwise_count(block[:, None] ^ plain[None, start + 1 :]) <= MOST_BITS
+                np.bitwise_count(block[:, None] ^ plain[None, start + 1 :]) <= MAX_HASH_DISTANCE
             )
             rows, columns = rows + start, columns + start + 1
             pairs = np.stack([rows, columns])[:, rows < columns]
@@ -290,15 +221,15 @@ def _candidates(
                 ours = gray[first, :, ::-1] if mirrored else gray[first]
                 alike = np.einsum("nij,nij->n", ours, gray[second])
                 same_size = (sizes[first] == sizes[second]).all(axis=1)
-                enough = alike >= np.where(same_size, ROUGHLY_ALIKE, ENLARGED)
+                enough = alike >= np.where(same_size, MIN_ROUGH_CORRELATION, MIN_ENLARGED_CORRELATION)
                 found.append(Pairs(first, second, 1 - alike).take(enough))
             yield concatenate(found), mirrored
 
 
 def _correlation(first: Image.Image, second: Image.Image) -> float:
-    """Return how far the pixels of two pictures go together, -1 to 1.
+    """Return the correlation of two images, -1 to 1.
 
-    The smaller is enlarged by every filter it may have been enlarged by.
+    The smaller one is enlarged by each common filter, and the best match counts.
     """
     small, large = sorted((first, second), key=lambda picture: picture.size)
     target = standardize(large, large.size)

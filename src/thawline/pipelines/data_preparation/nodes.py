@@ -9,8 +9,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from PIL import Image
 
-from thawline.data import screening, sources, splitting
-from thawline.data.near_duplicates import search as near_duplicates
+from thawline.data import sources, splitting
+from thawline.data.near_duplicates import leakage, search
+from thawline.data.screening import screen
+from thawline.data.screening.file_records import ScreeningCache
 from thawline.errors import DataError
 from thawline.networks.classifier import read_ancestors
 from thawline.options import DatasetOptions, ModelOptions, ScreeningOptions, TransformOptions
@@ -39,8 +41,8 @@ def screen_images(
     screening_cache: Path,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the manifest of the usable images, and a table of what is odd with the reason."""
-    clean_manifest, quarantine = screening.screen_images(
-        manifest, options, screening.ScreeningCache(screening_cache), transforms.bit_depth
+    clean_manifest, quarantine = screen.screen_images(
+        manifest, options, ScreeningCache(screening_cache), transforms.bit_depth
     )
     clean_manifest.attrs = quarantine.attrs = manifest.attrs
     for kept, fate in ((False, "left out"), (True, "kept all the same")):
@@ -66,12 +68,12 @@ def split_dataset(
     seed: int,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the table of splits, and the images that are in two of them."""
-    pairs = pd.DataFrame(columns=near_duplicates.PAIR)
+    pairs = pd.DataFrame(columns=search.PAIR)
     if options.near_duplicates != "off":
-        pairs = near_duplicates.find_pairs(clean_manifest)
+        pairs = search.find_pairs(clean_manifest)
     if options.near_duplicates == "report":
         pairs["kind"] = pairs["kind"].replace("near", "similar")
-    grouped = near_duplicates.group_alike(clean_manifest, pairs)
+    grouped = leakage.group_alike(clean_manifest, pairs)
     kinds = pairs["kind"].value_counts()
     if len(pairs):
         logger.info(
@@ -84,8 +86,8 @@ def split_dataset(
     splits = _spare_seen(splits, model, options)
     counts = splits["split"].value_counts()
     logger.info("Images: %s", ", ".join(f"{name} {counts[name]}" for name in splitting.SPLITS))
-    in_two_splits = near_duplicates.find_cross_split_duplicates(splits, pairs)
-    screening.check_leakage(in_two_splits, options)
+    in_two_splits = leakage.find_cross_split_duplicates(splits, pairs)
+    leakage.check_leakage(in_two_splits, options)
     if options.near_duplicates == "group" and "group" not in clean_manifest:
         _tell_similar(in_two_splits)
     splits.attrs = in_two_splits.attrs = clean_manifest.attrs

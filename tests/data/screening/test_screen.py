@@ -18,11 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from conftest import divide_photos
-from thawline.data import screening
 from thawline.data.decoding import hash_files
-from thawline.data.near_duplicates.search import find_cross_split_duplicates, find_pairs
-from thawline.data.screening import Problem, ScreeningCache, check_leakage, examine, screen_images
+from thawline.data.screening import file_records
+from thawline.data.screening.file_records import Problem, ScreeningCache, examine
+from thawline.data.screening.screen import screen_images
 from thawline.data.sources import find_images
 from thawline.data.splitting import split_dataset
 from thawline.errors import DataError
@@ -183,7 +182,7 @@ BAD: dict[str, tuple[Problem, str, Callable[[Path], object]]] = {
     "a socket": (Problem.NOT_A_FILE, "a.jpg", socket_at),
     "a name that is no utf-8": (Problem.UNUSABLE_NAME, "a\udcff.jpg", save),
     "a carriage return in its name": (Problem.UNUSABLE_NAME, "a\r.png", save),
-    "in another class too": (Problem.CONTRADICTING_LABELS, "a.png", lambda f: save(f, 10)),
+    "in another class too": (Problem.CONFLICTING_LABELS, "a.png", lambda f: save(f, 10)),
 }  # fmt: skip
 
 
@@ -196,7 +195,7 @@ def test_bad_input_has_its_named_outcome_and_the_good_is_kept(corpus: Path, kind
     assert set(quarantine["problem"]) == {problem.value}
     assert not quarantine["kept"].any() and quarantine["detail"].str.len().min() > 5
     assert len(clean) + len(quarantine) == len(manifest)
-    twin = {"bees/0.png"} if problem is Problem.CONTRADICTING_LABELS else set()
+    twin = {"bees/0.png"} if problem is Problem.CONFLICTING_LABELS else set()
     good = {f"{label}/{idx}.png" for label in ("ants", "bees") for idx in range(ANTS)} - twin
     assert {Path(p).relative_to(corpus).as_posix() for p in clean["path"]} == good
     assert (clean["label"] == clean["path"].map(lambda p: Path(p).parent.name)).all()
@@ -305,9 +304,11 @@ def test_only_what_has_changed_is_opened_again(
     (corpus / "ants" / "bad.png").write_bytes(b"no image")
     cache, manifest = ScreeningCache(tmp_path / "new" / "cache.parquet"), find(corpus)
     opened: list[str] = []
-    decode = screening._decode
+    decode = file_records._decode
     monkeypatch.setattr(
-        screening, "_decode", lambda facts, _: opened.append(facts.path) or decode(facts, OPTIONS)
+        file_records,
+        "_decode",
+        lambda facts, _: opened.append(facts.path) or decode(facts, OPTIONS),
     )
     first = screen_images(manifest, OPTIONS, cache)
     assert len(opened) == len(manifest)
@@ -351,25 +352,6 @@ def test_no_bytes_end_in_an_error(
     assert facts.problem in {"", *(problem.value for problem in Problem)}
 
 
-@pytest.mark.parametrize("kind", ["exact", "near"])
-def test_a_test_image_that_is_in_training_too_stops_the_run(
-    photos: Path, tmp_path: Path, kind: str
-) -> None:
-    root = divide_photos(photos, tmp_path / "photos", train=range(10), test=range(10, 20))
-    leak = root / "test" / "flower" / "leak.jpg"
-    if kind == "exact":
-        shutil.copy(photos / "flower" / "03.jpg", leak)
-    else:
-        Image.open(photos / "flower" / "03.jpg").save(leak, quality=60)
-    clean, _ = screen_images(find(root), OPTIONS)
-    splits = split_dataset(clean, DatasetOptions().fractions, 0)
-    found = find_cross_split_duplicates(splits.merge(clean[["path", "sha256"]]), find_pairs(clean))
-    with pytest.raises(DataError, match=rf"leak.jpg \(flower\)(?s:.*){kind}(?s:.*)on_leak=warn"):
-        check_leakage(found, OPTIONS)
-    check_leakage(found, ScreeningOptions(on_leak="warn"))
-    check_leakage(found[found["split"] != "test"], OPTIONS)
-
-
 @pytest.mark.parametrize(
     ("values", "depth", "said"),
     [
@@ -402,14 +384,3 @@ def test_values_from_0_to_1_with_a_bit_depth_are_told(
     screen_images(find(corpus), OPTIONS, bit_depth=12)
     assert "12 makes 1 image(s) black" in caplog.text
     assert "Set transforms.bit_depth=auto" in caplog.text
-
-
-def test_pairs_that_only_look_alike_do_not_stop_a_run(caplog: pytest.LogCaptureFixture) -> None:
-    images = {"path": ["a.png"], "label": ["good"], "split": ["test"]}
-    others = {"other_path": ["b.png"], "other_label": ["bad"], "other_split": ["train"]}
-    found = pd.DataFrame({**images, **others, "distance": [0.001]})
-    for kind in ("similar", "uncertain"):
-        check_leakage(found.assign(kind=kind), OPTIONS)
-    assert not caplog.records
-    with pytest.raises(DataError, match=r"b\.png"):
-        check_leakage(found.assign(kind="near"), OPTIONS)

@@ -1,0 +1,1 @@
+"""Open every image file before training, and quarantine what cannot be used."""

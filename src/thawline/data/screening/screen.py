@@ -1,0 +1,190 @@
+"""Screen a manifest: keep the usable images, and list all others with the reason."""
+
+from __future__ import annotations
+
+import logging
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image
+
+from thawline.data.screening.file_records import (
+    Problem,
+    ScreeningCache,
+    examine_all,
+)
+from thawline.errors import DataError
+from thawline.options import BitDepth, ScreeningOptions
+
+logger = logging.getLogger(__name__)
+
+MAX_NAMES_IN_MESSAGE = 5  # files
+COLUMNS = ["path", "label", "problem", "detail", "kept"]
+
+
+def screen_images(
+    manifest: pd.DataFrame,
+    options: ScreeningOptions,
+    cache: ScreeningCache | None = None,
+    bit_depth: BitDepth = "auto",
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Split a manifest into usable images and a quarantine.
+
+    Every file is read and decoded once, several at a time. Files in the cache are skipped if their
+    size and time of change are the same.
+
+    Args:
+        manifest: path, label and optionally split and group.
+        options: limits, and what to do with images that exceed them.
+        cache: records of earlier screenings; updated.
+        bit_depth: of `transforms`; a warning says if it does not fit the files.
+
+    Returns:
+        The manifest with a column `sha256`. And the quarantine, one row per observation: path,
+        label, problem (a value of `Problem`), detail (a sentence) and kept (whether the image is
+        used nevertheless).
+
+    Raises:
+        DataError: if a class has no readable image; or, if `on_problem` is "error", for any
+            problem.
+    """
+    manifest = manifest.drop(columns="sha256", errors="ignore")  # hashes of the files replace it
+    records = examine_all(manifest["path"].tolist(), options, cache.read() if cache else {})
+    if cache:
+        cache.write(records)
+    table = manifest.join(pd.DataFrame(records, index=manifest.index).drop(columns="path"))
+    unreadable = _quarantine(table[table["problem"] != ""], kept=False)
+    for problem, find in EXCLUDING_CHECKS.items():
+        details = find(table[table["problem"] == ""], options)
+        table.loc[details.index, "problem"] = problem.value
+        table.loc[details.index, "detail"] = details
+    usable = table[table["problem"] == ""]
+    _check_bit_depth(usable, bit_depth)
+    quarantine = _quarantine(table[table["problem"] != ""], kept=False)
+    if options.on_problem == "error" and len(quarantine):
+        raise DataError(_describe(quarantine))
+    for problem, note in NOTES.items():
+        details = note(usable)
+        rows = usable.loc[details.index].assign(problem=problem.value, detail=details)
+        quarantine = pd.concat([quarantine, _quarantine(rows, kept=True)], ignore_index=True)
+    readable = manifest["label"].drop(unreadable.index)
+    emptied = sorted(set(manifest["label"]) - set(readable))
+    if emptied:
+        first = quarantine[quarantine["label"] == emptied[0]].iloc[0]
+        raise DataError(
+            f"dataset.root: class '{emptied[0]}' has no readable image ({first['path']}:"
+            f" {first['detail']}). Fix its images or remove the class."
+        )
+    return usable[[*manifest.columns, "sha256"]].reset_index(drop=True), quarantine
+
+
+def _quarantine(rows: pd.DataFrame, kept: bool) -> pd.DataFrame:
+    return rows.assign(kept=kept)[COLUMNS]
+
+
+def _find_conflicting_labels(images: pd.DataFrame, options: ScreeningOptions) -> pd.Series:
+    """Describe images that are in several classes with the same bytes."""
+    labels = images.groupby("sha256")["label"]
+    rows = images[labels.transform("nunique") > 1]
+    if options.conflicting_labels == "keep":
+        rows = rows.head(0)
+    classes = rows.groupby("sha256")["label"].transform(lambda names: ", ".join(sorted({*names})))
+    keep = "; screening.conflicting_labels=keep keeps them"
+    return "copies are in the classes " + classes.astype("str") + keep
+
+
+def _find_small_classes(images: pd.DataFrame, options: ScreeningOptions) -> pd.Series:
+    """Describe images of classes with too few images."""
+    counts = images.groupby("label")["path"].transform("count")
+    detail = f"its class has fewer than {options.min_images} images (screening.min_images)"
+    return pd.Series(detail, index=images.index[counts < options.min_images], dtype="str")
+
+
+def _note_wrong_extensions(images: pd.DataFrame) -> pd.Series:
+    """Describe images whose format is not that of their file name."""
+    formats = Image.registered_extensions()
+    named = images["path"].map(lambda path: formats.get(Path(path).suffix.lower(), ""))
+    same = named.replace("MPO", "JPEG") == images["format"].replace("MPO", "JPEG")
+    return "its content is " + images["format"][~same].astype("str")
+
+
+def _note_duplicates(images: pd.DataFrame) -> pd.Series:
+    """Describe images with the same bytes."""
+    return "the same bytes as " + _first_other(images["path"], images["sha256"])
+
+
+def _note_case_clashes(images: pd.DataFrame) -> pd.Series:
+    """Describe images whose paths differ in case, or in the form of their Unicode, alone."""
+    folded = images["path"].map(lambda path: unicodedata.normalize("NFC", path).casefold())
+    return "on Windows and macOS the same file as " + _first_other(images["path"], folded)
+
+
+def _first_other(paths: pd.Series, key: pd.Series) -> pd.Series:
+    """Return for each path whose key occurs more than once the first other path with that key."""
+    paths = paths[key.duplicated(keep=False)]
+    groups = paths.groupby(key[paths.index])
+    others = groups.transform("first").where(groups.cumcount() > 0, groups.shift(-1))
+    return others.astype("str")
+
+
+EXCLUDING_CHECKS: dict[Problem, Callable[[pd.DataFrame, ScreeningOptions], pd.Series]] = {
+    Problem.CONFLICTING_LABELS: _find_conflicting_labels,
+    Problem.CLASS_TOO_SMALL: _find_small_classes,
+}
+NOTES: dict[Problem, Callable[[pd.DataFrame], pd.Series]] = {
+    Problem.WRONG_EXTENSION: _note_wrong_extensions,
+    Problem.DUPLICATE: _note_duplicates,
+    Problem.CASE_CLASH: _note_case_clashes,
+}
+
+
+def _check_bit_depth(images: pd.DataFrame, bit_depth: BitDepth) -> None:
+    """Warn if grayscale images with more than 8 bits per pixel would become too dark or white."""
+    shares = images[(images["mode"] == "F") & (images["bits"] == 0)]
+    if bit_depth != "auto" and len(shares):
+        logger.warning(
+            "transforms.bit_depth: %d makes %d image(s) black, first %s, whose values are from 0 to"
+            " 1. Set transforms.bit_depth=auto.",
+            bit_depth,
+            len(shares),
+            shares["path"].iloc[0],
+        )
+    deep = images[images["bits"] > 0]
+    if deep.empty:
+        return
+    needed = int(deep["bits"].max())
+    first = deep[deep["bits"] == needed].iloc[0]
+    is_float = first["mode"] == "F"  # with values above 1, or `bits` would be 0
+    assumed = bit_depth if bit_depth != "auto" else 0 if is_float else 16
+    if needed == assumed:
+        return
+    logger.warning(
+        "transforms.bit_depth: %s makes %d image(s) %s, first %s, whose values need %d bits. Set"
+        " transforms.bit_depth=%d.",
+        bit_depth,
+        len(deep),
+        "too dark" if needed < assumed else "white where they are bright",
+        first["path"],
+        needed,
+        needed,
+    )
+
+
+def _describe(quarantine: pd.DataFrame) -> str:
+    """Return the message of a run that stops: the number of files per problem, and the first."""
+    reasons = ", ".join(f"{n} {name}" for name, n in quarantine["problem"].value_counts().items())
+    files = [
+        f"  {row.path}: {row.problem}, {row.detail}"
+        for row in quarantine.head(MAX_NAMES_IN_MESSAGE).itertuples()
+    ]
+    if len(quarantine) > MAX_NAMES_IN_MESSAGE:
+        files.append(f"  and {len(quarantine) - MAX_NAMES_IN_MESSAGE} more")
+    return "\n".join(
+        [
+            f"dataset.root: {len(quarantine)} file(s) cannot be used ({reasons}):",
+            *files,
+            "Fix or remove them, or set screening.on_problem to quarantine to continue without.",
+        ]
+    )
