@@ -166,7 +166,7 @@ def _small_pictures(paths: Sequence[str]) -> tuple[list[Image.Image], np.ndarray
 
 
 def _small_picture(path: str) -> tuple[Image.Image, int, int]:
-    """Return an image in gray, at most `SIDE` px per side, its hash, and its mirror image's hash."""
+    """Return a small gray image, its hash, and the hash of its mirror image."""
     with open_image(path) as file:
         image = to_rgb(file, min(1.0, 2 * SIDE / min(file.size)), bit_depth=None).convert("L")
     small = image.resize((min(SIDE, image.width), min(SIDE, image.height)), SMOOTH)
@@ -221,7 +221,9 @@ def _candidates(
                 ours = gray[first, :, ::-1] if mirrored else gray[first]
                 alike = np.einsum("nij,nij->n", ours, gray[second])
                 same_size = (sizes[first] == sizes[second]).all(axis=1)
-                enough = alike >= np.where(same_size, MIN_ROUGH_CORRELATION, MIN_ENLARGED_CORRELATION)
+                enough = alike >= np.where(
+                    same_size, MIN_ROUGH_CORRELATION, MIN_ENLARGED_CORRELATION
+                )
                 found.append(Pairs(first, second, 1 - alike).take(enough))
             yield concatenate(found), mirrored
 
