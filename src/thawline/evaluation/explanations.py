@@ -151,11 +151,18 @@ def find_spatial_stage(network: nn.Module, image: Tensor) -> str:
             maps = None if gradient is None else _as_maps(gradient, network)
             if maps is not None and maps.any():
                 return name
+    raise _no_spatial_stage(network, image, outputs)
+
+
+def _no_spatial_stage(
+    network: nn.Module, image: Tensor, outputs: dict[str, Tensor]
+) -> ParameterError:
+    """Return the error that names the outputs of all stages."""
     shapes = ", ".join(
         f"{name} {tuple(output.shape[1:])}" if isinstance(output, Tensor) else name
         for name, output in outputs.items()
     )
-    raise ParameterError(
+    return ParameterError(
         f"explain.method: {type(network).__name__} has no stage with spatial resolution for images"
         f" of {image.shape[2]} px, as Grad-CAM needs; found {shapes}. Set"
         " explain.method=integrated_gradients, or raise transforms.size."
@@ -196,6 +203,7 @@ def _guided_grad_cam(network: nn.Module, images: Tensor) -> _Explain:
 
 
 def _keep_positive(_: nn.Module, gradients: Any, __: Any) -> tuple[Tensor]:
+    """Return the positive gradients only, as guided backpropagation passes them on."""
     return (gradients[0].relu(),)
 
 

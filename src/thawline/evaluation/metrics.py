@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import Tensor
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_confusion_matrix,
@@ -52,15 +53,20 @@ def compute_metrics(
         "test_loss": -of_targets.clamp_min(torch.finfo(torch.float32).tiny).log().mean().item(),
         "test_images": float(len(targets)),
     }
-    per_class: dict[str, Any] = {"num_classes": count, "average": "none"}
-    table = pd.DataFrame(
+    confusion = multiclass_confusion_matrix(predicted, targets, count).numpy()
+    per_class = _metrics_per_class(predicted, targets, names)
+    return metrics, per_class, pd.DataFrame(confusion, index=names, columns=names)
+
+
+def _metrics_per_class(predicted: Tensor, targets: Tensor, names: list[str]) -> pd.DataFrame:
+    """Return label, images, precision, recall and f1, one row per class."""
+    options: dict[str, Any] = {"num_classes": len(names), "average": "none"}
+    return pd.DataFrame(
         {
             "label": names,
-            "images": torch.bincount(targets, minlength=count).numpy(),
-            "precision": multiclass_precision(predicted, targets, **per_class).numpy(),
-            "recall": multiclass_recall(predicted, targets, **per_class).numpy(),
-            "f1": multiclass_f1_score(predicted, targets, **per_class).numpy(),
+            "images": torch.bincount(targets, minlength=len(names)).numpy(),
+            "precision": multiclass_precision(predicted, targets, **options).numpy(),
+            "recall": multiclass_recall(predicted, targets, **options).numpy(),
+            "f1": multiclass_f1_score(predicted, targets, **options).numpy(),
         }
     )
-    confusion = multiclass_confusion_matrix(predicted, targets, count).numpy()
-    return metrics, table, pd.DataFrame(confusion, index=names, columns=names)

@@ -43,9 +43,9 @@ def predict_split(
     paths = rows["path"].tolist()
     batches = predict_batches(classifier, paths, batch_size, make_accelerator(training).device)
     title, count = f"Predicting the {split} split", -(-len(paths) // batch_size)
-    tables: list[torch.Tensor] = []
+    remaining, tables = iter(paths), []
     for batch in track(batches, title, count, transient=True):
-        for path, problem in zip(paths[len(tables) * batch_size :], batch.problems, strict=False):
+        for problem, path in zip(batch.problems, remaining, strict=False):
             if problem:
                 raise became_unreadable(path, problem)
         tables.append(batch.probabilities)

@@ -140,30 +140,40 @@ def paired_test(correct_a: np.ndarray, correct_b: np.ndarray, groups: Groups = N
             f" {a.shape[1]} and {b.shape[1]}. Evaluate both models on one table of splits."
         )
     by_image = a.mean(axis=0) - b.mean(axis=0)
-    difference = by_image.mean()
-    prediction = 1 / max(len(a), len(b))  # as a fraction of those of an image
     group = _number_groups(groups, len(by_image))
-    count = group.max() + 1
-    size = len(group) / count
-    effect = _design_effect(by_image - difference, group, size, prediction**2 / 2)
-    weight = min(1, effect / size)  # of an added group
-    one_more = weight * prediction  # one more prediction on either side
-    padded = np.append(np.bincount(group, by_image) / size, [one_more, -one_more])
-    padded *= len(padded) / (count + 2 * weight)
-    parts = [
-        (padded.var(ddof=1) / len(padded), len(padded) - 1),
-        *((_between_trainings(each, group), len(each) - 1) for each in (a, b) if len(each) > 1),
-    ]
-    variance = sum(part for part, _ in parts)
-    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
-    center, error = padded.mean(), np.sqrt(variance)
+    center, variance, count = _mean_by_group(by_image, group, 1 / max(len(a), len(b)))
+    parts = [(variance, count - 1)]
+    parts += [(_between_trainings(each, group), len(each) - 1) for each in (a, b) if len(each) > 1]
+    total = sum(part for part, _ in parts)
+    freedom = total**2 / sum(part**2 / degrees for part, degrees in parts)
+    error = np.sqrt(total)
     half = student.ppf((1 + CONFIDENCE) / 2, freedom) * error
     return PairedTest(
-        difference=float(difference),
+        difference=float(by_image.mean()),
         low=float(max(-1, center - half)),
         high=float(min(1, center + half)),
         p_value=float(2 * student.sf(abs(center) / error, freedom)),
     )
+
+
+def _mean_by_group(
+    by_image: np.ndarray, group: np.ndarray, prediction: float
+) -> tuple[float, float, int]:
+    """Return mean difference, its variance and the number of groups, with one added to either side.
+
+    Args:
+        by_image: difference between A and B (images,), -1 to 1.
+        group: number of each image's group.
+        prediction: the difference that one prediction of one training makes.
+    """
+    count = group.max() + 1
+    size = len(group) / count
+    effect = _design_effect(by_image - by_image.mean(), group, size, prediction**2 / 2)
+    weight = min(1, effect / size)  # of an added group
+    one_more = weight * prediction  # one more prediction on either side
+    padded = np.append(np.bincount(group, by_image) / size, [one_more, -one_more])
+    padded *= len(padded) / (count + 2 * weight)
+    return padded.mean(), padded.var(ddof=1) / len(padded), len(padded)
 
 
 def _between_trainings(correct: np.ndarray, group: np.ndarray) -> float:

@@ -78,4 +78,5 @@ def _read_size(content: bytes, number: int) -> tuple[int, int]:
 
 
 def _unreadable(number: int, problem: str) -> DataError:
+    """Return the error that names an image by its position."""
     return DataError(f"Image {number} cannot be read: {problem}.")
