@@ -41,7 +41,7 @@ from thawline.training.setup import (
     evaluation_mode,
     prepare_phase,
 )
-from thawline.training.state import SavedTraining, TrainingCheckpoints
+from thawline.training.state import TrainingCheckpoints, begin_or_resume, restore_state
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +71,7 @@ def train(
         DataError: if an image file cannot be read.
     """
     initial = copy_tensors(run.network)
-    session = SavedTraining(checkpoints, run, phases, initial)
-    progress = session.resume()  # from the beginning, unless an interrupted training was found
+    progress, saved = begin_or_resume(checkpoints, run, phases, initial)
     if on_epoch:
         for row in progress.history:
             on_epoch(row, row["epoch"])
@@ -84,13 +83,16 @@ def train(
             current = prepare_phase(run, phase, optimizer)
             optimizer = current.optimizer
             progress.begin_phase(number, run.network)
-            session.restore(current)
+            if saved:
+                restore_state(saved, run, current)
+                saved = None
             epoch = partial(run_epoch, run, current, progress, update_bar)
             while not progress.phase_has_ended(phase, run.options):
                 retry_on_smaller_micro_batches(epoch, run, current, progress)
                 if on_epoch:
                     on_epoch(progress.history[-1], len(progress.history))
-                session.save(current, progress)
+                if checkpoints:
+                    checkpoints.save(run, current, progress)
             load_ema(run.network, current.ema)
             logger.info("Phase %d: %s", number, current.features.summary())
             progress.end_phase(run.network)

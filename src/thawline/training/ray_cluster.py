@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import os
@@ -14,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import pandas as pd
 
 from thawline.errors import DataError, ParameterError
 from thawline.options import EngineOptions, Phase
@@ -103,15 +102,19 @@ def compute_activations(arguments: dict[str, Any], phase: Phase, workers: Worker
     """
     import ray.data
 
-    table = _views_to_compute(arguments, phase)
+    splits = arguments["splits"][["split", "path", "sha256"]]
+    train_images, views = splits[splits["split"] == "train"], min(arguments["views"], phase.epochs)
+    rows = pd.concat(
+        [splits[splits["split"] == "val"].assign(view=EVALUATION)]
+        + [train_images.assign(view=number) for number in range(views)]
+    )
     # In parts from the start: to make them later, Ray Data needs a CPU beside those of the actors.
-    tasks = max(len(table) / MAX_TASK_IMAGES, TASKS_PER_WORKER * workers.count)
-    parts = math.ceil(min(tasks, len(table) / CPU_CHUNK_SIZE))
-    ends = np.linspace(0, len(table), parts + 1, dtype=int)
-    tables = [table.slice(at, end - at) for at, end in itertools.pairwise(ends)]
+    tasks = max(len(rows) / MAX_TASK_IMAGES, TASKS_PER_WORKER * workers.count)
+    parts = math.ceil(min(tasks, len(rows) / CPU_CHUNK_SIZE))
+    tables = [rows.iloc[part] for part in np.array_split(np.arange(len(rows)), parts)]
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    done = ray.data.from_arrow(tables).map_batches(
+    done = ray.data.from_pandas(tables).map_batches(
         FrozenLayers,
         fn_constructor_args=(arguments, phase),
         batch_size=None,
@@ -119,23 +122,11 @@ def compute_activations(arguments: dict[str, Any], phase: Phase, workers: Worker
         num_cpus=workers.resources["CPU"],
         num_gpus=workers.resources.get("GPU", 0),
     )
-    with progress_bar("Frozen layers, images", len(table)) as update_bar:
+    with progress_bar("Frozen layers, images", len(rows)) as update_bar:
         for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
             update_bar(advance=int(batch["images"].sum()))
             if problems := [problem for problem in batch["problem"] if problem]:
                 raise DataError(problems[0])
-
-
-def _views_to_compute(arguments: dict[str, Any], phase: Phase) -> pa.Table:
-    """Return path, sha256 and view of all images that the phase sees, one row per view."""
-    splits = arguments["splits"]
-    train_images = splits[splits["split"] == "train"]
-    views = [(EVALUATION, splits[splits["split"] == "val"])]
-    views += [(number, train_images) for number in range(min(arguments["views"], phase.epochs))]
-    return pa.concat_tables(
-        pa.table({"path": rows["path"], "sha256": rows["sha256"], "view": [number] * len(rows)})
-        for number, rows in views
-    )
 
 
 class FrozenLayers:

@@ -64,8 +64,7 @@ class Step:
 class TrainingContext:
     """What all phases of a training have in common; it serves for one training.
 
-    Attributes:
-        network: on its device.
+    Attributes: as the arguments of `prepare`, and
         accelerator: device and precision.
         train_set: images to learn from.
         val_set: images that choose the best epoch.
@@ -73,12 +72,6 @@ class TrainingContext:
         image_weights: of each training image in the loss, (N,) float64.
         loader: decodes images.
         cache: of activations and decoded views.
-        transforms: from files to what the network sees.
-        options: all about training but the phases.
-        seed: of the order of the images and of dropout.
-        views: random views per image, used in turn; None: a new one in every epoch.
-        mix: mixes the images of a batch, or None.
-        sync_batch_norm: whether batch norm on GPUs sees the images of all workers.
         scaler: scales the loss in fp16.
         shuffle_rng: of the order of the images.
     """
@@ -245,10 +238,7 @@ def prepare_phase(
 ) -> PhaseContext:
     """Freeze the network as a phase needs it, and return what trains the rest.
 
-    Args:
-        run: the training.
-        phase: what is trainable, for how many epochs, at which learning rates.
-        previous: optimizer whose moments are taken over.
+    Moments of the `previous` optimizer are taken over.
 
     Raises:
         ParameterError: if the phase names no stage of the network.
@@ -306,5 +296,5 @@ def make_loss(splits: pd.DataFrame, options: TrainingOptions, log_probabilities:
 def _image_weights(images: ImageSet, class_weights: Tensor | None) -> np.ndarray:
     """Return the weight of each image in the loss, (N,) float64."""
     if class_weights is None:
-        return np.ones(len(images.labels))
+        return np.broadcast_to(1.0, len(images.labels))  # which takes no memory
     return class_weights.cpu().double()[images.labels.cpu()].numpy()

@@ -7,7 +7,7 @@ import json
 import logging
 import pickle
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,41 +33,47 @@ class TrainingCheckpoints:
     def __init__(self, folder: Path) -> None:
         """Take the folder, which need not exist."""
         self.folder = folder
-        self._keys: set[str] = set()
+        self._keys: list[str] = []
         self._not_before = 0.0
 
-    def load(self, key: str) -> dict[str, Any] | None:
-        """Return the last readable state under a key, or None if there is none."""
-        self._keys.add(key)
-        for path in self._paths(key):
+    def load(
+        self, run: TrainingContext, phases: Sequence[Phase], initial: dict[str, Tensor]
+    ) -> dict[str, Any] | None:
+        """Return the last readable state of a training that `training.resume` resumes, or None."""
+        self._keys.append(training_key(run, phases, initial))
+        for path in self._paths() if run.options.resume else ():
             if not path.is_file():
                 continue
             try:
                 return torch.load(path, map_location="cpu", weights_only=True)
             except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
                 logger.warning("%s is damaged (%s): using the previous state", path, error)
-        others = len({path.name.partition(".")[0] for path in self.folder.glob("*.pt")} - {key})
-        logger.warning(
-            "training.resume: found no interrupted training with these data, weights and"
-            " parameters%s. Starting from the beginning",
-            f" ({others} with others, see {self.folder})" if others else "",
-        )
+        if run.options.resume:
+            others = {path.name.partition(".")[0] for path in self.folder.glob("*.pt")} - {
+                self._keys[-1]
+            }
+            found = f" ({n} with others, see {self.folder})" if (n := len(others)) else ""
+            logger.warning(
+                "training.resume: found no interrupted training with these data, weights and"
+                " parameters%s. Starting from the beginning",
+                found,
+            )
         return None
 
-    def save(self, key: str, state: Callable[[], dict[str, Any]]) -> None:
-        """Save plain values and tensors under a key, unless the last save was a moment ago.
+    def save(self, run: TrainingContext, current: PhaseContext, progress: TrainingProgress) -> None:
+        """Save the state of the training that was loaded last, unless a save was a moment ago.
 
         Saving takes at most `MAX_SAVING_TIME` of the time. A killed process loses at most an epoch,
         or 1 / `MAX_SAVING_TIME` times the duration of a save.
         """
         start = time.perf_counter()
-        if start < self._not_before:
+        if rank() or start < self._not_before:
             return
-        self._keys.add(key)
+        state = capture_state(run, current, progress.changed) | {"progress": vars(progress)}
+        newest, previous = self._paths()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            newest, previous = self._paths(key)
-            write_atomic(newest, lambda path: torch.save(state(), path), previous)
+            write_atomic(newest, lambda path: torch.save(state, path), previous)
         except (OSError, RuntimeError) as error:  # no reason for training to end
             logger.warning("Cannot save the state of training (%s)", error)
         end = time.perf_counter()
@@ -75,71 +81,39 @@ class TrainingCheckpoints:
 
     def adopt(self, others: TrainingCheckpoints) -> None:
         """Let `forget` also remove the states of another object on the same folder."""
-        self._keys |= others._keys
+        self._keys += others._keys
 
     def forget(self) -> None:
-        """Remove the states that were loaded or saved through this object."""
+        """Remove the states of trainings that were loaded through this object."""
         for key in self._keys:
             for path in self._paths(key):
                 path.unlink(missing_ok=True)
         self._keys.clear()
 
-    def _paths(self, key: str) -> tuple[Path, Path]:
-        """Return the files of the newest state and of the previous one."""
+    def _paths(self, key: str | None = None) -> tuple[Path, Path]:
+        """Return the files of the newest state and of the previous one, of the last key."""
+        key = key or self._keys[-1]
         return self.folder / f"{key}.pt", self.folder / f"{key}.previous.pt"
 
 
-class SavedTraining:
-    """The checkpoints of one training: resumed from, and written after its epochs."""
-
-    def __init__(
-        self,
-        checkpoints: TrainingCheckpoints | None,
-        run: TrainingContext,
-        phases: Sequence[Phase],
-        initial: dict[str, Tensor],
-    ) -> None:
-        """Look for a state, if `training.resume` is on; without checkpoints, do nothing."""
-        self._checkpoints, self._run = checkpoints, run
-        self._state: dict[str, Any] | None = None
-        if checkpoints:
-            self._key = training_key(run, phases, initial)
-            self._state = checkpoints.load(self._key) if run.options.resume else None
-
-    def resume(self) -> TrainingProgress:
-        """Return how far the training came, and load the weights that it had then."""
-        if not self._state:
-            return TrainingProgress(micro_batch=self._run.options.batch_size)
-        progress = TrainingProgress(**self._state["progress"])
-        self._run.network.load_state_dict(self._state["tensors"], strict=False)
-        logger.info("Resuming after epoch %d", len(progress.history))
-        return progress
-
-    def restore(self, current: PhaseContext) -> None:
-        """Put the state of the interrupted phase back; later phases begin as they are."""
-        if self._state:
-            restore_state(self._state, self._run, current)
-            self._state = None
-
-    def save(self, current: PhaseContext, progress: TrainingProgress) -> None:
-        """Save the state after an epoch, in the first worker."""
-
-        def state() -> dict[str, Any]:
-            saved = capture_state(self._run, current, progress.changed)
-            return saved | {"progress": vars(progress)}
-
-        if self._checkpoints and rank() == 0:
-            self._checkpoints.save(self._key, state)
+def begin_or_resume(
+    checkpoints: TrainingCheckpoints | None,
+    run: TrainingContext,
+    phases: Sequence[Phase],
+    initial: dict[str, Tensor],
+) -> tuple[TrainingProgress, dict[str, Any] | None]:
+    """Return how far a training has come, and the saved state, whose weights the network has."""
+    state = checkpoints.load(run, phases, initial) if checkpoints else None
+    if not state:
+        return TrainingProgress(micro_batch=run.options.batch_size), None
+    progress = TrainingProgress(**state["progress"])
+    run.network.load_state_dict(state["tensors"], strict=False)
+    logger.info("Resuming after epoch %d", len(progress.history))
+    return progress, state
 
 
 def training_key(run: TrainingContext, phases: Sequence[Phase], initial: dict[str, Tensor]) -> str:
-    """Return 32 hexadecimal digits that differ between trainings with different outcomes.
-
-    Args:
-        run: the training.
-        phases: what is trainable, for how many epochs, at which learning rates.
-        initial: state dict that the training begins with.
-    """
+    """Return 32 hexadecimal digits that differ between trainings with different outcomes."""
     everything = {
         "weights": hash_tensors(initial),
         "structure": repr(run.network),
