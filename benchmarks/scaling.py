@@ -35,11 +35,11 @@ from thawline.data.loading import ViewLoader, ViewRequest
 from thawline.data.splitting import split_dataset
 from thawline.options import DatasetOptions, EngineOptions, Phase, TrainingOptions
 from thawline.thaw.cache import ActivationCache
+from thawline.thaw.device import keep_freed_memory
 from thawline.thaw.frozen_part import CPU_CHUNK_SIZE
 from thawline.thaw.line import split_at_thaw_line
 from thawline.training import ray_cluster, ray_engine
 from thawline.training.data_parallel import wrap_for_workers
-from thawline.training.memory import keep_freed_memory
 
 BACKBONE = "timm/tf_efficientnet_lite0"
 BATCH = 32  # images, of all workers together

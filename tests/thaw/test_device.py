@@ -1,13 +1,52 @@
-"""The device and the precision are those that the options name."""
+"""The device and the precision are those that the options name; freed memory is kept."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
 
 import pytest
 import torch
 
+from conftest import child_process
 from helpers.training import (
     options,
 )
 from thawline.errors import ParameterError
-from thawline.thaw.device import make_accelerator
+from thawline.thaw.device import keep_freed_memory, make_accelerator
+
+MB = 2**20
+
+
+def _use_tensors(file: Path, keep: bool) -> None:
+    import resource  # which Windows lacks
+
+    if keep:
+        keep_freed_memory()
+    for _ in range(20):  # until what lies between them has found its place
+        torch.ones(64 * MB, dtype=torch.uint8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(64 * MB, dtype=torch.uint8)
+    pages = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    file.write_text(str(pages * resource.getpagesize() // MB))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told to")
+@pytest.mark.parametrize(("keep", "least", "most"), [(True, 0, 128), (False, 600, 10_000)])
+def test_memory_is_asked_for_once(tmp_path: Path, keep: bool, least: int, most: int) -> None:
+    process = child_process(_use_tensors, tmp_path / "mb", keep)
+    process.start()
+    process.join()
+    assert least <= int((tmp_path / "mb").read_text()) <= most
+
+
+def test_where_it_cannot_be_told_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Musl:
+        """A C library without mallopt."""
+
+    monkeypatch.setattr("ctypes.CDLL", lambda _: Musl())
+    keep_freed_memory()
 
 
 def test_an_absent_device_is_refused_and_the_cpu_is_always_there() -> None:

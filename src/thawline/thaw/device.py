@@ -1,7 +1,8 @@
-"""Choose the device and the precision to compute in."""
+"""Choose the device and the precision to compute in, and keep its memory."""
 
 from __future__ import annotations
 
+import ctypes
 import logging
 from typing import Any
 
@@ -13,6 +14,18 @@ from thawline.errors import ParameterError
 from thawline.options import TrainingOptions
 
 logger = logging.getLogger(__name__)
+
+MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # numbers of mallopt's parameters, from malloc.h
+MAX_KEPT_TENSOR_BYTES = 2**30
+MAX_KEPT_BYTES = 2**31 - 1  # the most that mallopt takes
+
+# The same for a process that is yet to start, and that computes in a thread of its own: threads
+# share one heap, since the heaps of others than the first take tensors of up to 64 MB only.
+MALLOC_ENVIRONMENT = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(MAX_KEPT_TENSOR_BYTES),
+    "MALLOC_TRIM_THRESHOLD_": str(MAX_KEPT_BYTES),
+}
 
 
 def make_accelerator(options: TrainingOptions) -> Accelerator:
@@ -70,6 +83,21 @@ def use_full_float32() -> None:
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep what tensors free on the CPU instead of returning it to the system.
+
+    By default glibc returns blocks over 32 MB at once. Mapping and clearing them again in every
+    step takes as long as computing. See mallopt(3), and PyTorch's performance tuning guide. Other C
+    libraries are left alone.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
+        return
+    mallopt(MMAP_THRESHOLD, MAX_KEPT_TENSOR_BYTES)
+    mallopt(TRIM_THRESHOLD, MAX_KEPT_BYTES)
 
 
 def _computes_bf16_on_cpu() -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -49,6 +50,21 @@ def freeze_layers(network: nn.Module, phase: Phase) -> None:
         is_frozen = bool(parameters) and not any(p.requires_grad for p in parameters)
         if is_frozen or (phase.batch_norm == "eval" and isinstance(module, BATCH_NORM)):
             module.eval()
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Set a network to evaluation mode within the context.
+
+    Afterwards each module has its own mode again, since `train()` would thaw frozen batch norms.
+    """
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def find_unknown_names(network: nn.Module, strategies: Mapping[str, Strategy]) -> list[str]:

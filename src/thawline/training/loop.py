@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from thawline.options import Phase
 from thawline.thaw.device import autocast
+from thawline.thaw.freezing import evaluation_mode
 from thawline.thaw.partition import Tensors
 from thawline.training.data_parallel import (
     average_batch_norm_stats,
@@ -38,7 +39,6 @@ from thawline.training.setup import (
     PhaseContext,
     Step,
     TrainingContext,
-    evaluation_mode,
     prepare_phase,
 )
 from thawline.training.state import TrainingCheckpoints, begin_or_resume, restore_state

@@ -17,9 +17,9 @@ import pandas as pd
 
 from thawline.errors import DataError, ParameterError
 from thawline.options import EngineOptions, Phase
+from thawline.thaw.device import MALLOC_ENVIRONMENT
 from thawline.thaw.frozen_part import CPU_CHUNK_SIZE
 from thawline.thaw.image_set import ImageView
-from thawline.training.memory import ENVIRONMENT
 from thawline.training.progress import progress_bar
 from thawline.training.setup import prepare, prepare_phase
 
@@ -56,7 +56,7 @@ def connect(engine: EngineOptions) -> None:
         try:
             ray.init(
                 engine.address,
-                runtime_env={"env_vars": ENVIRONMENT},
+                runtime_env={"env_vars": MALLOC_ENVIRONMENT},
                 logging_level=logging.WARNING,
                 log_to_driver=False,  # workers send their log lines themselves
             )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,13 @@ from thawline.data.loading import ViewLoader
 from thawline.data.transforms import BatchMixer, Transforms
 from thawline.options import Phase, TrainingOptions
 from thawline.thaw.cache import ActivationCache
-from thawline.thaw.device import compute_dtype, make_accelerator
+from thawline.thaw.device import compute_dtype, keep_freed_memory, make_accelerator
 from thawline.thaw.features import FeatureLoader
 from thawline.thaw.freezing import freeze_layers
 from thawline.thaw.image_set import ImageSet, ImageView, image_set
 from thawline.thaw.line import ThawLine, split_at_thaw_line
 from thawline.thaw.partition import Tensors
 from thawline.training.data_parallel import local_slice, world_size, wrap_for_workers
-from thawline.training.memory import keep_freed_memory
 from thawline.training.optimizer import make_ema, make_optimizer, make_schedule
 
 logger = logging.getLogger(__name__)
@@ -264,21 +262,6 @@ def prepare_phase(
         make_schedule(optimizer, phase, len(run.shuffled_batches(torch.Generator())), options),
         make_ema(line.above_train, options.ema_decay) if options.ema_decay is not None else None,
     )
-
-
-@contextmanager
-def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Set a network to evaluation mode within the context.
-
-    Afterwards each module has its own mode again, since `train()` would thaw frozen batch norms.
-    """
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def make_loss(splits: pd.DataFrame, options: TrainingOptions, log_probabilities: bool) -> Loss:
