@@ -19,7 +19,9 @@ from helpers.weights_files import State, prefixed, save_animals, small_state
 from thawline.errors import CheckpointError
 from thawline.networks.building import IMAGENET, build_network
 from thawline.networks.checkpoints import (
+    SEEN_FILE,
     describe_checkpoint,
+    is_weights_file,
     read_checkpoint,
     without_prefixes,
 )
@@ -161,6 +163,19 @@ def test_all_that_a_file_holds_is_told(tmp_path: Path) -> None:
     assert not read_checkpoint(tmp_path / "plain.pth").tensors["bias"].requires_grad
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["a.pth", "a.pt", "a.th", "a.ckpt", "a.bin", "a.tar", "a.safetensors", "./best", "runs/best"],
+)
+def test_a_file_is_known_by_its_ending_or_a_slash(name: str) -> None:
+    assert is_weights_file(name)
+
+
+@pytest.mark.parametrize("name", ["default", "none", "IMAGENET1K_V2", "pth", "a.pth.V1"])
+def test_other_names_are_those_of_a_librarys_weights(name: str) -> None:
+    assert not is_weights_file(name)
+
+
 def test_prefixes_fall_off_one_by_one() -> None:
     assert without_prefixes("module.model.fc.weight") == [
         "module.model.fc.weight",
@@ -174,6 +189,9 @@ def test_a_classifier_of_ours_is_known_by_folder_and_file(tmp_path: Path) -> Non
     model = ModelOptions(backbone="helpers.networks:SmallNet", weights="none")
     network, _ = build_network(model, 2, 64, seed=3)
     save_classifier(Classifier(network, ("flower", "temple"), IMAGENET, model), tmp_path / "ours")
+    files = {"model.safetensors", "classifier.json", SEEN_FILE}
+    assert {file.name for file in (tmp_path / "ours").iterdir()} == files
+    assert SEEN_FILE == "seen_images.txt"  # earlier classifiers have it
     told = describe_checkpoint(tmp_path / "ours")
     assert told == describe_checkpoint(tmp_path / "ours" / "model.safetensors")
     assert told["kind"] == "a classifier of Thawline"
