@@ -68,6 +68,7 @@ def read_manifest(file: Path, allow_external_paths: bool) -> pd.DataFrame:
         _check_splits(file, columns["split"])
     if "sha256" in table.columns:
         columns["sha256"] = _read_hashes(table, order)
+    pa.default_memory_pool().release_unused()  # Arrow would keep it: 0.7 GB of 10 million rows
     return pd.DataFrame({name: pd.Series(texts, dtype="str") for name, texts in columns.items()})
 
 

@@ -1,7 +1,7 @@
-"""Read image files that lie in WebDataset shards: tar archives, of which nothing is unpacked.
+"""Read image files in WebDataset shards (tar archives) in place, without unpacking.
 
-A member of a shard is named by a path below the archive, `shards/000.tar/ants/0001.jpg`; a file has
-no folder below it, so no other file can have that path.
+The path of a member is below its shard, `shards/000.tar/ants/0001.jpg`. No other file can have that
+path, because a file has no folder below it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from thawline.errors import DataError
 
 SUFFIX = ".tar"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-LABELS = ("cls", "json")  # what holds a label, the first of them that is there
-KEPT = 512  # shards that are known at once; about 50 bytes for each member
+LABELS = ("cls", "json")  # extensions of labels; the first one in the shard counts
+MAX_INDEXED_SHARDS = 512  # an index takes about 50 bytes per member
 BLOCK = tarfile.BLOCKSIZE
 
 
 class Place(NamedTuple):
-    """Where the bytes of a member are."""
+    """The bytes of a member in its shard."""
 
     shard: str
     offset: int
@@ -38,7 +38,7 @@ class Place(NamedTuple):
 
 
 class Index(NamedTuple):
-    """The members of a shard by name, in order: names (M,) as bytes, offsets and sizes (M,)."""
+    """The members of a shard, sorted by name: names (M,) as bytes, offsets and sizes (M,)."""
 
     names: np.ndarray
     offsets: np.ndarray
@@ -46,17 +46,17 @@ class Index(NamedTuple):
 
 
 def find_member(path: str | os.PathLike[str]) -> Place | None:
-    """Return where a member of a shard is, by its path; None where no part of that is a shard.
+    """Find the member of a shard by its path; return None if no part of the path is a shard.
 
     Raises:
-        DataError: when the shard is damaged.
-        OSError: when it cannot be read, or has no such member.
+        DataError: if the shard is damaged.
+        OSError: if the shard cannot be read or has no such member.
     """
     file = os.fspath(path)
     shard, name = _parts(file)
     if shard is None:
         return None
-    status = os.stat(shard)  # noqa: PTH116 - as fast as can be: this is called for each image
+    status = os.stat(shard)  # noqa: PTH116 - faster than Path.stat; called for every image
     index = _index(shard, status.st_size, status.st_mtime_ns)
     wanted = name.encode("utf-8", "surrogateescape")
     row = int(np.searchsorted(index.names, wanted))
@@ -69,13 +69,13 @@ def read_member(place: Place) -> bytes:
     """Return the bytes of a member.
 
     Raises:
-        OSError: when they cannot be read.
+        OSError: if they cannot be read.
     """
     with open(place.shard, "rb", buffering=0) as file:  # noqa: PTH123 - as above
         file.seek(place.offset)
         content = file.read(place.size)
     if len(content) < place.size:
-        raise OSError(errno.EIO, "the shard is shorter than it was", place.shard)
+        raise OSError(errno.EIO, "the shard has become shorter", place.shard)
     return content
 
 
@@ -94,18 +94,17 @@ def is_file(path: str | os.PathLike[str]) -> bool:
 def find_labeled(shard: str, extensions: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """Yield the path and the label of each image in a shard.
 
-    What belongs together has the same key, the name up to the first dot of its last part: KEY.jpg
-    is the image and KEY.cls its label (a text, or a number), or KEY.json has it as `label`. Keys
-    with neither image nor label are passed over.
+    An image and its label share a key, the member's name up to the first dot of its last part. The
+    label is the text of KEY.cls or the value `label` of KEY.json. Keys with neither are skipped.
 
     Args:
         shard: path of an uncompressed tar archive.
         extensions: of images, with the dot, in lower case.
 
     Raises:
-        DataError: naming shard and key, when an image has no label or a label no image, a key has
-            two images, or the shard is damaged.
-        OSError: when it cannot be read.
+        DataError: if an image has no label, a label no image, a key two images, or the shard is
+            damaged.
+        OSError: if the shard cannot be read.
     """
     samples: dict[str, dict[str, str]] = {}
     status = os.stat(shard)  # noqa: PTH116
@@ -114,7 +113,7 @@ def find_labeled(shard: str, extensions: tuple[str, ...]) -> Iterator[tuple[str,
         folder, _, last = text.rpartition("/")
         stem, _, extension = last.partition(".")
         key, extension = posixpath.join(folder, stem), extension.lower()
-        members = samples.setdefault(key, {}) if stem else {}  # .hidden is nobody's
+        members = samples.setdefault(key, {}) if stem else {}  # a hidden file has no key
         if extension in members:
             raise _bad(shard, key, f"is there twice, as {members[extension]} and {text}")
         members[extension] = text
@@ -157,13 +156,13 @@ def _parts(path: str) -> tuple[str | None, str]:
     return None, ""
 
 
-@lru_cache(KEPT)
+@lru_cache(MAX_INDEXED_SHARDS)
 def _index(shard: str, size: int, mtime_ns: int) -> Index:
-    """Return the members of a shard as it is now; size and time tell it from a former one.
+    """Index the members of a shard of this size and time of change.
 
     Raises:
-        DataError: when it is damaged, or no uncompressed tar archive.
-        OSError: when it cannot be read.
+        DataError: if it is damaged or not an uncompressed tar archive.
+        OSError: if it cannot be read.
     """
     members: dict[str, tuple[int, int]] = {}
     end, last = 0, "its beginning"
@@ -188,16 +187,16 @@ def _index(shard: str, size: int, mtime_ns: int) -> Index:
 
 
 def _members(shard: str, file: io.BufferedReader) -> Iterator[tarfile.TarInfo]:
-    """Yield all that an archive says it holds."""
+    """Yield the members of an archive."""
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:
-                archive.members.clear()  # type: ignore[attr-defined] # else it keeps all of them
+                archive.members.clear()  # type: ignore[attr-defined] # saves memory
                 yield member
     except (tarfile.TarError, EOFError, ValueError) as error:
         raise DataError(
-            f"dataset.root: {shard} is no tar archive, or a compressed or damaged one ({error})."
-            " Unpack it, or write it again without compression."
+            f"dataset.root: {shard} is not a tar archive, or is compressed or damaged ({error})."
+            " Unpack it, or rewrite it without compression."
         ) from error
 
 
@@ -208,8 +207,8 @@ def _key(name: str) -> str:
 
 def _cut_off(shard: str, name: str) -> DataError:
     return DataError(
-        f"dataset.root: {shard} is cut off or damaged after {_key(name)}. Get it again, or write it"
-        " again and close it."
+        f"dataset.root: {shard} is truncated or damaged after {_key(name)}. Download it again, or"
+        " rewrite and close it."
     )
 
 

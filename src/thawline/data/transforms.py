@@ -1,4 +1,4 @@
-"""Turn image files into views, and views into what the network sees."""
+"""Turn image files into views, and views into the input of the network."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from thawline.options import (
     TransformOptions,
 )
 
-# Raise it with every change of how files become views: cached views of before are then not read.
-# tests/data/test_transforms.py holds it to the views that it stands for.
+# Increase it whenever files become other views, so that old cached views are not read.
+# tests/data/test_transforms.py compares it with the hashes of some views.
 DECODING_VERSION = 1
 
 BatchMixer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Preprocessing(Options):
-    """What a trained network expects of its input; stored with every classifier."""
+    """The input that a trained network expects; saved with every classifier."""
 
     size: int
     resize: int
     interpolation: Interpolation
     mean: Channels
     std: Channels
-    bit_depth: BitDepth = "auto"  # as of classifiers of format 2, which do not name it
+    bit_depth: BitDepth = "auto"  # classifiers of format 2 do not save it
 
 
 class Transforms(NamedTuple):
@@ -46,8 +46,8 @@ class Transforms(NamedTuple):
 
     Attributes:
         preprocessing: of every image.
-        options: of the random views for training.
-        seed: of the random views; trainings that share it see, and keep, the same ones.
+        options: of the random training views.
+        seed: of the random training views; runs with equal seeds share cached views.
     """
 
     preprocessing: Preprocessing
@@ -58,37 +58,37 @@ class Transforms(NamedTuple):
 def build_transforms(
     options: TransformOptions, pretrained: Preprocessing, seed: int = 0
 ) -> Transforms:
-    """Return the transforms for training and evaluation.
+    """Combine the user's options with the preprocessing of the pretrained weights.
 
     Args:
-        options: what to change of `pretrained`, and the augmentation.
+        options: overrides of `pretrained`, and the augmentation.
         pretrained: the preprocessing that the weights were trained with.
-        seed: of the random views.
+        seed: of the random training views.
 
     Raises:
-        ParameterError: when the center crop would be larger than the resized image.
+        ParameterError: if the center crop would be larger than the resized image.
     """
     own = {name: getattr(options, name) for name in Preprocessing.model_fields}
     changes = {name: value for name, value in own.items() if value is not None}
-    if "size" in changes and "resize" not in changes:  # keep the share that the crop leaves over
+    if "size" in changes and "resize" not in changes:  # keep the ratio of crop and image
         changes["resize"] = round(pretrained.resize * changes["size"] / pretrained.size)
     preprocessing = pretrained.model_copy(update=changes)
     if preprocessing.resize < preprocessing.size:
         raise ParameterError(
             f"transforms.resize: {preprocessing.resize} px is smaller than the center crop of"
-            f" {preprocessing.size} px (transforms.size, from the weights where null)."
+            f" {preprocessing.size} px (transforms.size, which the weights decide if it is null)."
         )
     return Transforms(preprocessing, options, seed)
 
 
 def training_view(source: Source, transforms: Transforms, seed: int) -> Tensor:
-    """Return a random crop, rotated and perhaps mirrored, (3, size, size) uint8 RGB.
+    """Return a random crop, rotated and randomly mirrored, (3, size, size) uint8 RGB.
 
-    The same file and seed always give the same view. The crop is drawn before the file is decoded,
-    so that a large JPEG is decoded no larger than the crop needs.
+    Equal files and seeds give equal views. The crop is drawn before decoding, so a large JPEG is
+    decoded no larger than the crop requires.
 
     Raises:
-        OSError: when the file cannot be read or is not an image.
+        ImageError: if the file cannot be decoded.
     """
     preprocessing, options, _ = transforms
     size, interpolation = preprocessing.size, InterpolationMode(preprocessing.interpolation)
@@ -101,12 +101,12 @@ def training_view(source: Source, transforms: Transforms, seed: int) -> Tensor:
     )
     with open_image(source) as file, torch.random.fork_rng(devices=[]):
         width, height = upright_size(file)
-        torch.default_generator.manual_seed(seed)  # the CPU's alone; 0.4 ms cheaper
+        torch.default_generator.manual_seed(seed)  # of the CPU only, which saves 0.4 ms
         crop = v2.RandomResizedCrop(size, scale=(options.min_crop_scale, 1.0))
         box = crop.make_params([torch.empty(0, height, width)])
         scale = size / min(box["height"], box["width"])
         image = to_rgb(file, scale, preprocessing.bit_depth)
-        across, down = image.width / width, image.height / height  # below 1 where decoded smaller
+        across, down = image.width / width, image.height / height  # below 1 if decoded smaller
         left, right = (round(x * across) for x in (box["left"], box["left"] + box["width"]))
         top, bottom = (round(y * down) for y in (box["top"], box["top"] + box["height"]))
         view = functional.resized_crop(
@@ -116,11 +116,10 @@ def training_view(source: Source, transforms: Transforms, seed: int) -> Tensor:
 
 
 def evaluation_view(source: Source, preprocessing: Preprocessing) -> Tensor:
-    """Return the image resized and cropped at its center, (3, size, size) uint8 RGB.
+    """Return the image, resized and center-cropped, (3, size, size) uint8 RGB.
 
     Raises:
-        OSError: when the file cannot be read or is not an image.
-        DecompressionBombError: when it is so long and narrow that it would become enormous.
+        ImageError: if the file cannot be decoded, or is so narrow that resizing makes it enormous.
     """
     with open_image(source) as file:
         size = upright_size(file)
@@ -144,23 +143,23 @@ def evaluation_view(source: Source, preprocessing: Preprocessing) -> Tensor:
 
 
 def normalize(views: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Return views (N, 3, size, size) uint8 as the network sees them: float32, channels last."""
-    views = views.contiguous(memory_format=torch.channels_last)  # while a value is one byte
+    """Normalize views (N, 3, size, size) uint8 to the network's input: float32, channels last."""
+    views = views.contiguous(memory_format=torch.channels_last)  # cheaper as uint8
     images = functional.to_dtype(views, torch.float32, scale=True)
     mean, std = list(preprocessing.mean), list(preprocessing.std)
     return functional.normalize(images, mean, std, inplace=True)
 
 
 def make_mix(options: AugmentationOptions, classes: int) -> BatchMixer | None:
-    """Return what blends the images of a batch, or None where nothing is to be blended.
+    """Return the function that mixes the images of a batch, or None without mixup and CutMix.
 
-    It takes images (N, 3, H, W) float and labels (N,) int64, and returns mixed images and each
-    class's share in them (N, classes): mixup (Zhang et al. 2018, arXiv:1710.09412), CutMix (Yun et
-    al. 2019, arXiv:1905.04899), or for each batch one of the two.
+    It maps images (N, 3, H, W) float and labels (N,) int64 to mixed images and class shares
+    (N, classes). It applies mixup (Zhang et al. 2018, arXiv:1710.09412), CutMix (Yun et al. 2019,
+    arXiv:1905.04899), or one of the two per batch.
     """
-    mixes: list[BatchMixer] = []
+    mixers: list[BatchMixer] = []
     if options.mixup:
-        mixes.append(v2.MixUp(alpha=options.mixup, num_classes=classes))
+        mixers.append(v2.MixUp(alpha=options.mixup, num_classes=classes))
     if options.cutmix:
-        mixes.append(v2.CutMix(alpha=options.cutmix, num_classes=classes))
-    return v2.RandomChoice(mixes) if len(mixes) > 1 else mixes[0] if mixes else None
+        mixers.append(v2.CutMix(alpha=options.cutmix, num_classes=classes))
+    return v2.RandomChoice(mixers) if len(mixers) > 1 else mixers[0] if mixers else None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -41,6 +41,7 @@ def test_the_same_file_twice_is_exact_and_images_of_one_split_are_no_matter(
     assert set(exact["distance"]) == {0} and set(exact["kind"]) == {"exact"}
 
 
+@settings(max_examples=40)
 @given(data=st.data())
 def test_what_belongs_together_has_one_group_and_given_groups_are_not_torn_apart(
     data: st.DataObject,

@@ -1,4 +1,4 @@
-"""Tell copies of an image from other images of the same fixed camera."""
+"""Distinguish copies of an image from other images of the same fixed camera."""
 
 from __future__ import annotations
 
@@ -28,43 +28,43 @@ from thawline.data.near_duplicates.thumbnails import (
     standardize,
 )
 
-# The finer comparison. Simulated cameras have backgrounds from photographs to plain gray, 96 to
-# 256 px, noise of 3 to 12 gray levels, light of +-15 %, shifts of +-2 px, and write PNG or JPEG.
-# Among few images, the background cannot be told from what copies share, and real groups are small:
-# most magnetic tiles were photographed in 6 exposures.
+# The thresholds were chosen on simulated cameras: backgrounds from photographs to plain gray, 96 to
+# 256 px, noise of 3 to 12 gray levels, light of +-15 %, shifts of +-2 px, PNG or JPEG files.
+# In small groups, the background is indistinguishable from what copies share, and real groups are
+# small: most magnetic tiles were photographed in 6 exposures.
 MAX_UNCHECKED_GROUP = 8  # images
-MAX_SMALL_GROUP = 24  # images, such as a few tiles; MIN_RESIDUAL_CORRELATION is enough for these
-# 1 - correlation, at `FINE_SIDE`, of the same pixels saved without loss. Different images of the
-# least noisy of the simulated cameras have 1.2e-4.
-SAME_PIXELS = 2e-5
-# 1 - correlation, at `SIDE`, of copies saved with other settings. Of 100 photographs, other than
-# those that this was chosen on, 20 copies each were made at quality 50 to 95, 60 to 100 % of the
-# size and 90 to 110 % of the brightness: all copies of 99 are linked. With 1.5e-3 it would be 89.
-SAME_PHOTOGRAPH = 3e-3
+MAX_SMALL_GROUP = 24  # images, for which MIN_RESIDUAL_CORRELATION is enough
+# 1 - correlation, at `FINE_SIDE`, of equal pixels saved without loss. Different images of the least
+# noisy simulated camera have 1.2e-4.
+MAX_LOSSLESS_DISTANCE = 2e-5
+# 1 - correlation, at `SIDE`, of copies saved with other settings. On 100 held-out photographs with
+# 20 copies each (quality 50 to 95, 60 to 100 % of the size, 90 to 110 % of the brightness), all
+# copies of 99 are linked. With 1.5e-3, it would be 89.
+MAX_COPY_DISTANCE = 3e-3
 MIN_CAMERA_IMAGES = 3  # different images of one size and encoding that make a fixed camera
-# Residuals of copies must correlate twice as much as 98 % of all pairs do, within bounds. This was
-# chosen on other simulated cameras than these 108, of which 4 have a pair of different images that
-# does. JPEG copies of quality 95, 85 and 70 do in 100, 96 and 82 % of them.
+# Residuals of copies must correlate twice as much as those of 98 % of all pairs, within bounds. On
+# 108 held-out simulated cameras, 4 have a pair of different images that exceeds this, and JPEG
+# copies of quality 95, 85 and 70 exceed it in 100, 96 and 82 %.
 USUAL_SHARE = 0.98
 TIMES_USUAL_CORRELATION = 2
 MIN_RESIDUAL_CORRELATION, MAX_RESIDUAL_CORRELATION = 0.35, 0.85
 
 
 class _Fine(NamedTuple):
-    """The images of a large group, for the finer comparison."""
+    """The images of a large group."""
 
     pictures: np.ndarray  # (M, FINE_SIDE, FINE_SIDE) float16 of mean 0 and standard deviation 1
     gray: np.ndarray  # (M, SIDE, SIDE) float32 of mean 0 and norm 1
     settings: np.ndarray  # (M,) a number for the size and the encoding of the file
-    number: np.ndarray  # (M,) among all images
+    number: np.ndarray  # (M,) index among all images
 
     def take(self, members: np.ndarray) -> _Fine:
-        """Return some of the images."""
+        """Return the images at these indices."""
         return _Fine(*(part[members] for part in self))
 
 
 def read_fine(paths: Sequence[str], gray: np.ndarray, number: np.ndarray) -> _Fine:
-    """Decode the images of a large group once more."""
+    """Decode the images of a large group at `FINE_SIDE`."""
     pictures = np.empty((len(paths), FINE_SIDE, FINE_SIDE), np.float16)
     settings = []
     found = map_threads(_fine_picture, paths, "Comparing finely")
@@ -75,7 +75,7 @@ def read_fine(paths: Sequence[str], gray: np.ndarray, number: np.ndarray) -> _Fi
 
 
 def _fine_picture(path: str) -> tuple[np.ndarray, str]:
-    """Return an image, gray and standardized, and the size and the encoding of its file."""
+    """Return a standardized gray image, and the size and encoding of its file."""
     with open_image(path) as file:
         settings = f"{file.format} {file.mode} {file.size} {getattr(file, 'quantization', None)}"
         image = to_rgb(file, min(1.0, FINE_SIDE / min(file.size)), bit_depth=None).convert("L")
@@ -86,9 +86,9 @@ def _fine_picture(path: str) -> tuple[np.ndarray, str]:
 def compare_finely(images: _Fine, classes: Classes) -> tuple[Pairs, Pairs]:
     """Return the pairs of one class that are the same image, and the closest of the others.
 
-    The group falls apart into smaller ones. Those that are small enough are not checked any more:
-    all their pairs that look alike are the same image. Those that are still too large, such as
-    the images of two cameras, are compared again, each with a background of its own.
+    The comparison divides the group. In parts of at most `MAX_UNCHECKED_GROUP` images, all pairs
+    that look alike are the same image. Larger parts, such as the images of two cameras, are
+    compared again, each with its own background.
     """
     near, similar = [NO_PAIRS], [NO_PAIRS]
     pending = [np.arange(len(images.number))]
@@ -110,7 +110,7 @@ def compare_finely(images: _Fine, classes: Classes) -> tuple[Pairs, Pairs]:
 
 
 def _decide(images: _Fine, classes: Classes) -> tuple[Pairs, Pairs]:
-    """Return as `compare_finely` does, by places in `images`, with one background for all."""
+    """Return what `compare_finely` does, as indices into `images`, for one common background."""
     residuals = find_residuals(images.pictures)
     threshold = _residual_threshold(residuals)
     near, similar = [NO_PAIRS], [NO_PAIRS]
@@ -121,7 +121,7 @@ def _decide(images: _Fine, classes: Classes) -> tuple[Pairs, Pairs]:
         same = _product(residuals, residuals, rows, columns) >= threshold
         for other in (images.pictures, images.pictures[:, :, ::-1]):
             products = _product(images.pictures, other, rows, columns)
-            same |= 1 - products / FINE_SIDE**2 <= SAME_PIXELS
+            same |= 1 - products / FINE_SIDE**2 <= MAX_LOSSLESS_DISTANCE
         chosen = same[pairs.first - rows.start, pairs.second - columns.start]
         near.append(pairs.take(chosen))
         similar.append(closest(pairs.take(~chosen)))
@@ -130,15 +130,15 @@ def _decide(images: _Fine, classes: Classes) -> tuple[Pairs, Pairs]:
 
 
 def _copies_of_other_settings(images: _Fine, classes: Classes, near: Pairs) -> Pairs:
-    """Return pairs that differ as copies do, without the images of a fixed camera.
+    """Return pairs that differ as copies do, except those of a fixed camera.
 
-    Whether two pictures differ by noise or by their compression cannot be seen. But a camera
-    writes images of one size and encoding, and copies mostly differ in these.
+    Noise and compression look alike. But a camera writes images of one size and encoding, and
+    copies mostly differ in these.
 
     Args:
         images: of the group.
         classes: of all images.
-        near: the pairs that are the same image for other reasons.
+        near: pairs that are known to be the same image.
     """
     cluster = join_groups(np.arange(len(images.number)), near)
     shots = pd.Series(cluster).groupby(images.settings).transform("nunique")
@@ -146,13 +146,13 @@ def _copies_of_other_settings(images: _Fine, classes: Classes, near: Pairs) -> P
     some = images.take(others)
     found = [NO_PAIRS]
     for rows, columns in _tiles(len(others)):
-        pairs = _alike(some, classes, rows, columns, SAME_PHOTOGRAPH)
+        pairs = _alike(some, classes, rows, columns, MAX_COPY_DISTANCE)
         found.append(pairs.take(some.settings[pairs.first] != some.settings[pairs.second]))
     return renumber(concatenate(found), others)
 
 
 def _alike(images: _Fine, classes: Classes, rows: slice, columns: slice, limit: float) -> Pairs:
-    """Return the pairs of one class, of a block of all, whose small pictures are this close."""
+    """Return the pairs of one class in a block of the matrix of all pairs that are this close."""
     gray = images.gray
     products = [_product(gray, other, rows, columns) for other in (gray, gray[:, :, ::-1])]
     distance = (1 - np.maximum(*products)).clip(min=0)
@@ -172,16 +172,16 @@ def _tiles(count: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _product(one: np.ndarray, two: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
-    """Return the scalar products of rows of one array with rows of another, in float32."""
+    """Return the scalar products of rows of two arrays, in float32."""
     ours, theirs = (part.astype(np.float32) for part in (one[rows], two[columns]))
     return ours.reshape(len(ours), -1) @ theirs.reshape(len(theirs), -1).T
 
 
 def _residual_threshold(residuals: np.ndarray) -> float:
-    """Return how far residuals of copies must correlate, by how far those of the group do.
+    """Return the correlation above which residuals are those of copies.
 
-    In a large group at most one or two of a hundred pairs are copies. If more than these correlate,
-    it is because not all of the background was found.
+    In a large group, at most 1 or 2 % of the pairs are copies. If more residuals correlate, they
+    still contain some background.
     """
     if len(residuals) <= MAX_SMALL_GROUP:
         return MIN_RESIDUAL_CORRELATION

@@ -1,4 +1,4 @@
-"""Compare small gray pictures, and find what each has beside a background that all share."""
+"""Standardize small gray images, and subtract the background that several have in common."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from PIL import Image
 
 SMOOTH = Image.Resampling.BICUBIC
 FINE_SIDE = 128  # px; in float16, 33 kB per picture and 25 kB per residual
-SIDE = 32  # px, of the gray pictures that are compared; smaller ones stay as they are
-# Pixels of a pair must correlate so much. Of 1.6 million pairs of different 8 px digits five do;
-# no pair of 397 photographs does by more than 0.82, and copies of photographs do by 0.998.
+SIDE = 32  # px, of the coarse comparison; smaller images are not enlarged
+# Smallest correlation of the pixels of a pair that looks alike. Five of 1.6 million pairs of 8 px
+# digits exceed it. Pairs of 397 photographs reach 0.82, and copies of photographs 0.998.
 MIN_CORRELATION = 0.985
-BLOCK = 256  # images that are compared with all others at once
-MARGIN = 8  # px that pictures may be shifted by against each other, and that are cut off for it
-TAPER = 4  # px of the margin in which pictures fade out
-MAX_FREQUENCY = 0.35  # cycles per px that residuals keep, of the 0.5 that pixels can show
-KERNEL_RADIUS = 3  # px that the background of one image may be shifted or blurred by besides
-PATCH = 8  # px; each patch of a residual has the same weight, however strong a defect is
+BLOCK = 256  # images that are compared with all others at the same time
+MARGIN = 8  # px, the largest shift between images; cut off after registration
+TAPER = 4  # px of the margin in which images fade to zero
+MAX_FREQUENCY = 0.35  # cycles per px, of residuals; pixels can show 0.5
+KERNEL_RADIUS = 3  # px, the largest further shift or blur of the background
+PATCH = 8  # px; all patches of a residual have the same weight, whatever defect they show
 
 
 def standardize(
@@ -24,21 +24,21 @@ def standardize(
     size: tuple[int, int] = (SIDE, SIDE),
     resampling: Image.Resampling = Image.Resampling.BILINEAR,
 ) -> np.ndarray:
-    """Return pixels (height, width) float32 of mean 0 and norm 1; all 0 of a blank picture."""
+    """Return pixels (height, width) float32 of mean 0 and norm 1, or zeros for a blank image."""
     pixels = np.asarray(picture.resize(size, resampling), np.float32)
     pixels = pixels - pixels.mean()
     return pixels / max(float(np.linalg.norm(pixels)), 1.0)
 
 
 def find_residuals(pictures: np.ndarray) -> np.ndarray:
-    """Return what each picture has besides the common background: (M, P) float16 of norm 1.
+    """Subtract the common background from each image, and return residuals (M, P) float16, norm 1.
 
-    The background is the mean of the pictures after registration. What a kernel of
-    `KERNEL_RADIUS`, a gradient of light or a curve of brightness makes of it is projected out.
+    The background is the mean of the registered images. Everything that a kernel of
+    `KERNEL_RADIUS`, a light gradient or a brightness curve can make of it is projected out.
     """
     shifts = np.zeros((len(pictures), 2), np.float32)
     background = pictures[0].astype(np.float32)
-    for _ in range(2):  # the second time against a mean with little noise
+    for _ in range(2):  # then against a mean with less noise
         parts = []
         total = np.zeros((FINE_SIDE, FINE_SIDE), np.float64)
         for start in range(0, len(pictures), BLOCK):
@@ -57,9 +57,9 @@ def find_residuals(pictures: np.ndarray) -> np.ndarray:
 
 
 def _shifts(pictures: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """Return by how many px (M, 2), at most `MARGIN`, pictures are shifted from the background.
+    """Return the shift of each image from the background in px (M, 2), at most `MARGIN`.
 
-    It is the peak of the cross-correlation, and between pixels that of a parabola.
+    It is the peak of the cross-correlation, refined by a parabola to fractions of a pixel.
     """
     spectrum = np.fft.rfft2(pictures) * np.fft.rfft2(background).conj()
     window = np.arange(-MARGIN, MARGIN + 1)
@@ -74,21 +74,21 @@ def _shifts(pictures: np.ndarray, background: np.ndarray) -> np.ndarray:
 
 
 def _vertex(before: np.ndarray, here: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """Return where the parabola through three neighboring values has its vertex, -0.5 to 0.5."""
+    """Return the vertex of the parabola through three neighboring values, -0.5 to 0.5."""
     bend = np.minimum(before - 2 * here + after, -1e-6)
     return ((before - after) / (2 * bend)).clip(-0.5, 0.5)
 
 
 def _shifted(pictures: np.ndarray, shifts: np.ndarray) -> np.ndarray:
-    """Return pictures moved back by their shifts and without their highest frequencies.
+    """Undo the shifts of images, and remove their highest frequencies.
 
-    Moving them in Fourier space blurs no noise. Close to the Nyquist frequency, pictures of one
-    scene differ by aliasing with their shift, and JPEG keeps the least.
+    A shift in Fourier space does not blur noise. Near the Nyquist frequency, images of one scene
+    differ by aliasing, and JPEG keeps the least.
     """
     rows = np.fft.fftfreq(FINE_SIDE)[:, None]
     columns = np.fft.rfftfreq(FINE_SIDE)
     low_pass = 1 / (1 + (np.hypot(rows, columns) / MAX_FREQUENCY) ** 8)
-    ramp = np.ones(FINE_SIDE)  # to zero at the borders, where the spectrum wraps around
+    ramp = np.ones(FINE_SIDE)  # to zero at the borders, where the image wraps around
     ramp[:TAPER] = np.sin(np.pi / 2 * (np.arange(TAPER) + 0.5) / TAPER) ** 2
     ramp[-TAPER:] = ramp[:TAPER][::-1]
     turn_rows = np.exp(2j * np.pi * rows * shifts[:, 0, None, None])
@@ -102,7 +102,7 @@ def _shifted(pictures: np.ndarray, shifts: np.ndarray) -> np.ndarray:
 
 
 def _background_basis(background: np.ndarray) -> np.ndarray:
-    """Return an orthonormal basis (B, P) of all that the background may look like in one image."""
+    """Return an orthonormal basis (B, P) of all possible appearances of the background."""
     steps = range(-KERNEL_RADIUS, KERNEL_RADIUS + 1)
     moved = np.stack([np.roll(background, (y, x), (0, 1)) for y in steps for x in steps])
     center = _without_margin(background[None])[0]
@@ -117,12 +117,12 @@ def _background_basis(background: np.ndarray) -> np.ndarray:
 
 
 def _without_margin(pictures: np.ndarray) -> np.ndarray:
-    """Return the pixels (M, P) of pictures but for their margins."""
+    """Return the pixels (M, P) of images without their margins."""
     return pictures[:, MARGIN:-MARGIN, MARGIN:-MARGIN].reshape(len(pictures), -1)
 
 
 def _equalize_patches(residuals: np.ndarray) -> np.ndarray:
-    """Return residuals (M, P) of norm 1, each patch of mean 0 and of equal norm."""
+    """Return residuals (M, P) of norm 1, whose patches have mean 0 and equal norms."""
     count = (FINE_SIDE - 2 * MARGIN) // PATCH
     patches = residuals.reshape(-1, count, PATCH, count, PATCH)
     patches = patches - patches.mean(axis=(2, 4), keepdims=True)
