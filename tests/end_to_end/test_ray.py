@@ -125,7 +125,7 @@ def test_a_run_that_is_stopped_leaves_no_worker_and_can_be_resumed(
     # What a shell runs in the background ignores Ctrl+C, and so does all that it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     process = start_kedro(project, *UNTIL_TRAINED, params)
-    log_until(process, "epoch 2 ")
+    log_until(process, "Epoch 2 ")
     workers = workers_of(process)
     assert workers
     process.send_signal(number)
