@@ -62,12 +62,11 @@ def accuracy_interval(correct: np.ndarray, groups: Groups = None) -> tuple[float
 def effective_images(correct: np.ndarray, groups: Groups = None) -> float:
     """Return how many independent images would tell as much about the accuracy.
 
-    That is the number of images divided by the design effect (Kish 1965), the factor by which
-    groups widen the variance of the accuracy. It is at least 1, and the size of a group if groups
-    are right or wrong as a whole. Few groups with a wrong image would make its estimate a matter of
-    luck, so it includes half a group that is entirely correct and half a group that is entirely
-    wrong, as Jeffreys's prior adds to a proportion. Without them, intervals missed the true
-    accuracy in up to 38 % of simulations instead of 5 %.
+    That is their number divided by the design effect (Kish 1965), the factor by which groups widen
+    the variance of the accuracy: from 1 to the mean size of a group, if groups are right or wrong
+    as a whole. As Jeffreys's prior does for a proportion, the estimate adds half a group that is
+    entirely correct and half a group that is entirely wrong. Without them, intervals missed the
+    true accuracy in up to 38 % of simulations instead of 5 %.
 
     Args:
         correct: whether each prediction is correct: bool (images,).

@@ -179,8 +179,9 @@ def _warn_of_newer(found: FoundModel, parameter: str, folders: ProjectFolders) -
         except (*LOAD_ERRORS, LookupError, TypeError) as error:
             logger.debug("Cannot look up a newer model than %s: %r", found.name, error)
             continue
-        is_newer = found.saved_at is not None and newest.saved_at > found.saved_at
-        if is_newer and {*newest.class_names} != {*found.classifier.class_names}:
+        if newest is None or found.saved_at is None or newest.saved_at <= found.saved_at:
+            continue
+        if {*newest.class_names} != {*found.classifier.class_names}:
             logger.warning(
                 "%s is newer than %s and has other classes (%s). To use it, set %s=%s.",
                 newest.title,
@@ -191,11 +192,11 @@ def _warn_of_newer(found: FoundModel, parameter: str, folders: ProjectFolders) -
             )
 
 
-def _newest_version(found: FoundModel, _: ProjectFolders) -> _Newest:
+def _newest_version(found: FoundModel, _: ProjectFolders) -> _Newest | None:
     """Return the newest version of the registered model that was found."""
     match = re.fullmatch(VERSION_URI, found.name)
     if not match:
-        raise LookupError(f"{found.name} is not a registered model")
+        return None
     (newest,) = mlflow.MlflowClient().search_model_versions(
         f"name={match['name']!r}", max_results=1, order_by=["version_number DESC"]
     )
@@ -208,8 +209,11 @@ def _newest_version(found: FoundModel, _: ProjectFolders) -> _Newest:
     )
 
 
-def _newest_classifier(_: FoundModel, folders: ProjectFolders) -> _Newest:
+def _newest_classifier(_: FoundModel, folders: ProjectFolders) -> _Newest | None:
     """Return the newest classifier in the project's folder."""
-    file = _saved_classifiers(folders)[-1]
-    names = json.loads(file.read_text(encoding="utf-8"))["class_names"]
-    return _Newest(f"The classifier {file.parent}", names, file.stat().st_mtime, LATEST)
+    files = _saved_classifiers(folders)
+    if not files:
+        return None
+    names = json.loads(files[-1].read_text(encoding="utf-8"))["class_names"]
+    title = f"The classifier {files[-1].parent}"
+    return _Newest(title, names, files[-1].stat().st_mtime, LATEST)

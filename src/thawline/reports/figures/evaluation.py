@@ -123,7 +123,7 @@ def per_class_bars(per_class: pd.DataFrame) -> go.Figure:
     """Return precision and recall of each class, the class with the lowest F1 on top.
 
     Args:
-        per_class: of `evaluation.score`.
+        per_class: of `compute_metrics`.
     """
     rows = per_class.sort_values("f1", kind="stable")
     names = [shorten(str(name), MAX_TICK_LETTERS) for name in rows["label"]]
