@@ -168,7 +168,7 @@ def test_test_images_change_nothing(tmp_path: Path, splits: pd.DataFrame) -> Non
             parameters,
             nodes.drop_test_split(table),
             tmp_path / name,
-            lambda _, name=name: sweep_storage.open_storage(f"sqlite:///{tmp_path}/{name}.db"),
+            tmp_path / f"{name}.db",
             lambda *_: nullcontext(lambda _: None),
             lambda *_: None,
         )

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,6 +35,7 @@ ORIENTATIONS_ON_SIDE = (5, 6, 7, 8)  # EXIF orientations that swap width and hei
 # of a full decoding by 1/255 on average; with a gap of 1 it differs by 2.6/255.
 REDUCING_GAP = 2.0
 MAX_CHUNK_SIZE = 64  # files per task of a thread
+MAX_HASHED_FILES = 200_000  # whose hashes a process remembers; about 60 MB
 
 Source = str | os.PathLike[str] | bytes
 T = TypeVar("T")
@@ -61,6 +63,8 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 
 def hash_files(paths: Sequence[str]) -> list[str]:
     """Return the SHA-256 of each file's content, as 64 hexadecimal digits.
+
+    A process reads a file again only if its size or its time of change differ.
 
     Raises:
         DataError: if a file cannot be read.
@@ -201,9 +205,18 @@ def map_threads(
 
 def _hash(path: str) -> str:
     try:
-        return hashlib.sha256(read_bytes(path)).hexdigest()
+        if not Path(path).is_file():  # a member of a shard, or missing
+            return hashlib.sha256(read_bytes(path)).hexdigest()
+        status = Path(path).stat()
+        return _hash_file(path, status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise became_unreadable(path, error) from error
+
+
+@lru_cache(maxsize=MAX_HASHED_FILES)
+def _hash_file(path: str, size: int, mtime_ns: int) -> str:
+    """Return the hash of a file in the state that size and time of change tell."""
+    return hashlib.sha256(read_bytes(path)).hexdigest()
 
 
 def _content(source: Source) -> bytes:

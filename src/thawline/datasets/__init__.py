@@ -9,7 +9,6 @@ from thawline.datasets.picture_dataset import PictureDataset
 from thawline.datasets.registry_dataset import RegistryDataset
 from thawline.datasets.resource_dataset import PathDataset
 from thawline.datasets.served_model_dataset import ServedModelDataset
-from thawline.datasets.sweep_storage_dataset import SweepStorageDataset
 from thawline.datasets.training_checkpoints_dataset import TrainingCheckpointsDataset
 
 __all__ = [
@@ -24,6 +23,5 @@ __all__ = [
     "PictureDataset",
     "RegistryDataset",
     "ServedModelDataset",
-    "SweepStorageDataset",
     "TrainingCheckpointsDataset",
 ]

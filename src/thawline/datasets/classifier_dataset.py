@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
@@ -32,15 +34,27 @@ class ClassifierDataset(AbstractVersionedDataset[Classifier, Classifier]):
     ) -> None:
         """Take the folder that the versions are kept in."""
         self.metadata = metadata
+        self._last: tuple[Path, Classifier] | None = None
         super().__init__(PurePosixPath(filepath), version)
 
     def load(self) -> Classifier:
-        """Return the classifier of the wanted, or else the latest, version."""
-        return load_classifier(Path(self._get_load_path()), self.own)
+        """Return the classifier of the given, or else the latest, version.
+
+        A run reads it from disk once; each load has a network of its own.
+        """
+        path = Path(self._get_load_path())
+        if self._last is None or self._last[0] != path:
+            self._last = (path, load_classifier(path, self.own))
+        classifier = self._last[1]
+        return dataclasses.replace(classifier, network=copy.deepcopy(classifier.network))
 
     def save(self, data: Classifier) -> None:
         """Write a new version."""
         save_classifier(data, Path(self._get_save_path()))
+
+    def _release(self) -> None:
+        self._last = None
+        super()._release()
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._filepath), "version": self._version}

@@ -42,9 +42,18 @@ class ImageTable:
         """
         super().__init__(**arguments)
         self._base = Path(path)
+        self._last: tuple[str, pd.DataFrame] | None = None
 
     def load(self) -> pd.DataFrame:
-        """Return the table with absolute paths."""
+        """Return the table with absolute paths; a run reads a version from disk once."""
+        if self._version is None:  # type: ignore[attr-defined]
+            return self._read()
+        path = str(self._get_load_path())  # type: ignore[attr-defined]
+        if self._last is None or self._last[0] != path:
+            self._last = (path, self._read())
+        return self._last[1].copy(deep=False)
+
+    def _read(self) -> pd.DataFrame:
         table: pd.DataFrame = super().load()  # type: ignore[misc]
         record = self._record(self._get_load_path())  # type: ignore[attr-defined]
         if not record.is_file():  # of an earlier version, with absolute paths
@@ -64,6 +73,10 @@ class ImageTable:
             record.parent.mkdir(parents=True, exist_ok=True)
             record.write_text(data.attrs[ROOT], encoding="utf-8")
         super().save(self.as_saved(data))  # type: ignore[misc]
+
+    def _release(self) -> None:
+        self._last = None
+        super()._release()  # type: ignore[misc]
 
     def as_saved(self, data: pd.DataFrame) -> pd.DataFrame:
         """Return the table with relative paths."""

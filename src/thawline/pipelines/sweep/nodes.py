@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ import optuna
 import pandas as pd
 import plotly.graph_objects as go
 import yaml
-from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial
 
 from thawline.datasets.child_runs_dataset import OpenRun
@@ -21,6 +20,7 @@ from thawline.pipelines.finetune import nodes as finetune
 from thawline.reports.figures.sweep import importance, optimization_history, parallel_coordinates
 from thawline.sweep import study as sweeping
 from thawline.sweep.space import check_space, with_values
+from thawline.sweep.storage import open_storage
 from thawline.training import loop, setup
 from thawline.training.progress import OnEpoch, TrainingResult
 
@@ -42,13 +42,13 @@ def run_sweep(
     parameters: Parameters,
     development_splits: pd.DataFrame,
     activations: Path,
-    sweep_storage: Callable[[str | None], BaseStorage],
+    sweep_storage: Path,
     child_runs: OpenRun,
     metric_logger: OnEpoch,
 ) -> tuple[str, list[FrozenTrial]]:
     """Run the trials that are still to be run; return the study's name and all finished trials."""
     url = parameters.sweep.storage
-    storage = sweep_storage(url.get_secret_value() if url else None)
+    storage = open_storage(url.get_secret_value() if url else f"sqlite:///{sweep_storage}")
     study = sweeping.open_study(storage, parameters, development_splits)
 
     def train(number: int, values: dict[str, Any], chosen: Parameters, on_epoch: OnEpoch) -> None:
