@@ -57,5 +57,5 @@ def test_an_absent_device_is_refused_and_the_cpu_is_always_there() -> None:
 
 
 def test_precision_can_be_chosen_twice_in_one_process() -> None:
-    assert make_accelerator(options(precision="bf16")).mixed_precision == "bf16"
-    assert make_accelerator(options(precision="fp32")).mixed_precision == "no"
+    assert make_accelerator(options(precision="bf16")).dtype == torch.bfloat16
+    assert make_accelerator(options(precision="fp32")).dtype == torch.float32

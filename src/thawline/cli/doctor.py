@@ -157,13 +157,13 @@ def check_device(options: TrainingOptions) -> list[CheckResult]:
     import psutil
     import torch
 
-    from thawline.thaw.device import compute_dtype, make_accelerator
+    from thawline.thaw.device import make_accelerator
 
     try:
         accelerator = make_accelerator(options)
     except ThawlineError as error:
         return [CheckResult("device", "problem", str(error))]
-    device, dtype = accelerator.device, str(compute_dtype(accelerator)).removeprefix("torch.")
+    device, dtype = accelerator.device, str(accelerator.dtype).removeprefix("torch.")
     cores = joblib.cpu_count()  # that affinity and the container allow
     free = psutil.virtual_memory().available
     name = f"{device.type}, {cores} cores"

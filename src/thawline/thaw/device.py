@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from thawline.errors import ParameterError
 from thawline.options import TrainingOptions
 
 logger = logging.getLogger(__name__)
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # numbers of mallopt's parameters, from malloc.h
 MAX_KEPT_TENSOR_BYTES = 2**30
@@ -28,51 +28,40 @@ MALLOC_ENVIRONMENT = {
 }
 
 
+class Accelerator(NamedTuple):
+    """The device that computes, and the dtype that most of a network computes in."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> torch.autocast:
+        """Return a context in which a network computes in `dtype`."""
+        is_reduced = self.dtype != torch.float32
+        return torch.autocast(self.device.type, self.dtype, enabled=is_reduced)
+
+
 def make_accelerator(options: TrainingOptions) -> Accelerator:
     """Return the device and the precision; `auto` is bf16 if the hardware has it, else fp32.
 
     Raises:
         ParameterError: when the device is not available.
     """
-    available = {
-        "auto": True,
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not available[options.device]:
-        there = ", ".join(name for name, is_there in available.items() if is_there)
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = [*(name for name, is_there in found.items() if is_there), "cpu"]
+    device = available[0] if options.device == "auto" else options.device
+    if device not in available:
         raise ParameterError(
-            f"training.device: '{options.device}' is not available here (possible: {there})."
+            f"training.device: '{device}' is not available here (possible: auto,"
+            f" {', '.join(available)})."
         )
     use_full_float32()
-    # accelerate keeps its settings for the life of the process; a notebook or a test may train
-    # twice with different ones.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    on_cpu = options.device == "cpu" or (
-        options.device == "auto" and not (available["cuda"] or available["mps"])
-    )
-    if options.precision == "auto":
-        native = _computes_bf16_on_cpu() if on_cpu else _computes_bf16_on_cuda()
-        precision = "bf16" if native else "no"
-    else:
-        precision = {"fp32": "no"}.get(options.precision, options.precision)
-    if on_cpu and precision == "fp16":
+    precision = options.precision
+    if precision == "auto":
+        is_native = _computes_bf16_on_cpu() if device == "cpu" else _computes_bf16_on_cuda()
+        precision = "bf16" if is_native else "fp32"
+    if (device, precision) == ("cpu", "fp16"):
         logger.warning("training.precision: CPUs compute fp16 slowly; bf16 or fp32 is faster.")
-    return Accelerator(cpu=on_cpu, mixed_precision=precision)
-
-
-def compute_dtype(accelerator: Accelerator) -> torch.dtype:
-    """Return what most of a network computes in."""
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(
-        accelerator.mixed_precision, torch.float32
-    )
-
-
-def autocast(accelerator: Accelerator) -> torch.autocast:
-    """Return a context in which a network computes in `compute_dtype`, also fp16 on a CPU."""
-    dtype = compute_dtype(accelerator)
-    return torch.autocast(accelerator.device.type, dtype, enabled=dtype != torch.float32)
+    return Accelerator(torch.device(device), DTYPES[precision])
 
 
 def use_full_float32() -> None:

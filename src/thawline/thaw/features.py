@@ -16,6 +16,7 @@ from torch import Tensor
 from thawline.data.loading import ViewLoader, ViewRequest, decode
 from thawline.data.transforms import Transforms
 from thawline.thaw.cache import ActivationCache, Cost, describe_entries, fastest_that_fits
+from thawline.thaw.device import Accelerator
 from thawline.thaw.frozen_part import FrozenPart
 from thawline.thaw.image_set import ImageView, view_seed
 from thawline.thaw.line import ThawLine
@@ -75,7 +76,7 @@ class FeatureLoader:
             entries: how many there will be, to choose what fits.
         """
         self._transforms, self._loader, self._store = transforms, loader, store
-        self._frozen = FrozenPart(line, transforms.preprocessing, device, dtype)
+        self._frozen = FrozenPart(line, transforms.preprocessing, Accelerator(device, dtype))
         self._device, self._entries = device, entries
         self._bytes = 0  # of activations per image
         self._partitions: dict[tuple[str, bool], CachePartition] = {}

@@ -12,6 +12,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
 from thawline.data.transforms import Preprocessing, normalize
+from thawline.thaw.device import Accelerator
 from thawline.thaw.freezing import hash_tensors
 from thawline.thaw.line import ThawLine
 from thawline.thaw.partition import Tensors
@@ -31,15 +32,15 @@ class FrozenPart:
     """
 
     def __init__(
-        self, line: ThawLine, preprocessing: Preprocessing, device: torch.device, dtype: torch.dtype
+        self, line: ThawLine, preprocessing: Preprocessing, accelerator: Accelerator
     ) -> None:
         """Move the part to the device and to the dtype that it computes in."""
         self._below, self.is_empty = line.below, line.below is None
-        self._preprocessing, self._device, self._dtype = preprocessing, device, dtype
-        self._is_on_cpu = device.type == "cpu"
+        self._preprocessing, self._accelerator = preprocessing, accelerator
+        self._is_on_cpu = accelerator.device.type == "cpu"
         self._chunk = CPU_CHUNK_SIZE if self._is_on_cpu else sys.maxsize
         if self._below is not None:
-            self._below.to(device, dtype).to(memory_format=torch.channels_last)
+            self._below.to(*accelerator).to(memory_format=torch.channels_last)
 
     def __call__(self, views: Tensor) -> Tensors:
         """Return what crosses the line (N, …) for views (N, 3, size, size) uint8."""
@@ -74,7 +75,7 @@ class FrozenPart:
         fingerprint = {
             "weights": hash_tensors(self._below.state_dict()),
             "structure": hashlib.sha256(f"{self._below.code}{modules}".encode()).hexdigest(),
-            "precision": str(self._dtype),
+            "precision": str(self._accelerator.dtype),
             "answer": hash_tensors(answer),
         }
         return fingerprint, sum(tensor[0].nbytes for tensor in answer.values())
@@ -92,16 +93,15 @@ class FrozenPart:
         """Return what crosses the line for views, computed for `chunk` of them at a time."""
         assert self._below is not None
         parts = []
-        is_reduced = self._dtype != torch.float32
         # Tensors of inference mode could not be saved for the backward pass above the line.
-        with torch.no_grad(), torch.autocast(self._device.type, self._dtype, enabled=is_reduced):
+        with torch.no_grad(), self._accelerator.autocast():
             for some in views.split(chunk):
                 full = some
                 if len(some) < chunk:  # not always: a copy would leave page-locked memory
                     full = torch.cat([some, some[:1].expand(chunk - len(some), -1, -1, -1)])
-                tensors = self._below(self._normalized(full).to(self._dtype))
+                tensors = self._below(self._normalized(full).to(self._accelerator.dtype))
                 parts.append([tensor[: len(some)] for tensor in tensors])
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
     def _normalized(self, views: Tensor) -> Tensor:
-        return normalize(views.to(self._device, non_blocking=True), self._preprocessing)
+        return normalize(views.to(self._accelerator.device, non_blocking=True), self._preprocessing)

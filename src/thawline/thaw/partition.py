@@ -129,10 +129,8 @@ class CachePartition:
 
     def contains(self, keys: Sequence[bytes]) -> np.ndarray:
         """Return for each of N keys, as bool (N,), whether its entry can be read."""
-        is_there = self._index.find(keys) != MISSING
-        if self._waiting:
-            is_there |= np.fromiter((key in self._waiting for key in keys), bool, len(keys))
-        return is_there
+        is_waiting = np.array([key in self._waiting for key in keys], bool)
+        return is_waiting | (self._index.find(keys) != MISSING)
 
     def read(self, keys: Sequence[bytes]) -> Tensors:
         """Return the tensors (N, …) of N entries, which share no memory with the cache.

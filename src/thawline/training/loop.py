@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from thawline.options import Phase
-from thawline.thaw.device import autocast
 from thawline.thaw.freezing import evaluation_mode
 from thawline.thaw.partition import Tensors
 from thawline.training.data_parallel import (
@@ -151,7 +150,7 @@ def train_step(
     labels = run.train_set.labels[step.positions]
     inputs, targets = run.mix_images(boundary, labels)
     with sync_gradients(current.above, step.ends_update):
-        with autocast(run.accelerator):
+        with run.accelerator.autocast():
             logits = current.above(*inputs).float()
         loss = run.loss_function(logits, targets)
         run.scaler.scale(loss * step.update_share).backward()
@@ -178,7 +177,7 @@ def validate(run: TrainingContext, current: PhaseContext, batch_size: int) -> di
     with evaluation_mode(run.network):
         for batch, boundary in zip(batches, boundaries, strict=True):
             labels = run.val_set.labels[batch]
-            with autocast(run.accelerator):
+            with run.accelerator.autocast():
                 logits = current.line.above_eval(*boundary).float()
             # log_softmax leaves log-probabilities as they are, so this serves for both.
             metrics.add(cross_entropy(logits, labels), logits, labels, weight=len(labels))

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -22,7 +21,7 @@ from thawline.data.loading import ViewLoader
 from thawline.data.transforms import BatchMixer, Transforms
 from thawline.options import Phase, TrainingOptions
 from thawline.thaw.cache import ActivationCache
-from thawline.thaw.device import compute_dtype, keep_freed_memory, make_accelerator
+from thawline.thaw.device import Accelerator, keep_freed_memory, make_accelerator
 from thawline.thaw.features import FeatureLoader
 from thawline.thaw.freezing import freeze_layers
 from thawline.thaw.image_set import ImageSet, ImageView, image_set
@@ -200,7 +199,7 @@ def prepare(
     """
     set_seed(seed)
     accelerator = make_accelerator(options)
-    device, dtype = accelerator.device, compute_dtype(accelerator)
+    device, dtype = accelerator.device, accelerator.dtype
     if device.type == "cpu":
         keep_freed_memory()
     network.to(device).to(memory_format=torch.channels_last)
@@ -250,7 +249,7 @@ def prepare_phase(
     )
     features = FeatureLoader(
         line, run.transforms, run.loader, run.cache, run.accelerator.device,
-        compute_dtype(run.accelerator),
+        run.accelerator.dtype,
         entries=(run.views or 0) * len(run.train_set.labels) + len(run.val_set.labels),
     )  # fmt: skip
     optimizer = make_optimizer(network, phase, options, previous)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from thawline.data.atomic_write import write_atomic
 from thawline.options import Phase
-from thawline.thaw.device import compute_dtype
 from thawline.thaw.freezing import hash_tensors
 from thawline.training.data_parallel import rank, world_size
 from thawline.training.progress import TrainingProgress, copy_tensors
@@ -124,7 +123,7 @@ def training_key(run: TrainingContext, phases: Sequence[Phase], initial: dict[st
         "views_seed": run.transforms.seed,
         "options": run.options.model_dump(mode="json", exclude={"resume", "num_workers"}),
         "device": str(run.accelerator.device),
-        "precision": str(compute_dtype(run.accelerator)),
+        "precision": str(run.accelerator.dtype),
         "torch": torch.__version__,
         "loss": type(run.loss_function).__name__,
         "seed": run.seed,
