@@ -28,6 +28,7 @@ from thawline.data.transforms import build_transforms
 from thawline.networks.building import IMAGENET
 from thawline.options import TransformOptions
 from thawline.thaw.cache import ActivationCache
+from thawline.thaw.device import Accelerator
 from thawline.thaw.features import ACTIVATIONS, FeatureLoader
 from thawline.thaw.image_set import ImageView
 from thawline.thaw.line import ThawLine
@@ -85,8 +86,8 @@ def _loader(store: ActivationCache, values: int, entries: int) -> FeatureLoader:
     transforms = build_transforms(TransformOptions(size=32), IMAGENET)
     line = ThawLine(Flatten(values), nn.Identity(), nn.Identity(), ("flatten",))  # type: ignore[arg-type]
     return FeatureLoader(
-        line, transforms, ViewLoader(transforms, 0), store, torch.device("cpu"), torch.bfloat16,
-        entries,
+        line, transforms, ViewLoader(transforms, 0), store,
+        Accelerator(torch.device("cpu"), torch.bfloat16), entries,
     )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from thawline.options import ModelOptions, Phase, TrainingOptions, TransformOpti
 from thawline.thaw import features as activations
 from thawline.thaw import partition
 from thawline.thaw.cache import ActivationCache, Cost, fastest_that_fits
+from thawline.thaw.device import Accelerator
 from thawline.thaw.features import (
     ACTIVATIONS,
     NOTHING,
@@ -151,7 +152,7 @@ class Setting:
             line.below.register_forward_pre_hook(self.before_each_run)
         self.loader = loader = FeatureLoader(
             line, transforms, ViewLoader(transforms, workers=0), self.store,
-            torch.device("cpu"), self.dtype, entries=100,
+            Accelerator(torch.device("cpu"), self.dtype), entries=100,
         )  # fmt: skip
         hashes = hash_files(self.paths)
         images = [ImageView(p, h, view) for p, h in zip(self.paths, hashes, strict=True)]

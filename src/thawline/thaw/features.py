@@ -60,8 +60,7 @@ class FeatureLoader:
         transforms: Transforms,
         loader: ViewLoader,
         store: ActivationCache,
-        device: torch.device,
-        dtype: torch.dtype,
+        accelerator: Accelerator,
         entries: int,
     ) -> None:
         """Open the partitions of the cache that belong to a line.
@@ -71,13 +70,12 @@ class FeatureLoader:
             transforms: how files become views.
             loader: decodes views.
             store: the cache; nothing is cached if its limit is 0.
-            device: that computes.
-            dtype: that the part below the line computes in.
+            accelerator: device and dtype that the part below the line computes in.
             entries: how many there will be, to choose what fits.
         """
         self._transforms, self._loader, self._store = transforms, loader, store
-        self._frozen = FrozenPart(line, transforms.preprocessing, Accelerator(device, dtype))
-        self._device, self._entries = device, entries
+        self._frozen = FrozenPart(line, transforms.preprocessing, accelerator)
+        self._device, self._entries = accelerator.device, entries
         self._bytes = 0  # of activations per image
         self._partitions: dict[tuple[str, bool], CachePartition] = {}
         self._choice: str | None = None  # what is cached

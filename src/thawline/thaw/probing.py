@@ -24,7 +24,7 @@ from thawline.errors import DataError
 from thawline.networks.stages import find_stages
 from thawline.options import AUTO, AutoOptions, LastStages, Parameters, Strategy, TrainingOptions
 from thawline.thaw.cache import ActivationCache
-from thawline.thaw.device import make_accelerator
+from thawline.thaw.device import Accelerator, make_accelerator
 from thawline.thaw.features import FeatureLoader
 from thawline.thaw.image_set import ImageView, image_set
 from thawline.thaw.line import ThawLine
@@ -194,8 +194,7 @@ def stage_features(
         transforms,
         ViewLoader(transforms, options.num_workers, accelerator.device.type == "cuda"),
         store or ActivationCache(Path(), max_gb=0),
-        accelerator.device,
-        dtype or accelerator.dtype,
+        Accelerator(accelerator.device, dtype or accelerator.dtype),
         entries=len(images),
     )
     size = options.batch_size

@@ -248,8 +248,7 @@ def prepare_phase(
         else split_at_thaw_line(network, run.transforms.preprocessing.size)
     )
     features = FeatureLoader(
-        line, run.transforms, run.loader, run.cache, run.accelerator.device,
-        run.accelerator.dtype,
+        line, run.transforms, run.loader, run.cache, run.accelerator,
         entries=(run.views or 0) * len(run.train_set.labels) + len(run.val_set.labels),
     )  # fmt: skip
     optimizer = make_optimizer(network, phase, options, previous)
