@@ -1,4 +1,4 @@
-"""A table of images is read without an object for each of its rows."""
+"""A CSV or Parquet file becomes a manifest, or is refused with the reason."""
 
 import hashlib
 from pathlib import Path
@@ -47,9 +47,7 @@ def test_parquet_says_the_same_as_a_csv(table: pd.DataFrame, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("kind", ["digits", "bytes"])
-def test_hashes_that_a_table_brings_are_believed(
-    table: pd.DataFrame, tmp_path: Path, kind: str
-) -> None:
+def test_hashes_in_a_table_are_trusted(table: pd.DataFrame, tmp_path: Path, kind: str) -> None:
     right = dict(zip(table["path"], table["sha256"], strict=True))
     if kind == "bytes":
         table = table.assign(sha256=[bytes.fromhex(digits) for digits in table["sha256"]])
@@ -112,7 +110,7 @@ def test_links_are_followed_wherever_they_are_in_a_path(photos: Path, tmp_path: 
         ({"path": ["0.jpg"], "label": ["a"], "sha256": [None]}, "64 hexadecimal digits"),
     ],
 )
-def test_what_is_wrong_with_a_parquet_file_is_said(
+def test_an_invalid_parquet_file_is_refused_with_the_reason(
     tmp_path: Path, columns: dict[str, list], said: str
 ) -> None:
     (tmp_path / "0.jpg").touch()

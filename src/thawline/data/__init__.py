@@ -1,1 +1,1 @@
-"""From files to views of images."""
+"""From image files to views."""

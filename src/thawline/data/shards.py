@@ -115,7 +115,7 @@ def find_labeled(shard: str, extensions: tuple[str, ...]) -> Iterator[tuple[str,
         key, extension = posixpath.join(folder, stem), extension.lower()
         members = samples.setdefault(key, {}) if stem else {}  # a hidden file has no key
         if extension in members:
-            raise _bad(shard, key, f"is there twice, as {members[extension]} and {text}")
+            raise _bad(shard, key, f"occurs twice, as {members[extension]} and {text}")
         members[extension] = text
     for key, members in samples.items():
         images = [name for kind, name in members.items() if f".{kind}" in extensions]
@@ -123,7 +123,7 @@ def find_labeled(shard: str, extensions: tuple[str, ...]) -> Iterator[tuple[str,
         if len(images) > 1:
             raise _bad(shard, key, f"has two images, {images[0]} and {images[1]}")
         if images and label is None:
-            raise _bad(shard, key, "has no label: neither .cls nor .json is there")
+            raise _bad(shard, key, "has no label, neither .cls nor .json")
         if label is not None and not images:
             raise _bad(shard, key, "has a label and no image")
         if label is not None:
@@ -174,7 +174,7 @@ def _index(shard: str, size: int, mtime_ns: int) -> Index:
             name = posixpath.normpath(member.name).lstrip("/")
             if member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and not member.issparse():
                 if name in members:
-                    raise _bad(shard, _key(name), f"is there twice, as {name}")
+                    raise _bad(shard, _key(name), f"occurs twice, as {name}")
                 members[name] = member.offset_data, member.size
             last = member.name
         file.seek(end)

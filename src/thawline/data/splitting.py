@@ -105,9 +105,9 @@ def check_splits(splits: pd.DataFrame) -> pd.DataFrame:
         if unit not in splits or _is_increasing(splits[unit]):  # increasing values are unique
             continue
         pairs = splits[[unit, "split"]].drop_duplicates()
-        torn = pairs[unit][pairs[unit].duplicated()]
-        if len(torn):
-            raise DataError(f"The {unit} '{torn.iloc[0]}' is in more than one split.")
+        in_two = pairs[unit][pairs[unit].duplicated()]
+        if len(in_two):
+            raise DataError(f"The {unit} '{in_two.iloc[0]}' is in more than one split.")
     classes = set(splits["label"].unique())
     for name in SPLITS:
         lacking = classes - set(splits["label"][splits["split"] == name].unique())

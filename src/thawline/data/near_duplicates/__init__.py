@@ -1,1 +1,1 @@
-"""Images that show the same picture."""
+"""Find images that show the same picture, and keep them in one split."""

@@ -1,4 +1,4 @@
-"""Examine image files one by one: what each is, and what is wrong with it."""
+"""Examine image files one by one, and name the problem of each."""
 
 from __future__ import annotations
 
