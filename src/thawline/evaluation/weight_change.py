@@ -49,7 +49,7 @@ def measure_weight_change(
             the head, and for a stage without modules.
 
     Raises:
-        OSError: if an image file cannot be read.
+        DataError: if an image file cannot be read.
     """
     old, new = ({n: t.cpu() for n, t in m.state_dict().items()} for m in (before, after))
     stages = find_stages(before)

@@ -111,7 +111,7 @@ def sample_images(splits: pd.DataFrame, seed: int) -> Image.Image:
     """Return sample images of each split, from as many classes as possible.
 
     Raises:
-        OSError: when a file cannot be read.
+        DataError: if an image file cannot be read.
     """
     some = pd.concat(
         [_mixed(splits[splits["split"] == split], SAMPLES_PER_SPLIT, seed) for split in SPLITS]
@@ -132,7 +132,7 @@ def training_views(
     They are the views that training uses, mixed with other images if mixup or CutMix is on.
 
     Raises:
-        OSError: when a file cannot be read.
+        DataError: if an image file cannot be read.
     """
     some = _mixed(splits[splits["split"] == "train"], VIEWED_IMAGES, seed)
     count = min(augmentation.views_per_image or MAX_VIEWS, MAX_VIEWS)
