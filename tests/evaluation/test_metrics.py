@@ -91,4 +91,4 @@ def test_the_curves_show_both_splits_with_a_band_for_each_phase() -> None:
     assert {(band.x0, band.x1) for band in bands} == {(0.5, 2.5), (2.5, 3.5)}
     texts = {note.text for note in figure.layout.annotations}
     assert {"1", "2"} <= texts
-    assert any("2: 5,000 parameters trained,<br>above images" in text for text in texts)
+    assert any("2: 5,000 trainable parameters,<br>above images" in text for text in texts)

@@ -65,7 +65,7 @@ def test_a_backbone_that_did_not_move_needs_no_image() -> None:
     assert change["relative_l2"].tolist()[:-1] == [0, 0, 0]
     figure = weight_change_figure(change)
     assert list(figure.data[0].x) == [0, 0, 0]
-    assert f"moved by {change['relative_l2'].iloc[-1]:.2g}" in figure.layout.annotations[0].text
+    assert f"changed by {change['relative_l2'].iloc[-1]:.2g}" in figure.layout.annotations[0].text
 
 
 def test_batch_norm_that_forgot_is_seen_in_its_statistics_alone(splits: pd.DataFrame) -> None:
