@@ -14,25 +14,30 @@ from thawline.options.dataset import (
     SplitFractions,
     TransformOptions,
 )
-from thawline.options.model import ModelOptions
 from thawline.options.parameters import TRAINING_GROUPS, Parameters, flatten
-from thawline.options.strategies import AutoOptions, LastStages, Phase, Strategies, Strategy
-from thawline.options.sweep import Dimension, SweepOptions
 from thawline.options.training import (
     ActivationOptions,
+    AutoOptions,
     EngineOptions,
+    LastStages,
     LrFindOptions,
+    ModelOptions,
+    Phase,
+    Strategies,
+    Strategy,
     TrainingOptions,
 )
 from thawline.options.types import AUTO, Options
 from thawline.options.usage import (
     AttributionMethod,
     CompareOptions,
+    Dimension,
     EvaluationOptions,
     ExplainOptions,
     ExportOptions,
     PredictOptions,
     RegistryOptions,
+    SweepOptions,
 )
 from thawline.options.validation import RENAMED, validate_parameters
 

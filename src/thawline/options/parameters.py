@@ -12,13 +12,13 @@ from thawline.options.dataset import (
     ScreeningOptions,
     TransformOptions,
 )
-from thawline.options.model import ModelOptions
-from thawline.options.strategies import AutoOptions, Strategy
-from thawline.options.sweep import SweepOptions
 from thawline.options.training import (
     ActivationOptions,
+    AutoOptions,
     EngineOptions,
     LrFindOptions,
+    ModelOptions,
+    Strategy,
     TrainingOptions,
 )
 from thawline.options.types import AUTO, MAX_SEED, Options, Seed
@@ -29,6 +29,7 @@ from thawline.options.usage import (
     ExportOptions,
     PredictOptions,
     RegistryOptions,
+    SweepOptions,
 )
 
 # The result of a training depends on these groups, and on the images.
@@ -70,9 +71,8 @@ class Parameters(Options):
     def _strategy_problems(self) -> Iterator[str]:
         """Yield a line for each strategy or seed that cannot be used."""
         known = [*self.strategies, AUTO]
-        names = [("strategy", self.strategy)]
-        names += [("compare.strategies", name) for name in self.compare.strategies]
-        for parameter, name in names:
+        compared = [("compare.strategies", name) for name in self.compare.strategies]
+        for parameter, name in [("strategy", self.strategy), *compared]:
             if name not in known:
                 yield f"{parameter}: '{name}' is not a strategy{alternatives(name, known)}"
         if AUTO in self.strategies:
@@ -87,12 +87,12 @@ class Parameters(Options):
         """Yield a line for each option that negative log likelihood does not support."""
         if not self.model.log_probabilities:
             return
-        unsupported = {
-            "training.label_smoothing": self.training.label_smoothing,
-            "augmentation.mixup": self.augmentation.mixup,
-            "augmentation.cutmix": self.augmentation.cutmix,
-        }
-        for name, value in unsupported.items():
+        needing_logits = [
+            ("training.label_smoothing", self.training.label_smoothing),
+            ("augmentation.mixup", self.augmentation.mixup),
+            ("augmentation.cutmix", self.augmentation.cutmix),
+        ]
+        for name, value in needing_logits:
             if value:
                 yield (
                     f"{name}: {value:g} needs logits, but model.log_probabilities is true; set one"
@@ -105,10 +105,7 @@ class Parameters(Options):
         return self.seed if self.dataset.seed is None else self.dataset.seed
 
     def changed(self) -> dict[str, Any]:
-        """Return by dotted name all values that differ from their default and affect test results.
-
-        The strategies themselves are not among them.
-        """
+        """Return by dotted name all values that affect test results and are not the default."""
         groups = {*TRAINING_GROUPS, "dataset", "screening", "evaluation"} - {"strategies"}
         values, defaults = (
             dict(flatten(parameters.model_dump(mode="json", include=groups)))
@@ -119,12 +116,10 @@ class Parameters(Options):
 
 def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield dotted name and value of every scalar; a list of scalars is one value."""
-    inner: Any = ()
-    if isinstance(tree, dict):
-        inner = tree.items()
-    elif isinstance(tree, list) and any(isinstance(item, (dict, list)) for item in tree):
-        inner = enumerate(tree)
-    if not inner:
+    if isinstance(tree, list) and any(isinstance(item, (dict, list)) for item in tree):
+        tree = dict(enumerate(tree))
+    if not tree or not isinstance(tree, dict):
         yield prefix, tree
-    for name, value in inner:
+        return
+    for name, value in tree.items():
         yield from flatten(value, f"{prefix}.{name}" if prefix else str(name))

@@ -1,18 +1,114 @@
-"""Options for training: optimization, the activation cache, the learning-rate test, workers."""
+"""Options for training: network, strategies, optimization, activation cache, workers."""
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    RootModel,
+    field_validator,
     model_validator,
 )
 
-from thawline.options.strategies import Optimizer, Schedule
-from thawline.options.types import Fraction, Options
+from thawline.options.types import Fraction, Options, Probability
+
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
+Optimizer = Literal["adamw", "sgd"]
+Schedule = Literal["cosine", "step", "constant"]
+
+
+class ModelOptions(Options):
+    """The backbone, its weights and the new head."""
+
+    backbone: str = Field("timm/tf_efficientnet_lite0", min_length=1)
+    weights: str = Field("default", min_length=1)
+    backbone_kwargs: dict[str, Any] = Field({})
+    trust_pickle: bool = False
+    trust_code: bool = False
+    min_loaded: Probability = 0.95
+    head: Literal["linear", "mlp", "builtin"] = "linear"
+    head_hidden: PositiveInt = 256
+    head_dropout: Probability | None = None
+    reuse_head: bool = True
+    log_probabilities: bool = False
+
+    @field_validator("head", mode="before")
+    @classmethod
+    def _refuse_old_name(cls, head: Any) -> Any:
+        if head == "own":
+            raise ValueError("the value own was renamed to builtin")
+        return head
+
+    @model_validator(mode="after")
+    def _check_builtin_head(self) -> Self:
+        if self.head != "builtin":
+            return self
+        if ":" not in self.backbone:
+            raise ValueError(
+                f"head: builtin needs a network of your own, and {self.backbone} comes from a"
+                " library. Set model.backbone=package.module:Factory, or model.head=linear or mlp"
+            )
+        if self.head_dropout is not None:
+            raise ValueError(
+                f"head_dropout: {self.head_dropout:g} does not apply to a builtin head. Set it to"
+                " null, and pass the dropout to your network through model.backbone_kwargs"
+            )
+        return self
+
+
+class LastStages(Options):
+    """The last N stages of a network, head included."""
+
+    last: PositiveInt
+
+
+class Phase(Options):
+    """What is trainable, for how many epochs, at which learning rates.
+
+    None: the value in `TrainingOptions`.
+    """
+
+    trainable: Literal["all"] | LastStages | Names
+    epochs: NonNegativeInt
+    lr: PositiveFloat
+    lr_decay: float = Field(1.0, gt=0, le=1)
+    stage_lr: dict[str, PositiveFloat] = Field({})
+    batch_norm: Literal["train", "eval"] = "train"
+    optimizer: Optimizer | None = None
+    schedule: Schedule | None = None
+    patience: PositiveInt | None = None
+
+
+class Strategy(Options):
+    """A named list of phases."""
+
+    weights: Literal["none"] | None = None
+    phases: tuple[Phase, ...] = Field(min_length=1)
+
+
+class Strategies(RootModel[dict[str, Strategy]]):
+    """All strategies in parameters_strategies.yml, by name."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class AutoOptions(Options):
+    """How the strategy `auto` chooses."""
+
+    by: Literal["size", "probe"] = "size"
+    small: PositiveInt = 10_000
+    large: PositiveInt = 100_000
+    probe_accuracy: Probability = 0.9
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.small > self.large:
+            raise ValueError(f"small ({self.small}) must not be above large ({self.large})")
+        return self
 
 
 class TrainingOptions(Options):

@@ -10,7 +10,6 @@ from pydantic import BaseModel, ValidationError
 
 from thawline.errors import ParameterError, alternatives, did_you_mean
 from thawline.options.parameters import Parameters
-from thawline.options.types import Options
 
 RENAMED = {
     "augmentation.views": "augmentation.views_per_image",
@@ -37,14 +36,10 @@ REMOVED = {  # by dotted name: why, and what to do
 
 
 def validate_parameters(raw: Mapping[str, Any]) -> Parameters:
-    """Validate all parameters at once.
-
-    Args:
-        raw: plain values, or groups that Kedro has already converted to options.
+    """Validate all parameters: plain values, or groups that Kedro has converted to options.
 
     Raises:
-        ParameterError: naming, for every problem, the parameter by its dotted name, what was given
-            and what is possible.
+        ParameterError: naming every wrong parameter, what was given and what is possible.
     """
     plain = {
         name: group.model_dump() if isinstance(group, BaseModel) else group
@@ -53,12 +48,10 @@ def validate_parameters(raw: Mapping[str, Any]) -> Parameters:
     try:
         return Parameters.model_validate(plain)
     except ValidationError as error:
-        problems = [_describe(problem) for problem in error.errors()]
-        problems += _problems_across(
-            plain, {problem["loc"][0] for problem in error.errors() if problem["loc"]}
-        )
+        invalid = {problem["loc"][0] for problem in error.errors() if problem["loc"]}
+        problems = [*map(_describe, error.errors()), *_problems_across(plain, invalid)]
         raise ParameterError(
-            "These parameters cannot be used:\n" + "\n".join(f"  {line}" for line in problems)
+            "\n  ".join(["These parameters cannot be used:", *problems])
         ) from error
 
 
@@ -104,10 +97,8 @@ def _known_names(location: tuple[int | str, ...]) -> list[str]:
     """Return the field names of the group at a location of pydantic's."""
     group: Any = Parameters
     for part in location:
-        if isinstance(group, type) and issubclass(group, Options):
-            if part not in group.model_fields:
-                continue  # the member of a union
-            group = group.model_fields[str(part)].annotation
+        if hasattr(group, "model_fields"):  # else, the part is the member of a union
+            group = group.model_fields[part].annotation if part in group.model_fields else group
         else:  # a dict or tuple: the last type argument is that of its values
             group = next((a for a in get_args(group)[::-1] if a is not ...), None)
     members = [a for a in (group, *get_args(group)) if hasattr(a, "model_fields")]
