@@ -26,13 +26,8 @@ from thawline.options import ModelOptions
 
 logger = logging.getLogger(__name__)
 
-IMAGENET = Preprocessing(
-    size=224,
-    resize=256,
-    interpolation="bilinear",
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET = Preprocessing(size=224, resize=256, interpolation="bilinear", mean=MEAN, std=STD)
 
 
 def build_network(
@@ -44,17 +39,11 @@ def build_network(
         options: backbone, weights and head.
         classes: number of outputs.
         size: px, side of the network's input.
-        seed: for the head's random weights, and for all others without pretrained weights.
-        class_names: names of the outputs in order, if known. The head reuses what the pretrained
-            one has learned about these classes.
-
-    Returns:
-        The network, whose outputs are logits (N, classes), or log-probabilities with
-        `options.log_probabilities`; and a load report.
+        seed: for all random weights.
+        class_names: of the outputs in order, if known. The new head reuses their weights.
 
     Raises:
-        ParameterError: if the backbone or its weights do not exist, or the network does not
-            classify images.
+        ParameterError: if the backbone or its weights do not exist, or it classifies no images.
         CheckpointError: if a weights file does not fit or cannot be downloaded.
     """
     with torch.random.fork_rng(devices=[]):
@@ -71,11 +60,7 @@ def build_network(
 
 
 def build_on_meta_device(options: ModelOptions) -> nn.Module | None:
-    """Build a library's network on the meta device: its structure without values.
-
-    Returns:
-        None for a network of your own, whose constructor may do anything, and for one whose
-        constructor reads values.
+    """Build a library's network without values, or return None if its constructor needs them.
 
     Raises:
         ParameterError: if the backbone does not exist or cannot have this head.
@@ -96,11 +81,7 @@ def build_on_meta_device(options: ModelOptions) -> nn.Module | None:
 
 
 def pretrained_preprocessing(options: ModelOptions) -> Preprocessing:
-    """Return the preprocessing of the pretrained weights, from their library's metadata.
-
-    For a weights file it is that of the backbone's default weights, for a network of your own
-    `IMAGENET`.
-    """
+    """Return the preprocessing of the pretrained weights; for a file, of the default ones."""
     if ":" in options.backbone:
         return IMAGENET
     if options.backbone.startswith("timm/"):

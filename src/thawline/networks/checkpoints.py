@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +31,14 @@ MAX_WRAPPERS = 3  # nested; a pickle can contain itself
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of a weights file.
-
-    Attributes:
-        path: the file.
-        tensors: on the CPU, by their names in the file.
-        wrappers: keys that lead to the tensors, outermost first.
-        class_names: of the classifier's outputs in order; empty if unknown.
-        other: values beside the tensors and the wrappers, by key.
-    """
+    """The content of a weights file."""
 
     path: Path
-    tensors: dict[str, Tensor]
-    wrappers: tuple[str, ...] = ()
-    class_names: tuple[str, ...] = ()
-    other: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor]  # on the CPU, by their names in the file
+    wrappers: tuple[str, ...]  # keys that lead to the tensors, outermost first
+    class_names: tuple[str, ...]  # of the outputs in order; empty if unknown
+    other: dict[str, Any]  # values beside the tensors and the wrappers, by key
+    classifier: dict[str, Any] | None  # description beside the weights, if Thawline saved them
 
 
 def is_weights_file(weights: str) -> bool:
@@ -57,12 +50,11 @@ def read_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
     """Read the tensors in a .safetensors file or a file of `torch.save`.
 
     Args:
-        path: the file. The state dict in it may be wrapped in dicts, under one of `WRAPPERS`.
+        path: the state dict in it may be wrapped in dicts, under one of `WRAPPERS`.
         trust_pickle: execute the code in the file, such as a whole pickled network.
 
     Raises:
-        CheckpointError: if the file does not exist, cannot be read, has no state dict, or contains
-            code and is not trusted.
+        CheckpointError: if the file cannot be read, has no state dict, or is not trusted.
     """
     _check_file(path)
     content = _read_safetensors(path) if _is_safetensors(path) else read_pickle(path, trust_pickle)
@@ -73,21 +65,14 @@ def read_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
             " without named tensors. Save one with torch.save(network.state_dict(), path)."
         )
     wrappers, state_dict, other = found
-    description = _read_description(path) or {}
-    return Checkpoint(
-        path=path,
-        tensors={str(n): t.detach() for n, t in state_dict.items() if isinstance(t, Tensor)},
-        wrappers=wrappers,
-        class_names=tuple(description.get("class_names", ())) or _find_class_names(other),
-        other=other,
-    )
+    tensors = {str(n): t.detach() for n, t in state_dict.items() if isinstance(t, Tensor)}
+    description = _read_description(path)
+    class_names = tuple((description or {}).get("class_names", ())) or _find_class_names(other)
+    return Checkpoint(path, tensors, wrappers, class_names, other, description)
 
 
 def describe_checkpoint(path: Path) -> dict[str, Any]:
-    """Describe a checkpoint in plain values, without executing anything in it.
-
-    Args:
-        path: a weights file, or the folder of a classifier that Thawline saved.
+    """Describe a weights file or a saved classifier's folder, without executing anything in it.
 
     Raises:
         CheckpointError: if it is neither.
@@ -95,16 +80,16 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
     if (path / DESCRIPTION_FILE).is_file():
         path = path / WEIGHTS_FILE
     _check_file(path)
-    description: dict[str, Any] = {"path": str(path), "bytes": path.stat().st_size}
+    file: dict[str, Any] = {"path": str(path), "bytes": path.stat().st_size}
     if not _is_safetensors(path) and (imports := unsafe_globals(path)):
         is_network = any(name.startswith("torch.nn.modules.") for name in imports)
         kind = "a whole pickled network" if is_network else "a pickle that runs code"
-        return {**description, "kind": kind, "imports": imports}
+        return {**file, "kind": kind, "imports": imports}
     checkpoint = read_checkpoint(path)
     tensors = checkpoint.tensors
-    prefixes = {name.removesuffix(without_prefixes(name)[-1]): None for name in tensors}
+    prefixes = dict.fromkeys(name.removesuffix(without_prefixes(name)[-1]) for name in tensors)
     return {
-        **description,
+        **file,
         "kind": _describe_kind(checkpoint),
         "tensors": len(tensors),
         "parameters": sum(t.numel() for n, t in tensors.items() if not n.endswith(STATISTICS)),
@@ -116,7 +101,7 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
             key: value if isinstance(value, (str, int, float, type(None))) else type(value).__name__
             for key, value in checkpoint.other.items()
         },
-        "classifier": _read_description(path),
+        "classifier": checkpoint.classifier,
     }
 
 
@@ -203,7 +188,7 @@ def _read_description(path: Path) -> dict[str, Any] | None:
 
 
 def _describe_kind(checkpoint: Checkpoint) -> str:
-    if _read_description(checkpoint.path) is not None:
+    if checkpoint.classifier is not None:
         return "a classifier of Thawline"
     if _is_safetensors(checkpoint.path):
         return "safetensors"
@@ -214,8 +199,8 @@ def _describe_kind(checkpoint: Checkpoint) -> str:
 
 def _describe_head(tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
     """Return name, outputs and inputs of the last linear layer, if there is one."""
-    matrices = {n: t for n, t in tensors.items() if n.endswith(".weight") and t.ndim == MATRIX}
+    matrices = [(n, t) for n, t in tensors.items() if n.endswith(".weight") and t.ndim == MATRIX]
     if not matrices:
         return None
-    name, weight = [*matrices.items()][-1]
+    name, weight = matrices[-1]
     return {"name": name, "classes": weight.shape[0], "width": weight.shape[1]}

@@ -31,23 +31,14 @@ PARSE_ERRORS = (OSError, UnicodeError, json.JSONDecodeError, KeyError, TypeError
 
 @dataclass(frozen=True)
 class Classifier:
-    """A network with everything that is needed to use it.
+    """A network with everything that is needed to use it."""
 
-    Attributes:
-        network: maps normalized images (N, 3, size, size) to logits (N, classes).
-        class_names: in the order of the network's outputs.
-        preprocessing: of the network's input.
-        model: how the network is built.
-        training: how it was trained (strategy, seed, epoch, versions), for people to read.
-        seen: SHA-256 (64 hexadecimal digits) of each image that it, or a classifier that its
-            weights came from, was trained or validated on.
-    """
-
-    network: nn.Module
-    class_names: tuple[str, ...]
+    network: nn.Module  # maps normalized images (N, 3, size, size) to logits (N, classes)
+    class_names: tuple[str, ...]  # in the order of the outputs
     preprocessing: Preprocessing
-    model: ModelOptions
-    training: dict[str, Any] = field(default_factory=dict)
+    model: ModelOptions  # how the network is built
+    training: dict[str, Any] = field(default_factory=dict)  # how it was trained, to be read
+    # SHA-256 of each image that it or an ancestor of its weights was trained or validated on
     seen: frozenset[str] = frozenset()
 
 
@@ -78,16 +69,14 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
 def load_classifier(folder: Path, own: ModelOptions | None = None) -> Classifier:
     """Load a classifier that `save_classifier` saved, in evaluation mode on the CPU.
 
-    The weights file that it was fine-tuned from is neither needed nor read.
-
     Args:
         folder: of the classifier.
         own: the model options of the run. A network from a factory (package.module:Factory) is
             loaded only if `own.backbone` is that factory, or `own.trust_code` is true.
 
     Raises:
-        CheckpointError: if the folder contains no complete classifier or one of a newer format, or
-            names a factory that is not trusted; nothing is imported then.
+        CheckpointError: if the folder contains no complete classifier, one of a newer format, or
+            one from a factory that is not trusted; nothing is imported then.
     """
     try:
         description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
@@ -119,13 +108,7 @@ def load_classifier(folder: Path, own: ModelOptions | None = None) -> Classifier
 
 
 def read_seen(folder: Path) -> frozenset[str]:
-    """Return the SHA-256 of all images that a saved classifier was trained or validated on.
-
-    Earlier versions saved none.
-
-    Raises:
-        OSError: if the file exists and cannot be read.
-    """
+    """Return the SHA-256 of all images that a saved classifier was trained or validated on."""
     file = folder / SEEN_FILE
     return frozenset(file.read_text(encoding="ascii").split()) if file.is_file() else frozenset()
 
@@ -134,8 +117,8 @@ def read_ancestors(model: ModelOptions) -> frozenset[str] | None:
     """Return the SHA-256 of all images that the weights of a run have seen in Thawline.
 
     Returns:
-        Nothing unless `model.weights` is the file of a classifier, or a link to it. None if that
-        classifier has no `seen_images.txt`: it is a copy, or an earlier version saved it.
+        None if the weights are a classifier's, but without `seen_images.txt`: they are a copy, or
+        an earlier version saved them.
     """
     file = Path(model.weights).expanduser().resolve()
     if not file.is_file():
@@ -153,14 +136,14 @@ def read_ancestors(model: ModelOptions) -> frozenset[str] | None:
 
 def _describe(classifier: Classifier) -> dict[str, Any]:
     """Return the content of the JSON file."""
-    versions = {name: version(name) for name in PACKAGES}
     return {
         "format": FORMAT,
         "class_names": classifier.class_names,
         "preprocessing": classifier.preprocessing.model_dump(),
         "model": classifier.model.model_dump(exclude={"trust_code"}),  # each run decides anew
         "training": classifier.training,
-        "versions": {**versions, "python": platform.python_version()},
+        "versions": {name: version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
     }
 
 

@@ -22,11 +22,11 @@ def build(options: ModelOptions, classes: int) -> nn.Module:
     """Return the network that ``package.module:Factory`` makes; a builtin head gets `classes`."""
     _check_weights(options)
     factory = _import_factory(options.backbone)
+    kwargs = dict(options.backbone_kwargs)
     if options.head == "builtin":
         _check_num_classes(options, factory)
-        network = factory(**options.backbone_kwargs, num_classes=classes)
-    else:
-        network = factory(**options.backbone_kwargs)
+        kwargs["num_classes"] = classes
+    network = factory(**kwargs)
     if not isinstance(network, nn.Module):
         raise ParameterError(
             f"model.backbone: {options.backbone} returned a {type(network).__name__}, expected an"

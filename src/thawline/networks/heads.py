@@ -19,22 +19,17 @@ KeptRows = tuple[str, ...] | Literal["all"]
 
 @dataclass(frozen=True)
 class PretrainedHead:
-    """The classifier that pretrained weights came with.
+    """The classifier that pretrained weights came with."""
 
-    Attributes:
-        tensors: by their names inside the head.
-        class_names: of its outputs in order; empty if unknown.
-    """
-
-    tensors: dict[str, Tensor]
-    class_names: tuple[str, ...] = ()
+    tensors: dict[str, Tensor]  # by their names inside the head
+    class_names: tuple[str, ...] = ()  # of its outputs in order; empty if unknown
 
 
 def head_name(network: nn.Module) -> str:
-    """Return the dotted name of the classifier: of the new one, or else of the original one.
+    """Return the dotted name of the classifier.
 
-    The attribute `head_name` of a network or its class may name it. Otherwise it is what timm's
-    `get_classifier` returns, or the last linear layer or 1×1 convolution.
+    It is the attribute `head_name` of the network or its class, or else what timm's
+    `get_classifier` returns, or else the last linear layer or 1×1 convolution.
 
     Raises:
         ParameterError: if there is none.
@@ -136,30 +131,23 @@ def copy_head(head: nn.Module, pretrained: PretrainedHead, class_names: Sequence
 
 @torch.no_grad()
 def copy_rows(head: nn.Linear, pretrained: PretrainedHead, class_names: Sequence[str]) -> KeptRows:
-    """Copy the weights of the classes that both heads have.
+    """Copy the weights of the classes that both heads have, if both are linear and equally wide.
 
     If the pretrained head's classes are unknown, copy all of it if it has as many outputs.
-
-    Args:
-        head: its outputs are `class_names` in order.
-        pretrained: nothing is copied unless it is a linear layer of the same input width.
-        class_names: empty if unknown.
     """
-    linear = _as_linear(pretrained)
+    linear, old_names = _as_linear(pretrained), pretrained.class_names
     if linear is None or linear[0].shape[1] != head.in_features:
         return ()
     weight, bias = linear
-    if not pretrained.class_names:
-        if weight.shape != head.weight.shape:
-            return ()
+    if not old_names and weight.shape == head.weight.shape:
         head.weight.copy_(weight)
         head.bias.copy_(bias)
         return "all"
-    if len(pretrained.class_names) != len(weight):
+    if len(old_names) != len(weight):
         return ()
-    kept = tuple(name for name in class_names if pretrained.class_names.count(name) == 1)
+    kept = tuple(name for name in class_names if old_names.count(name) == 1)
     new = [class_names.index(name) for name in kept]
-    old = [pretrained.class_names.index(name) for name in kept]
+    old = [old_names.index(name) for name in kept]
     head.weight[new] = weight[old].to(head.weight.dtype)
     head.bias[new] = bias[old].to(head.bias.dtype)
     return kept
@@ -172,15 +160,9 @@ def same_kind(offered: Tensor, own: Tensor) -> bool:
 
 def _as_linear(head: PretrainedHead) -> tuple[Tensor, Tensor] | None:
     """Return weight (classes, width) and bias of a linear layer or 1×1 convolution, else None."""
-    weights = {n: t for n, t in head.tensors.items() if t.is_floating_point() and _is_matrix(t)}
-    others = [t for n, t in head.tensors.items() if n not in weights]
-    if len(weights) != 1 or len(others) > 1:
+    weight, *others = sorted(head.tensors.values(), key=Tensor.dim, reverse=True)
+    is_matrix = weight.ndim > 1 and weight.shape[2:].numel() == 1
+    if not is_matrix or not weight.is_floating_point() or len(others) > 1:
         return None
-    (weight,) = (t.flatten(1) for t in weights.values())
     bias = others[0] if others else weight.new_zeros(1).expand(len(weight))
-    return (weight, bias) if bias.shape == weight.shape[:1] else None
-
-
-def _is_matrix(tensor: Tensor) -> bool:
-    """Return whether all dimensions after the second are 1, as in a 1×1 convolution's weight."""
-    return tensor.ndim > 1 and all(side == 1 for side in tensor.shape[2:])
+    return (weight.flatten(1), bias) if bias.shape == weight.shape[:1] else None

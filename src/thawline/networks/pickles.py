@@ -43,11 +43,7 @@ DAMAGE_ERRORS = (  # everything that torch.load and zipfile raise for damaged fi
 
 
 def read_pickle(path: Path, trust_pickle: bool) -> Any:
-    """Return the content of a file of `torch.save`, on the CPU.
-
-    Args:
-        path: the file.
-        trust_pickle: execute the code in the file, if it contains any.
+    """Return the content of a file of `torch.save`, on the CPU; code in it runs only if trusted.
 
     Raises:
         CheckpointError: if the file is damaged, or contains code and is not trusted.
@@ -76,14 +72,13 @@ def unsafe_globals(path: Path) -> list[str]:
     """
     with path.open("rb") as file:
         is_archive = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
+    if is_archive:
+        _check_archive(path)
     try:
         if is_archive:
-            _check_archive(path)
             with safe_globals(SAFE_GLOBALS):
                 return sorted(get_unsafe_globals_in_checkpoint(path))
         _load(path, weights_only=True)
-    except CheckpointError:
-        raise
     except DAMAGE_ERRORS as error:
         if is_archive:
             raise _unreadable(path, error) from error
@@ -97,10 +92,7 @@ def _load(path: Path, weights_only: bool) -> Any:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse an archive that contains a program, or would expand beyond the file's size.
-
-    torch.save never compresses. A record that is larger than its file is there to fill the memory.
-    """
+    """Refuse an archive that contains a program, or that would expand to fill the memory."""
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()

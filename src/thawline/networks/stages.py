@@ -26,15 +26,10 @@ Units = list[tuple[str, nn.Module]]
 
 @dataclass
 class Stage:
-    """Modules that are frozen or trained together.
+    """Modules that are frozen or trained together."""
 
-    Attributes:
-        modules: dotted names of its modules.
-        parameters: dotted names of its parameters.
-    """
-
-    modules: list[str] = field(default_factory=list)
-    parameters: list[str] = field(default_factory=list)
+    modules: list[str] = field(default_factory=list)  # dotted names
+    parameters: list[str] = field(default_factory=list)  # dotted names
 
 
 def find_stages(network: nn.Module) -> dict[str, Stage]:
@@ -54,8 +49,7 @@ def find_stages(network: nn.Module) -> dict[str, Stage]:
     everything = [name for name, _ in network.named_parameters()]
     in_head = [name for name in everything if name.startswith(f"{head}.")]
     in_backbone = [name for name in everything if name not in in_head]
-    stages = {"stem": Stage()}
-    current = "stem"
+    stages, current = {"stem": Stage()}, "stem"
     units = _find_units(network, head)
     starts = _find_starts(units, head)
     for name, module in units:
@@ -64,8 +58,8 @@ def find_stages(network: nn.Module) -> dict[str, Stage]:
         stage.parameters += [n for n in in_backbone if n.startswith(f"{name}.")]
         stage.modules += _modules_outside_head(name, module, head)
     assigned = {name for stage in stages.values() for name in stage.parameters}
-    bare = [name for name in in_backbone if name not in assigned]
-    stages["stem"].parameters += bare  # class tokens and position embeddings
+    # class tokens and position embeddings
+    stages["stem"].parameters += [name for name in in_backbone if name not in assigned]
     if not stages["stem"].parameters:
         empty = stages.pop("stem")
         next(iter(stages.values()), Stage()).modules[:0] = empty.modules
@@ -78,11 +72,7 @@ def find_stages(network: nn.Module) -> dict[str, Stage]:
 
 
 def stage_table(network: nn.Module, size: int) -> pd.DataFrame:
-    """Return one row per stage: its parameters, output and share of the computation.
-
-    Args:
-        network: on the CPU; it is not changed.
-        size: px, side of the network's input.
+    """Return one row per stage of a network on the CPU, for images of `size` px.
 
     Returns:
         Columns stage, parameters (count), output (shape for one image, such as 512×7×7; empty for
@@ -108,16 +98,14 @@ def stage_table(network: nn.Module, size: int) -> pd.DataFrame:
         probe(torch.zeros(1, 3, size, size))
     total = counter.get_total_flops()
     operations[HEAD] += total - sum(operations.values())
-    rows = [
-        {
-            "stage": name,
-            "parameters": sum(network.get_parameter(n).numel() for n in stage.parameters),
-            "output": outputs[name],
-            "compute": operations[name] / total,
-        }
-        for name, stage in stages.items()
-    ]
-    return pd.DataFrame(rows)
+    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    columns = {
+        "stage": [*stages],
+        "parameters": [sum(map(sizes.__getitem__, stage.parameters)) for stage in stages.values()],
+        "output": [*outputs.values()],
+        "compute": [count / total for count in operations.values()],
+    }
+    return pd.DataFrame(columns)
 
 
 def _find_units(network: nn.Module, head: str) -> Units:

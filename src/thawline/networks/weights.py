@@ -20,27 +20,16 @@ COUNTER = "num_batches_tracked"  # of batch norm; old files lack it, and inferen
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Names of tensors, by what became of them.
+    """Names of tensors, by what became of them."""
 
-    Attributes:
-        source: the file, or the name of a library's weights.
-        loaded: backbone tensors that came from the file.
-        missing: backbone tensors that the file lacks.
-        unexpected: tensors in the file that the network lacks.
-        reshaped: tensors in the file with another shape or kind of number; not loaded.
-        replaced: tensors of the pretrained head that a new head replaced.
-        kept_rows: classes whose weights were copied from the pretrained head into the new one.
-        stem: how the first convolution was adapted to another number of channels, if it was.
-    """
-
-    source: str
-    loaded: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-    unexpected: tuple[str, ...] = ()
-    reshaped: tuple[str, ...] = ()
-    replaced: tuple[str, ...] = ()
-    kept_rows: KeptRows = ()
-    stem: str = ""
+    source: str  # the file, or the name of a library's weights
+    loaded: tuple[str, ...] = ()  # backbone tensors that came from the file
+    missing: tuple[str, ...] = ()  # backbone tensors that the file lacks
+    unexpected: tuple[str, ...] = ()  # tensors in the file that the network lacks
+    reshaped: tuple[str, ...] = ()  # of another shape or kind of number; not loaded
+    replaced: tuple[str, ...] = ()  # tensors of the pretrained head that a new head replaced
+    kept_rows: KeptRows = ()  # classes whose weights the new head has from the pretrained one
+    stem: str = ""  # how the first convolution was adapted to another number of channels
 
     def __str__(self) -> str:
         """Return one line for the log."""
@@ -56,33 +45,22 @@ class LoadReport:
 
     def problems(self) -> str:
         """Return counts and first names of what was not loaded, or nothing."""
-        found = {
-            "missing": self.missing,
-            "unexpected": self.unexpected,
-            "of another shape": self.reshaped,
-        }
-        return "; ".join(
-            f"{what}: {summarize_names(names)}" for what, names in found.items() if names
-        )
+        titles = ("missing", "unexpected", "of another shape")
+        found = zip(titles, (self.missing, self.unexpected, self.reshaped), strict=True)
+        return "; ".join(f"{title}: {summarize_names(names)}" for title, names in found if names)
 
 
 def load_backbone(
     network: nn.Module, head: str, checkpoint: Checkpoint, min_loaded: float
 ) -> tuple[LoadReport, PretrainedHead]:
-    """Load a checkpoint's backbone tensors into `network`, but not its head.
-
-    Tensors are converted to the network's types. A first convolution for another number of channels
-    is adapted (see `adapt_channels`).
+    """Load a checkpoint's backbone tensors, and return what became of each, and the file's head.
 
     Args:
-        network: the architecture that the file belongs to.
-        head: dotted name of its head.
-        checkpoint: as `read_checkpoint` returns it.
+        network: its tensors keep their types, and its first convolution its number of channels.
+        head: dotted name of the network's head.
+        checkpoint: the file.
         min_loaded: 0 to 1, smallest fraction of backbone tensors that the file must provide.
             Unexpected tensors inside the network's own modules count as not provided.
-
-    Returns:
-        What became of each tensor, and the head in the file.
 
     Raises:
         CheckpointError: if the file provides less than `min_loaded`; the network is unchanged.
@@ -96,19 +74,15 @@ def load_backbone(
     fitting = {n: t for n, t in offered.items() if n in own and same_kind(t, own[n])}
     # safetensors keeps one name of tensors that share memory (tied weights).
     filled = {_memory(own[n]) for n in fitting}
-    wanted = [n for n in own if not n.endswith(COUNTER)]
-    absent = [n for n in wanted if n not in offered]
-    tied = {n for n in absent if _memory(own[n]) in filled}
+    loaded = [n for n in own if n in fitting or (n not in offered and _memory(own[n]) in filled)]
+    lost = [n for n in own if n not in loaded and not n.endswith(COUNTER)]
+    extra = [n for n, t in names.items() if t not in own and t not in in_head]
     report = LoadReport(
         source=str(checkpoint.path),
-        loaded=tuple(n for n in own if n in fitting or n in tied),
-        missing=tuple(n for n in absent if n not in tied),
-        unexpected=tuple(
-            name
-            for name, target in names.items()
-            if target not in own and target not in in_head and not name.endswith(COUNTER)
-        ),
-        reshaped=tuple(n for n in wanted if n in offered and n not in fitting),
+        loaded=tuple(loaded),
+        missing=tuple(n for n in lost if n not in offered),
+        unexpected=tuple(n for n in extra if not n.endswith(COUNTER)),
+        reshaped=tuple(n for n in lost if n in offered),
         replaced=tuple(in_head),
         stem=stem,
     )
@@ -121,8 +95,7 @@ def load_backbone(
 def match_names(names: Iterable[str], wanted: Iterable[str], head: str) -> dict[str, str]:
     """Map each name in a file to a name in the network, or to itself if none fits.
 
-    Known prefixes are removed one by one until a name of the network or inside its head remains. A
-    name that fits unchanged takes precedence.
+    Known prefixes are removed until a name fits. One that fits unchanged takes precedence.
     """
     wanted, names = set(wanted), list(names)
 
@@ -133,15 +106,10 @@ def match_names(names: Iterable[str], wanted: Iterable[str], head: str) -> dict[
     matches = {}
     for name in names:
         shortened = without_prefixes(name)
-        candidates = list(filter(fits, shortened))
-        inner = shortened[-1].removeprefix("head.")  # MMPretrain's head.fc.weight
-        if _inside(inner, head):
-            candidates.append(inner)
-        target = candidates[0] if candidates else name
-        if target != name and target in taken:
-            target = name
-        taken.add(target)
-        matches[name] = target
+        in_head = shortened[-1].removeprefix("head.")  # MMPretrain's head.fc.weight
+        target = next(filter(fits, shortened), in_head if _inside(in_head, head) else name)
+        matches[name] = name if target in taken else target
+        taken.add(matches[name])
     return matches
 
 
