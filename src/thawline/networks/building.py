@@ -26,8 +26,13 @@ from thawline.options import ModelOptions
 
 logger = logging.getLogger(__name__)
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-IMAGENET = Preprocessing(size=224, resize=256, interpolation="bilinear", mean=MEAN, std=STD)
+IMAGENET = Preprocessing(
+    size=224,
+    resize=256,
+    interpolation="bilinear",
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+)
 
 
 def build_network(

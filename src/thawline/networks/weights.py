@@ -120,13 +120,11 @@ def adapt_channels(weight: Tensor, channels: int) -> Tensor:
     are summed. An image with equal channels gives the same output as before, up to rounding.
     """
     inputs = weight.shape[1]
-    if inputs < channels:
-        source = torch.arange(channels) % inputs
-        used = torch.bincount(source, minlength=inputs)
-        return weight[:, source] / used[source].view(1, -1, 1, 1)
-    target = torch.arange(inputs) % channels
-    shape = (weight.shape[0], channels, *weight.shape[2:])
-    return weight.new_zeros(shape).index_add(1, target, weight)
+    idx = torch.arange(max(inputs, channels))
+    mixing = weight.new_zeros(inputs, channels)
+    mixing[idx % inputs, idx % channels] = 1
+    mixing /= mixing.sum(dim=1, keepdim=True)  # divide an input that is repeated
+    return torch.einsum("oihw,ic->ochw", weight, mixing)
 
 
 def _adapt_stem(network: nn.Module, offered: dict[str, Tensor]) -> str:
