@@ -107,8 +107,9 @@ def test_activations_are_shown_and_removed_from_any_folder_of_a_project(
     assert done.exit_code == 0, done.output
     assert re.search(r"│ activations │ 1 +│ 1.0 ", done.output)
     assert f"1.0 MB of at most 10 GB in {folder}" in done.output
-    assert "1.0 MB of at most 10 GB" in thawline("activations", "--empty").output
+    assert "1.0 MB of at most 10 GB" in thawline("activations", "--clear").output
     assert not folder.exists()
+    assert "--empty was renamed to --clear" in thawline("activations", "--empty").output
 
 
 def test_activations_outside_a_project_says_where_to_go(

@@ -131,6 +131,6 @@ def same(one: Any, other: Any) -> bool:
 def check_readable(folder: Path) -> None:
     """Open every file that is said to be finished as what its name says it is."""
     for file in folder.rglob("*"):
-        finished = file.is_file() and not file.name.startswith("unfinished.")
+        finished = file.is_file() and ".unfinished." not in file.as_posix()
         if finished and file.suffix in READERS:
             READERS[file.suffix](file)

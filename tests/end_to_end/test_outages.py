@@ -32,23 +32,27 @@ def server(tmp_path: Path) -> Iterator[MlflowServer]:
     server.stop()
 
 
+def begin(project: Path, params: str, server: MlflowServer, *options: str) -> subprocess.Popen:
+    """Return a run that has logged its first epochs."""
+    (project / "conf/local/mlflow.yml").write_text(USES_A_SERVER.format(uri=server.uri))
+    process = start_kedro(project, "run", *options, params)
+    wait_until(lambda: server.folder.joinpath("server.db").exists())
+    wait_until(lambda: server.query("select * from metrics where key = 'val_loss' and step > 4"))
+    return process
+
+
 @pytest.mark.slow
 def test_a_server_that_is_restarted_during_a_run_has_all_of_it(
     project: Path, photos: Path, server: MlflowServer
 ) -> None:
-    outbox = project / "data" / "mlflow_outbox"
-    (project / "conf/local/mlflow.yml").write_text(USES_A_SERVER.format(uri=server.uri))
-    process = start_kedro(project, "run", f"--params=dataset.root={photos},{LONG}")
-    wait_until(lambda: server.folder.joinpath("server.db").exists())
-    wait_until(lambda: server.query("select * from metrics where key = 'val_loss' and step > 4"))
+    process = begin(project, f"--params=dataset.root={photos},{LONG}", server)
     server.stop()
-    wait_until(lambda: len(list(outbox.glob("*.json"))) > 20)
+    time.sleep(5)
     server.start()
     said, errors = process.communicate(timeout=600)
     assert process.returncode == 0, said + errors
     ((run, status),) = server.query("select run_uuid, status from runs")
     assert status == "FINISHED"
-    assert "does not answer" in said and "answers again" in said
     history = pd.read_csv(next(project.glob("data/08_reporting/history.csv/*/history.csv")))
     for name in ("train_loss", "val_loss", "val_accuracy"):
         where = f"where run_uuid = '{run}' and key = '{name}'"
@@ -57,27 +61,24 @@ def test_a_server_that_is_restarted_during_a_run_has_all_of_it(
     files = {path.name for path in server.folder.glob(f"artifacts/*/{run}/artifacts/*")}
     assert {"history.csv", "metrics.json", "learning_curves.html", "finetune_report.html"} <= files
     assert server.query("select version from model_versions") == [(1,)]
-    assert not list(outbox.glob("*.json"))
 
 
 @pytest.mark.slow
-def test_where_nothing_is_kept_an_outage_ends_a_run_that_can_be_resumed(
-    project: Path, photos: Path, server: MlflowServer
+def test_a_long_outage_ends_a_run_that_resumes_and_that_can_be_logged_afterwards(
+    project: Path, photos: Path, server: MlflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (project / "conf/local/mlflow.yml").write_text(USES_A_SERVER.format(uri=server.uri))
-    params = f"--params=dataset.root={photos},{LONG},tracking.on_failure=fail"
-    process = start_kedro(project, "run", "--to-nodes=train_model", params)
-    wait_until(lambda: server.folder.joinpath("server.db").exists())
-    wait_until(lambda: server.query("select * from metrics where key = 'val_loss' and step > 4"))
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    params = f"--params=dataset.root={photos},{LONG}"
+    process = begin(project, params, server, "--to-nodes=train_model")
     server.stop()
     said, errors = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert "does not answer" in " ".join(errors.split()) and "Traceback" not in said + errors
-    assert not (project / "data" / "mlflow_outbox").exists()
+    shown = " ".join(errors.split())
+    assert server.uri in shown and "training.resume=true" in shown
+    assert "Traceback" not in said + errors
     server.start()
     done = kedro(project, "run", "--to-nodes=train_model", f"{params},training.resume=true")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Resuming after epoch" in done.stdout
     statuses = server.query("select status from runs order by start_time")
     assert statuses == [("KILLED",), ("FINISHED",)]
     ((epochs,),) = server.query(
@@ -85,17 +86,22 @@ def test_where_nothing_is_kept_an_outage_ends_a_run_that_can_be_resumed(
         " where status = 'FINISHED' and key = 'val_loss'"
     )
     assert epochs == 40
+    (version,) = (path.name for path in project.glob("data/08_reporting/history.csv/*"))
+    assert kedro(project, "log-run", version).returncode == 0
+    (run,) = server.query(f"select run_uuid from runs where name = '{version}'")
+    files = {path.name for path in server.folder.glob(f"artifacts/*/{run[0]}/artifacts/*")}
+    assert "history.csv" in files
 
 
 @pytest.mark.slow
-def test_a_database_that_is_locked_for_30_seconds_has_all_of_a_run(
+def test_a_database_that_is_locked_for_ten_seconds_has_all_of_a_run(
     project: Path, photos: Path
 ) -> None:
     process = start_kedro(project, "run", f"--params=dataset.root={photos},{LONG}")
     database = sqlite3.connect(project / "mlflow.db", isolation_level=None, timeout=60)
     wait_until(lambda: database.execute("select * from metrics where step > 4").fetchall())
     database.execute("BEGIN IMMEDIATE")
-    time.sleep(30)
+    time.sleep(10)
     assert process.poll() is None
     database.execute("ROLLBACK")
     said, errors = process.communicate(timeout=600)
@@ -124,7 +130,7 @@ def test_a_full_disk_damages_nothing_and_the_run_goes_on_when_there_is_room(
         done = kedro(project, "run", options)
         assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr
         assert f"The disk is full. In {project}" in " ".join(done.stderr.split())
-        assert not [*data.rglob("unfinished.*"), *data.rglob("*.unfinished")]
+        assert not [*data.rglob(".unfinished.*"), *data.rglob("*.unfinished")]
         subprocess.run(["mount", "-o", "remount,size=200M", str(data)], check=True)
         done = kedro(project, "run", f"{options},training.resume=true")
         assert done.returncode == 0, done.stdout + done.stderr

@@ -1,24 +1,24 @@
-"""Two projects share a study and a server of runs on PostgreSQL, and lose nothing in a restart.
+"""Two projects share a study and a server of runs on PostgreSQL, and lose nothing in an outage.
 
 It takes minutes: pytest -m slow -n 0 tests/end_to_end/test_teams.py
 """
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
 import optuna
-import pandas as pd
 import pytest
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
 from conftest import QUICK, copy_project, start_kedro
 from helpers.servers import PASSWORD, MlflowServer, Postgres, wait_until
-from thawline.sweep.storage import open_storage
+from thawline.sweep.storage import GRACE_SECONDS, open_storage
 from thawline.sweep.study import FINISHED
 
 TRIALS = 30
@@ -33,12 +33,11 @@ def server(tmp_path: Path, postgres: Postgres) -> Iterator[MlflowServer]:
 
 
 @pytest.mark.slow
-def test_two_machines_make_a_sweep_of_thirty_trials_while_both_servers_are_restarted(
+def test_two_machines_share_a_sweep_and_repeat_their_commands_after_an_outage(
     tmp_path: Path, photos: Path, postgres: Postgres, server: MlflowServer
 ) -> None:
     url = postgres.create("sweeps")
     storage = open_storage(url)
-    start = time.monotonic()
     options = f"--params=dataset.root={photos},sweep.trials={TRIALS},{QUICK}"
     by_environment, by_conf_local = (copy_project(tmp_path / name) for name in ("a", "b"))
     local = by_conf_local / "conf" / "local"
@@ -46,32 +45,30 @@ def test_two_machines_make_a_sweep_of_thirty_trials_while_both_servers_are_resta
     (local / "parameters.yml").write_text(f"sweep: {{ storage: '{url}' }}")
     variables = {"MLFLOW_TRACKING_URI": server.uri, "THAWLINE_SWEEP_STORAGE": url}
     command = ("run", "--pipeline=sweep", options)
-    processes = [
-        start_kedro(by_environment, *command, **variables),
-        start_kedro(by_conf_local, *command),
-    ]
 
-    wait_until(lambda: count_finished(storage) >= 8, seconds=900)
-    postgres.stop()
-    time.sleep(3)
-    postgres.start()
-    wait_until(lambda: count_finished(storage) >= 16, seconds=900)
-    server.stop()
-    postgres.stop()
-    postgres.start()
-    server.start()
+    def start() -> list[subprocess.Popen]:
+        return [
+            start_kedro(by_environment, *command, **variables),
+            start_kedro(by_conf_local, *command),
+        ]
 
-    outputs = ["".join(process.communicate(timeout=1200)) for process in processes]
-    print(f"{TRIALS} trials in {time.monotonic() - start:.0f} s")
-    for process, said in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, said
-        assert f"{TRIALS} of {TRIALS} trials" in " ".join("".join(outputs).split())
-        assert "The database of the sweep answers again" in " ".join(said.split())
+    first = start()
+    wait_until(lambda: count_finished(storage) >= TRIALS // 3, seconds=900)
+    postgres.stop()
+    outputs = ["".join(process.communicate(timeout=600)) for process in first]
+    for process, said in zip(first, outputs, strict=True):
+        assert process.returncode == 1 and "epeat the command" in said, said
         assert PASSWORD not in said
+    postgres.start()
+    time.sleep(GRACE_SECONDS)
+    for process in (second := start()):
+        said = "".join(process.communicate(timeout=1200))
+        assert process.returncode == 0 and PASSWORD not in said, said
+    assert len(second) == 2
     trials = trials_of(storage)
     done = [trial for trial in trials if trial.state in FINISHED]
-    assert len(done) == TRIALS == len({trial.number for trial in done})
-    assert len({tuple(trial.params.values()) for trial in done}) == TRIALS
+    assert TRIALS <= len(done) <= TRIALS + 1
+    assert len({tuple(trial.params.values()) for trial in done}) == len(done)
     assert {trial.state for trial in trials} <= {*FINISHED, TrialState.FAIL}
     for trial in trials:
         if trial.state == TrialState.FAIL and trial.params:
@@ -81,7 +78,7 @@ def test_two_machines_make_a_sweep_of_thirty_trials_while_both_servers_are_resta
     experiment = client.get_experiment_by_name("thawline")
     assert experiment
     runs = client.search_runs([experiment.experiment_id])
-    assert {run.info.status for run in runs} <= {"FINISHED", "FAILED"}
+    assert {run.info.status for run in runs} <= {"FINISHED", "FAILED", "KILLED"}
     whole = [run for run in runs if run.info.status == "FINISHED" and "trial" in run.data.tags]
     of_done = [run for run in whole if int(run.data.tags["trial"]) in {t.number for t in done}]
     assert sorted(int(run.data.tags["trial"]) for run in of_done) == [t.number for t in done]
@@ -92,8 +89,7 @@ def test_two_machines_make_a_sweep_of_thirty_trials_while_both_servers_are_resta
             *range(1, epochs[int(run.data.tags["trial"])] + 1)
         ]
     tables = [*server.folder.glob("artifacts/*/*/artifacts/sweep_trials.csv")]
-    assert [len(pd.read_csv(table)) for table in tables] == [TRIALS, TRIALS]
-    assert not [*tmp_path.glob("?/data/mlflow_outbox/*.json")]
+    assert len(tables) == 2
     assert not [*tmp_path.glob("?/mlartifacts")]
 
 

@@ -1,54 +1,36 @@
 """Check what a run needs, change nothing, and say what to fix.
 
-Each check returns findings and raises nothing that a user can cause. None of them needs a session
-of Kedro or an MLflow run; heavy libraries are imported where they are used, so that missing ones
-can be reported.
+Heavy libraries are imported where they are used, so that missing ones can be reported.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from thawline.cli.doctor_results import CheckResult, existing_folder
+from thawline.cli.doctor_tracking import check_runs, check_tracking
 from thawline.errors import DataError, ThawlineError
 
 if TYPE_CHECKING:
     from thawline.options import DatasetOptions, ModelOptions, TrainingOptions
 
 SHOWN = ("torch", "torchvision", "timm", "kedro", "kedro-mlflow", "kedro-viz", "mlflow")
-OPENED = 5  # images of each class that are decoded, of at most CLASSES classes
-CLASSES = 20
-FEW = 20  # images in a class, below which figures on the test split say little
-LITTLE_MEMORY, LITTLE_DISK = 2e9, 2e9  # bytes
-SHARED = Path("/dev/shm")
-PREFETCHED = 2  # batches that each decoding process has ready, as PyTorch's DataLoader asks for
-USUAL_SIZE = 224  # px
-TIMEOUT = 3  # seconds, for a tracking server's answer
-
-State = Literal["ok", "warning", "problem"]
-
-
-class CheckResult(NamedTuple):
-    """What a check found.
-
-    Attributes:
-        name: of what was checked.
-        state: ok; warning: a run works, but something should be known; problem: it would fail.
-        message: what was found and, unless ok, what to do.
-    """
-
-    name: str
-    state: State
-    message: str
+MAX_IMAGES_PER_CLASS = 5  # that are decoded, of at most MAX_CLASSES classes
+MAX_CLASSES = 20
+MIN_IMAGES_PER_CLASS = 20  # below which figures on the test split say little
+MIN_MEMORY_BYTES = 2e9
+SHARED_MEMORY = Path("/dev/shm")
+PREFETCH_FACTOR = 2  # batches per decoding process, as in PyTorch's DataLoader
+DEFAULT_SIZE = 224  # px
 
 
 def examine(
@@ -102,7 +84,7 @@ def _examine_project(project: Path, env: str | None, params: str) -> Iterator[Ch
         return
     yield CheckResult("configuration", "ok", f"{project / 'conf'}, environment {env or 'local'}")
     yield from check_device(parameters.training)
-    size = parameters.transforms.size or USUAL_SIZE
+    size = parameters.transforms.size or DEFAULT_SIZE
     yield from check_shared_memory(parameters.training, size)
     yield from check_weights(parameters.model)
     seed = parameters.data_seed
@@ -170,14 +152,14 @@ def check_device(options: TrainingOptions) -> list[CheckResult]:
     if device.type == "cuda":
         name = f"{torch.cuda.get_device_name()}, {torch.cuda.mem_get_info()[0] / 1e9:.1f} GB free"
     found = [CheckResult("device", "ok", f"{name}; trains in {dtype}")]
-    if free < LITTLE_MEMORY:
+    if free < MIN_MEMORY_BYTES:
         advice = f"{free / 1e9:.1f} GB are free; close something, or lower training.batch_size"
         return [*found, CheckResult("memory", "warning", advice)]
     return [*found, CheckResult("memory", "ok", f"{free / 1e9:.1f} GB are free")]
 
 
 def check_shared_memory(
-    options: TrainingOptions, size: int, folder: Path = SHARED
+    options: TrainingOptions, size: int, folder: Path = SHARED_MEMORY
 ) -> list[CheckResult]:
     """Return whether decoding processes have room to hand over their batches; nothing elsewhere.
 
@@ -196,7 +178,7 @@ def check_shared_memory(
     if not workers or not folder.is_dir():
         return []
     total = shutil.disk_usage(folder).total
-    needed = (PREFETCHED * workers + 1) * options.batch_size * 3 * size**2
+    needed = (PREFETCH_FACTOR * workers + 1) * options.batch_size * 3 * size**2
     if total >= needed:
         return [CheckResult("shared memory", "ok", f"{total / 1e6:.0f} MB in {folder}")]
     advice = (
@@ -267,7 +249,7 @@ def check_data(
     parts = ", ".join(f"{sizes[split]} {split}" for split in ("train", "val", "test"))
     found = f"{options.root}: {len(manifest)} images of {len(counts)} classes ({parts});"
     fewest = f"{counts.index[-1]} has {counts.iloc[-1]}, the fewest"
-    if counts.iloc[-1] < FEW:
+    if counts.iloc[-1] < MIN_IMAGES_PER_CLASS:
         few = f"{found} {fewest}: add images, or expect accuracies that are partly luck"
         return [CheckResult("data", "warning", few), *_unreadable(manifest)]
     return [CheckResult("data", "ok", f"{found} {fewest}"), *_unreadable(manifest)]
@@ -278,7 +260,7 @@ def check_activations(folder: Path, max_gb: float) -> list[CheckResult]:
     from thawline.thaw.cache import ActivationCache
 
     used = ActivationCache(folder, max_gb).contents()["MB"].sum() / 1e3
-    free = shutil.disk_usage(_existing(folder)).free / 1e9
+    free = shutil.disk_usage(existing_folder(folder)).free / 1e9
     size = f"{used:.1f} of at most {max_gb:g} GB"
     if used + free < max_gb:
         advice = f"{size}, but only {free:.1f} GB are free on disk; lower activations.max_gb"
@@ -286,121 +268,15 @@ def check_activations(folder: Path, max_gb: float) -> list[CheckResult]:
     return [CheckResult("activations", "ok", size)]
 
 
-def check_tracking(uri: str, project: Path) -> list[CheckResult]:
-    """Return whether MLflow's store can be opened, and whether there is room for what runs log.
-
-    Args:
-        uri: of the store; a password in it is not repeated.
-        project: folder that holds what runs log, as MLflow is configured here.
-    """
-    free = shutil.disk_usage(project).free
-    room = CheckResult("disk", "ok", f"{free / 1e9:.1f} GB are free in {project}")
-    if free < LITTLE_DISK:
-        room = room._replace(state="warning", message=f"{room.message}; each run logs its model")
-    return [_tracking_store(uri), room]
-
-
-def check_runs(uri: str, experiment: str) -> list[CheckResult]:
-    """Return whether there are runs of an experiment that are said to run, but have no process.
-
-    Args:
-        uri: of MLflow's store, which can be opened.
-        experiment: its name; there need not be one.
-    """
-    from mlflow import MlflowClient
-
-    from thawline.tracking.stale_runs import find_stale_runs
-
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        return []  # asking would make it
-    client = MlflowClient(uri)
-    found = client.get_experiment_by_name(experiment)
-    dead = find_stale_runs(client, found.experiment_id) if found else []
-    if not dead:
-        return []
-    names = ", ".join(f"{run.info.run_name} ({run.info.run_id})" for run in dead)
-    advice = (
-        f"{names}: said to be running, but the process is gone; the next run marks it as KILLED"
-    )
-    return [CheckResult("runs", "warning", advice)]
-
-
-def _tracking_store(uri: str) -> CheckResult:
-    scheme = uri.partition(":")[0]
-    if scheme in ("http", "https"):
-        return _server(uri)
-    if scheme.startswith("databricks"):
-        return CheckResult("tracking", "warning", f"{uri} is not checked here")
-    if "://" not in uri or scheme == "file":
-        advice = f"MLflow no longer writes runs to a folder, {uri}; set sqlite:///mlflow.db"
-        return CheckResult("tracking", "problem", f"{advice} as server.mlflow_tracking_uri")
-    return _database(uri)
-
-
-def _server(uri: str) -> CheckResult:
-    import requests
-    from urllib3.util import parse_url
-
-    shown = parse_url(uri)._replace(auth=None).url
-    try:
-        answer = requests.get(f"{uri.rstrip('/')}/health", timeout=TIMEOUT)
-    except requests.RequestException as error:
-        advice = f"{shown} does not answer ({type(error).__name__}); start it, or correct the URI"
-        return CheckResult("tracking", "problem", advice)
-    if not answer.ok:
-        return CheckResult("tracking", "problem", f"{shown} answers {answer.status_code}")
-    return CheckResult("tracking", "ok", f"{shown} answers")
-
-
-def _database(uri: str) -> CheckResult:
-    """Return whether a database can be opened and has the tables of the installed MLflow."""
-    from alembic.migration import MigrationContext
-    from alembic.script import ScriptDirectory
-    from sqlalchemy import create_engine, inspect
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        url = make_url(uri)
-    except SQLAlchemyError:
-        return CheckResult(
-            "tracking", "problem", "server.mlflow_tracking_uri is no URI of a database"
-        )
-    shown = url.render_as_string(hide_password=True)
-    if url.drivername == "sqlite" and not Path(url.database or "").exists():
-        return _new_file(Path(url.database or ""))
-    try:
-        with create_engine(url).connect() as connection:
-            found = MigrationContext.configure(connection).get_current_revision()
-            empty = not inspect(connection).get_table_names()
-    except (SQLAlchemyError, ImportError) as error:
-        reason = _without(str(error).splitlines()[0], url.password)
-        advice = f"{shown} cannot be opened: {reason}. Correct it in mlflow.yml, start the server"
-        return CheckResult("tracking", "problem", f"{advice}, or install its driver")
-    scripts = Path(_folder("mlflow"), "store", "db_migrations")
-    wanted = ScriptDirectory(str(scripts)).get_current_head()
-    if empty or found == wanted:
-        return CheckResult("tracking", "ok", shown)
-    advice = f"{shown} has tables of another MLflow ({found}, not {wanted}); make a copy, then"
-    return CheckResult("tracking", "problem", f"{advice} mlflow db upgrade URI")
-
-
-def _new_file(file: Path) -> CheckResult:
-    """Return whether SQLite can make a file."""
-    folder = _existing(file.parent)
-    if os.access(folder, os.W_OK):
-        return CheckResult("tracking", "ok", f"{file} is made by the first run")
-    advice = f"{file} does not exist and {folder} cannot be written; set another URI in mlflow.yml"
-    return CheckResult("tracking", "problem", advice)
-
-
 def _unreadable(manifest: Any) -> list[CheckResult]:
     """Return a warning where some of the first images of the first classes cannot be decoded."""
     from thawline.data.screening.file_records import examine
     from thawline.options import ScreeningOptions
 
-    labels = manifest["label"].unique()[:CLASSES]
-    first = manifest[manifest["label"].isin(labels)].groupby("label").head(OPENED)["path"]
+    labels = manifest["label"].unique()[:MAX_CLASSES]
+    first = (
+        manifest[manifest["label"].isin(labels)].groupby("label").head(MAX_IMAGES_PER_CLASS)["path"]
+    )
     found = (examine(path, ScreeningOptions()) for path in first)
     problems = [f"{facts.path}: {facts.detail}" for facts in found if facts.problem]
     if not problems:
@@ -424,18 +300,3 @@ def _unmet(wanted: list[Requirement]) -> list[CheckResult]:
             message = f"{found} is here, {needed} is needed: {repair}"
             problems.append(CheckResult(name, "problem", message))
     return problems
-
-
-def _existing(folder: Path) -> Path:
-    """Return the folder, or the nearest one above it that exists."""
-    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
-
-
-def _folder(package: str) -> str:
-    """Return where a package is installed, without importing it."""
-    found = importlib.util.find_spec(package)
-    return next(iter(found.submodule_search_locations or [])) if found else ""
-
-
-def _without(text: str, password: str | None) -> str:
-    return text.replace(str(password), "***") if password else text

@@ -14,6 +14,7 @@ from kedro.framework.cli.project import run as kedro_run
 from kedro.io import DatasetError
 from kedro.utils import find_kedro_project
 
+from thawline.cli.log_run import log_run
 from thawline.cli.main import activations
 from thawline.data.atomic_write import is_disk_full
 from thawline.errors import ThawlineError
@@ -27,7 +28,7 @@ def cli() -> None:
 
 @functools.wraps(kedro_run.callback)  # type: ignore[arg-type]
 def _run(*args: Any, **kwargs: Any) -> Any:
-    """Run as Kedro does, but say in one message, instead of a page, what a user got wrong."""
+    """Run as Kedro does, but end with one message, not a traceback, if the user can act on it."""
     signal.signal(signal.SIGTERM, _exit)
     # Kedro logs a node's error before it raises it; a message to the user is printed once.
     logging.getLogger("kedro.pipeline.node").addFilter(_is_no_error)
@@ -43,22 +44,24 @@ def _run(*args: Any, **kwargs: Any) -> Any:
 
 
 def _message(error: Exception) -> str | None:
-    """Return what to tell a user who can do something about an error; None of a mistake of ours."""
+    """Return the message of an error that the user can act on; None for a bug of Thawline."""
+    import mlflow
     from mlflow.exceptions import MlflowException
     from omegaconf.errors import OmegaConfBaseException
 
     if is_disk_full(error):
         return (
-            f"The disk is full. {_free_space()} Free some (thawline activations --empty removes"
+            f"The disk is full. {_free_space()} Free some (thawline activations --clear removes"
             " what only saves time), then repeat the command with"
-            f" training.resume=true: what was trained is kept. What was being written: {error}"
+            f" training.resume=true: finished epochs are kept. What was being written: {error}"
         )
     if isinstance(error, (ThawlineError, DatasetError, OmegaConfBaseException)):
         return str(error)
     if isinstance(error, MlflowException):
         return (
-            f"MLflow cannot be written to or read from: {error}\nRepeat the command with"
-            " training.resume=true when it can: what was trained is kept."
+            f"MLflow ({mlflow.get_tracking_uri()}) cannot be written to or read from: {error}\n"
+            "When it is back, repeat the command with training.resume=true: finished epochs are"
+            " kept. Or log what was saved by kedro log-run VERSION."
         )
     return str(error) if str(error).startswith("Failed to find the pipeline") else None
 
@@ -90,3 +93,4 @@ run = click.Command(  # by this name `python -m thawline` finds it
 )
 cli.add_command(run)
 cli.add_command(activations)
+cli.add_command(log_run)

@@ -13,8 +13,8 @@ from rich.table import Table
 from thawline.errors import ThawlineError
 from thawline.tracking.redaction import mask
 
-CLASSES = 1000  # of ImageNet, so that sizes are those that papers and model cards give
-COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
+NUM_CLASSES = 1000  # of ImageNet, for which papers and model cards give sizes
+COLORS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
 
 def _examples(*commands: str) -> str:
@@ -33,15 +33,15 @@ environment = click.option(
 
 @click.group(
     epilog=_examples(
-        "thawline doctor                      is everything there that a run needs?",
-        "thawline stages resnet18             what can be frozen?",
-        "thawline inspect best.pth            what does this file hold?",
-        "thawline activations                 how large is the store?",
+        "thawline doctor                      check your setup",
+        "thawline stages resnet18             list what can be frozen",
+        "thawline inspect best.pth            show what a weights file holds",
+        "thawline activations                 show the size of the activation cache",
         "kedro run --pipeline=finetune        train",
     )
 )
 def main() -> None:
-    """Look at machine, networks and files; pipelines are run by `kedro run`."""
+    """Inspect machine, networks and files; `kedro run` runs pipelines."""
 
 
 @main.command(
@@ -76,7 +76,7 @@ def stages(backbone: str, size: int | None, own_head: bool) -> None:
     options = ModelOptions(backbone=backbone, weights="none", head=head)
     try:
         size = size or pretrained_preprocessing(options).size
-        network, _ = build_network(options, CLASSES, size, seed=0)
+        network, _ = build_network(options, NUM_CLASSES, size, seed=0)
         rows = stage_table(network, size)
     except ThawlineError as error:
         raise click.ClickException(str(error)) from error
@@ -113,14 +113,17 @@ def inspect(file: Path) -> None:
     Console(markup=False).print(table)
 
 
-@main.command(epilog=_examples("thawline activations", "thawline activations --empty"))
+@main.command(epilog=_examples("thawline activations", "thawline activations --clear"))
 @environment
-@click.option("--empty", is_flag=True, help="Remove all of it.")
-def activations(env: str | None, empty: bool) -> None:
-    """Show, or empty, the store of what frozen layers yield (data/04_feature/activations).
+@click.option("--clear", is_flag=True, help="Remove all of it.")
+@click.option("--empty", is_flag=True, hidden=True)
+def activations(env: str | None, clear: bool, empty: bool) -> None:
+    """Show or clear the cache of frozen layers' activations (data/04_feature/activations).
 
-    Works anywhere in a project. A run computes again what it does not find.
+    Works in any folder of a project. A run recomputes what is missing.
     """
+    if empty:
+        raise click.UsageError("--empty was renamed to --clear.")
     from thawline.hooks.configuration import find_project, read_configuration
     from thawline.options import validate_parameters
     from thawline.thaw.cache import ActivationCache
@@ -138,7 +141,7 @@ def activations(env: str | None, empty: bool) -> None:
         table.add_row(*map(str, row))
     Console(markup=False).print(table)
     total = f"{contents['MB'].sum():.1f} MB of at most {max_gb:g} GB in {store.folder}"
-    if empty:
+    if clear:
         store.clear()
         total += " were removed"
     click.echo(total)
@@ -172,7 +175,7 @@ def doctor(env: str | None, params: str) -> None:
     states = []
     for finding in examine(project, env, params):
         states.append(finding.state)
-        state = click.style(f"{finding.state:8}", fg=COLOURS[finding.state])
+        state = click.style(f"{finding.state:8}", fg=COLORS[finding.state])
         indented = textwrap.indent(_printable(mask(finding.message)), " " * 24).lstrip()
         click.echo(f"{state} {finding.name:14} {indented}")
     if "problem" in states:
