@@ -17,7 +17,7 @@ from thawline.tracking.process_context import BEGAN, process_tags
 def test_the_tracking_store_is_opened_and_its_schema_compared(tmp_path: Path) -> None:
     file = tmp_path / "mlflow.db"
     uri = f"sqlite:///{file}"
-    assert "is made by the first run" in doctor.check_tracking(uri, tmp_path)[0].message
+    assert "will be created by the first run" in doctor.check_tracking(uri, tmp_path)[0].message
     assert not file.exists()
     shutil.copy(empty_tracking_store(), file)
     assert doctor.check_tracking(uri, tmp_path)[0].state == "ok"

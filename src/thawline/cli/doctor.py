@@ -36,17 +36,19 @@ DEFAULT_SIZE = 224  # px
 def examine(
     project: Path | None, env: str | None = None, params: str = ""
 ) -> Iterator[CheckResult]:
-    """Yield what all checks find, in the order in which it should be put right.
+    """Run all checks, in the order in which problems should be fixed.
 
     Args:
-        project: root of a Kedro project; None: only what needs none is checked.
+        project: root of a Kedro project; None: check the machine only.
         env: environment of the configuration, as of `kedro run`.
         params: as of `kedro run --params`.
     """
     versions = check_versions("thawline")
     yield from versions
     if any(finding.state == "problem" for finding in versions):
-        yield CheckResult("the rest", "warning", "not checked; put this right first and ask again")
+        yield CheckResult(
+            "the rest", "warning", "not checked; fix these first, then repeat the command"
+        )
         return
     yield from check_extras("thawline")
     from thawline.options import TrainingOptions
@@ -60,7 +62,7 @@ def examine(
 
 
 def _examine_project(project: Path, env: str | None, params: str) -> Iterator[CheckResult]:
-    """Yield what the checks find of all that a project's configuration names."""
+    """Check all that a project's configuration names."""
     from kedro.config import MissingConfigException
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -100,7 +102,7 @@ def _examine_project(project: Path, env: str | None, params: str) -> Iterator[Ch
 
 
 def check_versions(package: str) -> list[CheckResult]:
-    """Return whether Python and all that an installed package requires are there, and fit."""
+    """Check the versions of Python and of the packages that an installed package requires."""
     try:
         needed = SpecifierSet(metadata(package)["Requires-Python"] or "")
     except PackageNotFoundError:
@@ -113,16 +115,14 @@ def check_versions(package: str) -> list[CheckResult]:
     problems += _unmet([r for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})])
     if not problems:
         pair = [Requirement(text) for text in requires("torchvision") or []]
-        problems = [
-            f._replace(message=f"{f.message}; torchvision {version('torchvision')} was made for it")
-            for f in _unmet([r for r in pair if r.name == "torch"])
-        ]
+        reason = f"; torchvision {version('torchvision')} was made for it"
+        problems = _unmet([r for r in pair if r.name == "torch"], reason)
     shown = ", ".join(f"{name} {version(name)}" for name in SHOWN if not problems)
     return problems or [CheckResult("versions", "ok", f"Python {python}, {shown}")]
 
 
 def check_extras(package: str) -> list[CheckResult]:
-    """Return whether what `kedro run --pipeline=export` needs is installed."""
+    """Check that the packages of `kedro run --pipeline=export` are installed."""
     wanted = [Requirement(text) for text in requires(package) or []]
     extra = [r for r in wanted if r.marker and r.marker.evaluate({"extra": "onnx"})]
     missing = _unmet([r for r in extra if not r.marker.evaluate({"extra": ""})])  # type: ignore[union-attr]
@@ -134,7 +134,7 @@ def check_extras(package: str) -> list[CheckResult]:
 
 
 def check_device(options: TrainingOptions) -> list[CheckResult]:
-    """Return what a training would compute on, and whether memory is short."""
+    """Name the device and precision of training, and check the free memory."""
     import joblib
     import psutil
     import torch
@@ -161,7 +161,7 @@ def check_device(options: TrainingOptions) -> list[CheckResult]:
 def check_shared_memory(
     options: TrainingOptions, size: int, folder: Path = SHARED_MEMORY
 ) -> list[CheckResult]:
-    """Return whether decoding processes have room to hand over their batches; nothing elsewhere.
+    """Check that shared memory holds the batches of decoding processes; nothing if there is none.
 
     Args:
         options: batch size and number of decoding processes.
@@ -190,7 +190,7 @@ def check_shared_memory(
 
 
 def check_weights(options: ModelOptions) -> list[CheckResult]:
-    """Return whether the weights that `model` names are on this machine."""
+    """Check that the weights that `model` names are on this machine."""
     from thawline.networks import timm_backbones, torchvision_backbones
     from thawline.networks.checkpoints import describe_checkpoint, is_weights_file
 
@@ -221,7 +221,7 @@ def check_weights(options: ModelOptions) -> list[CheckResult]:
 def check_data(
     options: DatasetOptions, seed: int, base: Path, packaged_folder: Path
 ) -> list[CheckResult]:
-    """Return whether there are images of every class, enough of them to split, and readable.
+    """Check that every class has readable images, enough of them to split.
 
     Args:
         options: `root` and how it is split.
@@ -256,7 +256,7 @@ def check_data(
 
 
 def check_activations(folder: Path, max_gb: float) -> list[CheckResult]:
-    """Return how large the store of activations is, and whether the disk holds what it may grow."""
+    """Check that the disk has room for the activation cache at its largest."""
     from thawline.thaw.cache import ActivationCache
 
     used = ActivationCache(folder, max_gb).contents()["MB"].sum() / 1e3
@@ -269,7 +269,7 @@ def check_activations(folder: Path, max_gb: float) -> list[CheckResult]:
 
 
 def _unreadable(manifest: Any) -> list[CheckResult]:
-    """Return a warning where some of the first images of the first classes cannot be decoded."""
+    """Warn if some of the first images of the first classes cannot be decoded."""
     from thawline.data.screening.file_records import examine
     from thawline.options import ScreeningOptions
 
@@ -285,7 +285,7 @@ def _unreadable(manifest: Any) -> list[CheckResult]:
     return [CheckResult("images", "warning", f"{advice}, first {problems[0]}")]
 
 
-def _unmet(wanted: list[Requirement]) -> list[CheckResult]:
+def _unmet(wanted: list[Requirement], reason: str = "") -> list[CheckResult]:
     """Return a problem for each requirement that is not installed in a version that fits."""
     problems = []
     for requirement in wanted:
@@ -297,6 +297,6 @@ def _unmet(wanted: list[Requirement]) -> list[CheckResult]:
             problems.append(CheckResult(name, "problem", f"not installed: {repair}"))
             continue
         if not needed.contains(found, prereleases=True):
-            message = f"{found} is here, {needed} is needed: {repair}"
+            message = f"{found} is here, {needed} is needed: {repair}{reason}"
             problems.append(CheckResult(name, "problem", message))
     return problems

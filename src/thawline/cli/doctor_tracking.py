@@ -14,21 +14,22 @@ MIN_DISK_BYTES = 2e9
 
 
 def check_tracking(uri: str, project: Path) -> list[CheckResult]:
-    """Return whether MLflow's store can be opened, and whether there is room for what runs log.
+    """Check that MLflow's store can be opened, and that the disk has room for what runs log.
 
     Args:
-        uri: of the store; a password in it is not repeated.
-        project: folder that holds what runs log, as MLflow is configured here.
+        uri: of the store; its password is not shown.
+        project: folder that holds what runs log.
     """
     free = shutil.disk_usage(project).free
-    room = CheckResult("disk", "ok", f"{free / 1e9:.1f} GB are free in {project}")
+    found = f"{free / 1e9:.1f} GB are free in {project}"
+    room = CheckResult("disk", "ok", found)
     if free < MIN_DISK_BYTES:
-        room = room._replace(state="warning", message=f"{room.message}; each run logs its model")
+        room = CheckResult("disk", "warning", f"{found}; each run logs its model")
     return [_tracking_store(uri), room]
 
 
 def check_runs(uri: str, experiment: str) -> list[CheckResult]:
-    """Return whether there are runs of an experiment that are said to run, but have no process.
+    """Warn of runs of an experiment with status RUNNING whose process is gone.
 
     Args:
         uri: of MLflow's store, which can be opened.
@@ -46,9 +47,7 @@ def check_runs(uri: str, experiment: str) -> list[CheckResult]:
     if not dead:
         return []
     names = ", ".join(f"{run.info.run_name} ({run.info.run_id})" for run in dead)
-    advice = (
-        f"{names}: said to be running, but the process is gone; the next run marks it as KILLED"
-    )
+    advice = f"{names}: RUNNING, but the process is gone; the next run marks it as KILLED"
     return [CheckResult("runs", "warning", advice)]
 
 
@@ -65,7 +64,7 @@ def _tracking_store(uri: str) -> CheckResult:
 
 
 def check_server(uri: str) -> CheckResult:
-    """Return whether an MLflow server answers."""
+    """Check that an MLflow server answers."""
     from thawline.tracking.connection import find_server_problem
 
     if problem := find_server_problem(uri):
@@ -74,7 +73,7 @@ def check_server(uri: str) -> CheckResult:
 
 
 def _database(uri: str) -> CheckResult:
-    """Return whether a database can be opened and has the tables of the installed MLflow."""
+    """Check that a database can be opened and has the tables of the installed MLflow."""
     from alembic.migration import MigrationContext
     from alembic.script import ScriptDirectory
     from sqlalchemy import create_engine, inspect
@@ -107,10 +106,10 @@ def _database(uri: str) -> CheckResult:
 
 
 def _new_file(file: Path) -> CheckResult:
-    """Return whether SQLite can make a file."""
+    """Check that SQLite can create a file."""
     folder = existing_folder(file.parent)
     if os.access(folder, os.W_OK):
-        return CheckResult("tracking", "ok", f"{file} is made by the first run")
+        return CheckResult("tracking", "ok", f"{file} will be created by the first run")
     advice = f"{file} does not exist and {folder} cannot be written; set another URI in mlflow.yml"
     return CheckResult("tracking", "problem", advice)
 

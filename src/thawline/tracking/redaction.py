@@ -7,7 +7,7 @@ import os
 import re
 import traceback
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 MASK = "***"
 USERNAME, PASSWORD = "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"
@@ -23,10 +23,10 @@ _NAMED = re.compile(
 
 
 def mask(text: str) -> str:
-    """Return a text with `***` for passwords.
+    """Replace passwords in a text by `***`.
 
-    These are what stands between user and host in URLs, a user alone in a URL of HTTP, and what
-    follows `password=`, `token:` and the like, in a query, a command line or a mapping.
+    Masked are the text between user and host in URLs, a user alone in a URL of HTTP, and values
+    after `password=`, `token:` and the like, in a query, a command line or a mapping.
     """
     text = _IN_URL.sub(rf"\1:{MASK}@", text)
     text = _USER_ALONE.sub(rf"\1{MASK}@", text)
@@ -34,7 +34,7 @@ def mask(text: str) -> str:
 
 
 def mask_logs() -> None:
-    """Mask every record that is logged in this process from now on, with its traceback."""
+    """Mask every later log record of this process, and its traceback."""
     make_record = logging.getLogRecordFactory()
     if getattr(make_record, "masks", False):
         return
@@ -47,18 +47,18 @@ def mask_logs() -> None:
 
 
 def mask_traceback(error: BaseException) -> str | None:
-    """Return an error as Python prints it, masked; None where there is nothing to mask."""
+    """Format an error as Python prints it, masked; None if there is nothing to mask."""
     plain = "".join(traceback.format_exception(error))
     masked = mask(plain)
     return masked if masked != plain else None
 
 
 def strip_credentials(uri: str) -> str:
-    """Return the URI of a tracking server without user and password, which the environment keeps.
+    """Move user and password from the URI of a tracking server to the environment.
 
-    MLflow prints and reports the address of its server, and takes both from there as well:
+    MLflow prints the URI of its server, and reads both from the environment as well:
     https://mlflow.org/docs/latest/self-hosting/security/basic-http-auth/. Other URIs are returned
-    as they are.
+    unchanged.
     """
     try:
         parts = urlsplit(uri)
@@ -68,7 +68,8 @@ def strip_credentials(uri: str) -> str:
         return uri
     os.environ[USERNAME] = unquote(parts.username or "")
     os.environ[PASSWORD] = unquote(parts.password)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, parts.query, parts.fragment))
 
 
 def _mask_record(record: logging.LogRecord) -> logging.LogRecord:
