@@ -46,9 +46,7 @@ def examine(
     versions = check_versions("thawline")
     yield from versions
     if any(finding.state == "problem" for finding in versions):
-        yield CheckResult(
-            "the rest", "warning", "not checked; fix these first, then repeat the command"
-        )
+        yield CheckResult("the rest", "warning", "not checked; fix these first")
         return
     yield from check_extras("thawline")
     from thawline.options import TrainingOptions
