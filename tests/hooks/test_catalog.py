@@ -54,3 +54,13 @@ def test_a_version_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="cannot take version 1"):
         catalog(tmp_path, "1").save("entry", {"n": 2})
     assert catalog(tmp_path, "2").load("entry") == {"n": 1}
+
+
+def test_a_pinned_entry_is_one_dataset_that_may_keep_what_it_read(tmp_path: Path) -> None:
+    for version in ("1", "2"):
+        catalog(tmp_path, version).save("entry", {"n": int(version)})
+    entries = catalog(tmp_path, "3")
+    entries.pin("entry", "1")
+    assert entries.load("entry") == {"n": 1} and entries["entry"] is entries["entry"]
+    entries.save("entry", {"n": 3})
+    assert entries.load("entry") == {"n": 3}

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from kedro.framework.context import CatalogCommandsMixin
-from kedro.io import AbstractVersionedDataset, DataCatalog, DatasetError
+from kedro.io import (
+    AbstractDataset,
+    AbstractVersionedDataset,
+    DataCatalog,
+    DatasetError,
+    Version,
+)
 
 from thawline.data.atomic_write import sync
 
@@ -19,18 +25,28 @@ class RunCatalog(DataCatalog, CatalogCommandsMixin):
     Kedro's datasets write straight to their place: half a file, if the disk is full or the process
     is killed, would be the latest version. And Kedro reads the latest version of what the run has
     saved: another run in the same folder may have saved a later one since.
-
-    Attributes:
-        pinned: version of each entry that is read whatever later ones there are.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._pinned: dict[str, AbstractDataset | None] = {}
         super().__init__(*args, **kwargs)
-        self.pinned: dict[str, str] = {}
 
-    def load(self, ds_name: str, version: str | None = None) -> Any:
-        """Return the data of an entry, of its pinned version if there is one."""
-        return super().load(ds_name, version or self.pinned.get(ds_name))
+    def pin(self, ds_name: str, version: str) -> None:
+        """Read an entry in this version from now on, whatever later ones there are."""
+        dataset: Any = super().get(ds_name)
+        pinned = Version(version, dataset.resolve_save_version())
+        self._pinned[ds_name] = super().get(ds_name, version=pinned)
+
+    def get(
+        self,
+        key: str,
+        fallback_to_runtime_pattern: bool = False,
+        version: Version | None = None,
+    ) -> AbstractDataset | None:
+        """Return the dataset of an entry, of its pinned version unless another one is given."""
+        if version is None and key in self._pinned:
+            return self._pinned[key]
+        return super().get(key, fallback_to_runtime_pattern, version)
 
     def save(self, ds_name: str, data: Any) -> None:
         """Save an entry; local files are written to a folder beside their place, then moved there.
@@ -55,7 +71,7 @@ class RunCatalog(DataCatalog, CatalogCommandsMixin):
             shutil.rmtree(folder, ignore_errors=True)
         dataset.release()  # it remembers which version was the latest
         if version := dataset.resolve_save_version():
-            self.pinned[ds_name] = version
+            self.pin(ds_name, version)
 
     def _move(self, folder: Path, file: Path, version: str | None) -> None:
         for path in filter(Path.is_file, folder.rglob("*")):

@@ -50,7 +50,7 @@ class VersionsHook:
                     f" other {name} by --load-versions={name}:VERSION."
                 )
             logger.info("Classifier and %s of version %s", name, own)
-            catalog.pinned[name] = own
+            catalog.pin(name, own)
 
     @hook_impl
     def after_dataset_loaded(self, dataset_name: str, data: Any) -> None:
