@@ -118,7 +118,8 @@ def pool_confusion(trials: Sequence[TrainingOutcome]) -> pd.DataFrame:
     """Return counts summed over trainings, one row per true and one column per predicted class."""
     columns = probability_columns(trials[0].predictions)
     names = [name.removeprefix(PROBABILITY) for name in columns]
-    pooled = pd.concat([trial.predictions[["label", "prediction"]] for trial in trials])
+    tables = [trial.predictions[["label", "prediction"]] for trial in trials]
+    pooled = pd.concat(tables, ignore_index=True)  # pandas 3.0 takes no index twice in a crosstab
     counts = pd.crosstab(pooled["label"], pooled["prediction"])
     return counts.reindex(index=names, columns=names, fill_value=0)
 
