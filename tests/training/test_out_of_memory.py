@@ -1,4 +1,4 @@
-"""An epoch that does not fit into memory is repeated on smaller micro-batches."""
+"""An epoch that does not fit into memory is repeated on smaller micro-batches, or explained."""
 
 import itertools
 
@@ -17,8 +17,10 @@ from helpers.training import (
     without_dropout,
 )
 from thawline.errors import TrainingError
-from thawline.training import state
+from thawline.options import LrFindOptions
+from thawline.training import setup, state
 from thawline.training.loop import train
+from thawline.training.lr_find import find_lr
 from thawline.training.progress import TrainingProgress
 
 
@@ -70,6 +72,24 @@ def test_a_device_without_memory_for_two_images_is_said_to_be_too_small(
     network.layer2[0].register_forward_pre_hook(Memory(1))
     with pytest.raises(TrainingError, match=r"Out of device memory in epoch 1.*transforms\.size"):
         train(prepared(splits, network), [EVERYTHING])
+
+
+def test_a_device_without_memory_for_averages_is_said_to_be_too_small(
+    splits: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    monkeypatch.setattr(setup, "make_ema", run_out)
+    with pytest.raises(TrainingError, match=r"while phase 1 is prepared.*training\.ema_decay"):
+        run(splits, EVERYTHING, ema_decay=0.9)
+
+
+def test_a_range_test_without_memory_for_a_batch_says_what_to_lower(splits: pd.DataFrame) -> None:
+    network = network_of()
+    network.layer2[0].register_forward_pre_hook(Memory(1))
+    with pytest.raises(TrainingError, match=r"range test.*training\.batch_size"):
+        find_lr(prepared(splits, network), EVERYTHING, LrFindOptions())
 
 
 def test_an_epoch_is_repeated_as_if_it_had_not_begun(

@@ -23,7 +23,10 @@ from thawline.training.data_parallel import (
     sync_gradients,
 )
 from thawline.training.optimizer import ema_weights, load_ema, update_ema
-from thawline.training.out_of_memory import retry_on_smaller_micro_batches
+from thawline.training.out_of_memory import (
+    explain_out_of_memory,
+    retry_on_smaller_micro_batches,
+)
 from thawline.training.progress import (
     OnEpoch,
     RunningMetrics,
@@ -65,8 +68,8 @@ def train(
 
     Raises:
         ParameterError: if a phase names no stage of the network.
-        TrainingError: if the loss is not finite, the device has no memory for the smallest
-            micro-batch, or a frozen tensor changed.
+        TrainingError: if the loss is not finite, the device has no memory for a phase or its
+            smallest micro-batch, or a frozen tensor changed.
         DataError: if an image file cannot be read.
     """
     initial = copy_tensors(run.network)
@@ -79,7 +82,8 @@ def train(
         for number, phase in enumerate(phases, start=1):
             if number < progress.phase:
                 continue
-            current = prepare_phase(run, phase, optimizer)
+            with explain_out_of_memory(f"while phase {number} is prepared", run):
+                current = prepare_phase(run, phase, optimizer)
             optimizer = current.optimizer
             progress.begin_phase(number, run.network)
             if saved:

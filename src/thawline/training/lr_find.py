@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from thawline.options import LrFindOptions, Phase
 from thawline.thaw.partition import Tensors
 from thawline.training.loop import train_step
+from thawline.training.out_of_memory import explain_out_of_memory
 from thawline.training.progress import progress_bar
 from thawline.training.setup import PhaseContext, Step, TrainingContext, prepare_phase
 
@@ -32,6 +33,9 @@ def find_lr(run: TrainingContext, phase: Phase, sweep: LrFindOptions) -> pd.Data
     Returns:
         lr of the head, loss of the batch, smoothed (moving average of the losses); one row per
         update.
+
+    Raises:
+        TrainingError: if the device has no memory for a batch.
     """
     run = replace(run, options=run.options.model_copy(update={"gradient_accumulation_steps": 1}))
     initial = {name: tensor.clone() for name, tensor in run.network.state_dict().items()}
@@ -41,7 +45,10 @@ def find_lr(run: TrainingContext, phase: Phase, sweep: LrFindOptions) -> pd.Data
     current = replace(current, schedule=schedule, ema=None)
     rows: list[dict[str, float]] = []
     total = weight = 0.0
-    with progress_bar("Learning-rate range test", sweep.steps) as update_bar:
+    with (
+        explain_out_of_memory("in the learning-rate range test", run),
+        progress_bar("Learning-rate range test", sweep.steps) as update_bar,
+    ):
         for step, boundary in _steps(run, current, sweep.steps):
             loss = train_step(run, current, step, boundary)[0].item()
             total, weight = SMOOTHING * total + loss, SMOOTHING * weight + 1

@@ -1,9 +1,10 @@
-"""Repeat an epoch on fewer images at once if the device runs out of memory."""
+"""If the device runs out of memory, repeat an epoch on fewer images at once, or say what to do."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 
 from accelerate.utils import send_to_device
@@ -41,11 +42,12 @@ def retry_on_smaller_micro_batches(
             if not should_reduce_batch_size(error):
                 raise
             if progress.micro_batch <= MIN_IMAGES or world_size() > 1:
-                raise _explain(error, progress) from error
+                parts = f"micro-batches of {progress.micro_batch} images"
+                raise _explain(error, f"in epoch {progress.epoch} with {parts}", run) from error
         # Not above: there the error still holds what did not fit.
         progress.micro_batch = max(MIN_IMAGES, progress.micro_batch // 2)
-        restore_state(deepcopy(start), run, current)
         clear_device_cache(garbage_collection=True)
+        restore_state(deepcopy(start), run, current)
         logger.warning(
             "Out of device memory in epoch %d: repeating it with micro-batches of %d images, whose"
             " gradients are accumulated. The optimizer sees the same batches; batch norm in"
@@ -55,11 +57,26 @@ def retry_on_smaller_micro_batches(
         )
 
 
-def _explain(error: RuntimeError, progress: TrainingProgress) -> TrainingError:
+@contextmanager
+def explain_out_of_memory(when: str, run: TrainingContext) -> Iterator[None]:
+    """Say what to do if the device runs out of memory.
+
+    Raises:
+        TrainingError: instead of the device's own error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        raise _explain(error, when, run) from error
+
+
+def _explain(error: RuntimeError, when: str, run: TrainingContext) -> TrainingError:
     """Return the error that says what to do."""
+    ema = ", set training.ema_decay to null" if run.options.ema_decay is not None else ""
     return TrainingError(
-        f"Out of device memory in epoch {progress.epoch} with micro-batches of"
-        f" {progress.micro_batch} images ({str(error).splitlines()[0]}). End other processes that"
-        " use the device, lower transforms.size or training.batch_size, or choose a smaller"
+        f"Out of device memory {when} ({str(error).splitlines()[0]}). End other processes that use"
+        f" the device, lower transforms.size or training.batch_size{ema}, or choose a smaller"
         " model.backbone or a strategy that freezes more."
     )
