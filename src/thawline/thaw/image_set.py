@@ -74,6 +74,11 @@ class ImageSet(NamedTuple):
         """Return batches of views: the nth random one, or that for evaluation."""
         return [[self._image(self.rows[idx], view) for idx in batch] for batch in batches]
 
+    def labels_of(self, positions: np.ndarray) -> Tensor:
+        """Return class indices (B,) without waiting for what the device still computes."""
+        idx = torch.from_numpy(positions).to(self.labels.device, non_blocking=True)
+        return self.labels[idx]
+
     def digest(self) -> str:
         """Return a hash of these images and labels in this order."""
         digest = hashlib.sha256(self.labels.cpu().numpy().tobytes())

@@ -151,7 +151,7 @@ def train_step(
     Returns:
         Mean loss, logits (N, C) float32, and class indices (N,).
     """
-    labels = run.train_set.labels[step.positions]
+    labels = run.train_set.labels_of(step.positions)
     inputs, targets = run.mix_images(boundary, labels)
     with sync_gradients(current.above, step.ends_update):
         with run.accelerator.autocast():
@@ -180,7 +180,7 @@ def validate(run: TrainingContext, current: PhaseContext, batch_size: int) -> di
     metrics = RunningMetrics(run.val_set, batches)
     with evaluation_mode(run.network):
         for batch, boundary in zip(batches, boundaries, strict=True):
-            labels = run.val_set.labels[batch]
+            labels = run.val_set.labels_of(batch)
             with run.accelerator.autocast():
                 logits = current.line.above_eval(*boundary).float()
             # log_softmax leaves log-probabilities as they are, so this serves for both.
