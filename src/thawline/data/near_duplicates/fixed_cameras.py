@@ -17,7 +17,6 @@ from thawline.data.near_duplicates.pairs import (
     concatenate,
     iterate_groups,
     join_groups,
-    renumber,
 )
 from thawline.data.near_duplicates.thumbnails import (
     BLOCK,
@@ -65,22 +64,18 @@ class _Fine(NamedTuple):
 
 def read_fine(paths: Sequence[str], gray: np.ndarray, number: np.ndarray) -> _Fine:
     """Decode the images of a large group at `FINE_SIDE`."""
-    pictures = np.empty((len(paths), FINE_SIDE, FINE_SIDE), np.float16)
-    settings = []
     found = map_threads(_fine_picture, paths, "Comparing finely")
-    for place, (picture, setting) in enumerate(found):
-        pictures[place] = picture
-        settings.append(setting)
-    return _Fine(pictures, gray, pd.factorize(pd.Series(settings))[0], number)
+    pictures, settings = zip(*found, strict=True)
+    return _Fine(np.stack(pictures), gray, pd.factorize(pd.Series(settings))[0], number)
 
 
 def _fine_picture(path: str) -> tuple[np.ndarray, str]:
-    """Return a standardized gray image, and the size and encoding of its file."""
+    """Return a standardized gray image in float16, and the size and encoding of its file."""
     with open_image(path) as file:
         settings = f"{file.format} {file.mode} {file.size} {getattr(file, 'quantization', None)}"
         image = to_rgb(file, min(1.0, FINE_SIDE / min(file.size)), bit_depth=None).convert("L")
     picture = standardize(image, (FINE_SIDE, FINE_SIDE), SMOOTH)
-    return picture * FINE_SIDE, settings
+    return (picture * FINE_SIDE).astype(np.float16), settings
 
 
 def compare_finely(images: _Fine, classes: Classes) -> tuple[Pairs, Pairs]:
@@ -96,16 +91,16 @@ def compare_finely(images: _Fine, classes: Classes) -> tuple[Pairs, Pairs]:
         members = pending.pop()
         some = images.take(members)
         kept, rejected = _decide(some, classes)
-        similar.append(renumber(rejected, some.number))
+        similar.append(rejected.renumber(some.number))
         for part in iterate_groups(join_groups(np.arange(len(members)), kept)):
             if len(part) == len(members):
-                near.append(renumber(kept, some.number))
+                near.append(kept.renumber(some.number))
             elif len(part) > MAX_UNCHECKED_GROUP:
                 pending.append(members[part])
             else:
                 everyone = slice(0, len(part))
                 pairs = _alike(some.take(part), classes, everyone, everyone, 1 - MIN_CORRELATION)
-                near.append(renumber(pairs, some.number[part]))
+                near.append(pairs.renumber(some.number[part]))
     return concatenate(near), concatenate(similar)
 
 
@@ -133,12 +128,7 @@ def _copies_of_other_settings(images: _Fine, classes: Classes, near: Pairs) -> P
     """Return pairs that differ as copies do, except those of a fixed camera.
 
     Noise and compression look alike. But a camera writes images of one size and encoding, and
-    copies mostly differ in these.
-
-    Args:
-        images: of the group.
-        classes: of all images.
-        near: pairs that are known to be the same image.
+    copies mostly differ in these. `near` pairs are known to be the same image.
     """
     cluster = join_groups(np.arange(len(images.number)), near)
     shots = pd.Series(cluster).groupby(images.settings).transform("nunique")
@@ -148,7 +138,7 @@ def _copies_of_other_settings(images: _Fine, classes: Classes, near: Pairs) -> P
     for rows, columns in _tiles(len(others)):
         pairs = _alike(some, classes, rows, columns, MAX_COPY_DISTANCE)
         found.append(pairs.take(some.settings[pairs.first] != some.settings[pairs.second]))
-    return renumber(concatenate(found), others)
+    return concatenate(found).renumber(others)
 
 
 def _alike(images: _Fine, classes: Classes, rows: slice, columns: slice, limit: float) -> Pairs:
@@ -159,8 +149,7 @@ def _alike(images: _Fine, classes: Classes, rows: slice, columns: slice, limit: 
     first, second = np.nonzero(distance <= limit)
     pairs = Pairs(first + rows.start, second + columns.start, distance[first, second])
     pairs = pairs.take(pairs.first < pairs.second)
-    number = images.number
-    return pairs.take(classes.shared(number[pairs.first], number[pairs.second]))
+    return pairs.take(classes.shared(pairs.renumber(images.number)))
 
 
 def _tiles(count: int) -> Iterator[tuple[slice, slice]]:

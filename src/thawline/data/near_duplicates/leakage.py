@@ -32,7 +32,7 @@ def group_alike(images: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         images: path, sha256 and optionally split and group.
-        pairs: as `find_pairs` returns them; only `near` ones are used.
+        pairs: of `find_pairs`; only `near` ones are used.
     """
     near = pairs[pairs["kind"] == "near"]
     split = images["split"] if "split" in images else pd.Series("", index=images.index)
@@ -57,9 +57,7 @@ def group_alike(images: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
 def find_cross_split_duplicates(splits: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     """Find validation and test images that duplicate an image of an earlier split.
 
-    Args:
-        splits: the table of splits, with sha256.
-        pairs: as `find_pairs` returns them.
+    `splits` has sha256, and `pairs` are those of `find_pairs`.
 
     Returns:
         One row per image, with its closest duplicate: path, split, label, the same of the other
@@ -83,10 +81,6 @@ def check_leakage(duplicates: pd.DataFrame, options: ScreeningOptions) -> None:
     """Warn, or stop the run, if a test image is also in another split.
 
     Only `exact` and `near` pairs count; others may be different images.
-
-    Args:
-        duplicates: as `find_cross_split_duplicates` returns them.
-        options: `on_leak` is "warn" or "error".
 
     Raises:
         DataError: if `on_leak` is "error"; it names the pairs.

@@ -24,6 +24,10 @@ class Pairs(NamedTuple):
         """Return the pairs at these indices, or where the mask is true."""
         return Pairs(*(column[chosen] for column in self))
 
+    def renumber(self, number: np.ndarray) -> Pairs:
+        """Return the pairs with their indices replaced by `number[index]`."""
+        return Pairs(number[self.first], number[self.second], self.distance)
+
 
 NO_PAIRS = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
 
@@ -38,9 +42,9 @@ class Classes:
         has = np.ones(len(images), np.int32)
         self._has_class = coo_array((has, (content, label))).tocsr()  # (contents, classes)
 
-    def shared(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Return whether pairs of contents, by their numbers, have a class in common (P,)."""
-        common = self._has_class[first].multiply(self._has_class[second])
+    def shared(self, pairs: Pairs) -> np.ndarray:
+        """Return whether pairs of contents have a class in common (P,)."""
+        common = self._has_class[pairs.first].multiply(self._has_class[pairs.second])
         return np.asarray(common.sum(axis=1)).ravel() > 0
 
 
@@ -53,11 +57,6 @@ def find_components(count: int, first: np.ndarray, second: np.ndarray) -> np.nda
 def concatenate(parts: Iterable[Pairs]) -> Pairs:
     """Return the pairs of all parts."""
     return Pairs(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-
-
-def renumber(pairs: Pairs, number: np.ndarray) -> Pairs:
-    """Return the pairs with their indices replaced by `number[index]`."""
-    return pairs._replace(first=number[pairs.first], second=number[pairs.second])
 
 
 def join_groups(group: np.ndarray, pairs: Pairs) -> np.ndarray:
@@ -80,10 +79,7 @@ def iterate_groups(group: np.ndarray) -> Iterator[np.ndarray]:
 
 def closest(pairs: Pairs) -> Pairs:
     """Return the pairs that are among the `MAX_SIMILAR_PER_IMAGE` closest of one of the two."""
-    ends = np.concatenate([pairs.first, pairs.second])
-    order = np.lexsort((np.tile(pairs.distance, 2), ends))
-    starts = np.flatnonzero(np.diff(ends[order], prepend=-1))
-    lengths = np.diff(starts, append=len(order))
-    rank = np.arange(len(order)) - np.repeat(starts, lengths)
-    chosen = order[rank < MAX_SIMILAR_PER_IMAGE] % max(1, len(pairs.first))
-    return pairs.take(np.unique(chosen))
+    ends = pd.Series(np.concatenate([pairs.first, pairs.second]))
+    order = np.argsort(np.tile(pairs.distance, 2), kind="stable")
+    near = order[ends[order].groupby(ends[order]).cumcount() < MAX_SIMILAR_PER_IMAGE]
+    return pairs.take(np.unique(near % max(1, len(pairs.first))))

@@ -41,13 +41,10 @@ from thawline.data.near_duplicates.thumbnails import (
 )
 
 MAX_HASH_DISTANCE = 16  # of 64 bits; recompressed 8 px images reach 14
-MIRRORED = (False, True)
 MIN_ROUGH_CORRELATION = 0.97  # at `SIDE`, of images of the same size
 MIN_ENLARGED_CORRELATION = 0.9  # at `SIDE`, of an image and its enlargement
 MAX_PENDING_PAIRS = 1_000_000  # in memory, before those that are not needed are dropped
-
 FILTERS = (SMOOTH, Image.Resampling.BILINEAR, Image.Resampling.LANCZOS, Image.Resampling.NEAREST)
-PAIR = ["sha256", "other_sha256", "distance", "kind"]
 
 
 def find_pairs(images: pd.DataFrame) -> pd.DataFrame:
@@ -67,10 +64,8 @@ def find_pairs(images: pd.DataFrame) -> pd.DataFrame:
     - size or encoding of the files differ, the pixels differ no more than those of copies, and
       neither file is from a fixed camera, which writes all images of the group alike.
 
-    A small part of the group that these pairs link keeps all of its pairs.
-
-    Time grows with the square of the number of linked images, and memory linearly: 5,000 images
-    take half a minute on two cores and 0.6 GB.
+    A small part of the group that these pairs link keeps all of its pairs. 5,000 linked images take
+    half a minute on two cores and 0.6 GB; time grows with the square of their number.
 
     Args:
         images: path, label and sha256. Each content counts once, in all of its classes.
@@ -84,85 +79,61 @@ def find_pairs(images: pd.DataFrame) -> pd.DataFrame:
     """
     contents = images.drop_duplicates("sha256", ignore_index=True)
     paths = contents["path"].tolist()
-    pictures, *codes = _small_pictures(paths)
+    found = map_threads(_small_picture, paths, "Looking for duplicates")
+    pictures, plain, mirrored = zip(*found, strict=True)
+    codes = np.array([plain, mirrored], np.uint64)
     gray = np.stack([standardize(picture) for picture in pictures])
+    large = np.array([min(picture.size) == SIDE for picture in pictures])
     classes = Classes(images, contents["sha256"])
-    sure = np.array([min(picture.size) == SIDE for picture in pictures], dtype=bool)
-    uncertain: list[Pairs] = []
-    near, similar = NO_PAIRS, NO_PAIRS
+    kinds = dict.fromkeys(("near", "similar", "uncertain"), NO_PAIRS)
     linked = scene = np.arange(len(contents))
     for pairs in _coarse_pairs(pictures, gray, codes):
-        both = sure[pairs.first] & sure[pairs.second]
+        sure = large[pairs.first] & large[pairs.second]
+        shared = classes.shared(pairs)
         alike = pairs.distance <= 1 - MIN_CORRELATION
-        shared = classes.shared(pairs.first, pairs.second)
-        scene = join_groups(scene, pairs.take(both))
-        linked = join_groups(linked, pairs.take(alike & both & shared))
-        uncertain.append(pairs.take(alike & ~both))
-        near = concatenate([near, pairs.take(alike & both & shared)])
-        similar = concatenate([similar, pairs.take(alike & both & ~shared)])
-        if len(near.first) > MAX_PENDING_PAIRS:
-            near = near.take(~_is_large(_groups_to_check(linked, scene))[near.first])
-        if len(similar.first) > MAX_PENDING_PAIRS:
-            similar = closest(similar)
+        scene = join_groups(scene, pairs.take(sure))
+        linked = join_groups(linked, pairs.take(alike & sure & shared))
+        masks = {"near": sure & shared, "similar": sure & ~shared, "uncertain": ~sure}
+        for kind, mask in masks.items():
+            kinds[kind] = concatenate([kinds[kind], pairs.take(alike & mask)])
+        if len(kinds["near"].first) > MAX_PENDING_PAIRS:
+            kinds["near"] = _unchecked(kinds["near"], _groups_to_check(linked, scene))
+        if len(kinds["similar"].first) > MAX_PENDING_PAIRS:
+            kinds["similar"] = closest(kinds["similar"])
     group = _groups_to_check(linked, scene)
-    near = near.take(~_is_large(group)[near.first])
-    found = {"near": [near], "similar": [similar], "uncertain": uncertain}
+    near, similar = [_unchecked(kinds["near"], group)], [kinds["similar"]]
     for members in iterate_groups(group):
         if len(members) > MAX_UNCHECKED_GROUP:
             images_of_group = read_fine([paths[idx] for idx in members], gray[members], members)
             kept, rejected = compare_finely(images_of_group, classes)
-            found["near"].append(kept)
-            found["similar"].append(rejected)
-    found["similar"] = [closest(concatenate(found["similar"]))]
-    return _as_table(found, contents["sha256"])
+            near.append(kept)
+            similar.append(rejected)
+    kinds |= {"near": concatenate(near), "similar": closest(concatenate(similar))}
+    return _as_table(kinds, contents["sha256"].to_numpy())
 
 
 def _groups_to_check(linked: np.ndarray, scene: np.ndarray) -> np.ndarray:
     """Return the group (N,) of each image: its scene if that is large, else what it is linked to.
 
-    Args:
-        linked: groups of pairs of one class that look alike.
-        scene: larger groups of pairs of any classes that look roughly alike.
+    Pairs of one class that look alike are linked; pairs that look roughly alike form a scene.
     """
-    large = np.bincount(scene)[scene] > MAX_SMALL_GROUP
-    return np.where(large, scene, len(scene) + linked)
+    is_large = np.bincount(scene)[scene] > MAX_SMALL_GROUP
+    return np.where(is_large, scene, len(scene) + linked)
 
 
-def _is_large(group: np.ndarray) -> np.ndarray:
-    """Return whether each image's group needs the finer comparison (N,)."""
-    return np.bincount(group)[group] > MAX_UNCHECKED_GROUP
+def _unchecked(pairs: Pairs, group: np.ndarray) -> Pairs:
+    """Return the pairs whose group is too small for the finer comparison."""
+    return pairs.take(np.bincount(group)[group[pairs.first]] <= MAX_UNCHECKED_GROUP)
 
 
-def _as_table(found: dict[str, list[Pairs]], codes: pd.Series) -> pd.DataFrame:
+def _as_table(kinds: dict[str, Pairs], codes: np.ndarray) -> pd.DataFrame:
     """Return pairs of all kinds as one table; a pair that is `near` has no other kind."""
-    tables = [
-        pd.DataFrame(pairs._asdict()).assign(kind=kind)
-        for kind, parts in found.items()
-        for pairs in parts
-        if len(pairs.first)
-    ]
-    if not tables:
-        return pd.DataFrame([], columns=PAIR)
-    table = pd.concat(tables, ignore_index=True).sort_values(
-        ["first", "second", "kind", "distance"]
-    )
+    tables = [pd.DataFrame(pairs._asdict()).assign(kind=kind) for kind, pairs in kinds.items()]
+    table = pd.concat(tables).sort_values(["first", "second", "kind", "distance"])
     table = table.drop_duplicates(["first", "second"], ignore_index=True)
-    hashes = codes.to_numpy()
-    return pd.DataFrame(
-        {
-            "sha256": hashes[table["first"]],
-            "other_sha256": hashes[table["second"]],
-            "distance": table["distance"].astype(np.float64),
-            "kind": table["kind"],
-        }
-    )
-
-
-def _small_pictures(paths: Sequence[str]) -> tuple[list[Image.Image], np.ndarray, np.ndarray]:
-    """Return small gray images, their hashes (N,) uint64 and those of their mirror images."""
-    found = map_threads(_small_picture, paths, "Looking for duplicates")
-    pictures, plain, mirrored = zip(*found, strict=True)
-    return list(pictures), np.array(plain, np.uint64), np.array(mirrored, np.uint64)
+    table.insert(0, "sha256", codes[table.pop("first")])
+    table.insert(1, "other_sha256", codes[table.pop("second")])
+    return table.astype({"distance": np.float64})
 
 
 def _small_picture(path: str) -> tuple[Image.Image, int, int]:
@@ -179,60 +150,47 @@ def _hash_code(picture: Image.Image) -> int:
 
 
 def _coarse_pairs(
-    pictures: Sequence[Image.Image], gray: np.ndarray, codes: Sequence[np.ndarray]
+    pictures: Sequence[Image.Image], gray: np.ndarray, codes: np.ndarray
 ) -> Iterator[Pairs]:
-    """Yield pairs that look roughly alike, with the distance of their small images.
-
-    Args:
-        pictures: gray, at most `SIDE` px per side.
-        gray: (N, SIDE, SIDE), the same, standardized.
-        codes: (N,) hashes of the pictures, and of their mirror images.
-    """
-    full = np.array([picture.size == (SIDE, SIDE) for picture in pictures], dtype=bool)
+    """Yield pairs that look roughly alike, with the distance of their small images."""
+    full = np.array([picture.size == (SIDE, SIDE) for picture in pictures])
     for pairs, mirrored in _candidates(pictures, gray, codes):
-        both = full[pairs.first] & full[pairs.second]
-        distance = pairs.distance.copy()  # that of full pictures is exact
-        for place in np.flatnonzero(~both):
+        for place in np.flatnonzero(~(full[pairs.first] & full[pairs.second])):
             picture = pictures[pairs.first[place]]
             picture = ImageOps.mirror(picture) if mirrored else picture
-            distance[place] = 1 - _correlation(picture, pictures[pairs.second[place]])
-        enough = distance <= 1 - MIN_ROUGH_CORRELATION
-        if enough.any():
-            yield pairs._replace(distance=distance.clip(min=0)).take(enough)
+            pairs.distance[place] = 1 - _correlation(picture, pictures[pairs.second[place]])
+        np.maximum(pairs.distance, 0, out=pairs.distance)
+        yield pairs.take(pairs.distance <= 1 - MIN_ROUGH_CORRELATION)
 
 
 def _candidates(
-    pictures: Sequence[Image.Image], gray: np.ndarray, codes: Sequence[np.ndarray]
+    pictures: Sequence[Image.Image], gray: np.ndarray, codes: np.ndarray
 ) -> Iterator[tuple[Pairs, bool]]:
-    """Yield pairs that may look alike, and whether the first image is mirrored."""
-    plain = codes[False]
+    """Yield pairs that may look alike, and whether the first image is mirrored.
+
+    `gray` (N, SIDE, SIDE) is standardized; `codes` (2, N) are hashes of images and mirror images.
+    """
     sizes = np.array([picture.size for picture in pictures])
     starts = range(0, len(pictures), BLOCK)
     for start in track(starts, "Comparing images", len(starts), transient=True):
-        for mirrored in MIRRORED:
-            block = codes[mirrored][start : start + BLOCK]
-            rows, columns = np.nonzero(
-                np.bitwise_count(block[:, None] ^ plain[None, start + 1 :]) <= MAX_HASH_DISTANCE
-            )
-            rows, columns = rows + start, columns + start + 1
-            pairs = np.stack([rows, columns])[:, rows < columns]
+        for mirrored in (False, True):
+            block = codes[int(mirrored), start : start + BLOCK, None]
+            distance = np.bitwise_count(block ^ codes[0, start + 1 :])
+            rows, columns = np.nonzero(np.triu(distance <= MAX_HASH_DISTANCE))
             found = [NO_PAIRS]
-            for first, second in np.array_split(pairs, pairs.shape[1] // BLOCK + 1, axis=1):
+            for part in range(0, len(rows), BLOCK):
+                first = rows[part : part + BLOCK] + start
+                second = columns[part : part + BLOCK] + start + 1
                 ours = gray[first, :, ::-1] if mirrored else gray[first]
                 alike = np.einsum("nij,nij->n", ours, gray[second])
                 same_size = (sizes[first] == sizes[second]).all(axis=1)
-                enough = alike >= np.where(
-                    same_size, MIN_ROUGH_CORRELATION, MIN_ENLARGED_CORRELATION
-                )
-                found.append(Pairs(first, second, 1 - alike).take(enough))
+                lowest = np.where(same_size, MIN_ROUGH_CORRELATION, MIN_ENLARGED_CORRELATION)
+                found.append(Pairs(first, second, 1 - alike).take(alike >= lowest))
             yield concatenate(found), mirrored
 
 
 def _correlation(first: Image.Image, second: Image.Image) -> float:
-    """Return the correlation of two images, -1 to 1.
-
-    The smaller one is enlarged by each common filter, and the best match counts.
-    """
+    """Return the best correlation, -1 to 1, with the smaller image enlarged by common filters."""
     small, large = sorted((first, second), key=lambda picture: picture.size)
     target = standardize(large, large.size)
     filters = FILTERS if small.size != large.size else FILTERS[:1]
