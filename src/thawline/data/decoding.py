@@ -81,10 +81,8 @@ def open_image(source: Source) -> Iterator[Image.Image]:
     """
     path = None if isinstance(source, bytes) else source
     try:
-        if path is not None and find_member(path) is None:
-            file: Any = path
-        else:
-            file = io.BytesIO(_content(source))
+        is_plain = path is not None and find_member(path) is None
+        file: Any = path if is_plain else io.BytesIO(_content(source))
         with Image.open(file, formats=FORMATS) as image:
             yield image
     except DataError:
@@ -96,12 +94,7 @@ def open_image(source: Source) -> Iterator[Image.Image]:
 def read_image(
     source: Source, scale: float = 1.0, bit_depth: BitDepth | None = "auto"
 ) -> Image.Image:
-    """Decode an image file, or the bytes of one, to an upright 8-bit RGB image.
-
-    Args:
-        source: a path, or the bytes of a file.
-        scale: as in `to_rgb`.
-        bit_depth: as in `to_rgb`.
+    """Decode an image file, or the bytes of one, as `to_rgb` does.
 
     Raises:
         ImageError: if the file cannot be decoded.
@@ -154,9 +147,8 @@ def upright_size(file: Image.Image) -> tuple[int, int]:
     """Return width and height in px that an opened image has after `to_rgb`."""
     width, height = file.size
     on_side = file.getexif().get(ExifTags.Base.Orientation, 1) in ORIENTATIONS_ON_SIDE
-    if on_side and file.format != "TIFF":  # Pillow has already swapped the size of a TIFF
-        return height, width
-    return width, height
+    # Pillow has already swapped the size of a TIFF.
+    return (height, width) if on_side and file.format != "TIFF" else (width, height)
 
 
 def is_deep(file: Image.Image) -> bool:
@@ -165,10 +157,7 @@ def is_deep(file: Image.Image) -> bool:
 
 
 def find_bit_depth(file: Image.Image) -> BitDepth:
-    """Return the smallest depth that holds all values of a deep image, at most 16.
-
-    Floats from 0 to 1 have the depth "auto".
-    """
+    """Return the smallest depth, 8, 12 or 16, for a deep image; "auto" for floats from 0 to 1."""
     top = np.nanmax(np.asarray(file))  # `getextrema` fails on files in the other byte order
     if file.mode == "F" and top <= 1:
         return "auto"
@@ -179,8 +168,7 @@ def became_unreadable(path: str, problem: object) -> DataError:
     """Return the error for an image file that could be read when the run began."""
     return DataError(
         f"{path}: this image was there when the run began and can no longer be read ({problem})."
-        " Restore it and repeat the command with training.resume=true, or start a new run without"
-        " it."
+        " Restore it and repeat the command with training.resume=true, or start a run without it."
     )
 
 
@@ -215,7 +203,6 @@ def _hash(path: str) -> str:
 
 @lru_cache(maxsize=MAX_HASHED_FILES)
 def _hash_file(path: str, size: int, mtime_ns: int) -> str:
-    """Return the hash of a file in the state that size and time of change tell."""
     return hashlib.sha256(read_bytes(path)).hexdigest()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import joblib
@@ -24,12 +25,11 @@ class ViewRequest(NamedTuple):
     seed: int | None = None
 
 
+@dataclass
 class ViewDataset(Dataset[Tensor]):
     """Views (3, size, size) uint8, indexed by a `ViewRequest`."""
 
-    def __init__(self, transforms: Transforms) -> None:
-        """Store how files become views."""
-        self.transforms = transforms
+    transforms: Transforms
 
     def __getitem__(self, request: ViewRequest) -> Tensor:
         """Decode a view."""
@@ -46,11 +46,8 @@ class ViewLoader:
     ) -> None:
         """Prepare loading; worker processes start with the first batch.
 
-        Args:
-            transforms: how files become views.
-            workers: number of processes. 0: decode in this process. None: one per core that this
-                process may use, at most `MAX_WORKERS`.
-            pin_memory: whether batches lie in page-locked memory, for copies to a GPU.
+        `workers` 0 decodes in this process; None starts one per core that it may use, at most
+        `MAX_WORKERS`. `pin_memory` locks batches in memory, for copies to a GPU.
         """
         self._requested: list[list[ViewRequest]] = []
         # joblib respects CPU affinity and a container's limits.
@@ -93,16 +90,12 @@ def _name_unreadable(
         try:
             yield next(views)
         except ImageError:
-            for request in batch:
-                _check_readable(request.path)
+            for path, _ in batch:
+                try:
+                    read_image(path)
+                except ImageError as error:
+                    raise became_unreadable(path, error.problem) from error
             raise
-
-
-def _check_readable(path: str) -> None:
-    try:
-        read_image(path)
-    except ImageError as error:
-        raise became_unreadable(path, error.problem) from error
 
 
 def _lower_priority(_: int) -> None:

@@ -19,14 +19,9 @@ LIBRARIES = ("sklearn", "torchvision")  # before the colon in `dataset.root`
 
 
 def write_packaged(root: str, target: Path) -> Path:
-    """Write a packaged data set as PNG files, unless it has been written before.
+    """Write `sklearn:digits` or `torchvision:NAME` as PNG files, unless `target` exists; return it.
 
-    Args:
-        root: `sklearn:digits` or `torchvision:NAME`.
-        target: folder for the files; torchvision's downloads are kept beside it.
-
-    Returns:
-        `target`.
+    Torchvision's downloads are kept beside it.
 
     Raises:
         DataError: if there is no such data set, or its download fails.

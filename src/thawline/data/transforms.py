@@ -42,28 +42,17 @@ class Preprocessing(Options):
 
 
 class Transforms(NamedTuple):
-    """How files become views.
-
-    Attributes:
-        preprocessing: of every image.
-        options: of the random training views.
-        seed: of the random training views; runs with equal seeds share cached views.
-    """
+    """How files become views."""
 
     preprocessing: Preprocessing
-    options: TransformOptions
-    seed: int = 0
+    options: TransformOptions  # of the random training views
+    seed: int = 0  # of the same; runs with equal seeds share cached views
 
 
 def build_transforms(
     options: TransformOptions, pretrained: Preprocessing, seed: int = 0
 ) -> Transforms:
-    """Combine the user's options with the preprocessing of the pretrained weights.
-
-    Args:
-        options: overrides of `pretrained`, and the augmentation.
-        pretrained: the preprocessing that the weights were trained with.
-        seed: of the random training views.
+    """Combine the user's options with the preprocessing that the weights were trained with.
 
     Raises:
         ParameterError: if the center crop would be larger than the resized image.
@@ -91,14 +80,7 @@ def training_view(source: Source, transforms: Transforms, seed: int) -> Tensor:
         ImageError: if the file cannot be decoded.
     """
     preprocessing, options, _ = transforms
-    size, interpolation = preprocessing.size, InterpolationMode(preprocessing.interpolation)
-    augmentation = v2.Compose(
-        [
-            v2.RandomRotation(options.rotation, interpolation=InterpolationMode.BILINEAR),
-            v2.RandomHorizontalFlip(options.horizontal_flip),
-            v2.PILToTensor(),
-        ]
-    )
+    size = preprocessing.size
     with open_image(source) as file, torch.random.fork_rng(devices=[]):
         width, height = upright_size(file)
         torch.default_generator.manual_seed(seed)  # of the CPU only, which saves 0.4 ms
@@ -109,10 +91,12 @@ def training_view(source: Source, transforms: Transforms, seed: int) -> Tensor:
         across, down = image.width / width, image.height / height  # below 1 if decoded smaller
         left, right = (round(x * across) for x in (box["left"], box["left"] + box["width"]))
         top, bottom = (round(y * down) for y in (box["top"], box["top"] + box["height"]))
+        interpolation = InterpolationMode(preprocessing.interpolation)
         view = functional.resized_crop(
             image, top, left, bottom - top, right - left, [size, size], interpolation
         )
-        return augmentation(view)
+        view = v2.RandomRotation(options.rotation, InterpolationMode.BILINEAR)(view)
+        return functional.pil_to_tensor(v2.RandomHorizontalFlip(options.horizontal_flip)(view))
 
 
 def evaluation_view(source: Source, preprocessing: Preprocessing) -> Tensor:
@@ -130,16 +114,9 @@ def evaluation_view(source: Source, preprocessing: Preprocessing) -> Tensor:
                 f" than {limit} px"
             )
         image = to_rgb(file, preprocessing.resize / min(size), preprocessing.bit_depth)
-    transform = v2.Compose(
-        [
-            v2.Resize(
-                preprocessing.resize, interpolation=InterpolationMode(preprocessing.interpolation)
-            ),
-            v2.CenterCrop(preprocessing.size),
-            v2.PILToTensor(),
-        ]
-    )
-    return transform(image)
+    interpolation = InterpolationMode(preprocessing.interpolation)
+    image = functional.resize(image, [preprocessing.resize], interpolation)
+    return functional.pil_to_tensor(functional.center_crop(image, [preprocessing.size]))
 
 
 def normalize(views: Tensor, preprocessing: Preprocessing) -> Tensor:

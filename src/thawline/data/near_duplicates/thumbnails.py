@@ -36,31 +36,25 @@ def find_residuals(pictures: np.ndarray) -> np.ndarray:
     The background is the mean of the registered images. Everything that a kernel of
     `KERNEL_RADIUS`, a light gradient or a brightness curve can make of it is projected out.
     """
+    blocks = [slice(start, start + BLOCK) for start in range(0, len(pictures), BLOCK)]
     shifts = np.zeros((len(pictures), 2), np.float32)
     background = pictures[0].astype(np.float32)
     for _ in range(2):  # then against a mean with less noise
-        parts = []
         total = np.zeros((FINE_SIDE, FINE_SIDE), np.float64)
-        for start in range(0, len(pictures), BLOCK):
-            block = pictures[start : start + BLOCK].astype(np.float32)
-            parts.append(_shifts(block, background))
-            total += _shifted(block, parts[-1]).sum(axis=0)
-        shifts, background = np.concatenate(parts), (total / len(pictures)).astype(np.float32)
+        for block in blocks:
+            shifts[block] = _shifts(pictures[block].astype(np.float32), background)
+            total += _shifted(pictures[block], shifts[block]).sum(axis=0)
+        background = (total / len(pictures)).astype(np.float32)
     basis = _background_basis(background)
     residuals = np.empty((len(pictures), basis.shape[1]), np.float16)
-    for start in range(0, len(pictures), BLOCK):
-        block = pictures[start : start + BLOCK].astype(np.float32)
-        block = _without_margin(_shifted(block, shifts[start : start + BLOCK]))
-        block -= (block @ basis.T) @ basis
-        residuals[start : start + BLOCK] = _equalize_patches(block)
+    for block in blocks:
+        pixels = _without_margin(_shifted(pictures[block], shifts[block]))
+        residuals[block] = _equalize_patches(pixels - (pixels @ basis.T) @ basis)
     return residuals
 
 
 def _shifts(pictures: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """Return the shift of each image from the background in px (M, 2), at most `MARGIN`.
-
-    It is the peak of the cross-correlation, refined by a parabola to fractions of a pixel.
-    """
+    """Return each image's shift in px (M, 2), at most `MARGIN`: the peak of the correlation."""
     spectrum = np.fft.rfft2(pictures) * np.fft.rfft2(background).conj()
     window = np.arange(-MARGIN, MARGIN + 1)
     values = np.fft.irfft2(spectrum, s=background.shape)[:, window][:, :, window]
@@ -85,20 +79,20 @@ def _shifted(pictures: np.ndarray, shifts: np.ndarray) -> np.ndarray:
     A shift in Fourier space does not blur noise. Near the Nyquist frequency, images of one scene
     differ by aliasing, and JPEG keeps the least.
     """
+    pictures = pictures.astype(np.float32)
     rows = np.fft.fftfreq(FINE_SIDE)[:, None]
     columns = np.fft.rfftfreq(FINE_SIDE)
     low_pass = 1 / (1 + (np.hypot(rows, columns) / MAX_FREQUENCY) ** 8)
     ramp = np.ones(FINE_SIDE)  # to zero at the borders, where the image wraps around
     ramp[:TAPER] = np.sin(np.pi / 2 * (np.arange(TAPER) + 0.5) / TAPER) ** 2
     ramp[-TAPER:] = ramp[:TAPER][::-1]
-    turn_rows = np.exp(2j * np.pi * rows * shifts[:, 0, None, None])
-    turn_columns = np.exp(2j * np.pi * columns * shifts[:, 1, None, None])
+    turn_rows = np.exp(2j * np.pi * rows * shifts[:, 0, None, None]).astype(np.complex64)
+    turn_columns = np.exp(2j * np.pi * columns * shifts[:, 1, None, None]).astype(np.complex64)
     spectrum = np.fft.rfft2(pictures * np.outer(ramp, ramp).astype(np.float32))
     spectrum *= low_pass.astype(np.float32)
-    spectrum *= turn_rows.astype(np.complex64)
-    spectrum *= turn_columns.astype(np.complex64)
-    moved = np.fft.irfft2(spectrum, s=pictures.shape[1:])
-    return moved.astype(np.float32)
+    spectrum *= turn_rows
+    spectrum *= turn_columns
+    return np.fft.irfft2(spectrum, s=pictures.shape[1:]).astype(np.float32)
 
 
 def _background_basis(background: np.ndarray) -> np.ndarray:

@@ -17,16 +17,9 @@ import pandas as pd
 import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
+from thawline.data import decoding
 from thawline.data.atomic_write import write_atomic
-from thawline.data.decoding import (
-    ImageError,
-    find_bit_depth,
-    is_deep,
-    map_threads,
-    open_image,
-    read_bytes,
-    to_rgb,
-)
+from thawline.data.decoding import ImageError, open_image, read_bytes, to_rgb
 from thawline.data.shards import find_member
 from thawline.options import ScreeningOptions
 
@@ -99,7 +92,7 @@ class FileRecord(NamedTuple):
     detail: str = ""  # the problem in a sentence
 
     def with_problem(self, problem: Problem, detail: str) -> FileRecord:
-        """Return the record with a problem."""
+        """Add a problem."""
         return self._replace(problem=problem.value, detail=detail)
 
 
@@ -139,32 +132,26 @@ def examine_all(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's; only failures to decode matter here
-        return list(map_threads(examine_one, paths, "Opening images"))
+        return list(decoding.map_threads(examine_one, paths, "Opening images"))
 
 
 def examine(path: str, options: ScreeningOptions, known: FileRecord | None = None) -> FileRecord:
     """Return the record of a file. Nothing is raised, whatever the file is.
 
-    Args:
-        path: of the file.
-        options: limits of its size.
-        known: an earlier record, reused if the file's size and time of change are the same.
+    The `known` record is reused if the file's size and time of change are the same.
     """
     try:
         record, mode = _stat(path)
         record = _check_entry(record, mode, options)
         if record.problem:
             return record
-        is_current = known is not None and known[:3] == record[:3] and _is_reusable(known)
-        record = known if known and is_current else _decode(record, options)
+        if known and known[:3] == record[:3] and known.problem in ("", *CONTENT_PROBLEMS):
+            record = known
+        else:
+            record = _decode(record, options)
         return record if record.problem else _check_pixels(record, options)
     except OSError as error:
         return _explain_access(FileRecord(path), error)
-
-
-def _is_reusable(known: FileRecord) -> bool:
-    """Return whether a record describes the content of the file."""
-    return bool(known.sha256) and known.problem in ("", *CONTENT_PROBLEMS)
 
 
 def _stat(path: str) -> tuple[FileRecord, int]:
@@ -244,7 +231,7 @@ def _decode(record: FileRecord, options: ScreeningOptions) -> FileRecord:
                 detail = f"{frames} frames or pages, of which none is marked as the image"
                 return record.with_problem(Problem.ANIMATED, detail)
             rgb = to_rgb(image, SCALE)
-            depth = find_bit_depth(image) if is_deep(image) else "auto"
+            depth = decoding.find_bit_depth(image) if decoding.is_deep(image) else "auto"
             record = record._replace(mode=image.mode, bits=0 if depth == "auto" else depth)
             if width != height and rgb.size == image.size[::-1]:  # rotated by EXIF
                 record = record._replace(width=height, height=width)
