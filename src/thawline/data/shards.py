@@ -92,14 +92,10 @@ def is_file(path: str | os.PathLike[str]) -> bool:
 
 
 def find_labeled(shard: str, extensions: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    """Yield the path and the label of each image in a shard.
+    """Yield the path and the label of each image in a shard; `extensions` (`.jpg`) are of images.
 
     An image and its label share a key, the member's name up to the first dot of its last part. The
     label is the text of KEY.cls or the value `label` of KEY.json. Keys with neither are skipped.
-
-    Args:
-        shard: path of an uncompressed tar archive.
-        extensions: of images, with the dot, in lower case.
 
     Raises:
         DataError: if an image has no label, a label no image, a key two images, or the shard is
@@ -158,12 +154,7 @@ def _parts(path: str) -> tuple[str | None, str]:
 
 @lru_cache(MAX_INDEXED_SHARDS)
 def _index(shard: str, size: int, mtime_ns: int) -> Index:
-    """Index the members of a shard of this size and time of change.
-
-    Raises:
-        DataError: if it is damaged or not an uncompressed tar archive.
-        OSError: if it cannot be read.
-    """
+    """Index the members of a shard of this size and time of change."""
     members: dict[str, tuple[int, int]] = {}
     end, last = 0, "its beginning"
     with open(shard, "rb") as file:  # noqa: PTH123

@@ -67,12 +67,9 @@ def find_images(
 
 
 def find_root(root: str, base: Path, packaged_folder: Path) -> Path:
-    """Return the folder of all images of a data set, whether it exists or not.
+    """Return the folder of all images of a data set, or of its table, whether it exists or not.
 
-    Args:
-        root: as in `find_images`; for a table, its folder is returned.
-        base: folder that a relative `root` is relative to.
-        packaged_folder: where packaged data sets are written.
+    The arguments are those of `find_images`.
     """
     library, _, name = root.partition(":")
     if library in LIBRARIES:
@@ -86,10 +83,6 @@ def find_files(root: str, base: Path) -> list[str]:
 
     Hidden files and folders, and special files such as pipes, are skipped. Links to folders are
     not followed. A folder that cannot be listed is returned in place of its files.
-
-    Args:
-        root: the folder.
-        base: folder that a relative `root` is relative to.
 
     Raises:
         DataError: if there is no such folder, or it has no files.
@@ -109,12 +102,7 @@ def find_files(root: str, base: Path) -> list[str]:
 
 
 def name_files(paths: Sequence[str], root: str = "", *, base: Path) -> list[str]:
-    """Return the absolute paths of image files.
-
-    Args:
-        paths: relative ones are looked up in `base` and then in `root`, as in the tables.
-        root: folder of the images, absolute or relative to `base`.
-        base: the project.
+    """Return the absolute paths of image files; relative ones are looked up in `base` and `root`.
 
     Raises:
         DataError: if a file does not exist.

@@ -10,11 +10,7 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
-from thawline.data.screening.file_records import (
-    Problem,
-    ScreeningCache,
-    examine_all,
-)
+from thawline.data.screening.file_records import Problem, ScreeningCache, examine_all
 from thawline.errors import DataError
 from thawline.options import BitDepth, ScreeningOptions
 
@@ -32,14 +28,9 @@ def screen_images(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Split a manifest into usable images and a quarantine.
 
-    Every file is read and decoded once, several at a time. Files in the cache are skipped if their
-    size and time of change are the same.
-
-    Args:
-        manifest: path, label and optionally split and group.
-        options: limits, and what to do with images that exceed them.
-        cache: records of earlier screenings; updated.
-        bit_depth: of `transforms`; a warning says if it does not fit the files.
+    Every file is read and decoded once, several at a time. Files in the cache, which is updated,
+    are skipped if their size and time of change are the same. A warning says if `bit_depth`, of
+    the transforms, does not fit the files.
 
     Returns:
         The manifest with a column `sha256`. And the quarantine, one row per observation: path,
@@ -142,34 +133,32 @@ NOTES: dict[Problem, Callable[[pd.DataFrame], pd.Series]] = {
 
 def _check_bit_depth(images: pd.DataFrame, bit_depth: BitDepth) -> None:
     """Warn if grayscale images with more than 8 bits per pixel would become too dark or white."""
-    shares = images[(images["mode"] == "F") & (images["bits"] == 0)]
-    if bit_depth != "auto" and len(shares):
+    fractions = images[(images["mode"] == "F") & (images["bits"] == 0)]
+    if bit_depth != "auto" and len(fractions):
         logger.warning(
             "transforms.bit_depth: %d makes %d image(s) black, first %s, whose values are from 0 to"
             " 1. Set transforms.bit_depth=auto.",
             bit_depth,
-            len(shares),
-            shares["path"].iloc[0],
+            len(fractions),
+            fractions["path"].iloc[0],
         )
-    deep = images[images["bits"] > 0]
+    deep = images[images["bits"] > 0].sort_values("bits", ascending=False, kind="stable")
     if deep.empty:
         return
-    needed = int(deep["bits"].max())
-    first = deep[deep["bits"] == needed].iloc[0]
-    is_float = first["mode"] == "F"  # with values above 1, or `bits` would be 0
+    first = deep.iloc[0]
+    needed, is_float = int(first["bits"]), first["mode"] == "F"  # floats above 1
     assumed = bit_depth if bit_depth != "auto" else 0 if is_float else 16
-    if needed == assumed:
-        return
-    logger.warning(
-        "transforms.bit_depth: %s makes %d image(s) %s, first %s, whose values need %d bits. Set"
-        " transforms.bit_depth=%d.",
-        bit_depth,
-        len(deep),
-        "too dark" if needed < assumed else "white where they are bright",
-        first["path"],
-        needed,
-        needed,
-    )
+    if needed != assumed:
+        logger.warning(
+            "transforms.bit_depth: %s makes %d image(s) %s, first %s, whose values need %d bits."
+            " Set transforms.bit_depth=%d.",
+            bit_depth,
+            len(deep),
+            "too dark" if needed < assumed else "white where they are bright",
+            first["path"],
+            needed,
+            needed,
+        )
 
 
 def _describe(quarantine: pd.DataFrame) -> str:
@@ -181,10 +170,6 @@ def _describe(quarantine: pd.DataFrame) -> str:
     ]
     if len(quarantine) > MAX_NAMES_IN_MESSAGE:
         files.append(f"  and {len(quarantine) - MAX_NAMES_IN_MESSAGE} more")
-    return "\n".join(
-        [
-            f"dataset.root: {len(quarantine)} file(s) cannot be used ({reasons}):",
-            *files,
-            "Fix or remove them, or set screening.on_problem to quarantine to continue without.",
-        ]
-    )
+    first = f"dataset.root: {len(quarantine)} file(s) cannot be used ({reasons}):"
+    last = "Fix or remove them, or set screening.on_problem to quarantine to continue without."
+    return "\n".join([first, *files, last])
