@@ -1,5 +1,3 @@
 """Several strategies, each trained several times on the same splits, side by side."""
 
-from thawline.pipelines.compare.pipeline import create_pipeline
-
-__all__ = ["create_pipeline"]
+from thawline.pipelines.compare.pipeline import create_pipeline as create_pipeline

@@ -13,7 +13,7 @@ from rich import print as rich_print
 from rich.markup import escape
 
 from thawline.data.transforms import Transforms
-from thawline.datasets.child_runs_dataset import OpenRun
+from thawline.datasets.child_runs_dataset import OpenRun, SetTags
 from thawline.evaluation.comparison import TrainingOutcome, compare, console_table
 from thawline.networks.classifier import Classifier
 from thawline.options import TRAINING_GROUPS, Parameters, flatten
@@ -46,38 +46,19 @@ def train_strategies(
     for own in list_trainings(parameters):
         name = f"{own.strategy} seed {own.seed}"
         logger.info("Training %s", name)
-        with child_runs(name, _training_parameters(own), _tags(own)) as set_tags:
-            network, _ = finetune.build_model(own, splits, image_transforms)
-            choice, texts, *_ = finetune.choose_strategy(
-                own, network, splits, image_transforms, activations
-            )
-            set_tags(texts)
-            network, _ = finetune.freeze_layers(network, choice)
-            classifier, _, history, *_ = finetune.train_model(
-                own, network, choice, splits, image_transforms, activations,
-                training_checkpoints, metric_logger,
+        tags = {"strategy": own.strategy, "seed": own.seed, "backbone": own.model.backbone}
+        with child_runs(name, _training_parameters(own), tags) as set_tags:
+            classifier, outcome = _train(
+                own, splits, image_transforms, activations, training_checkpoints, metric_logger,
+                set_tags,
             )  # fmt: skip
-            metrics, _, predictions, _ = finetune.evaluate_model(
-                classifier, splits, own.evaluation, own.training
-            )
-            metric_logger(metrics, classifier.training["epoch"])
         classifiers[f"{own.strategy}.seed_{own.seed}"] = classifier
-        outcomes.append(
-            TrainingOutcome(
-                strategy=own.strategy,
-                seed=own.seed,
-                metrics=metrics,
-                predictions=predictions,
-                history=history,
-                best_epoch=classifier.training["epoch"],
-                seconds=float(history["seconds"].sum()),
-                settings={name: str(value) for name, value in _settings(own).items()},
-            )
-        )
-    histories = _stack(outcomes, [outcome.history for outcome in outcomes])
-    predictions = _stack(outcomes, [outcome.predictions for outcome in outcomes])
+        outcomes.append(outcome)
+    columns = ("strategy", "seed", "best_epoch", "seconds")
+    rows = [{name: getattr(each, name) for name in columns} | each.metrics for each in outcomes]
+    predictions = _stack(outcomes, "predictions")
     predictions.attrs = splits.attrs
-    return outcomes, classifiers, _trainings(outcomes), histories, predictions
+    return outcomes, classifiers, pd.DataFrame(rows), _stack(outcomes, "history"), predictions
 
 
 def compare_strategies(
@@ -111,10 +92,40 @@ def list_trainings(parameters: Parameters) -> list[Parameters]:
     ]
 
 
-def _settings(own: Parameters) -> dict[str, Any]:
+def _train(
+    own: Parameters,
+    splits: pd.DataFrame,
+    image_transforms: Transforms,
+    activations: Path,
+    training_checkpoints: TrainingCheckpoints,
+    metric_logger: OnEpoch,
+    set_tags: SetTags,
+) -> tuple[Classifier, TrainingOutcome]:
+    """Return the classifier of one training, and what the comparison needs of it."""
+    network, _ = finetune.build_model(own, splits, image_transforms)
+    choice, texts, *_ = finetune.choose_strategy(
+        own, network, splits, image_transforms, activations
+    )
+    set_tags(texts)
+    network, _ = finetune.freeze_layers(network, choice)
+    classifier, _, history, *_ = finetune.train_model(
+        own, network, choice, splits, image_transforms, activations,
+        training_checkpoints, metric_logger,
+    )  # fmt: skip
+    metrics, _, predictions, _ = finetune.evaluate_model(
+        classifier, splits, own.evaluation, own.training
+    )
+    epoch, seconds = classifier.training["epoch"], float(history["seconds"].sum())
+    metric_logger(metrics, epoch)
+    return classifier, TrainingOutcome(
+        own.strategy, own.seed, metrics, predictions, history, epoch, seconds, _settings(own)
+    )
+
+
+def _settings(own: Parameters) -> dict[str, str]:
     """Return what to set to repeat a training, by dotted name."""
     fixed = {"strategy": own.strategy, "seed": own.seed, "dataset.seed": own.dataset.seed}
-    return fixed | own.changed() | fixed  # these first
+    return {name: str(value) for name, value in (fixed | own.changed() | fixed).items()}
 
 
 def _training_parameters(own: Parameters) -> dict[str, Any]:
@@ -123,20 +134,8 @@ def _training_parameters(own: Parameters) -> dict[str, Any]:
     return dict(flatten(own.model_dump(mode="json", include=groups)))
 
 
-def _tags(own: Parameters) -> dict[str, Any]:
-    return {"strategy": own.strategy, "seed": own.seed, "backbone": own.model.backbone}
-
-
-def _trainings(outcomes: Sequence[TrainingOutcome]) -> pd.DataFrame:
-    """Return one row per training: what was trained, how long, and its metrics."""
-    columns = ("strategy", "seed", "best_epoch", "seconds")
-    return pd.DataFrame(
-        [{name: getattr(each, name) for name in columns} | each.metrics for each in outcomes]
-    )
-
-
-def _stack(outcomes: Sequence[TrainingOutcome], tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Return the tables of all trainings as one, with the columns strategy and seed."""
-    keys = [(outcome.strategy, outcome.seed) for outcome in outcomes]
-    stacked = pd.concat(tables, keys=keys, names=["strategy", "seed"])
+def _stack(outcomes: Sequence[TrainingOutcome], table: str) -> pd.DataFrame:
+    """Return a table of all trainings as one, with the columns strategy and seed."""
+    tables = {(each.strategy, each.seed): getattr(each, table) for each in outcomes}
+    stacked = pd.concat(tables, names=["strategy", "seed"])
     return stacked.reset_index(["strategy", "seed"]).reset_index(drop=True)

@@ -4,30 +4,18 @@ from __future__ import annotations
 
 from kedro.pipeline import Node, Pipeline
 
-from thawline.pipelines import data_preparation, finetune
 from thawline.pipelines.compare import nodes
+
+TRACKING = ["training_checkpoints", "metric_logger", "child_runs"]
+TABLES = ["comparison_trainings", "comparison_histories", "comparison_predictions"]
 
 
 def create_pipeline() -> Pipeline:
-    """Return the pipeline from images to trained strategies and the best of them."""
+    """Return the pipeline from splits and transforms to trained strategies and the best of them."""
     training = Node(
         nodes.train_strategies,
-        [
-            "parameters",
-            "splits",
-            "transforms",
-            "activations",
-            "training_checkpoints",
-            "metric_logger",
-            "child_runs",
-        ],
-        [
-            "comparison_outcomes",
-            "comparison_classifiers",
-            "comparison_trainings",
-            "comparison_histories",
-            "comparison_predictions",
-        ],
+        ["parameters", "splits", "transforms", "activations", *TRACKING],
+        ["comparison_outcomes", "comparison_classifiers", *TABLES],
         name="train_strategies",
     )
     conclusion = Node(
@@ -36,10 +24,4 @@ def create_pipeline() -> Pipeline:
         ["comparison", "comparison_table", "comparison_figure", "comparison_report"],
         name="compare_strategies",
     )
-    return Pipeline(
-        [
-            data_preparation.create_pipeline(),
-            finetune.create_transforms(),
-            Pipeline([training, conclusion]),
-        ]
-    )
+    return Pipeline([training, conclusion])

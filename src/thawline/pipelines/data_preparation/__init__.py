@@ -1,5 +1,3 @@
 """From image files to a table of splits."""
 
-from thawline.pipelines.data_preparation.pipeline import create_pipeline
-
-__all__ = ["create_pipeline"]
+from thawline.pipelines.data_preparation.pipeline import create_pipeline as create_pipeline

@@ -1,5 +1,3 @@
 """What in an image speaks for the class that a classifier sees in it."""
 
-from thawline.pipelines.explain.pipeline import create_pipeline
-
-__all__ = ["create_pipeline"]
+from thawline.pipelines.explain.pipeline import create_pipeline as create_pipeline

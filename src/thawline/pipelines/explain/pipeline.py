@@ -7,20 +7,10 @@ from thawline.pipelines.explain.nodes import explain_predictions
 
 def create_pipeline() -> Pipeline:
     """Return the pipeline from a classifier's predictions to what they rest on."""
-    return Pipeline(
-        [
-            Node(
-                explain_predictions,
-                [
-                    "classifier",
-                    "splits",
-                    "predictions",
-                    "params:explain",
-                    "params:training",
-                    "project",
-                ],
-                ["explained_images", "attributions"],
-                name="explain_predictions",
-            )
-        ]
+    node = Node(
+        explain_predictions,
+        ["classifier", "splits", "predictions", "params:explain", "params:training", "project"],
+        ["explained_images", "attributions"],
+        name="explain_predictions",
     )
+    return Pipeline([node])

@@ -1,5 +1,3 @@
 """A model as a file for other programs."""
 
-from thawline.pipelines.export.pipeline import create_pipeline
-
-__all__ = ["create_pipeline"]
+from thawline.pipelines.export.pipeline import create_pipeline as create_pipeline

@@ -7,13 +7,5 @@ from thawline.pipelines.export.nodes import export_model
 
 def create_pipeline() -> Pipeline:
     """Return the pipeline from a model to its ONNX file."""
-    return Pipeline(
-        [
-            Node(
-                export_model,
-                ["registry", "params:export", "params:registry", "params:model"],
-                "onnx_model",
-                name="export_model",
-            )
-        ]
-    )
+    inputs = ["registry", "params:export", "params:registry", "params:model"]
+    return Pipeline([Node(export_model, inputs, "onnx_model", name="export_model")])

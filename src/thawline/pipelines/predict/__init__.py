@@ -1,5 +1,3 @@
 """A registered model, or any other, over a folder of images."""
 
-from thawline.pipelines.predict.pipeline import create_pipeline
-
-__all__ = ["create_pipeline"]
+from thawline.pipelines.predict.pipeline import create_pipeline as create_pipeline

@@ -4,37 +4,36 @@ from kedro.pipeline import Node, Pipeline
 
 from thawline.pipelines.sweep import nodes
 
+RESOURCES = ["activations", "sweep_storage", "child_runs", "metric_logger"]
+FIGURES = ["optimization_history", "importance", "parallel_coordinates"]
+
 
 def create_pipeline() -> Pipeline:
     """Return the pipeline from splits and all parameters to the best of them."""
+    trials = Node(
+        nodes.run_sweep,
+        ["sweep_parameters", "development_splits", *RESOURCES],
+        ["sweep_study", "finished_trials"],
+        name="run_sweep",
+    )
+    best = Node(
+        nodes.select_best_trial,
+        ["sweep_study", "finished_trials", "sweep_parameters"],
+        "best_parameters",
+        name="select_best_trial",
+    )
+    report = Node(
+        nodes.report_sweep,
+        ["finished_trials", "sweep_parameters"],
+        ["sweep_trials", *FIGURES],
+        name="report_sweep",
+    )
     return Pipeline(
         [
             Node(nodes.check_parameters, "parameters", "sweep_parameters", name="check_parameters"),
             Node(nodes.drop_test_split, "splits", "development_splits", name="drop_test_split"),
-            Node(
-                nodes.run_sweep,
-                [
-                    "sweep_parameters",
-                    "development_splits",
-                    "activations",
-                    "sweep_storage",
-                    "child_runs",
-                    "metric_logger",
-                ],
-                ["sweep_study", "finished_trials"],
-                name="run_sweep",
-            ),
-            Node(
-                nodes.select_best_trial,
-                ["sweep_study", "finished_trials", "sweep_parameters"],
-                "best_parameters",
-                name="select_best_trial",
-            ),
-            Node(
-                nodes.report_sweep,
-                ["finished_trials", "sweep_parameters"],
-                ["sweep_trials", "optimization_history", "importance", "parallel_coordinates"],
-                name="report_sweep",
-            ),
+            trials,
+            best,
+            report,
         ]
     )
