@@ -148,14 +148,13 @@ def _check_outputs(network: nn.Module, options: ModelOptions, classes: int, size
             f"model.backbone: {backbone} returned {shape} for 2 images and {classes} classes,"
             f" expected {(2, classes)}."
         )
-    if bool((outputs >= 0).all()) and torch.allclose(outputs.sum(1), torch.ones(2), atol=1e-4):
+    ones = torch.ones(2)
+    if bool((outputs >= 0).all()) and torch.allclose(outputs.sum(1), ones, atol=1e-4):
         raise ParameterError(
             f"model.backbone: {backbone} ends in a softmax, but cross-entropy expects logits."
             " Remove the softmax layer."
         )
-    if options.log_probabilities and not torch.allclose(
-        outputs.logsumexp(1), torch.zeros(2), atol=1e-4
-    ):
+    if options.log_probabilities and not torch.allclose(outputs.exp().sum(1), ones, atol=1e-4):
         raise ParameterError(
             f"model.log_probabilities: true, but {backbone} does not return log-probabilities. End"
             " its head with nn.LogSoftmax(dim=1), or set this parameter to false."

@@ -80,7 +80,11 @@ def load_classifier(folder: Path, own: ModelOptions | None = None) -> Classifier
     """
     try:
         description = json.loads((folder / DESCRIPTION_FILE).read_text(encoding="utf-8"))
-        _check_format(folder, description["format"])
+        if description["format"] > FORMAT:
+            raise CheckpointError(
+                f"'{folder}' has format {description['format']}, but this version of Thawline reads"
+                f" formats up to {FORMAT}. Install the version that saved it."
+            )
         model = _read_model_options(description)
         preprocessing = Preprocessing(**description["preprocessing"])
         class_names = tuple(description["class_names"])
@@ -145,14 +149,6 @@ def _describe(classifier: Classifier) -> dict[str, Any]:
         "versions": {name: version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
     }
-
-
-def _check_format(folder: Path, number: int) -> None:
-    if number > FORMAT:
-        raise CheckpointError(
-            f"'{folder}' has format {number}, but this version of Thawline reads formats up to"
-            f" {FORMAT}. Install the version that saved it."
-        )
 
 
 def _check_factory(folder: Path, model: ModelOptions, own: ModelOptions | None) -> None:

@@ -88,14 +88,11 @@ def replace_head(network: nn.Module, options: ModelOptions, classes: int) -> Non
 
 def _make_head(width: int, options: ModelOptions, classes: int) -> nn.Module:
     """Return a classifier for features (N, width)."""
-    layers: list[nn.Module] = []
-    dropout = options.head_dropout
+    layers: list[nn.Module] = [nn.Dropout(options.head_dropout)] if options.head_dropout else []
     if options.head == "mlp":
-        layers += [nn.Linear(width, options.head_hidden), nn.ReLU()]
-        dropout = MLP_DROPOUT if dropout is None else dropout
+        dropout = MLP_DROPOUT if options.head_dropout is None else options.head_dropout
+        layers = [nn.Linear(width, options.head_hidden), nn.ReLU(), nn.Dropout(dropout)]
         width = options.head_hidden
-    if dropout or options.head == "mlp":
-        layers.append(nn.Dropout(dropout or 0))
     layers.append(nn.Linear(width, classes))
     if options.log_probabilities:
         layers.append(nn.LogSoftmax(dim=1))
@@ -108,22 +105,19 @@ def reuse_head(
     pretrained: PretrainedHead,
     class_names: Sequence[str],
 ) -> KeptRows:
-    """Copy what the pretrained head knows about the same classes, and return their names."""
+    """Copy what the pretrained head knows about the same classes, and return their names.
+
+    A builtin head is copied whole or not at all.
+    """
     head = network.get_submodule(head_name(network))
-    if options.head == "builtin":
-        return copy_head(head, pretrained, class_names)
-    if options.head == "mlp":
-        return ()
-    linear = [module for module in head.modules() if isinstance(module, nn.Linear)][-1]
-    return copy_rows(linear, pretrained, class_names)
-
-
-def copy_head(head: nn.Module, pretrained: PretrainedHead, class_names: Sequence[str]) -> KeptRows:
-    """Copy a whole head if it has the same tensors and, where they are known, the same classes."""
-    if pretrained.class_names and pretrained.class_names != tuple(class_names):
-        return ()
+    if options.head == "linear":
+        linear = [module for module in head.modules() if isinstance(module, nn.Linear)][-1]
+        return copy_rows(linear, pretrained, class_names)
     own, offered = head.state_dict(), pretrained.tensors
-    if own.keys() != offered.keys() or not all(same_kind(offered[n], own[n]) for n in own):
+    same_classes = pretrained.class_names in ((), tuple(class_names))
+    if options.head == "mlp" or not same_classes or own.keys() != offered.keys():
+        return ()
+    if not all(same_kind(offered[name], own[name]) for name in own):
         return ()
     head.load_state_dict(offered)
     return "all"

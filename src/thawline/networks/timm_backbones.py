@@ -50,15 +50,14 @@ def build(options: ModelOptions) -> nn.Module:
 def preprocessing(options: ModelOptions) -> Preprocessing:
     """Return the preprocessing of the default weights, or timm's defaults without any."""
     pretrained = timm.get_pretrained_cfg(_check_names(options))
-    config = timm.data.resolve_data_config(
-        pretrained_cfg=pretrained.to_dict() if pretrained else {}
-    )
+    known = pretrained.to_dict() if pretrained else {}
+    config = timm.data.resolve_data_config(pretrained_cfg=known)
     size = config["input_size"][-1]
-    known = config["interpolation"] in get_args(Interpolation)
+    is_supported = config["interpolation"] in get_args(Interpolation)
     return Preprocessing(
         size=size,
         resize=int(size / config["crop_pct"]),
-        interpolation=config["interpolation"] if known else "bicubic",
+        interpolation=config["interpolation"] if is_supported else "bicubic",
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
     )

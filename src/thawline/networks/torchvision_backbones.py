@@ -83,7 +83,6 @@ def _remove_auxiliary_heads(network: Any) -> nn.Module:
     """Remove the second classifier of Inception and GoogLeNet, which only trains on ImageNet."""
     if getattr(network, "aux_logits", False):
         network.aux_logits = False
-        for name in ("AuxLogits", "aux1", "aux2"):
-            if hasattr(network, name):
-                setattr(network, name, None)
+        for name in {"AuxLogits", "aux1", "aux2"} & dict(network.named_children()).keys():
+            setattr(network, name, None)
     return network
