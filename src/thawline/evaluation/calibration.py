@@ -1,4 +1,7 @@
-"""Measure how well probabilities match accuracy, and correct them with a temperature."""
+"""Measure how well probabilities match accuracy, and correct them with a temperature.
+
+Predictions are tables of `predict_split`.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,6 @@ def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return mean confidence, accuracy (0 to 1) and number of images per bin that has images.
 
     The confidence is the probability of the predicted class.
-
-    Args:
-        predictions: a table of `predict_split`.
     """
     probabilities, _, correct = as_arrays(predictions)
     confidence = probabilities.max(axis=1)
@@ -55,10 +55,6 @@ def error_by_chance(predictions: pd.DataFrame, seed: int) -> float:
 
     It is the mean over resamples in which each image is correct with the claimed probability.
     Images are drawn independently; where the images of a group err together, chance gives more.
-
-    Args:
-        predictions: a table of `predict_split`.
-        seed: seeds the resamples.
     """
     probabilities, *_ = as_arrays(predictions)
     confidence = probabilities.max(axis=1)
@@ -75,9 +71,6 @@ def fit_temperature(predictions: pd.DataFrame) -> float:
 
     Above 1, the classifier is overconfident. Fit it on other images than those of the final
     figures. The fewer there are, the closer it stays to 1.
-
-    Args:
-        predictions: a table of `predict_split`.
     """
     probabilities, targets, _ = as_arrays(predictions)
     logits = _logits(probabilities)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,12 +16,7 @@ from scipy import stats
 
 from thawline.errors import DataError
 from thawline.evaluation.predictions import PROBABILITY, probability_columns
-from thawline.evaluation.significance import (
-    CONFIDENCE,
-    SIGNIFICANT,
-    holm_correction,
-    paired_test,
-)
+from thawline.evaluation.significance import CONFIDENCE, SIGNIFICANT, holm_correction, paired_test
 
 DECIMALS_BELOW_SECONDS = 10  # from so many seconds on, decimals are noise
 MISSING = "-"
@@ -28,27 +24,16 @@ MISSING = "-"
 
 @dataclass(frozen=True)
 class TrainingOutcome:
-    """The result of one training of one strategy.
-
-    Attributes:
-        strategy: its name.
-        seed: of the training; the splits are the same for all.
-        metrics: of the test split, see `compute_metrics`.
-        predictions: of the test split, see `predict_split`.
-        history: one row per epoch, see `training.TrainingResult`.
-        best_epoch: number of the epoch that was kept, from 1; 0 if there was none.
-        seconds: of training.
-        settings: what to set to repeat it: dotted name of a parameter, and its value as text.
-    """
+    """The result of one training of one strategy; the splits are the same for all."""
 
     strategy: str
     seed: int
-    metrics: dict[str, float]
-    predictions: pd.DataFrame
-    history: pd.DataFrame
-    best_epoch: int
+    metrics: dict[str, float]  # of the test split, see `compute_metrics`
+    predictions: pd.DataFrame  # of the test split, see `predict_split`
+    history: pd.DataFrame  # one row per epoch
+    best_epoch: int  # that was kept, from 1; 0 if there was none
     seconds: float
-    settings: dict[str, str]
+    settings: dict[str, str]  # what to set to repeat it: a parameter's dotted name, its value
 
 
 class Comparison(NamedTuple):
@@ -164,27 +149,23 @@ def _check(trials: Sequence[TrainingOutcome]) -> None:
     """Refuse trainings that cannot be compared."""
     if not trials:
         raise DataError("A comparison needs at least one finished training, found none.")
-    keys = [(trial.strategy, trial.seed) for trial in trials]
-    twice = {key for key in keys if keys.count(key) > 1}
-    if twice:
-        strategy, seed = min(twice)
+    (key, count), *_ = Counter((trial.strategy, trial.seed) for trial in trials).most_common(1)
+    if count > 1:
+        strategy, seed = key
         raise DataError(
             f"A comparison has each strategy once per seed, found '{strategy}' with seed {seed}"
             " twice."
         )
-    images = _images(trials[0])
-    for trial in trials[1:]:
-        if not _images(trial).equals(images):
+    images, *others = (
+        trial.predictions.reindex(columns=["path", "label", "group"]) for trial in trials
+    )
+    for trial, own in zip(trials[1:], others, strict=True):
+        if not own.equals(images):
             raise DataError(
                 f"The test images of '{trial.strategy}' with seed {trial.seed} differ from those of"
                 f" '{trials[0].strategy}' with seed {trials[0].seed}. Train all strategies on one"
                 " table of splits."
             )
-
-
-def _images(trial: TrainingOutcome) -> pd.DataFrame:
-    """Return path, label and, if the data have groups, group of the test images."""
-    return trial.predictions.reindex(columns=["path", "label", "group"])
 
 
 def _correct(trials: Sequence[TrainingOutcome]) -> np.ndarray:
@@ -198,7 +179,8 @@ def _summarize(strategy: str, trials: Sequence[TrainingOutcome]) -> dict[str, An
     # Rounded: sums in another order of seeds must not tell equal strategies apart.
     accuracy = round(float(np.mean([trial.metrics["test_accuracy"] for trial in trials])), 12)
     low, high = _interval([trial.metrics for trial in trials])
-    train = float(np.mean([_train_accuracy(trial) for trial in trials]))
+    kept = [trial.history[trial.history["epoch"] == trial.best_epoch] for trial in trials]
+    train = float(np.mean([epoch["train_accuracy"].mean() for epoch in kept]))  # NaN: no epoch
     parameters = pd.concat([trial.history["trainable_parameters"] for trial in trials])
     return {
         "strategy": strategy,
@@ -215,18 +197,12 @@ def _summarize(strategy: str, trials: Sequence[TrainingOutcome]) -> dict[str, An
 
 
 def _interval(metrics: Sequence[dict[str, float]]) -> tuple[float, float]:
-    """Return the 95 % interval of the mean test accuracy over seeds, or that of the only seed."""
+    """Return the 95 % interval of the mean test accuracy, over images if there is one seed."""
     if len(metrics) == 1:
         return metrics[0]["test_accuracy_low"], metrics[0]["test_accuracy_high"]
     values = [each["test_accuracy"] for each in metrics]
     half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values)
     return float(max(0, np.mean(values) - half)), float(min(1, np.mean(values) + half))
-
-
-def _train_accuracy(trial: TrainingOutcome) -> float:
-    """Return the training accuracy of the epoch that was kept, NaN if there was none."""
-    kept = trial.history["epoch"] == trial.best_epoch
-    return float(trial.history.loc[kept, "train_accuracy"].mean())
 
 
 def _decide(table: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Any]:

@@ -28,27 +28,15 @@ STEPS_PER_BATCH = 8
 
 
 class Explanations(NamedTuple):
-    """Images, their predictions, and where the evidence for these lies.
+    """Images, their predictions, and where the evidence for these lies."""
 
-    Attributes:
-        table: path, label (empty if unknown), prediction and its probability (0 to 1), one row per
-            image.
-        views: (N, 3, size, size) uint8, as the network sees them.
-        maps: (N, size, size) float32, see `attribute`.
-    """
-
-    table: pd.DataFrame
-    views: Tensor
-    maps: Tensor
+    table: pd.DataFrame  # path, label (empty if unknown), prediction, probability (0 to 1)
+    views: Tensor  # (N, 3, size, size) uint8, as the network sees them
+    maps: Tensor  # (N, size, size) float32, see `attribute`
 
 
 def choose_worst(predictions: pd.DataFrame, count: int) -> pd.DataFrame:
-    """Return path and label of the most confident mistakes, then of the least certain correct ones.
-
-    Args:
-        predictions: the table of `predict_split`.
-        count: of images, at most.
-    """
+    """Return path and label of the most confident mistakes, then of the least certain correct."""
     probabilities, _, correct = as_arrays(predictions)
     right = predictions.assign(confidence=probabilities.max(axis=1))[correct]
     least_certain = right.sort_values("confidence", kind="stable")
@@ -62,13 +50,7 @@ def explain(
     method: AttributionMethod,
     training: TrainingOptions,
 ) -> Explanations:
-    """Predict images in fp32 and attribute each prediction to its pixels.
-
-    Args:
-        classifier: its network is moved to the device of `training`.
-        images: path and label.
-        method: see `attribute`.
-        training: names the device.
+    """Predict images (path, label) in fp32 and attribute each prediction to its pixels.
 
     Raises:
         DataError: if an image cannot be read.
@@ -128,10 +110,6 @@ def find_spatial_stage(network: nn.Module, image: Tensor) -> str:
     reads the class token only, the other tokens of the last block are unused, so it is the block
     before.
 
-    Args:
-        network: in evaluation mode, without operations in place.
-        image: (1, 3, size, size), normalized.
-
     Raises:
         ParameterError: if there is none.
     """
@@ -143,26 +121,18 @@ def find_spatial_stage(network: nn.Module, image: Tensor) -> str:
         for name, output in outputs.items()
         if isinstance(output, Tensor) and _as_maps(output, network) is not None
     }
-    if spatial:
-        gradients = torch.autograd.grad(
-            logits.square().sum(), [*spatial.values()], allow_unused=True
+    for name, output in reversed(spatial.items()):
+        (gradient,) = torch.autograd.grad(
+            logits.square().sum(), output, retain_graph=True, allow_unused=True
         )
-        for name, gradient in reversed([*zip(spatial, gradients, strict=True)]):
-            maps = None if gradient is None else _as_maps(gradient, network)
-            if maps is not None and maps.any():
-                return name
-    raise _no_spatial_stage(network, image, outputs)
-
-
-def _no_spatial_stage(
-    network: nn.Module, image: Tensor, outputs: dict[str, Tensor]
-) -> ParameterError:
-    """Return the error that names the outputs of all stages."""
+        maps = None if gradient is None else _as_maps(gradient, network)
+        if maps is not None and maps.any():
+            return name
     shapes = ", ".join(
         f"{name} {tuple(output.shape[1:])}" if isinstance(output, Tensor) else name
         for name, output in outputs.items()
     )
-    return ParameterError(
+    raise ParameterError(
         f"explain.method: {type(network).__name__} has no stage with spatial resolution for images"
         f" of {image.shape[2]} px, as Grad-CAM needs; found {shapes}. Set"
         " explain.method=integrated_gradients, or raise transforms.size."
@@ -253,7 +223,6 @@ def _record_outputs(
 
 def _as_maps(output: Tensor, network: nn.Module) -> Tensor | None:
     """Return maps or tokens of more than one position as (N, C, H, W), anything else as None."""
-    maps = None
     if output.ndim == 4:  # noqa: PLR2004
         channels_last = output.shape[1] == output.shape[2] != output.shape[3]
         maps = output.permute(0, 3, 1, 2) if channels_last else output
@@ -265,4 +234,6 @@ def _as_maps(output: Tensor, network: nn.Module) -> Tensor | None:
             side = math.isqrt(length)
         tokens = output[:, length - side**2 :]
         maps = tokens.transpose(1, 2).unflatten(2, (side, side))
-    return maps if maps is not None and maps.shape[2] * maps.shape[3] > 1 else None
+    else:
+        return None
+    return maps if maps.shape[2] * maps.shape[3] > 1 else None

@@ -24,17 +24,11 @@ CPU = torch.device("cpu")
 
 
 class PredictedBatch(NamedTuple):
-    """Consecutive images and the predictions for them.
+    """Consecutive images and the predictions for them."""
 
-    Attributes:
-        views: (N, 3, size, size) uint8, as the network sees them; black if unreadable.
-        probabilities: (N, C) float32 on the CPU.
-        problems: why each image cannot be read; empty if it can.
-    """
-
-    views: Tensor
-    probabilities: Tensor
-    problems: tuple[str, ...]
+    views: Tensor  # (N, 3, size, size) uint8, as the network sees them; black if unreadable
+    probabilities: Tensor  # (N, C) float32 on the CPU
+    problems: tuple[str, ...]  # why each image cannot be read; empty if it can
 
 
 def predict_batches(
@@ -42,14 +36,8 @@ def predict_batches(
 ) -> Iterator[PredictedBatch]:
     """Predict images in fp32 with the classifier's own preprocessing, batch by batch, in order.
 
-    Threads decode the next batch during the prediction of this one: a process would load another
-    700 MB of PyTorch.
-
-    Args:
-        classifier: its network is moved to `device`.
-        images: paths, or the bytes of files.
-        batch_size: images per batch.
-        device: where the network runs.
+    The network is moved to `device`. Threads decode the next batch during the prediction of this
+    one: a process would load another 700 MB of PyTorch.
     """
     network = classifier.network.eval().to(device).to(memory_format=torch.channels_last)
     decode = partial(decode_view, preprocessing=classifier.preprocessing)

@@ -28,13 +28,12 @@ def find_label_errors(splits: pd.DataFrame, features: np.ndarray, seed: int) -> 
     than chance. Images of one group do not predict one another.
 
     Args:
-        splits: the table of splits, perhaps with a column `group`.
+        splits: perhaps with a column `group`.
         features: (N, features) of its rows, from a pretrained network.
-        seed: seeds the folds.
+        seed: of the folds.
 
     Returns:
-        path, split, label, suggested (the more probable class) and probability (0 to 1, of the
-        label).
+        path, split, label, suggested (the more probable class), probability (0 to 1, of the label).
     """
     from cleanlab.filter import find_label_issues
 
@@ -64,7 +63,7 @@ def out_of_sample_probabilities(
         features: (N, features).
         labels: (N,) from 0 to C - 1, at least two of each.
         groups: which images belong together; None: none do.
-        seed: seeds the folds.
+        seed: of the folds.
     """
     together = np.arange(len(labels)) if groups is None else groups.to_numpy()
     with warnings.catch_warnings():

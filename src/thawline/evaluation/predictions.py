@@ -66,13 +66,6 @@ def predict_files(
 ) -> pd.DataFrame:
     """Predict files, images or not, and return one row per file.
 
-    Args:
-        classifier: its network is moved to the device of `training`.
-        paths: of the files.
-        batch_size: images per batch.
-        top_k: classes per row, at most those of the classifier.
-        training: names the device.
-
     Returns:
         path; label and probability (0 to 1); label_2, probability_2 and so on up to `top_k`;
         problem: why the file cannot be read, in which case the others are empty, or else empty.

@@ -23,19 +23,12 @@ Groups = Sequence[Any] | np.ndarray | pd.Series | None  # name or number of each
 
 
 class PairedTest(NamedTuple):
-    """How much more accurate A is than B.
+    """How much more accurate A is than B; the interval excludes 0 exactly if p_value < 0.05."""
 
-    Attributes:
-        difference: accuracy of A minus that of B, -1 to 1, the mean over seeds and images.
-        low: lower limit of its 95 % interval, which excludes 0 exactly if p_value < 0.05.
-        high: upper limit.
-        p_value: two-sided probability of so large a difference if both were equally good.
-    """
-
-    difference: float
-    low: float
+    difference: float  # of the accuracies, -1 to 1, the mean over trainings and images
+    low: float  # limits of its 95 % interval
     high: float
-    p_value: float
+    p_value: float  # two-sided
 
 
 def accuracy_interval(correct: np.ndarray, groups: Groups = None) -> tuple[float, float]:
@@ -46,8 +39,8 @@ def accuracy_interval(correct: np.ndarray, groups: Groups = None) -> tuple[float
     accuracies from 0.5 to 0.99, it covered the true accuracy at least 94 times in 100.
 
     Args:
-        correct: whether each prediction is correct: bool (images,).
-        groups: name or number of each image's group; None: each image is a group of its own.
+        correct: bool (images,).
+        groups: of the images; None: each is a group of its own.
     """
     correct = np.asarray(correct, dtype=float)
     images = effective_images(correct, groups)
@@ -67,10 +60,6 @@ def effective_images(correct: np.ndarray, groups: Groups = None) -> float:
     as a whole. As Jeffreys's prior does for a proportion, the estimate adds half a group that is
     entirely correct and half a group that is entirely wrong. Without them, intervals missed the
     true accuracy in up to 38 % of simulations instead of 5 %.
-
-    Args:
-        correct: whether each prediction is correct: bool (images,).
-        groups: name or number of each image's group; None: each image is a group of its own.
 
     Raises:
         DataError: if there are not as many groups as images.
@@ -125,9 +114,9 @@ def paired_test(correct_a: np.ndarray, correct_b: np.ndarray, groups: Groups = N
     with 20 groups if one model errs in few groups as a whole and the other in single images.
 
     Args:
-        correct_a: whether A is correct: bool (images,), or (trainings, images).
-        correct_b: the same of B, its images in the same order; trainings may differ in number.
-        groups: name or number of each image's group; None: each image is a group of its own.
+        correct_a: bool (images,), or (trainings, images).
+        correct_b: the same images in the same order; trainings may differ in number.
+        groups: of the images; None: each is a group of its own.
 
     Raises:
         DataError: if the numbers of images differ, are below 2, or are not those of groups.

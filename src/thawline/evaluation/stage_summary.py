@@ -50,11 +50,7 @@ def describe_stages(
 
 
 def line_positions(table: pd.DataFrame) -> dict[int, float]:
-    """Return for each phase with a thaw line how many stages, also in part, lie below it.
-
-    Args:
-        table: of `describe_stages`.
-    """
+    """Return for each phase with a thaw line how many stages, also in part, lie below it."""
     columns = [c for c in table if str(c).startswith("below_line_") and table[c].notna().all()]
     return {int(str(c).rpartition("_")[2]): float(table[c].sum()) for c in columns}
 

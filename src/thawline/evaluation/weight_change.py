@@ -31,13 +31,7 @@ def measure_weight_change(
 ) -> pd.DataFrame:
     """Return how far training moved each stage, one row per stage from the input on.
 
-    Args:
-        before: network with the initial weights.
-        after: the same network, trained.
-        splits: the table of `split_dataset`.
-        transforms: how files become views.
-        options: device and workers.
-        store: keeps the features of `before`.
+    `store` keeps the features of the network as it was before.
 
     Returns:
         stage and parameters.
@@ -79,8 +73,8 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
     exactly 1 for equal features.
 
     Args:
-        first: (N, any number of features).
-        second: (N, any number of features).
+        first: (N, features).
+        second: (N, features), in another number.
     """
     if torch.equal(first, second):
         return 1.0

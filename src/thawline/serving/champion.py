@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlflow
-import numpy as np
 import pandas as pd
 from filelock import FileLock
 from mlflow.exceptions import MlflowException
@@ -26,51 +25,29 @@ MIN_SHARED_IMAGES = 2  # images that two models can be compared on
 
 
 class Candidate(NamedTuple):
-    """The model that challenges the champion.
-
-    Attributes:
-        classifier: with the SHA-256 of all images that it or its ancestors were trained or
-            validated on.
-        predictions: path, sha256, label, prediction and perhaps group of its test images.
-    """
+    """The model that challenges the champion."""
 
     classifier: Classifier
-    predictions: pd.DataFrame
+    predictions: pd.DataFrame  # path, sha256, label, prediction and perhaps group of test images
 
 
 class Champion(NamedTuple):
-    """The model to beat.
-
-    Attributes:
-        version: of the registered model.
-        classifier: None if it cannot be loaded, see `problem`.
-        seen: SHA-256 of the images that it was trained or validated on.
-        labels: its predictions for its own test images, by SHA-256.
-        problem: why it cannot be loaded.
-    """
+    """The model to beat."""
 
     version: str
-    classifier: Classifier | None = None
-    seen: frozenset[str] = frozenset()
-    labels: Mapping[str, str] = {}
-    problem: str = ""
+    classifier: Classifier | None = None  # None if it cannot be loaded
+    seen: frozenset[str] = frozenset()  # SHA-256 of the images it was trained or validated on
+    labels: Mapping[str, str] = {}  # its predictions for its own test images, by SHA-256
+    problem: str = ""  # why it cannot be loaded
 
 
 class Verdict(NamedTuple):
-    """Whether the candidate becomes champion, and why.
-
-    Attributes:
-        wins: whether it does.
-        reason: a sentence.
-        images: number of images that both were compared on.
-        difference: accuracy of the candidate minus that of the champion on these, -1 to 1.
-        p_value: of the paired test.
-    """
+    """Whether the candidate becomes champion, and why."""
 
     wins: bool
     reason: str
-    images: int = 0
-    difference: float | None = None
+    images: int = 0  # that both were compared on
+    difference: float | None = None  # accuracy of the candidate minus the champion's, -1 to 1
     p_value: float | None = None
 
 
@@ -90,7 +67,7 @@ def register_model(
         classifier: the model.
         predictions: the table of `predict_split` for its test images.
         parameters: of the run.
-        folders: of the project; the lock file lies beside the classifiers.
+        folders: the lock file lies beside the classifiers.
 
     Returns:
         registered_model, registered_version, champion_version, registration_reason, and, if both
@@ -118,13 +95,7 @@ def compare_with_champion(
     """Test whether a candidate beats the champion on test images that neither has seen.
 
     An image that either was trained or validated on, by content, does not count. Images of one
-    group are tested together.
-
-    Args:
-        candidate: with its test images.
-        champion: None if there is none yet.
-        batch_size: images per batch.
-        training: names the device.
+    group are tested together. Without a champion, the candidate wins.
     """
     if champion is None:
         return Verdict(True, "it is the first version")
@@ -142,12 +113,7 @@ def compare_with_champion(
             " data of its run, so that both have the same test images",
         )
     labels = _predict_as_champion(champion, unseen, batch_size, training)
-    return _test_difference(
-        (unseen["prediction"] == unseen["label"]).to_numpy(),
-        (labels == unseen["label"]).to_numpy(),
-        unseen.get("group"),
-        champion.version,
-    )
+    return _test_difference(unseen, labels, champion.version)
 
 
 def _register(
@@ -162,18 +128,19 @@ def _register(
         version = str(mlflow.register_model(uri, name).version)
     verdict = _challenge(name, version, candidate, parameters, lock)
     outcome = "becomes champion" if verdict.wins else "does not become champion"
+    reason = f"version {version} of '{name}' {outcome}: {verdict.reason}"
     result: dict[str, Any] = {
         "registered_model": name,
         "registered_version": version,
         "champion_version": registry.find_version(name, CHAMPION),
-        "registration_reason": f"version {version} of '{name}' {outcome}: {verdict.reason}",
+        "registration_reason": reason,
     }
     if verdict.images:
         result["compared_images"] = str(verdict.images)
         result["accuracy_difference"] = f"{verdict.difference:.6g}"
         result["p_value"] = f"{verdict.p_value:.6g}"
     client = mlflow.MlflowClient()
-    client.update_model_version(name, version, description=result["registration_reason"])
+    client.update_model_version(name, version, description=reason)
     for tag, text in result.items():
         client.set_model_version_tag(name, version, tag, text)
     return result
@@ -248,23 +215,19 @@ def _predict_as_champion(
     return labels
 
 
-def _test_difference(
-    candidate: np.ndarray, champion: np.ndarray, groups: pd.Series | None, version: str
-) -> Verdict:
-    """Return the verdict of the paired test on which images each of the two is right on."""
-    test = paired_test(candidate, champion, groups)
-    images = f"{len(candidate)} images"
+def _test_difference(unseen: pd.DataFrame, labels: pd.Series, version: str) -> Verdict:
+    """Return the verdict of the paired test; `labels` are the champion's."""
+    candidate, champion = ((each == unseen["label"]) for each in (unseen["prediction"], labels))
+    groups = unseen.get("group")
+    test = paired_test(candidate.to_numpy(), champion.to_numpy(), groups)
+    images = f"{len(unseen)} images"
     if groups is not None and groups.nunique() < len(groups):
         images += f" of {groups.nunique()} groups"
     wins = test.difference > 0 and test.p_value < SIGNIFICANT
-    if wins:
-        conclusion = "significantly better"
-    elif test.difference > 0:
-        conclusion = "better, but not significantly"
-    else:
-        conclusion = "not better"
+    better = "significantly better" if wins else "better, but not significantly"
+    conclusion = better if test.difference > 0 else "not better"
     reason = (
         f"test accuracy {candidate.mean():.4f}, champion (version {version})"
         f" {champion.mean():.4f}, on {images}, p = {test.p_value:.2g}: {conclusion}"
     )
-    return Verdict(wins, reason, len(candidate), test.difference, test.p_value)
+    return Verdict(wins, reason, len(unseen), test.difference, test.p_value)

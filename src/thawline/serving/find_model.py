@@ -16,14 +16,9 @@ from thawline.errors import ParameterError, ThawlineError
 from thawline.networks.checkpoints import DESCRIPTION_FILE
 from thawline.networks.classifier import Classifier, load_classifier
 from thawline.options import AUTO, ModelOptions
+from thawline.serving import registry
 from thawline.serving.model_names import list_classes
-from thawline.serving.registry import (
-    CHAMPION,
-    CLASSIFIER,
-    ProjectFolders,
-    find_version,
-    read_artifacts,
-)
+from thawline.serving.registry import CHAMPION, CLASSIFIER, ProjectFolders
 
 logger = logging.getLogger(__name__)
 
@@ -38,25 +33,18 @@ LOAD_ERRORS = (MlflowException, ThawlineError, OSError, ValueError)
 
 
 class FoundModel(NamedTuple):
-    """A classifier and where it was found.
-
-    Attributes:
-        classifier: the model.
-        name: its folder, or its MLflow URI.
-        saved_at: seconds since 1970; None if unknown.
-    """
+    """A classifier and where it was found."""
 
     classifier: Classifier
-    name: str
-    saved_at: float | None
+    name: str  # its folder, or its MLflow URI
+    saved_at: float | None  # seconds since 1970; None if unknown
 
     def __str__(self) -> str:
         """Return name, classes and time for the log."""
-        classes = list_classes(self.classifier.class_names)
-        when = ""
+        facts = [list_classes(self.classifier.class_names)]
         if self.saved_at is not None:
-            when = f"; saved {datetime.fromtimestamp(self.saved_at):%Y-%m-%d %H:%M}"
-        return f"{self.name} ({classes}{when})"
+            facts.append(f"saved {datetime.fromtimestamp(self.saved_at):%Y-%m-%d %H:%M}")
+        return f"{self.name} ({'; '.join(facts)})"
 
 
 def find_model(
@@ -88,7 +76,9 @@ def find_model(
     else:
         uri = _find_uri(parameter, reference, registry_name, folders)
         try:
-            classifier = read_artifacts(uri, lambda path: load_classifier(path / CLASSIFIER, own))
+            classifier = registry.read_artifacts(
+                uri, lambda artifacts: load_classifier(artifacts / CLASSIFIER, own)
+            )
             found = FoundModel(classifier, uri, _registered_at(uri))
         except LOAD_ERRORS as error:
             raise ParameterError(
@@ -130,7 +120,7 @@ def _find_uri(parameter: str, reference: str, name: str | None, folders: Project
         )
     if name == AUTO:
         name = _last_registered_name(parameter, folders)
-    version = reference if reference.isdecimal() else find_version(name, reference)
+    version = reference if reference.isdecimal() else registry.find_version(name, reference)
     if version is None:
         advice = TRAIN_FIRST if reference == CHAMPION else f"Give {POSSIBLE}."
         raise ParameterError(
@@ -162,58 +152,38 @@ def _registered_at(uri: str) -> float | None:
     return float(version.creation_timestamp / 1000)
 
 
-class _Newest(NamedTuple):
-    """The newest model of a kind, and how to refer to it."""
-
-    title: str
-    class_names: list[str]
-    saved_at: float
-    reference: str
-
-
 def _warn_of_newer(found: FoundModel, parameter: str, folders: ProjectFolders) -> None:
     """Warn if a model that was saved later has other classes; a failed look-up is no obstacle."""
+    own = {*found.classifier.class_names}
     for find_newest in (_newest_version, _newest_classifier):
         try:
-            newest = find_newest(found, folders)
+            title, saved_at, class_names, reference = find_newest(found.name, folders)
         except (*LOAD_ERRORS, LookupError, TypeError) as error:
             logger.debug("Cannot look up a newer model than %s: %r", found.name, error)
             continue
-        if newest is None or found.saved_at is None or newest.saved_at <= found.saved_at:
-            continue
-        if {*newest.class_names} != {*found.classifier.class_names}:
+        if found.saved_at and saved_at > found.saved_at and {*class_names} != own:
             logger.warning(
                 "%s is newer than %s and has other classes (%s). To use it, set %s=%s.",
-                newest.title,
-                found.name,
-                list_classes(newest.class_names),
-                parameter,
-                newest.reference,
+                *(title, found.name, list_classes(class_names), parameter, reference),
             )
 
 
-def _newest_version(found: FoundModel, _: ProjectFolders) -> _Newest | None:
-    """Return the newest version of the registered model that was found."""
-    match = re.fullmatch(VERSION_URI, found.name)
+def _newest_version(uri: str, _: ProjectFolders) -> tuple[str, float, list[str], str]:
+    """Return title, time, classes and reference of the newest version of a registered model."""
+    match = re.fullmatch(VERSION_URI, uri)
     if not match:
-        return None
+        raise LookupError(f"{uri} is no version of a registered model")
+    name = match["name"]
     (newest,) = mlflow.MlflowClient().search_model_versions(
-        f"name={match['name']!r}", max_results=1, order_by=["version_number DESC"]
+        f"name={name!r}", max_results=1, order_by=["version_number DESC"]
     )
-    info = mlflow.models.get_model_info(f"models:/{newest.name}/{newest.version}")
-    return _Newest(
-        f"Version {newest.version} of '{newest.name}'",
-        (info.metadata or {}).get("class_names", found.classifier.class_names),
-        newest.creation_timestamp / 1000,
-        str(newest.version),
-    )
+    info = mlflow.models.get_model_info(f"models:/{name}/{newest.version}")
+    title, saved_at = f"Version {newest.version} of '{name}'", newest.creation_timestamp / 1000
+    return title, saved_at, (info.metadata or {})["class_names"], str(newest.version)
 
 
-def _newest_classifier(_: FoundModel, folders: ProjectFolders) -> _Newest | None:
-    """Return the newest classifier in the project's folder."""
-    files = _saved_classifiers(folders)
-    if not files:
-        return None
-    names = json.loads(files[-1].read_text(encoding="utf-8"))["class_names"]
-    title = f"The classifier {files[-1].parent}"
-    return _Newest(title, names, files[-1].stat().st_mtime, LATEST)
+def _newest_classifier(_: str, folders: ProjectFolders) -> tuple[str, float, list[str], str]:
+    """Return the same of the newest classifier in the project's folder."""
+    file = _saved_classifiers(folders)[-1]
+    names = json.loads(file.read_text(encoding="utf-8"))["class_names"]
+    return f"The classifier {file.parent}", file.stat().st_mtime, names, LATEST

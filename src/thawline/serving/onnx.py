@@ -81,11 +81,7 @@ def _to_onnx(network: nn.Module, images: Tensor) -> bytes:
 
 
 def _check(model: bytes, network: nn.Module, images: Tensor) -> float:
-    """Return the largest difference between the outputs of ONNX file and network.
-
-    Raises:
-        ExportError: if it is too large.
-    """
+    """Return the largest difference between the outputs of ONNX file and network, if tolerable."""
     from onnxruntime import InferenceSession
 
     session = InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -109,11 +105,13 @@ def _check(model: bytes, network: nn.Module, images: Tensor) -> float:
 def _check_images(classifier: Classifier) -> Tensor:
     """Return crops of scikit-learn's photographs, and noise, as the network sees them."""
     preprocessing = classifier.preprocessing
-    count, size = max(BATCH_SIZES), preprocessing.size
+    size = preprocessing.size
     generator = torch.Generator().manual_seed(0)
     photos = [torch.tensor(pixels).permute(2, 0, 1) for pixels in load_sample_images().images]
     resize = v2.Resize([size, size], antialias=True)
-    pieces = [resize(photos[idx % 2][:, 40 * idx :, 60 * idx :]) for idx in range(count - 2)]
+    pieces = [
+        resize(photos[idx % 2][:, 40 * idx :, 60 * idx :]) for idx in range(max(BATCH_SIZES) - 2)
+    ]
     noise = torch.randint(256, (2, 3, size, size), generator=generator, dtype=torch.uint8)
     return normalize(torch.cat([noise[:1], torch.stack(pieces), noise[1:]]), preprocessing)
 

@@ -22,17 +22,11 @@ Loaded = TypeVar("Loaded")
 
 
 class ProjectFolders(NamedTuple):
-    """Where a project keeps its own models.
+    """Where a project keeps its own models."""
 
-    Attributes:
-        classifiers: with one folder per version of the catalog entry `classifier`.
-        registrations: with one folder per version of the catalog entry `registration`.
-        base: that relative paths are relative to.
-    """
-
-    classifiers: Path
-    registrations: Path
-    base: Path
+    classifiers: Path  # with one folder per version of the catalog entry `classifier`
+    registrations: Path  # the same of the catalog entry `registration`
+    base: Path  # that relative paths are relative to
 
 
 def find_version(name: str, alias: str) -> str | None:
