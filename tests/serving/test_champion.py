@@ -10,6 +10,7 @@ from typing import Any
 import mlflow
 import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
 
 from conftest import child_process
 from helpers.gray_models import (
@@ -173,6 +174,23 @@ def test_what_hinders_the_registry_ends_no_run(
     result = register(folders, "lost", uris[GOOD], GOOD, grays)
     assert result["champion_version"] == "1" and result["registered_version"] == "2"
     assert "(version 1) cannot be used" in result["registration_reason"]
+
+
+def test_an_outage_of_mlflow_is_not_blamed_on_the_champion(
+    folders: ProjectFolders,
+    uris: dict[int, str],
+    grays: pd.DataFrame,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    register(folders, "outage", uris[BAD], BAD, grays)
+
+    def away(*_: object, **__: object) -> None:
+        monkeypatch.setattr(mlflow.MlflowClient, "get_model_version_by_alias", away)
+        raise MlflowException("API request to http://host failed")
+
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", away)
+    reason = register(folders, "outage", uris[GOOD], GOOD, grays)["registration_reason"]
+    assert reason.endswith("API request to http://host failed") and "be used" not in reason
 
 
 def test_a_champion_that_names_other_code_is_not_imported(

@@ -80,10 +80,8 @@ def fit_temperature(predictions: pd.DataFrame) -> float:
         likelihood = float(log_probabilities[np.arange(len(targets)), targets].sum())
         return log_temperature**2 / (2 * PRIOR**2) - likelihood
 
-    found = minimize_scalar(
-        loss, bounds=np.log([MIN_TEMPERATURE, MAX_TEMPERATURE]), method="bounded"
-    )
-    return float(np.exp(found.x))
+    bounds = np.log([MIN_TEMPERATURE, MAX_TEMPERATURE])
+    return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
 
 
 def with_temperature(predictions: pd.DataFrame, temperature: float) -> pd.DataFrame:

@@ -40,17 +40,15 @@ class Comparison(NamedTuple):
     """Which strategy is best, and how certain that is.
 
     Attributes:
-        table: one row per strategy, best first: strategy, seeds (their number), test_accuracy (mean
-            over seeds) with test_accuracy_low and test_accuracy_high (95 % interval: Student's t
-            over seeds, with one seed the interval of `compute_metrics`), test_loss (nats),
-            train_accuracy (of the epochs that were kept), generalization_gap (train_accuracy -
-            test_accuracy), seconds (means over seeds), trainable_parameters (of the phase with
-            most). Training accuracy is that of augmented views in training mode, during the epoch,
-            so the gap may be negative.
-        pairs: one row per strategy but the best: best, strategy, difference (of test accuracies),
-            low, high and p_value of `paired_test`, and p_holm, corrected for the number of rows.
-        verdict: best, next, difference, low, high, p_value (p_holm of the next), significant
-            (p_value < 0.05), recommended (a strategy), sentence (all that in words).
+        table: one row per strategy, best first, with means over seeds: strategy, seeds (their
+            number), test_accuracy with test_accuracy_low and _high (95 % interval: Student's t over
+            seeds, with one seed that of `compute_metrics`), test_loss (nats), train_accuracy (of
+            augmented views during the epoch that was kept), generalization_gap (train_accuracy -
+            test_accuracy), seconds, trainable_parameters (of the phase with most).
+        pairs: best, strategy, the fields of `paired_test`, and p_holm, corrected for the number of
+            rows: one row per strategy but the best.
+        verdict: best, next, difference, low, high, p_value (p_holm of the next), significant,
+            recommended (a strategy), sentence (all that in words).
     """
 
     table: pd.DataFrame
@@ -81,7 +79,10 @@ def compare(trials: Sequence[TrainingOutcome]) -> Comparison:
     table = pd.DataFrame(rows).sort_values(
         ["test_accuracy", "seconds", "strategy"], ascending=[False, True, True], ignore_index=True
     )
-    correct = {name: _correct(group) for name, group in by_strategy.items()}
+    correct = {
+        name: np.stack([t.predictions["label"] == t.predictions["prediction"] for t in group])
+        for name, group in by_strategy.items()
+    }  # bool (seeds, images)
     best, *others = table["strategy"]
     groups = trials[0].predictions.get("group")  # the same for all trials, see _check
     tests = [(best, name, *paired_test(correct[best], correct[name], groups)) for name in others]
@@ -166,12 +167,6 @@ def _check(trials: Sequence[TrainingOutcome]) -> None:
                 f" '{trials[0].strategy}' with seed {trials[0].seed}. Train all strategies on one"
                 " table of splits."
             )
-
-
-def _correct(trials: Sequence[TrainingOutcome]) -> np.ndarray:
-    """Return which predictions of each training are correct: bool (seeds, images)."""
-    tables = (trial.predictions for trial in trials)
-    return np.stack([(table["label"] == table["prediction"]).to_numpy() for table in tables])
 
 
 def _summarize(strategy: str, trials: Sequence[TrainingOutcome]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -148,8 +148,8 @@ def _grad_cam(network: nn.Module, images: Tensor) -> _Explain:
 
     def explain_one(image: Tensor, target: int) -> Tensor:
         logits, outputs = _record_outputs(network, [stage], image)
-        (gradient,) = torch.autograd.grad(logits[0, target], outputs[stage])
-        maps, gradients = _as_maps(outputs[stage], network), _as_maps(gradient, network)
+        evidence = (outputs[stage], *torch.autograd.grad(logits[0, target], outputs[stage]))
+        maps, gradients = (_as_maps(each, network) for each in evidence)
         assert maps is not None and gradients is not None
         cam = (maps * gradients.mean(dim=(2, 3), keepdim=True)).sum(dim=1, keepdim=True).relu()
         return functional.interpolate(cam, image.shape[2:], mode="bilinear")
@@ -163,18 +163,13 @@ def _guided_grad_cam(network: nn.Module, images: Tensor) -> _Explain:
     guided = copy.deepcopy(network)
     for module in guided.modules():
         if isinstance(module, nn.ReLU | nn.ReLU6):
-            module.register_full_backward_hook(_keep_positive)
+            module.register_full_backward_hook(lambda _, gradients, __: (gradients[0].relu(),))
 
     def explain_one(image: Tensor, target: int) -> Tensor:
         (gradient,) = torch.autograd.grad(guided(image)[0, target], image)
         return gradient.abs() * grad_cam(image, target)
 
     return explain_one
-
-
-def _keep_positive(_: nn.Module, gradients: Any, __: Any) -> tuple[Tensor]:
-    """Return the positive gradients only, as guided backpropagation passes them on."""
-    return (gradients[0].relu(),)
 
 
 def _integrated_gradients(network: nn.Module, _: Tensor) -> _Explain:

@@ -66,13 +66,13 @@ def out_of_sample_probabilities(
         seed: of the folds.
     """
     together = np.arange(len(labels)) if groups is None else groups.to_numpy()
+    count = max(2, min(FOLDS, int(np.bincount(labels).min()), len(np.unique(together))))
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of classes with fewer groups than folds
-        parts = [
-            part
-            for repeat in range(REPEATS)
-            for part in _folds(labels, together, repeat, seed).split(features, labels, together)
-        ]
+        for repeat in range(REPEATS):
+            folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed + repeat)
+            parts += folds.split(features, labels, together)
     probabilities = np.zeros((len(labels), labels.max() + 1))
     for rest, fold in track(parts, "Cross-validating labels", len(parts), transient=True):
         # Regularized so strongly that a wrong label is not memorized; a finer tolerance takes twice
@@ -82,12 +82,6 @@ def out_of_sample_probabilities(
             model.fit(features[rest], labels[rest])
         probabilities[np.ix_(fold, model.classes_)] += model.predict_proba(features[fold])
     return probabilities / REPEATS
-
-
-def _folds(labels: np.ndarray, groups: np.ndarray, repeat: int, seed: int) -> StratifiedGroupKFold:
-    """Return the folds of one repeat."""
-    count = max(2, min(FOLDS, int(np.bincount(labels).min()), len(np.unique(groups))))
-    return StratifiedGroupKFold(count, shuffle=True, random_state=seed + repeat)
 
 
 def find_outliers(splits: pd.DataFrame, features: np.ndarray) -> pd.DataFrame:

@@ -23,11 +23,7 @@ from thawline.options import EvaluationOptions
 def compute_metrics(
     predictions: pd.DataFrame, options: EvaluationOptions
 ) -> tuple[dict[str, float], pd.DataFrame, pd.DataFrame]:
-    """Return the metrics, the metrics per class and the confusion matrix.
-
-    Args:
-        predictions: the table of `predict_split`.
-        options: k of the top-k accuracy.
+    """Return the metrics, the metrics per class and the confusion matrix of a `predict_split`.
 
     Returns:
         metrics: test_accuracy with its 95 % interval (test_accuracy_low and _high,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from rich.progress import track
 from thawline.data.decoding import became_unreadable
 from thawline.data.splitting import class_names
 from thawline.errors import DataError
-from thawline.evaluation.inference import predict_batches, top_k_predictions
+from thawline.evaluation.inference import PredictedBatch, predict_batches, top_k_predictions
 from thawline.networks.classifier import Classifier
 from thawline.options import TrainingOptions
 from thawline.thaw.device import make_accelerator
@@ -41,10 +41,9 @@ def predict_split(
         )
     rows = splits[splits["split"] == split].reset_index(drop=True)
     paths = rows["path"].tolist()
-    batches = predict_batches(classifier, paths, batch_size, make_accelerator(training).device)
-    title, count = f"Predicting the {split} split", -(-len(paths) // batch_size)
+    title = f"Predicting the {split} split"
     remaining, tables = iter(paths), []
-    for batch in track(batches, title, count, transient=True):
+    for batch in _predict(classifier, paths, batch_size, training, title):
         for problem, path in zip(batch.problems, remaining, strict=False):
             if problem:
                 raise became_unreadable(path, problem)
@@ -70,15 +69,15 @@ def predict_files(
         path; label and probability (0 to 1); label_2, probability_2 and so on up to `top_k`;
         problem: why the file cannot be read, in which case the others are empty, or else empty.
     """
-    batches = predict_batches(classifier, paths, batch_size, make_accelerator(training).device)
-    count = -(-len(paths) // batch_size)
-    tables: list[pd.DataFrame] = []
-    for batch in track(batches, "Predicting", count, transient=True):
+    tables = []
+    for batch in _predict(classifier, paths, batch_size, training, "Predicting"):
         table = top_k_predictions(batch.probabilities, classifier.class_names, top_k)
         problem = pd.Series(batch.problems, dtype="str").replace("", None)
         tables.append(table.where(problem.isna()).assign(problem=problem))
     predictions = pd.concat(tables, ignore_index=True)
-    predictions.insert(0, "path", [_printable(path) for path in paths])
+    # With bytes that are no UTF-8 escaped: Parquet takes no others.
+    readable = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in paths]
+    predictions.insert(0, "path", readable)
     return predictions
 
 
@@ -103,6 +102,9 @@ def worst_mistakes(predictions: pd.DataFrame) -> pd.DataFrame:
     return rows[~correct].sort_values("confidence", ascending=False, kind="stable")
 
 
-def _printable(path: str) -> str:
-    """Escape bytes that are no UTF-8: Parquet takes no others."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+def _predict(
+    classifier: Classifier, paths: Sequence[str], size: int, training: TrainingOptions, title: str
+) -> Iterable[PredictedBatch]:
+    """Predict batches of files with a progress bar."""
+    batches = predict_batches(classifier, paths, size, make_accelerator(training).device)
+    return track(batches, title, -(-len(paths) // size), transient=True)

@@ -149,10 +149,7 @@ def _mean_by_group(
 ) -> tuple[float, float, int]:
     """Return mean difference, its variance and the number of groups, with one added to either side.
 
-    Args:
-        by_image: difference between A and B (images,), -1 to 1.
-        group: number of each image's group.
-        prediction: the difference that one prediction of one training makes.
+    `prediction` is the difference that one prediction of one training makes.
     """
     count = group.max() + 1
     size = len(group) / count
@@ -165,10 +162,7 @@ def _mean_by_group(
 
 
 def _between_trainings(correct: np.ndarray, group: np.ndarray) -> float:
-    """Return the variance of the mean accuracy between trainings (trainings, images).
-
-    The variance that the groups cause is subtracted: the test has it already.
-    """
+    """Return the variance between trainings (trainings, images) that the groups do not cause."""
     count = group.max() + 1
     size = correct.shape[1] / count
     weight = np.bincount(group) / size  # 1 for a group of mean size

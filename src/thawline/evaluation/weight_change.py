@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from thawline.data.transforms import Transforms
 from thawline.evaluation.stage_summary import is_in_stage
-from thawline.networks.stages import HEAD, Stage, find_stages
+from thawline.networks.stages import HEAD, find_stages
 from thawline.options import TrainingOptions
 from thawline.thaw.cache import ActivationCache
 from thawline.thaw.image_set import image_set
@@ -47,13 +47,16 @@ def measure_weight_change(
     """
     old, new = ({n: t.cpu() for n, t in m.state_dict().items()} for m in (before, after))
     stages = find_stages(before)
-    if _has_same_backbone(old, new, stages[HEAD]):
+    backbone = [name for name in old if not is_in_stage(name, stages[HEAD])]
+    if all(torch.equal(old[name], new[name]) for name in backbone):
         cka = {name: 1.0 for name, stage in stages.items() if name != HEAD and stage.modules}
     else:
         cka = _measure_cka(before, after, splits, transforms, options, store)
     rows = []
     for name, stage in stages.items():
-        statistics = _batch_norm_statistics(before, stage)
+        statistics = [
+            n for n in old if n.endswith(("running_mean", "running_var")) and is_in_stage(n, stage)
+        ]
         rows.append(
             {
                 "stage": name,
@@ -84,20 +87,6 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
         grams.append(centered @ centered.T)
     norms = grams[0].norm() * grams[1].norm()
     return float((grams[0] * grams[1]).sum() / norms) if norms else 0.0
-
-
-def _has_same_backbone(old: Mapping[str, Tensor], new: Mapping[str, Tensor], head: Stage) -> bool:
-    """Return whether all tensors but those of the head are equal, to the bit."""
-    return all(torch.equal(old[name], new[name]) for name in old if not is_in_stage(name, head))
-
-
-def _batch_norm_statistics(network: nn.Module, stage: Stage) -> list[str]:
-    """Return the names of the running means and variances in a stage."""
-    return [
-        name
-        for name, _ in network.named_buffers()
-        if name.endswith(("running_mean", "running_var")) and is_in_stage(name, stage)
-    ]
 
 
 def _relative_l2(

@@ -76,14 +76,14 @@ def register_model(
     name = parameters.registry.name
     if name == AUTO:
         name = model_name(parameters.dataset.root, classifier.class_names)
-    if name is None or uri is None:
-        missing = "registry.name is null" if name is None else "no MLflow run is active"
-        result = {"registration_reason": f"not registered: {missing}"}
+    if name is None:
+        result = {"registration_reason": "not registered: registry.name is null"}
+    elif uri is None:
+        result = {"registration_reason": "not registered: no MLflow run is active"}
     else:
-        hashes = hash_files(predictions["path"].tolist())
-        candidate = Candidate(classifier, predictions.assign(sha256=hashes))
+        rows = predictions.assign(sha256=hash_files(predictions["path"].tolist()))
         try:
-            result = _register(uri, name, candidate, parameters, folders)
+            result = _register(uri, name, Candidate(classifier, rows), parameters, folders)
         except MlflowException as error:
             result = {"registration_reason": f"not registered as '{name}': {error}"}
     return result | {"next_prediction": next_prediction(result, classifier.class_names)}
@@ -185,16 +185,16 @@ def _load_champion(name: str, version: str, own: ModelOptions) -> Champion:
 
 def _not_comparable(champion: Champion, class_names: Collection[str]) -> str:
     """Return why the two cannot be compared and what to do, or nothing."""
+    refused = f"not comparable: the champion (version {champion.version})"
     if champion.classifier is None:
         return (
-            f"not comparable: the champion (version {champion.version}) cannot be used"
-            f" ({champion.problem}). In MLflow's UI, move the alias to a version that can"
+            f"{refused} cannot be used ({champion.problem}). In MLflow's UI, move the alias to a"
+            " version that can"
         )
-    known = champion.classifier.class_names
-    if {*known} != {*class_names}:
+    known, own = sorted(champion.classifier.class_names), sorted(class_names)
+    if known != own:
         return (
-            f"not comparable: the champion (version {champion.version}) has the classes"
-            f" {', '.join(sorted(known))}, the candidate {', '.join(sorted(class_names))}. Give"
+            f"{refused} has the classes {', '.join(known)}, the candidate {', '.join(own)}. Give"
             " models with other classes a name of their own (registry.name), or move the alias in"
             " MLflow's UI"
         )
@@ -208,8 +208,7 @@ def _predict_as_champion(
     assert champion.classifier is not None
     labels = unseen["sha256"].map(champion.labels).astype("object")
     new = labels.isna()
-    if new.any():
-        paths = unseen.loc[new, "path"].tolist()
+    if paths := unseen.loc[new, "path"].tolist():
         predicted = predict_files(champion.classifier, paths, batch_size, 1, training)
         labels[new] = predicted["label"].to_numpy()
     return labels

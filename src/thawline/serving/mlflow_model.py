@@ -22,8 +22,7 @@ SERVING = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
 class ServedClassifier(PythonModel):
     """Predict label and probability of image files, given as bytes or paths.
 
-    Paths are for a program that has loaded the model. A server refuses them, so that clients
-    cannot probe its files.
+    Only a server refuses paths, so that clients cannot probe its files.
     """
 
     def load_context(self, context: PythonModelContext) -> None:

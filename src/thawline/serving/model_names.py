@@ -18,10 +18,6 @@ def model_name(root: str, class_names: Sequence[str]) -> str:
     """Return the default name of a registered model: the name of its data set, a hash of classes.
 
     So models with other classes never share a name, nor a champion.
-
-    Args:
-        root: `dataset.root`.
-        class_names: in any order.
     """
     library, _, name = root.partition(":")
     if library not in LIBRARIES:
@@ -41,15 +37,12 @@ def next_prediction(result: Mapping[str, Any], class_names: Collection[str]) -> 
             f" --params=predict.model=latest ({classes})."
         )
     name, version = result["registered_model"], result["registered_version"]
-    champion = result["champion_version"]
+    command, champion = "kedro run --pipeline=predict", result["champion_version"]
     if champion == version:
-        return (
-            f"kedro run --pipeline=predict now uses this model, version {version} of '{name}'"
-            f" ({classes})."
-        )
+        return f"{command} now uses this model, version {version} of '{name}' ({classes})."
     return (
-        f"kedro run --pipeline=predict uses version {champion} of '{name}', the champion; this"
-        f" model is version {version}: --params=predict.model={version} ({classes})."
+        f"{command} uses version {champion} of '{name}', the champion; this model is version"
+        f" {version}: --params=predict.model={version} ({classes})."
     )
 
 

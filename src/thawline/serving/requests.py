@@ -45,7 +45,10 @@ def check_request(images: Sequence[Any], limits: RequestLimits) -> None:
             " smaller images."
         )
     for number, content in contents.items():
-        width, height = _read_size(content, number)
+        try:
+            width, height = image_size(content)
+        except ImageError as error:
+            raise _unreadable(number, error.problem) from error
         if width * height > limits.max_megapixels * 1e6:
             raise DataError(
                 f"Image {number} has {width} x {height} px, but max_megapixels is"
@@ -67,14 +70,6 @@ def classify(classifier: Classifier, images: Sequence[Source], top_k: int = 1) -
                 raise _unreadable(number, problem)
         tables.append(top_k_predictions(batch.probabilities, names, top_k))
     return pd.concat(tables, ignore_index=True)
-
-
-def _read_size(content: bytes, number: int) -> tuple[int, int]:
-    """Return width and height from the header of an image."""
-    try:
-        return image_size(content)
-    except ImageError as error:
-        raise _unreadable(number, error.problem) from error
 
 
 def _unreadable(number: int, problem: str) -> DataError:
