@@ -6,9 +6,11 @@ import copy
 import functools
 import logging
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import timm.layers
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -396,3 +398,37 @@ def test_finding_the_line_leaves_statistics_and_modes_as_they_were() -> None:
     assert split_at_thaw_line(network, SIZE).below is not None
     assert all(torch.equal(before[n], t) for n, t in network.state_dict().items())
     assert [module.training for module in network.modules()] == modes
+
+
+class ActivatedNorm(nn.BatchNorm2d):
+    """A batch norm that also activates, of a network's own."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return what is normalized and positive."""
+        return super().forward(input).relu()
+
+
+@pytest.mark.parametrize(
+    ("make_norm", "is_folded"),
+    [
+        (nn.BatchNorm2d, True),
+        (nn.SyncBatchNorm, True),
+        (timm.layers.BatchNormAct2d, True),
+        (lambda c: timm.layers.convert_sync_batchnorm(timm.layers.BatchNormAct2d(c)), True),
+        (ActivatedNorm, False),
+    ],
+)
+def test_batch_norm_is_folded_with_what_follows_in_it_or_not_at_all(
+    make_norm: Callable[[int], nn.Module], is_folded: bool
+) -> None:
+    torch.manual_seed(0)
+    norm = make_norm(8)
+    nn.init.uniform_(norm.running_mean, -1, 1)
+    nn.init.uniform_(norm.running_var, 0.5, 2)
+    body = nn.Sequential(nn.Conv2d(3, 8, 3), norm)
+    network = nn.Sequential(body, nn.Flatten(), nn.LazyLinear(2)).double()
+    network(images())
+    body.eval().requires_grad_(False)
+    line = split_at_thaw_line(network, SIZE)
+    assert line.below is not None and together(line, images(), True).allclose(network(images()))
+    assert (type(norm) not in {type(module) for module in line.below.modules()}) == is_folded

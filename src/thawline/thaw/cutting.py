@@ -14,6 +14,9 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 FEW, MANY = 2, 4  # images in two batches, which tell a batch's size from a constant
 TOLERANCE = 1e-3  # of the largest output; folding batch norm rounds differently
+# A subclass may do anything after it normalizes, so only these are folded: timm's also activate.
+TIMM_BATCH_NORMS = (timm.layers.BatchNormAct2d, timm.layers.SyncBatchNormAct)
+FOLDABLE = {nn.BatchNorm2d, nn.SyncBatchNorm, *TIMM_BATCH_NORMS}
 CONSTANTS = (int, float, str, type(None), torch.dtype, torch.device, torch.memory_format)
 
 Values = tuple[Any, Any]  # of a node, for `FEW` and for `MANY` images
@@ -116,7 +119,7 @@ def fold_batch_norm(part: fx.GraphModule) -> None:
     used = [node.target for node in calls]
     for node in calls:
         norm, source = modules[node.target], node.args[0]
-        if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None:
+        if type(norm) not in FOLDABLE or norm.running_mean is None:
             continue
         conv = modules.get(source.target) if source.op == "call_module" else None
         if not isinstance(conv, nn.Conv2d) or len(source.users) > 1:
@@ -124,9 +127,8 @@ def fold_batch_norm(part: fx.GraphModule) -> None:
         if used.count(source.target) > 1 or used.count(node.target) > 1:  # shared weights
             continue
         part.set_submodule(source.target, fuse_conv_bn_eval(conv.eval(), norm))
-        # timm's batch norm contains the activation that follows it.
-        is_timm = isinstance(norm, timm.layers.BatchNormAct2d)
-        rest = nn.Sequential(*norm.children()) if is_timm else nn.Identity()
+        is_timm = isinstance(norm, TIMM_BATCH_NORMS)
+        rest = nn.Sequential(norm.drop, norm.act) if is_timm else nn.Identity()
         part.set_submodule(node.target, rest)
 
 
