@@ -83,7 +83,6 @@ class FeatureLoader:
             self._open_partitions(line)
         else:
             self._choice = NOTHING
-        self._start = 0.0  # when the current request began
         self.read = self.computed = 0
 
     def load(self, batches: Sequence[Sequence[ImageView]], keep: bool = True) -> Iterator[Tensors]:
@@ -102,7 +101,6 @@ class FeatureLoader:
         to_decode = [[*map(self._view, r.to_decode.values())] for r in requests if r.to_decode]
         views = self._loader.load(to_decode)
         for request in requests:
-            self._start = time.perf_counter()
             if request.to_decode:
                 request.decoded = next(views)
             tensors = self._load_request(request)
@@ -114,16 +112,10 @@ class FeatureLoader:
         for partition in self._partitions.values():
             partition.close()
 
-    @property
-    def seconds_saved(self) -> float:
-        """Time that it once took to compute all that was read."""
-        return sum(partition.seconds_saved for partition in self._partitions.values())
-
     def summary(self) -> str:
         """Return for the log how much was read from the cache."""
         what = "views" if self._frozen.is_empty else "activations"
-        counts = f"{self.read} {what} were read, {self.computed} computed"
-        return counts + f"; reading saved about {self.seconds_saved:.1f} s" * bool(self.read)
+        return f"{self.read} {what} were read, {self.computed} computed"
 
     def partition(self, holds: str, images: Sequence[ImageView]) -> CachePartition | None:
         """Return the partition for the activations or views of images, if anything is cached."""
@@ -224,7 +216,7 @@ class FeatureLoader:
         computed = compute(request, absent) if absent else ()
         is_kept = request.keep and self._choice == holds
         if absent and is_kept and partition is not None:
-            partition.add(absent, computed, time.perf_counter() - self._start)
+            partition.add(absent, computed)
         if holds == (VIEWS if self._frozen.is_empty else ACTIVATIONS):
             self.read += len(keys) - len(absent)
             self.computed += len(absent)

@@ -90,11 +90,7 @@ class EntryIndex:
 
 
 class CachePartition:
-    """The entries of one configuration: the same number of tensors for each image view.
-
-    Attributes:
-        seconds_saved: time that it once took to compute all entries read from disk since.
-    """
+    """The entries of one configuration: the same number of tensors for each image view."""
 
     def __init__(
         self, folder: Path, description: str, on_write: Callable[[], None], pin_memory: bool = False
@@ -104,11 +100,9 @@ class CachePartition:
         self._pin_memory, self._index = pin_memory, EntryIndex()
         self._shards: dict[int, str] = {}  # file names by number
         self._unreadable: set[str] = set()
-        # By number, of all shards so far: offset of the first row, and seconds per entry.
-        self._starts, self._seconds = np.empty(0, np.int64), np.empty(0)
+        self._starts = np.empty(0, np.int64)  # offset of the first row, by number
         self._files: dict[int, FileIO] = {}
         self._waiting: dict[bytes, np.ndarray] = {}
-        self._waiting_seconds = self.seconds_saved = 0.0
         self._set_layout([])
         self.refresh()
 
@@ -145,22 +139,16 @@ class CachePartition:
         for row in np.flatnonzero(places == MISSING).tolist():
             rows[row] = self._waiting[keys[row]]
         self._read_rows(places, rows)
-        on_disk = places[places != MISSING]
-        self.seconds_saved += float(self._seconds[on_disk >> SHARD_SHIFT].sum())
         return self._unpack(tensor)
 
-    def add(self, keys: Sequence[bytes], tensors: Sequence[Tensor], seconds: float = 0) -> None:
-        """Copy the tensors (N, …) of N entries, and write a shard when enough entries wait.
-
-        `seconds` is the time that it took to compute them all.
-        """
+    def add(self, keys: Sequence[bytes], tensors: Sequence[Tensor]) -> None:
+        """Copy the tensors (N, …) of N entries, and write a shard when enough entries wait."""
         self._set_layout([(tensor.dtype, tuple(tensor.shape[1:])) for tensor in tensors])
         rows = np.zeros((len(keys), self._offsets[-1]), np.uint8)
         for tensor, start in zip(tensors, self._offsets, strict=False):
             flat = tensor.detach().cpu().contiguous().reshape(len(keys), -1).view(torch.uint8)
             rows[:, start : start + flat.shape[1]] = flat.numpy()
         self._waiting |= dict(zip(keys, rows, strict=True))
-        self._waiting_seconds += seconds
         count = len(self._waiting)
         if count * self._offsets[-1] >= SHARD_BYTES or count >= SHARD_ENTRIES:
             self.flush()
@@ -175,9 +163,8 @@ class CachePartition:
             "description": self._description,
             "keys": b"".join(self._waiting).hex(),
             "layout": json.dumps([(str(t).removeprefix("torch."), s) for t, s in self._layout]),
-            "seconds": f"{self._waiting_seconds:.6f}",
         }
-        self._waiting, self._waiting_seconds = {}, 0.0
+        self._waiting = {}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_atomic(path, lambda file: save_file({"rows": rows}, file, metadata))
@@ -199,12 +186,11 @@ class CachePartition:
             return None
         keys, layout = bytes.fromhex(metadata["keys"]), json.loads(metadata["layout"])
         self._set_layout([(getattr(torch, dtype), tuple(shape)) for dtype, shape in layout])
-        number, count = len(self._seconds), len(keys) // KEY_BYTES
+        number = len(self._starts)
         self._shards[number] = name
         # The rows are the only tensor, so they end where the file ends.
-        start = int(metadata["bytes"]) - count * self._offsets[-1]
+        start = int(metadata["bytes"]) - len(keys) // KEY_BYTES * self._offsets[-1]
         self._starts = np.append(self._starts, start)
-        self._seconds = np.append(self._seconds, float(metadata["seconds"]) / count)
         return number, keys
 
     def _read_rows(self, places: np.ndarray, rows: np.ndarray) -> None:
