@@ -18,9 +18,10 @@ from helpers.training import (
 from thawline.options import (
     Phase,
 )
-from thawline.thaw.freezing import find_undecayed, freeze_layers
+from thawline.thaw.freezing import freeze_layers
 from thawline.training.optimizer import (
     ema_weights,
+    find_undecayed,
     load_ema,
     lr_factor,
     make_ema,

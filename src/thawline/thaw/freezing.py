@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from thawline.errors import ParameterError, TrainingError, did_you_mean
@@ -18,10 +17,6 @@ from thawline.networks.stages import Stage, find_stages
 from thawline.options import LastStages, Phase, Strategy
 
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-# Names in torchvision's transformers and ConvNeXts of what timm's name in `no_weight_decay()`.
-UNDECAYED = (
-    "*pos_embed*", "*class_token", "*relative_position_bias_table", "*layer_scale", "*logit_scale",
-)  # fmt: skip
 
 
 def freeze_layers(network: nn.Module, phase: Phase) -> None:
@@ -97,20 +92,6 @@ def parameter_groups(network: nn.Module, phase: Phase) -> list[dict[str, Any]]:
             lr = phase.stage_lr.get(name, phase.lr * phase.lr_decay**depth)
             groups.append({"params": trainable, "lr": lr, "name": name})
     return groups
-
-
-def find_undecayed(network: nn.Module) -> set[str]:
-    """Return the names of the trainable parameters without weight decay.
-
-    They are, by timm's rule, biases, norms and whatever else has one dimension, and what a network
-    names in `no_weight_decay()`; and what has another name in torchvision's transformers.
-    """
-    own: Any = getattr(network, "no_weight_decay", set)
-    names = [name for name, _ in network.named_parameters()]
-    listed = [n for n in names if any(fnmatchcase(n, p) for p in (*own(), *UNDECAYED))]
-    groups = param_groups_weight_decay(network, weight_decay=1.0, no_weight_decay_list=listed)
-    kept = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
-    return {name for name, parameter in network.named_parameters() if id(parameter) in kept}
 
 
 def freeze_report(network: nn.Module, phases: Sequence[Phase]) -> pd.DataFrame:

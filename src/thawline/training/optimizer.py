@@ -5,16 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
+from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from thawline.errors import TrainingError
 from thawline.options import Phase, TrainingOptions
-from thawline.thaw.freezing import find_undecayed, parameter_groups
+from thawline.thaw.freezing import parameter_groups
+
+# Names in torchvision's transformers and ConvNeXts of what timm's name in `no_weight_decay()`.
+UNDECAYED = (
+    "*pos_embed*", "*class_token", "*relative_position_bias_table", "*layer_scale", "*logit_scale",
+)  # fmt: skip
 
 
 def make_optimizer(
@@ -64,6 +71,20 @@ def _divide_by_decay(
             if some:
                 divided.append({**group, "params": some, "weight_decay": weight_decay})
     return divided
+
+
+def find_undecayed(network: nn.Module) -> set[str]:
+    """Return the names of the trainable parameters without weight decay.
+
+    They are, by timm's rule, biases, norms and whatever else has one dimension, and what a network
+    names in `no_weight_decay()`; and what has another name in torchvision's transformers.
+    """
+    own: Any = getattr(network, "no_weight_decay", set)
+    names = [name for name, _ in network.named_parameters()]
+    listed = [n for n in names if any(fnmatchcase(n, p) for p in (*own(), *UNDECAYED))]
+    groups = param_groups_weight_decay(network, weight_decay=1.0, no_weight_decay_list=listed)
+    kept = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
+    return {name for name, parameter in network.named_parameters() if id(parameter) in kept}
 
 
 def make_schedule(
