@@ -1,14 +1,9 @@
-"""Share a training among the workers of `torch.distributed`.
-
-Every worker holds the whole network and computes its slice of each batch. Without
-`torch.distributed`, this process is the only worker.
-"""
+"""Share each batch of a training among the workers of `torch.distributed`, which may be one."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import numpy as np
@@ -38,11 +33,10 @@ def local_slice(items: Items) -> Items:
 
 
 def all_reduce_sum(*values: float, device: torch.device) -> tuple[float, ...]:
-    """Return the sums of some numbers over the workers, in float64 if the device has it."""
+    """Return the sums of some numbers over the workers."""
     if world_size() == 1:
         return values
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    sums = torch.tensor(values, dtype=dtype, device=device)
+    sums = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(sums)
     return tuple(sums.tolist())
 
@@ -63,14 +57,11 @@ def wrap_for_workers(above: nn.Module, sync_batch_norm: bool) -> nn.Module:
     )
 
 
-@contextmanager
-def sync_gradients(above: nn.Module, wanted: bool) -> Iterator[None]:
-    """Accumulate the gradients of this worker alone within the context, unless `wanted`."""
-    if wanted or not isinstance(above, DistributedDataParallel):
-        yield
-    else:
-        with above.no_sync():
-            yield
+def sync_gradients(above: nn.Module, wanted: bool) -> AbstractContextManager[None]:
+    """Return a context in which workers average gradients if `wanted`, else keep their own."""
+    if isinstance(above, DistributedDataParallel) and not wanted:
+        return above.no_sync()
+    return nullcontext()
 
 
 @torch.no_grad()
@@ -78,10 +69,10 @@ def average_batch_norm_stats(network: nn.Module, ema: ModelEmaV3 | None) -> None
     """Replace running statistics, of this worker's images alone, by their mean over the workers."""
     if world_size() == 1:
         return
-    copies = [network, *([ema.module] if ema else [])]
-    for name, module in network.named_modules():
-        for each in copies if module.training else ():
-            for buffer in each.get_submodule(name).buffers(recurse=False):
+    in_training = [name for name, module in network.named_modules() if module.training]
+    for part in (network, ema.module) if ema else (network,):
+        for name in in_training:
+            for buffer in part.get_submodule(name).buffers(recurse=False):
                 if buffer.is_floating_point():
                     dist.all_reduce(buffer)
                     buffer.div_(world_size())

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,12 +36,7 @@ from thawline.training.progress import (
     log_step,
     progress_bar,
 )
-from thawline.training.setup import (
-    PhaseContext,
-    Step,
-    TrainingContext,
-    prepare_phase,
-)
+from thawline.training.setup import PhaseContext, Step, TrainingContext, prepare_phase
 from thawline.training.state import TrainingCheckpoints, begin_or_resume, restore_state
 
 logger = logging.getLogger(__name__)
@@ -56,27 +50,21 @@ def train(
 ) -> TrainingResult:
     """Train the network in place, phase after phase, and return its best and its last state.
 
-    Parameters that stay trainable keep the optimizer's moments from one phase to the next.
-
-    Args:
-        run: what `prepare` has just returned; it serves for one training.
-        phases: what is trainable, for how many epochs, at which learning rates.
-        checkpoints: keep the state; with `options.resume`, an interrupted training goes on from it
-            with the same results to the bit.
-        on_epoch: called with a row of the history and its epoch, from 1; when a training is
-            resumed, also for the epochs before.
+    Parameters that stay trainable keep the optimizer's moments from one phase to the next. `run` is
+    what `prepare` has just returned, and serves once. With `options.resume`, a training resumes
+    from `checkpoints` with the same bits. `on_epoch` receives a row of the history and its epoch,
+    from 1, also those before a resume.
 
     Raises:
         ParameterError: if a phase names no stage of the network.
-        TrainingError: if the loss is not finite, the device has no memory for a phase or its
-            smallest micro-batch, or a frozen tensor changed.
+        TrainingError: if a loss is not finite, memory is short, or a frozen tensor has changed.
         DataError: if an image file cannot be read.
     """
     initial = copy_tensors(run.network)
     progress, saved = begin_or_resume(checkpoints, run, phases, initial)
-    if on_epoch:
-        for row in progress.history:
-            on_epoch(row, row["epoch"])
+    report = on_epoch or (lambda row, epoch: None)
+    for row in progress.history:
+        report(row, row["epoch"])
     optimizer = None
     with progress_bar("Training, epoch", sum(phase.epochs for phase in phases)) as update_bar:
         for number, phase in enumerate(phases, start=1):
@@ -91,9 +79,9 @@ def train(
                 saved = None
             epoch = partial(run_epoch, run, current, progress, update_bar)
             while not progress.phase_has_ended(phase, run.options):
-                retry_on_smaller_micro_batches(epoch, run, current, progress)
-                if on_epoch:
-                    on_epoch(progress.history[-1], len(progress.history))
+                with explain_divergence(current, progress):
+                    retry_on_smaller_micro_batches(epoch, run, current, progress)
+                report(progress.history[-1], len(progress.history))
                 if checkpoints:
                     checkpoints.save(run, current, progress)
             load_ema(run.network, current.ema)
@@ -109,29 +97,11 @@ def run_epoch(
     progress: TrainingProgress,
     update_bar: Callable[..., None],
 ) -> None:
-    """Train for an epoch, validate, and keep the weights if they are the best so far."""
+    """Make one pass over the training images, validate, and keep the weights if they are best."""
     start, description = time.perf_counter(), current.describe()  # rates as the epoch begins
-    row: dict[str, Any] = {"epoch": progress.epoch, "phase": progress.phase}
     seed_own_dropout(run.seed, progress.epoch)
-    with explain_divergence(current, progress):
-        row |= train_epoch(run, current, progress, update_bar)
-        average_batch_norm_stats(current.line.above_train, current.ema)
-        with ema_weights(run.network, current.ema):
-            row |= validate(run, current, progress.micro_batch)
-            row |= {"seconds": time.perf_counter() - start, **description}
-            progress.record(row, run.network, run.options.monitor)
-
-
-def train_epoch(
-    run: TrainingContext,
-    current: PhaseContext,
-    progress: TrainingProgress,
-    update_bar: Callable[..., None],
-) -> dict[str, float]:
-    """Make one pass over the training images; return mean loss, accuracy and images per second."""
     steps = run.plan_epoch(progress.micro_batch)
-    views = run.random_views(steps, progress.epoch - 1)
-    boundaries = current.features.load(views, keep=run.views is not None)
+    boundaries = run.load_steps(current.features, steps, progress.epoch - 1)
     metrics = RunningMetrics(run.train_set, [step.positions for step in steps])
     update_bar(completed=progress.epoch - 1, epoch=str(progress.epoch))
     for step, boundary in zip(steps, boundaries, strict=True):
@@ -140,17 +110,18 @@ def train_epoch(
         log_step(progress.epoch, metrics.steps, loss, step.weight)
         update_bar(advance=1 / len(steps), figures=metrics.figures)
     loss_mean, accuracy, speed = metrics.compute()
-    return {"train_loss": loss_mean, "train_accuracy": accuracy, "images_per_second": speed}
+    row = {"train_loss": loss_mean, "train_accuracy": accuracy, "images_per_second": speed}
+    average_batch_norm_stats(current.line.above_train, current.ema)
+    with ema_weights(run.network, current.ema):
+        row |= validate(run, current, progress.micro_batch)
+        row |= {"seconds": time.perf_counter() - start, **description}
+        progress.record(row, run.network, run.options.monitor)
 
 
 def train_step(
     run: TrainingContext, current: PhaseContext, step: Step, boundary: Tensors
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients of a step, and update the weights if it ends an update.
-
-    Returns:
-        Mean loss, logits (N, C) float32, and class indices (N,).
-    """
+    """Take a step; return its mean loss, logits (N, C) float32 and class indices (N,)."""
     labels = run.train_set.labels_of(step.positions)
     inputs, targets = run.mix_images(boundary, labels)
     with sync_gradients(current.above, step.ends_update):

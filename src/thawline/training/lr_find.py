@@ -24,15 +24,10 @@ def find_lr(run: TrainingContext, phase: Phase, sweep: LrFindOptions) -> pd.Data
 
     The rates of all stages rise by the same factor after each batch. The test ends early if the
     loss is `MAX_RISE` times its lowest value, or not finite. The weights are left as they were.
-
-    Args:
-        run: what `prepare` has just returned; it serves for one test.
-        phase: what is trainable, and how the stages' rates differ.
-        sweep: first and last rate of the head, and the number of updates.
+    `run` is what `prepare` has just returned, and serves for one test.
 
     Returns:
-        lr of the head, loss of the batch, smoothed (moving average of the losses); one row per
-        update.
+        One row per update: lr of the head, loss of the batch, smoothed (moving average of losses).
 
     Raises:
         TrainingError: if the device has no memory for a batch.
@@ -79,7 +74,5 @@ def _steps(
     done = epoch = 0
     while done < count:
         steps = run.plan_epoch(run.options.batch_size)[: count - done]
-        views = run.random_views(steps, epoch)
-        loaded = current.features.load(views, keep=run.views is not None)
-        yield from zip(steps, loaded, strict=True)
+        yield from zip(steps, run.load_steps(current.features, steps, epoch), strict=True)
         done, epoch = done + len(steps), epoch + 1

@@ -27,8 +27,7 @@ from thawline.training.setup import PhaseContext
 
 logger = logging.getLogger(__name__)
 
-# The history has these of every epoch, and lr/STAGE.
-COLUMNS = [
+COLUMNS = [  # of the history, with lr/STAGE
     "epoch", "phase", "train_loss", "train_accuracy", "images_per_second", "val_loss",
     "val_accuracy", "seconds", "thaw_line", "trainable_parameters", "lr",
 ]  # fmt: skip
@@ -40,52 +39,29 @@ State = dict[str, Tensor]
 
 
 class TrainingResult(NamedTuple):
-    """What training leaves behind.
+    """What training leaves behind, on the CPU."""
 
-    Attributes:
-        best: state dict of the best epoch by `training.monitor`, on the CPU.
-        last: state dict after the last epoch, on the CPU.
-        best_epoch: its number, from 1; 0 if no phase has an epoch.
-        history: one row per epoch: epoch, phase, train and val loss and accuracy,
-            images_per_second, thaw_line (what crosses it), trainable_parameters, lr (of the part
-            nearest the output), and lr/STAGE for every trained stage.
-        freeze_contract: one record per phase: what was frozen, and its SHA-256 before and after.
-    """
-
-    best: State
-    last: State
-    best_epoch: int
-    history: pd.DataFrame
-    freeze_contract: list[dict[str, Any]]
+    best: State  # of the best epoch by `training.monitor`
+    last: State  # after the last epoch
+    best_epoch: int  # from 1; 0 if no phase has an epoch
+    history: pd.DataFrame  # one row per epoch: `COLUMNS`, and lr/STAGE of every trained stage
+    freeze_contract: list[dict[str, Any]]  # per phase: what was frozen, its SHA-256 before, after
 
 
 @dataclass
 class TrainingProgress:
-    """How far training has come: plain values and tensors, saved to resume it.
+    """How far training has come: plain values and tensors, saved to resume it."""
 
-    Attributes:
-        micro_batch: images per forward pass, less than a batch after the device ran out of memory.
-        phase: number of the phase, from 1.
-        sha256_before: of what that phase freezes.
-        changed: names of all tensors that training may have changed so far.
-        history: records of the epochs.
-        contract: records of the phases that have ended.
-        best: the changed tensors in the best epoch.
-        best_epoch: its number, 0 before the first.
-        best_score: see `score`.
-        epochs_since_best: epochs of this phase since the best one.
-    """
-
-    micro_batch: int
-    phase: int = 0
-    sha256_before: str = ""
-    changed: list[str] = field(default_factory=list)
+    micro_batch: int  # images per forward pass; less than a batch once memory was short
+    phase: int = 0  # from 1
+    sha256_before: str = ""  # of what that phase freezes
+    changed: list[str] = field(default_factory=list)  # tensors that may have changed so far
     history: list[dict[str, Any]] = field(default_factory=list)
     contract: list[dict[str, Any]] = field(default_factory=list)
-    best: State = field(default_factory=dict)
-    best_epoch: int = 0
+    best: State = field(default_factory=dict)  # the changed tensors in the best epoch
+    best_epoch: int = 0  # 0 before the first
     best_score: tuple[float, float] = (-math.inf, -math.inf)
-    epochs_since_best: int = 0
+    epochs_since_best: int = 0  # in this phase
 
     @property
     def epoch(self) -> int:
@@ -105,11 +81,7 @@ class TrainingProgress:
         """Return whether the phase has had its epochs, or stops early."""
         patience = phase.patience or options.patience
         if patience and self.epochs_since_best >= patience:
-            logger.info(
-                "Phase %d: early stopping, no improvement in %d epochs",
-                self.phase,
-                self.epochs_since_best,
-            )
+            logger.info("Phase %d: early stop, no improvement in %d epochs", self.phase, patience)
             return True
         return sum(row["phase"] == self.phase for row in self.history) >= phase.epochs
 
@@ -124,13 +96,13 @@ class TrainingProgress:
         if reached > self.best_score:
             self.best, self.best_score = copy_tensors(network, self.changed), reached
             self.best_epoch, self.epochs_since_best = self.epoch, 0
-        self.history.append(row)
+        self.history.append({"epoch": self.epoch, "phase": self.phase, **row})
         logger.info(
-            "Epoch %d (phase %d): train loss %.3f, accuracy %.3f; val loss %.3f, accuracy %.3f;"
-            " %.0f images/s",
-            row["epoch"], row["phase"], row["train_loss"], row["train_accuracy"],
-            row["val_loss"], row["val_accuracy"], row["images_per_second"],
-        )  # fmt: skip
+            "Epoch %(epoch)d (phase %(phase)d): train loss %(train_loss).3f, accuracy"
+            " %(train_accuracy).3f; val loss %(val_loss).3f, accuracy %(val_accuracy).3f;"
+            " %(images_per_second).0f images/s",
+            self.history[-1],
+        )
 
     def result(self, initial: State, network: nn.Module) -> TrainingResult:
         """Return what training leaves behind, given the state that it began with."""
@@ -156,24 +128,18 @@ def copy_tensors(network: nn.Module, names: Sequence[str] | None = None) -> Stat
 
 
 class RunningMetrics:
-    """Mean loss and accuracy of an epoch, accumulated on the device.
-
-    Attributes:
-        steps: how many were added.
-        figures: loss, accuracy and images/s so far, as text, as of the last reading.
-    """
+    """Mean loss and accuracy of an epoch, accumulated on the device."""
 
     def __init__(self, images: ImageSet, batches: Sequence[np.ndarray]) -> None:
         """Take the images, and their positions in each step."""
         self._images, self._batches, device = images, batches, images.labels.device
-        # One tensor: as many small ones, kept in between, would break up the memory that large
-        # ones have freed.
-        self._losses = torch.zeros(len(batches), device=device)
+        self._losses = torch.zeros(len(batches), device=device)  # one tensor: fragments no memory
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self._loss_sum = torch.zeros((), dtype=dtype, device=device)
         self._correct = torch.zeros((), dtype=torch.int64, device=device)
-        self._weight, self._count, self.steps, self.figures = 0.0, 0, 0, ""
-        self._start = time.perf_counter()
+        self._weight, self._count, self._start = 0.0, 0, time.perf_counter()
+        self.steps = 0  # added so far
+        self.figures = ""  # loss, accuracy and images/s, as last read
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor, weight: float) -> None:
         """Add a step: its mean loss with its weight, outputs (N, C) and class indices (N,).
@@ -188,9 +154,7 @@ class RunningMetrics:
         self._count += len(labels)
         self.steps += 1
         if loss.device.type == "cpu" or self.steps % READ_EVERY == 0:
-            loss_sum, correct = self._read()
-            loss_mean, accuracy = loss_sum / self._weight, correct / self._count
-            speed = self._count / (time.perf_counter() - self._start)
+            loss_mean, accuracy, speed = self._rates(*self._read())
             self.figures = f"loss {loss_mean:.3f} accuracy {accuracy:.3f} {speed:.0f} images/s"
 
     def compute(self) -> tuple[float, float, float]:
@@ -199,15 +163,15 @@ class RunningMetrics:
         Raises:
             FloatingPointError: if the loss of a step is not finite.
         """
-        loss, correct = self._read()
-        device = self._losses.device
-        loss, weight, correct, count = all_reduce_sum(
-            loss, self._weight, correct, self._count, device=device
-        )
+        return self._rates(*all_reduce_sum(*self._read(), device=self._losses.device))
+
+    def _rates(
+        self, loss: float, weight: float, correct: float, count: float
+    ) -> tuple[float, float, float]:
         return loss / weight, correct / count, count / (time.perf_counter() - self._start)
 
-    def _read(self) -> tuple[float, float]:
-        """Return the sums of losses and of right answers, for which the device is waited for."""
+    def _read(self) -> tuple[float, float, float, float]:
+        """Wait for the device; return the sums of losses, weights, right answers and images."""
         loss = self._loss_sum.item()
         if not math.isfinite(loss):
             step = int(self._losses.isfinite().int().argmin())
@@ -217,24 +181,20 @@ class RunningMetrics:
                 f"The loss is {self._losses[step].item()} in batch {step + 1} of"
                 f" {len(self._batches)} ({', '.join(names)}{f' and {more} more' * (more > 0)})"
             )
-        return loss, self._correct.item()
+        return loss, self._weight, self._correct.item(), self._count
 
 
 @contextmanager
 def explain_divergence(current: PhaseContext, progress: TrainingProgress) -> Iterator[None]:
-    """Say what to do if a loss is not finite.
-
-    Raises:
-        TrainingError: instead of the FloatingPointError.
-    """
+    """Turn the FloatingPointError of a loss that is not finite into a TrainingError."""
     try:
         yield
     except FloatingPointError as error:
-        rate = current.describe()["lr"]
         raise TrainingError(
             f"{error} of epoch {progress.epoch} (phase {progress.phase}), at a learning rate of"
-            f" {rate:g}. Lower training.lr, or set training.clip_norm, for instance to 1. If it is"
-            " always the same batch, look at its images. The state of earlier epochs is kept."
+            f" {current.describe()['lr']:g}. Lower training.lr, or set training.clip_norm, for"
+            " instance to 1. If it is always the same batch, look at its images. The state of"
+            " earlier epochs is kept."
         ) from error
 
 

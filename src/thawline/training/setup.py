@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from thawline.thaw.cache import ActivationCache
 from thawline.thaw.device import Accelerator, keep_freed_memory, make_accelerator
 from thawline.thaw.features import FeatureLoader
 from thawline.thaw.freezing import freeze_layers
-from thawline.thaw.image_set import ImageSet, ImageView, image_set
+from thawline.thaw.image_set import ImageSet, image_set
 from thawline.thaw.line import ThawLine, split_at_thaw_line
 from thawline.thaw.partition import Tensors
 from thawline.training.data_parallel import local_slice, world_size, wrap_for_workers
@@ -41,44 +41,24 @@ MIN_IMAGES = 2  # per batch and micro-batch: batch norm cannot train on a single
 
 @dataclass(frozen=True)
 class Step:
-    """One forward and backward pass.
+    """One forward and backward pass."""
 
-    Attributes:
-        positions: of this worker's images in the training split, (B,) int64.
-        weight: of its mean loss in that of the epoch.
-        update_share: of its mean loss in that of all images of an update of the weights, times the
-            number of workers, over which gradients are averaged.
-        ends_update: whether the weights are updated after it.
-    """
-
-    positions: np.ndarray
-    weight: float
-    update_share: float
-    ends_update: bool
+    positions: np.ndarray  # of this worker's images in the training split, (B,) int64
+    weight: float  # of its mean loss in that of the epoch
+    update_share: float  # of its loss in that of an update, times the workers, who average
+    ends_update: bool  # whether the weights are updated after it
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingContext:
-    """What all phases of a training have in common; it serves for one training.
-
-    Attributes: as the arguments of `prepare`, and
-        accelerator: device and precision.
-        train_set: images to learn from.
-        val_set: images that choose the best epoch.
-        loss_function: a mean over images.
-        image_weights: of each training image in the loss, (N,) float64.
-        loader: decodes images.
-        cache: of activations and decoded views.
-        scaler: scales the loss in fp16.
-        shuffle_rng: of the order of the images.
-    """
+    """What all phases have in common; it serves for one training. See also `prepare`."""
 
     network: nn.Module
-    accelerator: Accelerator
+    accelerator: Accelerator  # device and precision
     train_set: ImageSet
-    val_set: ImageSet
-    loss_function: Loss
-    image_weights: np.ndarray
+    val_set: ImageSet  # chooses the best epoch
+    loss_function: Loss  # a mean over images
+    image_weights: np.ndarray  # of each training image in the loss, (N,) float64
     loader: ViewLoader
     cache: ActivationCache
     transforms: Transforms
@@ -87,7 +67,7 @@ class TrainingContext:
     views: int | None
     mix: BatchMixer | None
     sync_batch_norm: bool
-    scaler: torch.amp.GradScaler
+    scaler: torch.amp.GradScaler  # of the loss in fp16
     shuffle_rng: torch.Generator
 
     def shuffled_batches(self, rng: torch.Generator) -> list[np.ndarray]:
@@ -105,17 +85,20 @@ class TrainingContext:
             update = batches[start : start + accumulated]
             update_weight = sum(self.image_weights[batch].sum() for batch in update)
             parts = [part for batch in update for part in _split_batch(batch, micro_batch)]
-            for number, part in enumerate(parts, start=1):
+            for part in parts:
                 own = local_slice(part)
                 weight = float(self.image_weights[own].sum())
                 share = weight * world_size() / update_weight
-                steps.append(Step(own, weight, share, number == len(parts)))
+                steps.append(Step(own, weight, share, ends_update=part is parts[-1]))
         return steps
 
-    def random_views(self, steps: Sequence[Step], epoch: int) -> list[list[ImageView]]:
-        """Return the views of training images that an epoch, counted from 0, sees."""
+    def load_steps(
+        self, features: FeatureLoader, steps: Sequence[Step], epoch: int
+    ) -> Iterator[Tensors]:
+        """Yield what crosses the thaw line in an epoch, counted from 0, from its random views."""
         view = epoch % self.views if self.views else epoch
-        return self.train_set.take([step.positions for step in steps], view)
+        views = self.train_set.take([step.positions for step in steps], view)
+        return features.load(views, keep=self.views is not None)
 
     def mix_images(self, boundary: Tensors, labels: Tensor) -> tuple[Tensors, Tensor]:
         """Return a batch as it is, or mixed images and the shares of their classes (N, C)."""
@@ -133,23 +116,14 @@ def _split_batch(batch: np.ndarray, size: int) -> list[np.ndarray]:
 
 @dataclass(frozen=True)
 class PhaseContext:
-    """What one phase is trained with.
-
-    Attributes:
-        line: the network, split at its thaw line.
-        features: load what crosses it.
-        above: the part above it in training, whose gradients workers average.
-        optimizer: of the trainable parameters.
-        schedule: of their learning rates.
-        ema: moving average of the part above the line, or None.
-    """
+    """What one phase is trained with."""
 
     line: ThawLine
-    features: FeatureLoader
-    above: nn.Module
-    optimizer: torch.optim.Optimizer
+    features: FeatureLoader  # loads what crosses the line
+    above: nn.Module  # the line's part in training, whose gradients workers average
+    optimizer: torch.optim.Optimizer  # of the trainable parameters
     schedule: LambdaLR
-    ema: ModelEmaV3 | None
+    ema: ModelEmaV3 | None  # of the part above the line
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -158,12 +132,12 @@ class PhaseContext:
 
     def describe(self) -> dict[str, Any]:
         """Return what the history says of the phase, with the learning rates of now."""
-        rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+        groups = self.optimizer.param_groups
         return {
             "thaw_line": ", ".join(self.line.boundary),
             "trainable_parameters": sum(p.numel() for p in self.trained),
-            "lr": self.optimizer.param_groups[0]["lr"],
-            **{f"lr/{stage}": rate for stage, rate in rates.items()},
+            "lr": groups[0]["lr"],
+            **{f"lr/{group['name']}": group["lr"] for group in groups},
         }
 
 
@@ -181,17 +155,11 @@ def prepare(
 ) -> TrainingContext:
     """Seed all generators, move the network to its device and return what will train it there.
 
-    Args:
-        network: returns logits, or with `log_probabilities` log-probabilities, (N, C).
-        splits: the table of `split_dataset`.
-        transforms: from files to what the network sees.
-        options: all about training but the phases.
-        seed: on one CPU it gives the same bits again.
-        views: random views per image, used in turn; None: a new one in every epoch.
-        store: cache of what the frozen layers return; None: run them in every epoch.
-        log_probabilities: train by negative log-likelihood instead of cross-entropy.
-        mix: see `make_mix`; with it nothing can be cached.
-        sync_batch_norm: whether batch norm on GPUs sees the images of all workers.
+    On one CPU, the same seed gives the same bits. The network returns logits, or with
+    `log_probabilities` log-probabilities, (N, C). `views` random views per image are used in turn;
+    if None, each epoch has a new one. `store` caches what the frozen layers return; if None, or
+    with a `mix`, they run in every epoch. With `sync_batch_norm`, batch norm on GPUs sees the
+    images of all workers.
 
     Raises:
         ParameterError: if the device is not available.
