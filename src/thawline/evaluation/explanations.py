@@ -157,13 +157,18 @@ def _grad_cam(network: nn.Module, images: Tensor) -> _Explain:
     return explain_one
 
 
+def _keep_positive(_: nn.Module, gradients: Any, __: Any) -> tuple[Tensor]:
+    """Return the positive gradients only, as guided backpropagation passes them on."""
+    return (gradients[0].relu(),)
+
+
 def _guided_grad_cam(network: nn.Module, images: Tensor) -> _Explain:
     """Return Grad-CAM times the gradient of guided backpropagation."""
     grad_cam = _grad_cam(network, images)
     guided = copy.deepcopy(network)
     for module in guided.modules():
         if isinstance(module, nn.ReLU | nn.ReLU6):
-            module.register_full_backward_hook(lambda _, gradients, __: (gradients[0].relu(),))
+            module.register_full_backward_hook(_keep_positive)
 
     def explain_one(image: Tensor, target: int) -> Tensor:
         (gradient,) = torch.autograd.grad(guided(image)[0, target], image)

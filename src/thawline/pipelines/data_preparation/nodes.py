@@ -68,9 +68,8 @@ def split_dataset(
     seed: int,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the table of splits, and the images that are in two of them."""
-    pairs = pd.DataFrame(columns=search.PAIR)
-    if options.near_duplicates != "off":
-        pairs = search.find_pairs(clean_manifest)
+    wanted = options.near_duplicates != "off"
+    pairs = search.find_pairs(clean_manifest if wanted else clean_manifest.head(0))
     if options.near_duplicates == "report":
         pairs["kind"] = pairs["kind"].replace("near", "similar")
     grouped = leakage.group_alike(clean_manifest, pairs)
