@@ -157,7 +157,9 @@ def _grad_cam(network: nn.Module, images: Tensor) -> _Explain:
     return explain_one
 
 
-def _keep_positive(_: nn.Module, gradients: Any, __: Any) -> tuple[Tensor]:
+def _keep_positive(
+    _: nn.Module, gradients: tuple[Tensor, ...] | Tensor, __: object
+) -> tuple[Tensor]:
     """Return the positive gradients only, as guided backpropagation passes them on."""
     return (gradients[0].relu(),)
 

@@ -44,6 +44,7 @@ MAX_HASH_DISTANCE = 16  # of 64 bits; recompressed 8 px images reach 14
 MIN_ROUGH_CORRELATION = 0.97  # at `SIDE`, of images of the same size
 MIN_ENLARGED_CORRELATION = 0.9  # at `SIDE`, of an image and its enlargement
 MAX_PENDING_PAIRS = 1_000_000  # in memory, before those that are not needed are dropped
+PAIR = ["sha256", "other_sha256", "distance", "kind"]
 FILTERS = (SMOOTH, Image.Resampling.BILINEAR, Image.Resampling.LANCZOS, Image.Resampling.NEAREST)
 
 

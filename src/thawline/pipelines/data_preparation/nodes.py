@@ -68,8 +68,9 @@ def split_dataset(
     seed: int,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the table of splits, and the images that are in two of them."""
-    wanted = options.near_duplicates != "off"
-    pairs = search.find_pairs(clean_manifest if wanted else clean_manifest.head(0))
+    pairs = pd.DataFrame(columns=search.PAIR)
+    if options.near_duplicates != "off":
+        pairs = search.find_pairs(clean_manifest)
     if options.near_duplicates == "report":
         pairs["kind"] = pairs["kind"].replace("near", "similar")
     grouped = leakage.group_alike(clean_manifest, pairs)
