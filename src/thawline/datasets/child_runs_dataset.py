@@ -22,16 +22,9 @@ class ChildRunsDataset(ResourceDataset[OpenRun]):
     only later. Without an active run nothing is written.
     """
 
-    def __init__(self, metadata: dict[str, Any] | None = None) -> None:
-        """Take nothing but metadata."""
-        self.metadata = metadata
-
     def load(self) -> OpenRun:
         """Return the function."""
         return _open_run
-
-    def _describe(self) -> dict[str, Any]:
-        return {}
 
 
 @contextmanager

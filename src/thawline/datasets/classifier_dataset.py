@@ -18,19 +18,13 @@ class ClassifierDataset(AbstractVersionedDataset[Classifier, Classifier]):
 
     kedro-datasets-experimental has a PyTorchDataset and a SafetensorsDataset; neither stores more
     than tensors.
-
-    Attributes:
-        own: model options of the session, which say what code may be imported; set by
-            `hooks.ParametersHook`.
     """
 
+    # Of the session: they say what code may be imported. `hooks.ParametersHook` sets them.
     own: ClassVar[ModelOptions | None] = None
 
     def __init__(
-        self,
-        filepath: str,
-        version: Version | None = None,
-        metadata: dict[str, Any] | None = None,
+        self, filepath: str, version: Version | None = None, metadata: dict[str, Any] | None = None
     ) -> None:
         """Take the folder that the versions are kept in."""
         self.metadata = metadata

@@ -26,20 +26,13 @@ class ImageTable:
     recorded once, in a text file beside the table, relative to the project if it is given so or
     lies within. If it is no longer there, and the images are in the session's `dataset.root`, that
     takes its place.
-
-    Attributes:
-        current_root: what the session's `dataset.root` means; set by `hooks.ParametersHook`.
     """
 
+    # What the session's `dataset.root` means; set by `hooks.ParametersHook`.
     current_root: ClassVar[Path | None] = None
 
     def __init__(self, *, path: str, **arguments: Any) -> None:
-        """Pass all on to the dataset of pandas.
-
-        Args:
-            path: what a relative root is relative to; Kedro makes it absolute.
-            arguments: of the dataset of pandas.
-        """
+        """Take the base of a relative root, which Kedro makes absolute, and pandas' arguments."""
         super().__init__(**arguments)
         self._base = Path(path)
         self._last: tuple[str, pd.DataFrame] | None = None

@@ -21,7 +21,8 @@ class MetricLoggerDataset(ResourceDataset[Callable[[dict[str, Any], int], None]]
         self, leave_out: list[str] | None = None, metadata: dict[str, Any] | None = None
     ) -> None:
         """Take the names of the metrics that are for the table only."""
-        self._leave_out, self.metadata = frozenset(leave_out or []), metadata
+        super().__init__(metadata)
+        self._leave_out = frozenset(leave_out or [])
 
     def load(self) -> Callable[[dict[str, Any], int], None]:
         """Return the function to call after each epoch."""

@@ -19,10 +19,7 @@ class OnnxDataset(AbstractVersionedDataset[OnnxModel, OnnxModel]):
     """Saves and loads model.onnx and model.json in one folder."""
 
     def __init__(
-        self,
-        filepath: str,
-        version: Version | None = None,
-        metadata: dict[str, Any] | None = None,
+        self, filepath: str, version: Version | None = None, metadata: dict[str, Any] | None = None
     ) -> None:
         """Set the folder of all versions."""
         self.metadata = metadata
@@ -40,9 +37,7 @@ class OnnxDataset(AbstractVersionedDataset[OnnxModel, OnnxModel]):
         folder.mkdir(parents=True)
         text = json.dumps(data.description, indent=2, ensure_ascii=False)
         write_atomic(folder / MODEL_FILE, lambda file: file.write_bytes(data.model))
-        write_atomic(
-            folder / DESCRIPTION_FILE, lambda file: file.write_text(text, encoding="utf-8")
-        )
+        write_atomic(folder / DESCRIPTION_FILE, lambda file: file.write_text(text, "utf-8"))
 
     def _describe(self) -> dict[str, Any]:
         return {"filepath": str(self._filepath), "version": self._version}

@@ -13,22 +13,18 @@ class RegistryDataset(ResourceDataset[ProjectFolders]):
     """Loads the folders that `serving.find_model` and `serving.champion` work with."""
 
     def __init__(
-        self,
-        filepath: str,
-        path: str,
-        registrations: str,
-        metadata: dict[str, Any] | None = None,
+        self, filepath: str, path: str, registrations: str, metadata: dict[str, Any] | None = None
     ) -> None:
-        """Keep where things are.
+        """Keep where things are. Kedro makes `filepath` and `path` absolute.
 
         Args:
-            filepath: folder of the project's classifiers; Kedro makes it absolute.
-            path: base of relative paths; Kedro makes it absolute.
+            filepath: folder of the project's classifiers.
+            path: base of relative paths.
             registrations: folder of the catalog entry `registration`, relative to `path`.
             metadata: of the entry.
         """
+        super().__init__(metadata)
         self._folders = ProjectFolders(Path(filepath), Path(path, registrations), Path(path))
-        self.metadata = metadata
 
     def load(self) -> ProjectFolders:
         """Return the folders, as absolute paths."""

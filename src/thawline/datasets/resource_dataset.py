@@ -13,6 +13,10 @@ Resource = TypeVar("Resource")
 class ResourceDataset(AbstractDataset[None, Resource]):
     """Loads an object through which a node reads and writes while it runs."""
 
+    def __init__(self, metadata: dict[str, Any] | None = None) -> None:
+        """Keep the metadata of the entry."""
+        self.metadata = metadata
+
     def save(self, data: None) -> None:
         """Refuse: the catalog saves nothing here.
 
@@ -20,6 +24,9 @@ class ResourceDataset(AbstractDataset[None, Resource]):
             DatasetError: always.
         """
         raise DatasetError(f"{type(self).__name__} is used by nodes as an input only.")
+
+    def _describe(self) -> dict[str, Any]:
+        return {}
 
 
 class PathDataset(ResourceDataset[Path]):
@@ -30,7 +37,8 @@ class PathDataset(ResourceDataset[Path]):
 
     def __init__(self, filepath: str, metadata: dict[str, Any] | None = None) -> None:
         """Take the path, which Kedro makes absolute."""
-        self._filepath, self.metadata = Path(filepath), metadata
+        super().__init__(metadata)
+        self._filepath = Path(filepath)
 
     def load(self) -> Path:
         """Return the path."""

@@ -44,15 +44,10 @@ SIGNATURE = ModelSignature(
 
 
 class ServedModel(NamedTuple):
-    """A classifier as it is served.
-
-    Attributes:
-        classifier: the model.
-        examples: the bytes of a few image files, as the input example.
-    """
+    """A classifier as it is served."""
 
     classifier: Classifier
-    examples: list[bytes]
+    examples: list[bytes]  # of a few image files, as the input example
 
 
 class ServedModelDataset(AbstractDataset[ServedModel, str | None]):

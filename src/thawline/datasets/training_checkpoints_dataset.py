@@ -14,8 +14,8 @@ class TrainingCheckpointsDataset(ResourceDataset[TrainingCheckpoints]):
 
     def __init__(self, filepath: str, metadata: dict[str, Any] | None = None) -> None:
         """Take the folder."""
-        self._filepath, self.metadata = Path(filepath), metadata
-        self._states = TrainingCheckpoints(self._filepath)
+        super().__init__(metadata)
+        self._filepath, self._states = filepath, TrainingCheckpoints(Path(filepath))
 
     def load(self) -> TrainingCheckpoints:
         """Return the states in the folder."""
@@ -26,7 +26,7 @@ class TrainingCheckpointsDataset(ResourceDataset[TrainingCheckpoints]):
         self._states.forget()
 
     def _exists(self) -> bool:
-        return self._filepath.is_dir()
+        return Path(self._filepath).is_dir()
 
     def _describe(self) -> dict[str, Any]:
-        return {"filepath": str(self._filepath)}
+        return {"filepath": self._filepath}

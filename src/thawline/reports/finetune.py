@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import plotly.graph_objects as go
 from PIL import Image
@@ -11,23 +10,14 @@ from PIL import Image
 from thawline.options import Parameters
 from thawline.reports.html import Illustration, Recipe, Section, kedro_command
 
-
-class SectionSpec(NamedTuple):
-    """A section of the report: heading, text, and the catalog entries that it shows."""
-
-    title: str
-    text: str
-    entries: tuple[str, ...]
-
-
-SECTIONS = (
-    SectionSpec("Training", "", ("learning_curves", "stage_probes_figure")),
-    SectionSpec(
+SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (  # heading, text, catalog entries
+    ("Training", "", ("learning_curves", "stage_probes_figure")),
+    (
         "Errors",
         "Measured on the test split, which had no part in training.",
         ("confusion_matrix", "per_class_figure", "misclassified_images"),
     ),
-    SectionSpec(
+    (
         "Calibration",
         "The confidence of a calibrated classifier equals its accuracy: its points lie on the"
         " dotted line. ECE is the expected calibration error. Temperature scaling divides the"
@@ -35,30 +25,26 @@ SECTIONS = (
         " prediction.",
         ("reliability_diagram",),
     ),
-    SectionSpec(
+    (
         "Attributions",
         "Parts of the image that contribute to the predicted class.",
         ("attributions",),
     ),
-    SectionSpec(
+    (
         "Network",
         "Layers below the thaw line run once per image view; layers above it are trained. The"
         " weights of a frozen stage do not change.",
         ("stage_figure", "weight_change_figure"),
     ),
-    SectionSpec(
-        "Data",
-        "",
-        ("class_balance", "image_sizes", "sample_images", "training_views"),
-    ),
-    SectionSpec(
+    ("Data", "", ("class_balance", "image_sizes", "sample_images", "training_views")),
+    (
         "Label problems",
         "These images were neither changed nor removed. Check them before you rely on the metrics"
         " above. The tables label_errors, near_duplicates and outliers have all rows.",
         ("label_errors_grid", "near_duplicates_grid", "outliers_grid"),
     ),
 )
-FIGURES = tuple(name for section in SECTIONS for name in section.entries)
+FIGURES = tuple(name for *_, entries in SECTIONS for name in entries)
 
 
 def finetune_sections(
@@ -66,9 +52,7 @@ def finetune_sections(
 ) -> list[Section]:
     """Return the sections of the report on a training.
 
-    Args:
-        parameters: of the run, to reproduce it.
-        figures: by the names of `FIGURES`; an empty Plotly figure is left out.
+    `figures` has the names of `FIGURES`; an empty Plotly figure is left out.
     """
     sections = [
         Section(

@@ -41,21 +41,13 @@ class Recipe(NamedTuple):
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report, whose pieces come in this order.
-
-    Attributes:
-        title: heading.
-        text: a paragraph.
-        table: of texts; the first column names the row.
-        illustrations: side by side where there is room.
-        recipes: folded up.
-    """
+    """A part of a report, whose pieces come in this order."""
 
     title: str
     text: str = ""
-    table: pd.DataFrame | None = None
-    illustrations: Sequence[Illustration] = ()
-    recipes: Sequence[Recipe] = ()
+    table: pd.DataFrame | None = None  # of texts; the first column names the row
+    illustrations: Sequence[Illustration] = ()  # side by side where there is room
+    recipes: Sequence[Recipe] = ()  # folded up
 
 
 def html_report(
@@ -64,13 +56,8 @@ def html_report(
     """Return a page that opens from the file system without a network, on a phone too.
 
     The page contains plotly.js, and follows the reader's light or dark scheme. All texts are
-    escaped. The same arguments give the same page.
-
-    Args:
-        title: the heading.
-        facts: data, backbone and the like, by name.
-        verdict: the main result in one sentence.
-        sections: in this order.
+    escaped. The same arguments give the same page. `facts` are data, backbone and the like, by
+    name; `verdict` is the main result in one sentence.
     """
     environment = Environment(
         loader=PackageLoader("thawline.reports"),

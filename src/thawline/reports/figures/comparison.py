@@ -10,14 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from thawline.evaluation.comparison import TrainingOutcome, format_seconds, group_by_strategy
-from thawline.reports.figures.style import (
-    COLORS,
-    LINE,
-    MAX_TICK_LETTERS,
-    as_text,
-    finish,
-    shorten,
-)
+from thawline.reports.figures.style import COLORS, LINE, MAX_TICK_LETTERS, as_text, finish, shorten
 
 FAINT = "88"  # appended to a color: half opaque
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")

@@ -24,10 +24,7 @@ def optimization_history(trials: pd.DataFrame, monitor: str) -> go.Figure:
         monitor: val_accuracy or val_loss.
     """
     figure = go.Figure()
-    for state, name, color in (
-        ("pruned", "pruned", "silver"),
-        ("complete", "complete", TRAIN),
-    ):
+    for state, name, color in (("pruned", "pruned", "silver"), ("complete", "complete", TRAIN)):
         rows = trials[trials["state"] == state]
         figure.add_scatter(
             x=rows["trial"], y=rows[monitor], name=name, mode="markers", marker={"color": color}

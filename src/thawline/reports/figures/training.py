@@ -6,14 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from thawline.reports.figures.style import (
-    LINE,
-    TRAIN,
-    VALIDATION,
-    as_text,
-    empty_figure,
-    finish,
-)
+from thawline.reports.figures.style import LINE, TRAIN, VALIDATION, as_text, empty_figure, finish
 
 
 def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
@@ -22,10 +15,7 @@ def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
         rows=1, cols=2, subplot_titles=("Loss (nats)", "Accuracy"), horizontal_spacing=0.1
     )
     for column, metric in enumerate(("loss", "accuracy"), start=1):
-        for split, name, color in (
-            ("train", "training", TRAIN),
-            ("val", "validation", VALIDATION),
-        ):
+        for split, name, color in (("train", "training", TRAIN), ("val", "validation", VALIDATION)):
             figure.add_scatter(
                 x=history["epoch"],
                 y=history[f"{split}_{metric}"],
