@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
@@ -38,37 +38,33 @@ def make_optimizer(
     Raises:
         TrainingError: if it would miss a trainable parameter.
     """
-    groups = parameter_groups(network, phase)
+    groups = _groups_by_decay(network, phase, options)
     held = sum(len(group["params"]) for group in groups)
     trainable = sum(p.requires_grad for p in network.parameters())
     if held != trainable:
         raise TrainingError(f"The optimizer has {held} of {trainable} trainable parameters.")
-    groups = _divide_by_decay(network, groups, options)
     optimizer: torch.optim.Optimizer
     if (phase.optimizer or options.optimizer) == "adamw":
         optimizer = torch.optim.AdamW(groups)
     else:
         optimizer = torch.optim.SGD(groups, momentum=options.momentum)
     if type(previous) is type(optimizer):
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter in previous.state:
-                    optimizer.state[parameter] = previous.state[parameter]
+        for parameter in network.parameters():
+            if parameter.requires_grad and parameter in previous.state:
+                optimizer.state[parameter] = previous.state[parameter]
     return optimizer
 
 
-def _divide_by_decay(
-    network: nn.Module, groups: Sequence[dict[str, Any]], options: TrainingOptions
+def _groups_by_decay(
+    network: nn.Module, phase: Phase, options: TrainingOptions
 ) -> list[dict[str, Any]]:
-    """Return the groups, each divided into parameters with and without weight decay."""
-    undecayed: set[int] = set()
-    if not options.decay_all:
-        undecayed = {id(network.get_parameter(name)) for name in find_undecayed(network)}
+    """Return the groups of the stages, each divided into those with and without weight decay."""
+    undecayed = set() if options.decay_all else find_undecayed(network)
+    spared = {network.get_parameter(name) for name in undecayed}
     divided = []
-    for group in groups:
+    for group in parameter_groups(network, phase):
         for is_spared, weight_decay in ((False, options.weight_decay), (True, 0.0)):
-            some = [p for p in group["params"] if (id(p) in undecayed) == is_spared]
-            if some:
+            if some := [p for p in group["params"] if (p in spared) == is_spared]:
                 divided.append({**group, "params": some, "weight_decay": weight_decay})
     return divided
 
@@ -96,16 +92,10 @@ def make_schedule(
 
 
 def lr_factor(step: int, phase: Phase, updates_per_epoch: int, options: TrainingOptions) -> float:
-    """Compute the learning-rate multiplier for one update.
+    """Compute the learning-rate multiplier for one update of a phase, counted from 0.
 
     Linear warm-up, then cosine decay to 0 (Loshchilov and Hutter 2017, arXiv:1608.03983), a drop
     every `step_epochs` or no decay.
-
-    Args:
-        step: index of the update within the phase, from 0.
-        phase: may have a schedule of its own.
-        updates_per_epoch: optimizer steps per epoch.
-        options: schedule and warm-up.
     """
     total = phase.epochs * updates_per_epoch
     warmup = int(options.warmup_ratio * total)

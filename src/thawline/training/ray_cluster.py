@@ -7,8 +7,6 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,9 +48,10 @@ def connect(engine: EngineOptions) -> None:
         import ray
     except ImportError as error:
         raise ParameterError("engine: ray is not installed: pip install 'thawline[ray]'") from error
-    with _connecting, _own_signal_handler():
+    with _connecting:
         if ray.is_initialized():
             return
+        handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(
                 engine.address,
@@ -65,6 +64,9 @@ def connect(engine: EngineOptions) -> None:
                 f"engine.address: no Ray cluster answers at {engine.address} ({error}). Start one"
                 " with ray start --head, or leave engine.address out."
             ) from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)  # which Ray has replaced
 
 
 def divide(engine: EngineOptions) -> Workers:
@@ -92,10 +94,7 @@ def divide(engine: EngineOptions) -> Workers:
 def compute_activations(arguments: dict[str, Any], phase: Phase, workers: Workers) -> None:
     """Fill the activation cache for a phase, by actors of Ray Data that hold the frozen layers.
 
-    Args:
-        arguments: of `prepare`, with hashes in the splits and an absolute path of the cache.
-        phase: what is frozen.
-        workers: how many actors, and what each of them has.
+    The `arguments` are those of `prepare`, with hashes in the splits and an absolute cache folder.
 
     Raises:
         DataError: if an image file cannot be read.
@@ -142,27 +141,12 @@ class FrozenLayers:
         images = [ImageView(*row) for row in zip(*columns, strict=True)]
         random = [image for image in images if image.view != EVALUATION]
         plain = [image._replace(view=None) for image in images if image.view == EVALUATION]
-        problem = ""
+        problem, size = "", CPU_CHUNK_SIZE
         try:
             for views in (random, plain):  # in batches: one is decoded while another is computed
-                batches = [
-                    views[at : at + CPU_CHUNK_SIZE] for at in range(0, len(views), CPU_CHUNK_SIZE)
-                ]
+                batches = [views[at : at + size] for at in range(0, len(views), size)]
                 for _ in self._features.load(batches):
                     pass
         except DataError as error:  # Ray would wrap it into a page of its own
             problem = str(error)
         return {"images": np.array([len(images)]), "problem": np.array([problem])}
-
-
-@contextmanager
-def _own_signal_handler() -> Iterator[None]:
-    """Keep this process's handler of SIGTERM, which Ray would replace."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, handler)

@@ -53,13 +53,8 @@ def train(
     random numbers are drawn above the thaw line (dropout, mixup). If a worker dies, all are
     restarted from the last saved state.
 
-    Args:
-        arguments: of `prepare`, by name. All machines of the cluster find the same files under its
-            paths.
-        phases: what is trainable, for how many epochs, at which learning rates.
-        engine: where.
-        checkpoints: as of `loop.train`, in a folder that all machines share.
-        on_epoch: as of `loop.train`; it is called in this process.
+    The `arguments` are those of `prepare`, by name. All machines find the same files under their
+    paths, and share the folder of `checkpoints`. `on_epoch` is called in this process.
 
     Raises:
         DataError: if an image file cannot be read.
@@ -67,8 +62,7 @@ def train(
         ThawlineError: what training raises, or if workers have died too often.
     """
     connect(engine)
-    workers = divide(engine)
-    arguments = worker_arguments(arguments, engine)
+    workers, arguments = divide(engine), worker_arguments(arguments, engine)
     store, options = arguments.get("store"), arguments["options"]
     if store and store.max_bytes and arguments.get("views") and not arguments.get("mix"):
         compute_activations(arguments, phases[0], workers)
@@ -123,9 +117,8 @@ def _fit(
         "queue": queue,
         "level": logging.getLogger(LOG).getEffectiveLevel(),
     }
-    trainer = _trainer(config, workers, folder)
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(trainer.fit)
+        future = pool.submit(_trainer(config, workers).fit)
         try:
             done = _pass_on(_messages(queue, future.done), phases, on_epoch)
             future.result()
@@ -145,8 +138,8 @@ def _fit(
     return done.result
 
 
-def _trainer(config: dict[str, Any], workers: Workers, folder: Path) -> Any:
-    """Return Ray's trainer, which restarts workers that die and keeps its own notes in a folder."""
+def _trainer(config: dict[str, Any], workers: Workers) -> Any:
+    """Return Ray's trainer, which restarts workers that die and keeps its notes in the folder."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -159,8 +152,8 @@ def _trainer(config: dict[str, Any], workers: Workers, folder: Path) -> Any:
             resources_per_worker=workers.resources,
         ),
         run_config=RunConfig(
-            name=folder.name,
-            storage_path=str(folder.parent),
+            name=config["folder"].name,
+            storage_path=str(config["folder"].parent),
             failure_config=FailureConfig(max_failures=MAX_RESTARTS),
         ),
     )

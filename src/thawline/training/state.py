@@ -40,23 +40,20 @@ class TrainingCheckpoints:
     ) -> dict[str, Any] | None:
         """Return the last readable state of a training that `training.resume` resumes, or None."""
         self._keys.append(training_key(run, phases, initial))
-        for path in self._paths() if run.options.resume else ():
-            if not path.is_file():
-                continue
+        if not run.options.resume:
+            return None
+        for path in filter(Path.is_file, self._paths()):
             try:
                 return torch.load(path, map_location="cpu", weights_only=True)
             except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
                 logger.warning("%s is damaged (%s): using the previous state", path, error)
-        if run.options.resume:
-            others = {path.name.partition(".")[0] for path in self.folder.glob("*.pt")} - {
-                self._keys[-1]
-            }
-            found = f" ({n} with others, see {self.folder})" if (n := len(others)) else ""
-            logger.warning(
-                "training.resume: found no interrupted training with these data, weights and"
-                " parameters%s. Starting from the beginning",
-                found,
-            )
+        others = {path.name.partition(".")[0] for path in self.folder.glob("*.pt")}
+        logger.warning(
+            "training.resume: found no interrupted training with these data, weights and"
+            " parameters (%d with others in %s). Starting from the beginning",
+            len(others - {self._keys[-1]}),
+            self.folder,
+        )
         return None
 
     def save(self, run: TrainingContext, current: PhaseContext, progress: TrainingProgress) -> None:
@@ -146,7 +143,7 @@ def capture_state(
         "scaler": run.scaler.state_dict(),
         "shuffle_rng": run.shuffle_rng.get_state(),
         "cpu_rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda_rng": torch.cuda.get_rng_state_all(),  # of no device, an empty list
         "mps_rng": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
     }
 
@@ -163,7 +160,6 @@ def restore_state(state: dict[str, Any], run: TrainingContext, current: PhaseCon
         run.scaler.load_state_dict(state["scaler"])
     run.shuffle_rng.set_state(state["shuffle_rng"])
     torch.set_rng_state(state["cpu_rng"])
-    for idx, cuda_rng in enumerate(state["cuda_rng"]):
-        torch.cuda.set_rng_state(cuda_rng, idx)
+    torch.cuda.set_rng_state_all(state["cuda_rng"])
     if state["mps_rng"] is not None:
         torch.mps.set_rng_state(state["mps_rng"])
