@@ -33,7 +33,7 @@ SHARD_ENTRIES = 65_536  # or until there are so many: their keys lie in the head
 MAX_OPEN_SHARDS = 256  # files per partition
 ALIGNMENT = 8  # bytes, of each tensor in a row
 KEY_BYTES = 16
-HASH_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd: no two views of an image share a hash
+HASH_MULTIPLIER = -0x61C8864680B583EB  # odd: no two views of an image share a hash
 SHARD_SHIFT = 32  # a place is (number of the shard << SHARD_SHIFT) + row
 ROW_MASK = (1 << SHARD_SHIFT) - 1
 MISSING = -1  # the place of an entry that is not on disk
@@ -46,12 +46,12 @@ class EntryIndex:
 
     def __init__(self) -> None:
         """Index nothing yet."""
-        # Hashes of the keys, their second halves, and the places.
-        self._columns = np.empty(0, np.uint64), np.empty(0, np.uint64), np.empty(0, np.int64)
+        # Rows: hashes of the keys, in order; their second halves; the places.
+        self._columns = np.empty((3, 0), np.int64)
 
     def __len__(self) -> int:
         """Return the number of entries."""
-        return len(self._columns[0])
+        return self._columns.shape[1]
 
     def add(self, keys_of_shards: Mapping[int, bytes]) -> None:
         """Add the entries of shards, by their numbers; of equal keys the first stays."""
@@ -59,15 +59,13 @@ class EntryIndex:
             return
         parts = [self._columns]
         for number, keys in keys_of_shards.items():
-            hashes, halves = _split_keys(keys)
-            parts.append((hashes, halves, (number << SHARD_SHIFT) + np.arange(len(hashes))))
-        hashes, halves, places = (np.concatenate(column) for column in zip(*parts, strict=True))
-        self._columns = hashes, halves, places
-        self._select(np.argsort(self._columns[0], kind="stable"))
-        hashes, halves, _ = self._columns
-        is_first = np.ones(len(self), bool)
-        is_first[1:] = (hashes[1:] != hashes[:-1]) | (halves[1:] != halves[:-1])
-        self._select(is_first)
+            rows = np.arange(len(keys) // KEY_BYTES)
+            parts.append(np.stack([*_split_keys(keys), (number << SHARD_SHIFT) + rows]))
+        columns = np.concatenate(parts, axis=1)
+        columns = columns.take(columns[0].argsort(kind="stable"), axis=1)
+        is_first = np.ones(columns.shape[1], bool)
+        is_first[1:] = (columns[:2, 1:] != columns[:2, :-1]).any(axis=0)
+        self._columns = columns.compress(is_first, axis=1)
 
     def find(self, keys: Sequence[bytes]) -> np.ndarray:
         """Return the place of each of N keys, int64 (N,), or `MISSING`."""
@@ -75,18 +73,15 @@ class EntryIndex:
             return np.full(len(keys), MISSING)
         all_hashes, all_halves, places = self._columns
         hashes, halves = _split_keys(b"".join(keys))
-        found = np.searchsorted(all_hashes, hashes)
+        found = all_hashes.searchsorted(hashes)
         found[found == len(self)] = 0
         is_there = (all_hashes[found] == hashes) & (all_halves[found] == halves)
         return np.where(is_there, places[found], MISSING)
 
     def remove(self, shard: int) -> None:
         """Remove the entries of a shard."""
-        self._select(self._columns[2] >> SHARD_SHIFT != shard)
-
-    def _select(self, rows: np.ndarray) -> None:
-        hashes, halves, places = self._columns
-        self._columns = hashes[rows], halves[rows], places[rows]
+        is_other = self._columns[2] >> SHARD_SHIFT != shard
+        self._columns = self._columns.compress(is_other, axis=1)
 
 
 class CachePartition:
@@ -132,8 +127,7 @@ class CachePartition:
         Raises:
             KeyError: when an entry is missing, or has been evicted.
         """
-        places = self._index.find(keys)
-        shape = (len(keys), self._offsets[-1])
+        places, shape = self._index.find(keys), (len(keys), self._offsets[-1])
         tensor = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory)
         rows = tensor.numpy()
         for row in np.flatnonzero(places == MISSING).tolist():
@@ -264,9 +258,9 @@ class CachePartition:
 
 
 def _split_keys(keys: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Return a hash of N keys and their second halves, each uint64 (N,); both identify a key."""
-    first, second = np.frombuffer(keys, "<u8").reshape(-1, 2).T
-    return first ^ (second * HASH_MULTIPLIER), second.copy()
+    """Return a hash of N keys and their second halves, each int64 (N,); both identify a key."""
+    first, second = np.frombuffer(keys, "<i8").reshape(-1, 2).T
+    return first ^ (second * HASH_MULTIPLIER), second
 
 
 def read_metadata(path: Path) -> dict[str, str]:
