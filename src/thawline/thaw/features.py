@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain, compress
+from itertools import chain, compress, product
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,26 +64,18 @@ class FeatureLoader:
         accelerator: Accelerator,
         entries: int,
     ) -> None:
-        """Open the partitions of the cache that belong to a line.
+        """Open the partitions of the cache that belong to a line, if the cache has any room.
 
-        Args:
-            line: the split network of a phase.
-            transforms: how files become views.
-            loader: decodes views.
-            store: the cache; nothing is cached if its limit is 0.
-            accelerator: device and dtype that the part below the line computes in.
-            entries: how many there will be, to choose what fits.
+        `entries` is how many there will be, to choose what fits.
         """
         self._transforms, self._loader, self._store = transforms, loader, store
         self._frozen = FrozenPart(line, transforms.preprocessing, accelerator)
         self._device, self._entries = accelerator.device, entries
         self._bytes = 0  # of activations per image
         self._partitions: dict[tuple[str, bool], CachePartition] = {}
-        self._choice: str | None = None  # what is cached
+        self._choice = None if store.max_bytes else NOTHING  # what is cached
         if store.max_bytes:
             self._open_partitions(line)
-        else:
-            self._choice = NOTHING
         self.read = self.computed = 0
 
     def load(self, batches: Sequence[Sequence[ImageView]], keep: bool = True) -> Iterator[Tensors]:
@@ -90,7 +83,7 @@ class FeatureLoader:
 
         Args:
             batches: of images that are all for evaluation, or all random views.
-            keep: whether to cache what is new; not for views that will not be seen again.
+            keep: cache what is new; not for views that will not be seen again.
 
         Raises:
             DataError: when an image file cannot be read.
@@ -123,19 +116,15 @@ class FeatureLoader:
 
     def _open_partitions(self, line: ThawLine) -> None:
         """Open partitions of views and of activations, each for random views and evaluation."""
-        network, fingerprint = "", dict[str, str]()
+        computed_with: dict[str, tuple[Any, ...]] = {VIEWS: ()}
         if not self._frozen.is_empty:
             network = f"{type(line.above_train).__name__} up to {', '.join(line.boundary)}"
             fingerprint, self._bytes = self._frozen.fingerprint()
-        for random in (True, False):
-            descriptions = {VIEWS: describe_entries(self._transforms, random)}
-            if network:
-                descriptions[ACTIVATIONS] = describe_entries(
-                    self._transforms, random, network, fingerprint
-                )
-            for holds, description in descriptions.items():
-                partition = self._store.partition(description, self._device.type == "cuda")
-                self._partitions[holds, random] = partition
+            computed_with[ACTIVATIONS] = network, fingerprint
+        for holds, random in product(computed_with, (True, False)):
+            description = describe_entries(self._transforms, random, *computed_with[holds])
+            partition = self._store.partition(description, self._device.type == "cuda")
+            self._partitions[holds, random] = partition
 
     def _plan(self, batches: Sequence[Sequence[ImageView]], keep: bool) -> list[Request]:
         """Group batches into requests; choose what to cache before anything is decoded.
@@ -194,12 +183,10 @@ class FeatureLoader:
         """Return the views (N, 3, size, size) of keys, nearly always those decoded ahead."""
         if keys == [*request.to_decode]:
             return (request.decoded,)
-        images = dict(zip(request.keys, request.images, strict=True))
-        evicted = [key for key in keys if key not in request.to_decode]
-        again = (
-            decode(self._transforms, [self._view(images[k]) for k in evicted]) if evicted else ()
-        )
-        views = dict(zip([*request.to_decode, *evicted], [*request.decoded, *again], strict=True))
+        views = dict(zip(request.to_decode, request.decoded, strict=True))
+        for key, image in zip(request.keys, request.images, strict=True):
+            if key in keys and key not in views:  # evicted since
+                (views[key],) = decode(self._transforms, [self._view(image)])
         return (torch.stack([views[key] for key in keys]),)
 
     def _recall(
@@ -217,7 +204,7 @@ class FeatureLoader:
         is_kept = request.keep and self._choice == holds
         if absent and is_kept and partition is not None:
             partition.add(absent, computed)
-        if holds == (VIEWS if self._frozen.is_empty else ACTIVATIONS):
+        if self._frozen.is_empty or holds == ACTIVATIONS:
             self.read += len(keys) - len(absent)
             self.computed += len(absent)
         return merge(is_known, known, computed)
