@@ -45,9 +45,9 @@ def describe_entries(
 
     Args:
         transforms: how files become views.
-        random: whether these are random views, not those for evaluation.
+        random: random views, not those for evaluation.
         network: its class and the boundary, for activations; empty for views.
-        fingerprint: of the frozen part, see `FrozenPart.fingerprint`.
+        fingerprint: see `FrozenPart.fingerprint`.
     """
     kind = "random views" if random else "evaluation views"
     description: dict[str, Any] = {
@@ -71,11 +71,9 @@ class ActivationCache:
         self.folder, self.max_bytes = folder, max_gb * GB
 
     def partition(self, description: dict[str, Any], pin_memory: bool = False) -> CachePartition:
-        """Return the partition of the entries that were computed with one configuration.
+        """Return the partition that is named by the hash of a description of its entries.
 
-        Args:
-            description: see `describe_entries`; its hash is the partition's name.
-            pin_memory: read into page-locked memory, for copies to a GPU.
+        If `pin_memory`, it reads into page-locked memory, for copies to a GPU.
         """
         text = json.dumps({**description, "cache_format": CACHE_FORMAT}, sort_keys=True)
         name = hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -70,18 +70,15 @@ def copy_below(
 
 
 def find_above(
-    network: nn.Module,
-    graph: fx.Graph,
-    boundary: Sequence[fx.Node],
-    values: Mapping[str, Values],
+    network: nn.Module, graph: fx.Graph, boundary: Sequence[fx.Node], values: Mapping[str, Values]
 ) -> fx.GraphModule:
     """Return the part above the line, with the network's own modules.
 
     Args:
         network: the whole network.
-        graph: of it, in one of the two modes.
+        graph: of the network in one of the two modes.
         boundary: nodes whose tensors cross the line.
-        values: what each node below the line yields, by its name.
+        values: of the nodes below the line, by name.
     """
     above = fx.Graph()
     copies: dict[str, Any] = {node.name: above.placeholder(node.name) for node in boundary}

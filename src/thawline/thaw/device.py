@@ -50,9 +50,9 @@ def make_accelerator(options: TrainingOptions) -> Accelerator:
     available = [*(name for name, is_there in found.items() if is_there), "cpu"]
     device = available[0] if options.device == "auto" else options.device
     if device not in available:
+        possible = ", ".join(["auto", *available])
         raise ParameterError(
-            f"training.device: '{device}' is not available here (possible: auto,"
-            f" {', '.join(available)})."
+            f"training.device: '{device}' is not available here (possible: {possible})."
         )
     use_full_float32()
     precision = options.precision
@@ -78,8 +78,7 @@ def keep_freed_memory() -> None:
     """Let glibc keep what tensors free on the CPU instead of returning it to the system.
 
     By default glibc returns blocks over 32 MB at once. Mapping and clearing them again in every
-    step takes as long as computing. See mallopt(3), and PyTorch's performance tuning guide. Other C
-    libraries are left alone.
+    step takes as long as computing. See mallopt(3) and PyTorch's performance tuning guide.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

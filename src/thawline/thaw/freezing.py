@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import Any
 
 import pandas as pd
@@ -36,10 +37,9 @@ def freeze_layers(network: nn.Module, phase: Phase) -> None:
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in trainable)
     network.train()
-    for stage in stages.values():
-        if not trainable.intersection(stage.parameters):
-            for name in stage.modules:
-                network.get_submodule(name).eval()
+    frozen = (stage for stage in stages.values() if trainable.isdisjoint(stage.parameters))
+    for name in chain.from_iterable(stage.modules for stage in frozen):
+        network.get_submodule(name).eval()
     for module in network.modules():
         parameters = list(module.parameters())
         is_frozen = bool(parameters) and not any(p.requires_grad for p in parameters)
@@ -63,12 +63,7 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
 
 
 def find_unknown_names(network: nn.Module, strategies: Mapping[str, Strategy]) -> list[str]:
-    """Return a line for each name in strategies that the network does not have.
-
-    Args:
-        network: may be on the meta device.
-        strategies: by name.
-    """
+    """Return a line for each name in strategies that the network, perhaps meta, does not have."""
     stages = find_stages(network)
     return [
         f"strategies.{name}.phases.{number}.{problem}"
@@ -105,17 +100,12 @@ def freeze_report(network: nn.Module, phases: Sequence[Phase]) -> pd.DataFrame:
         rates = {group["name"]: group["lr"] for group in parameter_groups(network, phase)}
         for name, stage in reversed(find_stages(network).items()):
             parameters = [network.get_parameter(n) for n in stage.parameters]
-            rows.append(
-                {
-                    "phase": number,
-                    "stage": name,
-                    "parameters": sum(p.numel() for p in parameters),
-                    "trainable": sum(p.numel() for p in parameters if p.requires_grad),
-                    "lr": rates.get(name, 0.0),
-                    "batch_norm": _batch_norm_mode(network, stage),
-                }
-            )
-    return pd.DataFrame(rows[::-1])
+            total = sum(p.numel() for p in parameters)
+            trainable = sum(p.numel() for p in parameters if p.requires_grad)
+            mode = _batch_norm_mode(network, stage)
+            rows.append((number, name, total, trainable, rates.get(name, 0.0), mode))
+    columns = ["phase", "stage", "parameters", "trainable", "lr", "batch_norm"]
+    return pd.DataFrame(rows[::-1], columns=columns)
 
 
 def frozen_tensors(network: nn.Module) -> dict[str, Tensor]:

@@ -25,11 +25,7 @@ CPU_CHUNK_SIZE = 8
 
 
 class FrozenPart:
-    """The part below the line, from views to what crosses it; normalization alone if it is empty.
-
-    Attributes:
-        is_empty: whether the images themselves cross the line.
-    """
+    """The part below the line, from views to what crosses it; normalization alone if `is_empty`."""
 
     def __init__(
         self, line: ThawLine, preprocessing: Preprocessing, accelerator: Accelerator
@@ -55,11 +51,8 @@ class FrozenPart:
                     raise
             self._chunk = chunk // 2
             clear_device_cache(garbage_collection=True)  # outside `except`, which holds tensors
-            logger.warning(
-                "Out of device memory for %d images: running the frozen layers on %d at a time",
-                chunk,
-                self._chunk,
-            )
+            said = "Out of device memory for %d images: running the frozen layers on %d at a time"
+            logger.warning(said, chunk, self._chunk)
 
     def fingerprint(self) -> tuple[dict[str, str], int]:
         """Return what identifies the part, and the bytes that cross the line per image.

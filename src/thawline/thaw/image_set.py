@@ -33,27 +33,16 @@ class ImageView(NamedTuple):
 
 
 class ImageSet(NamedTuple):
-    """The images of a split as columns, so that millions fit into memory.
+    """The images of a split as columns, so that millions fit into memory."""
 
-    Attributes:
-        paths: of the images of all splits.
-        hashes: SHA-256 of their files, as 64 hexadecimal digits or 32 bytes; those of other splits
-            may be missing.
-        rows: where in these the images of this split are, (N,) int32.
-        labels: their class indices, (N,) int64 on the training device.
-    """
-
-    paths: pa.Array | pa.ChunkedArray
+    paths: pa.Array | pa.ChunkedArray  # of the images of all splits
+    # SHA-256 of their files, as 64 hexadecimal digits or 32 bytes; of this split at least.
     hashes: pa.Array | pa.ChunkedArray
-    rows: np.ndarray
-    labels: Tensor
+    rows: np.ndarray  # where in these the images of this split are, (N,) int32
+    labels: Tensor  # their class indices, (N,) int64 on the training device
 
     def shuffle(
-        self,
-        orders: torch.Generator,
-        batch_size: int,
-        balanced: bool = False,
-        fewest: int = 2,
+        self, orders: torch.Generator, batch_size: int, balanced: bool = False, fewest: int = 2
     ) -> list[np.ndarray]:
         """Return positions in a new order, in batches (B,) int64.
 

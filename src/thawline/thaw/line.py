@@ -40,31 +40,24 @@ MAX_SAMPLES = 1024  # values per image, about, by which the two batches are comp
 
 
 class ThawLine(NamedTuple):
-    """A network in two parts; `above_train` and `above_eval` hold the network's own modules.
+    """A network in two parts.
 
-    Attributes:
-        below: from images (N, 3, size, size) to a tuple of the tensors (N, …) that cross the line,
-            in eval mode, without gradients, with batch norm folded into convolutions; None if the
-            images themselves cross it.
-        above_train: from those tensors to outputs (N, C), as the network computes in training.
-        above_eval: the same in evaluation.
-        boundary: names in the graph of the tensors that cross.
+    `below` makes of images (N, 3, size, size) a tuple of the tensors (N, …) that cross the line. It
+    is in eval mode, without gradients, and its batch norm is folded into convolutions. The parts
+    above make of these tensors outputs (N, C), and hold the network's own modules.
     """
 
-    below: fx.GraphModule | None
-    above_train: nn.Module
+    below: fx.GraphModule | None  # None if the images themselves cross the line
+    above_train: nn.Module  # as the network computes in training
     above_eval: nn.Module
-    boundary: tuple[str, ...] = ("images",)
+    boundary: tuple[str, ...] = ("images",)  # names in the graph of the tensors that cross
 
 
 def split_at_thaw_line(network: nn.Module, size: int) -> ThawLine:
-    """Split a network at its thaw line without modifying it.
+    """Split a network, on any device, at its thaw line without modifying it.
 
-    If tracing fails or the parts' outputs differ from the network's, warn and do not split.
-
-    Args:
-        network: with `requires_grad` and modes as a phase sets them, on any device.
-        size: px, side of the images.
+    If tracing fails or the parts' outputs differ from the network's, warn and do not split. The
+    network's `requires_grad` and modes are those of a phase; `size` is the images' side, in px.
     """
     whole = ThawLine(None, network, network)
     if all(parameter.requires_grad for parameter in network.parameters()):
@@ -81,11 +74,8 @@ def split_at_thaw_line(network: nn.Module, size: int) -> ThawLine:
 def modules_below_line(network: nn.Module, boundary: Iterable[str]) -> dict[str, bool]:
     """Return for each module and bare parameter in a forward whether it is below a line.
 
-    They come in the order of the forward; there are none if it cannot be traced.
-
-    Args:
-        network: with the modes that the line was found with.
-        boundary: see `ThawLine.boundary`.
+    They come in the order of the forward; there are none if it cannot be traced. The network has
+    the modes that the line was found with.
     """
     try:
         graph = _trace(network)
