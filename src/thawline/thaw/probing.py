@@ -40,17 +40,11 @@ EffectiveImages = Callable[[np.ndarray, np.ndarray | None], float]
 
 
 class Choice(NamedTuple):
-    """A strategy chosen by the data.
+    """A strategy chosen by the data."""
 
-    Attributes:
-        name: of the strategy that it is made of.
-        strategy: what is trained.
-        reason: a sentence with the numbers that led to it.
-    """
-
-    name: str
+    name: str  # of the strategy that it is made of
     strategy: Strategy
-    reason: str
+    reason: str  # a sentence with the numbers that led to it
 
 
 def choose_strategy(
@@ -66,10 +60,10 @@ def choose_strategy(
     `training.epochs` and `training.lr`, if given, hold in every phase.
     """
     probes = pd.DataFrame(columns=COLUMNS)
-    strategies, auto, training = parameters.strategies, parameters.auto, parameters.training
-    if parameters.strategy != AUTO:
-        strategy = strategies[parameters.strategy]
-        choice = Choice(parameters.strategy, strategy, "named by the parameter strategy")
+    name, strategies, auto = parameters.strategy, parameters.strategies, parameters.auto
+    training = parameters.training
+    if name != AUTO:
+        choice = Choice(name, strategies[name], "named by the parameter strategy")
     elif auto.by == "size":
         choice = choose_by_size(int((splits["split"] == "train").sum()), strategies, auto)
     else:
@@ -78,10 +72,8 @@ def choose_strategy(
         )
         choice = choose_by_probes(probes, strategies, auto)
     overrides = {"epochs": training.epochs, "lr": training.lr}
-    update = {name: value for name, value in overrides.items() if value is not None}
-    phases = tuple(phase.model_copy(update=update) for phase in choice.strategy.phases)
-    strategy = choice.strategy.model_copy(update={"phases": phases})
-    return Choice(choice.name, strategy, choice.reason), probes
+    update = {key: value for key, value in overrides.items() if value is not None}
+    return choice._replace(strategy=_change_phases(choice.strategy, update)), probes
 
 
 def choose_by_size(images: int, strategies: Mapping[str, Strategy], options: AutoOptions) -> Choice:
@@ -102,11 +94,6 @@ def choose_by_probes(
 
     A probe is good within one standard error of the best. All stages are trained if none reaches
     `auto.probe_accuracy`.
-
-    Args:
-        probes: the table of `probe_stages`.
-        strategies: those of the parameters.
-        options: `probe_accuracy`.
     """
     best = probes.iloc[int(probes["accuracy"].argmax())]
     found = f"the best probe, on {best['stage']}, reaches {best['accuracy']:.3f}"
@@ -120,10 +107,8 @@ def choose_by_probes(
     found += f", and {frozen} is the last stage within {best['standard_error']:.3f} of it"
     if trained == 1:
         return Choice("head_only", strategies["head_only"], f"head_only: {found}")
-    chosen = strategies["freeze_to_layer3"]
     update = {"trainable": LastStages(last=trained)}
-    phases = tuple(phase.model_copy(update=update) for phase in chosen.phases)
-    strategy = chosen.model_copy(update={"phases": phases})
+    strategy = _change_phases(strategies["freeze_to_layer3"], update)
     return Choice("freeze_to_layer3", strategy, f"what lies above {frozen}: {found}")
 
 
@@ -138,9 +123,8 @@ def probe_stages(
 ) -> pd.DataFrame:
     """Return how well a linear probe classifies by the pooled output of each stage but the head.
 
-    One pass over the training images, without augmentation, computes all stages. Probes are
-    cross-validated logistic regressions on standardized features (Alain and Bengio 2016,
-    arXiv:1610.01644). Images of a group stay in one fold.
+    Probes are cross-validated logistic regressions on standardized features of unaugmented training
+    images (Alain and Bengio 2016, arXiv:1610.01644). Images of a group stay in one fold.
 
     Returns:
         stage, features (their number), accuracy (0 to 1) and standard_error; one row per stage.
@@ -173,16 +157,10 @@ def stage_features(
     dtype: torch.dtype | None = None,
     keep: bool = True,
 ) -> dict[str, np.ndarray]:
-    """Return the pooled output of each stage but the head, for images in the order of `images`.
+    """Return the pooled output of each stage of a copy of the network but the head, for `images`.
 
-    Args:
-        network: is copied.
-        images: evaluation views.
-        transforms: how files become views.
-        options: device, batch size and workers.
-        store: the activation cache; None: nothing is cached.
-        dtype: that the network computes in; None: as in training.
-        keep: whether to cache what is new.
+    They are evaluation views. New outputs are cached in `store` if `keep`. The network computes in
+    `dtype`; None: as in training.
 
     Returns:
         (N, features) float32 by the stage's name, from the input on.
@@ -208,7 +186,7 @@ class StageFeatures(nn.Module):
     """The pooled output of each stage but the head; that of the input if there is no other stage.
 
     Attributes:
-        outputs: names of the modules of each stage; a stage without modules is left out.
+        outputs: names of the modules of each stage that has any.
         code: identifies the outputs in the cache, as `torch.fx.GraphModule.code`.
     """
 
@@ -252,12 +230,7 @@ def cross_validate(
 ) -> tuple[float, float]:
     """Return the accuracy of linear probes on images that they were not fitted to.
 
-    Args:
-        features: (N, features).
-        targets: class indices (N,).
-        groups: group of each image (N,), which stays in one fold; None: no groups.
-        seed: seeds the folds.
-        effective_images: counts images of a group together.
+    Features are (N, features), class indices and groups (N,). Images of a group stay in one fold.
 
     Returns:
         The accuracy, 0 to 1, and its standard error.
@@ -276,6 +249,11 @@ def cross_validate(
     accuracy = float(correct.mean())
     error = np.sqrt(accuracy * (1 - accuracy) / effective_images(correct, groups))
     return accuracy, float(error)
+
+
+def _change_phases(strategy: Strategy, update: Mapping[str, Any]) -> Strategy:
+    phases = tuple(phase.model_copy(update=update) for phase in strategy.phases)
+    return strategy.model_copy(update={"phases": phases})
 
 
 def _make_folds(
