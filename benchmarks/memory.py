@@ -72,7 +72,7 @@ def measure(count: int, strategy: str) -> dict[str, str]:
         }
 
 
-def generate(folder: Path, count: int) -> pd.DataFrame:
+def generate(folder: Path, count: int, size: tuple[int, int] = (200, 150)) -> pd.DataFrame:
     """Return the table of splits of so many JPEG files of colored clouds, 9 in 10 for training."""
 
     def write(idx: int) -> str:
@@ -80,7 +80,7 @@ def generate(folder: Path, count: int) -> pd.DataFrame:
         color = np.array([90, 20, 20] if idx % 2 else [20, 20, 90])
         clouds = (rng.integers(0, 166, (12, 16, 3)) + color).astype(np.uint8)
         path = folder / f"{idx}.jpg"
-        Image.fromarray(clouds).resize((200, 150), Image.Resampling.BICUBIC).save(path)
+        Image.fromarray(clouds).resize(size, Image.Resampling.BICUBIC).save(path)
         return str(path)
 
     with ThreadPoolExecutor() as pool:

@@ -1,7 +1,8 @@
 """The plain fine-tuning loop of many a tutorial, as well as it can be written without tricks.
 
 Frozen parameters get no gradient and are not in the optimizer, nothing is computed in validation
-that is not needed, and two processes decode. What it does not do is what Thawline adds.
+that is not needed, and processes decode (two, if nothing else is said). What it does not do is what
+Thawline adds.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Photographs(Dataset):
 
 
 def data_loaders(
-    splits: pd.DataFrame, preprocessing: Preprocessing, batch_size: int
+    splits: pd.DataFrame, preprocessing: Preprocessing, batch_size: int, workers: int = 2
 ) -> dict[str, DataLoader]:
     """Return a loader for each split, with Thawline's default augmentation in training."""
     interpolation = v2.InterpolationMode(preprocessing.interpolation)
@@ -65,7 +66,7 @@ def data_loaders(
             Photographs(rows, training if split == "train" else evaluation),
             batch_size,
             shuffle=split == "train",
-            num_workers=2,
+            num_workers=workers,
         )
         for split, rows in splits.groupby("split")
     }
@@ -80,11 +81,12 @@ def train(
     batch_size: int,
     seed: int = 0,
     device: str = "cpu",
+    workers: int = 2,
 ) -> list[float]:
     """Train in place what requires gradients, keep the best epoch, return validation accuracies."""
     torch.manual_seed(seed)
     network.to(device)
-    loaders = data_loaders(splits, preprocessing, batch_size)
+    loaders = data_loaders(splits, preprocessing, batch_size, workers)
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     best = copy.deepcopy(network.state_dict())
