@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from thawline.data.loading import ViewLoader
-from thawline.data.transforms import BatchMixer, Transforms
-from thawline.options import Phase, TrainingOptions
+from thawline.data.transforms import BatchMixer, Transforms, make_mix
+from thawline.options import Parameters, Phase, TrainingOptions
 from thawline.thaw.cache import ActivationCache
 from thawline.thaw.device import Accelerator, keep_freed_memory, make_accelerator
 from thawline.thaw.features import FeatureLoader
@@ -247,3 +247,24 @@ def _image_weights(images: ImageSet, class_weights: Tensor | None) -> np.ndarray
     if class_weights is None:
         return np.broadcast_to(1.0, len(images.labels))  # which takes no memory
     return class_weights.cpu().double()[images.labels.cpu()].numpy()
+
+
+def training_arguments(
+    parameters: Parameters,
+    network: nn.Module,
+    splits: pd.DataFrame,
+    transforms: Transforms,
+    activations: Path,
+) -> dict[str, Any]:
+    """Return the arguments of `prepare`, with a cache in the folder `activations`."""
+    return {
+        "network": network,
+        "splits": splits,
+        "transforms": transforms,
+        "options": parameters.training,
+        "seed": parameters.seed,
+        "views": parameters.augmentation.views_per_image,
+        "store": ActivationCache(activations, parameters.activations.max_gb),
+        "log_probabilities": parameters.model.log_probabilities,
+        "mix": make_mix(parameters.augmentation, splits["class_index"].nunique()),
+    }

@@ -69,13 +69,9 @@ def choose_strategy(
     activations: Path,
 ) -> tuple[probing.Choice, dict[str, str], pd.DataFrame, go.Figure]:
     """Return the strategy, why it was chosen, and the probes of stages with their figure."""
+    cache = ActivationCache(activations, parameters.activations.max_gb)
     choice, probes = probing.choose_strategy(
-        parameters,
-        network,
-        splits,
-        image_transforms,
-        effective_images,
-        open_cache(activations, parameters),
+        parameters, network, splits, image_transforms, effective_images, cache
     )
     if parameters.strategy == AUTO:
         logger.info("Strategy auto: %s", choice.reason)
@@ -105,8 +101,8 @@ def train_model(
     metric_logger: OnEpoch,
 ) -> tuple[Classifier, Classifier, pd.DataFrame, list[dict[str, Any]], go.Figure]:
     """Return the best and the last classifier, history, freeze contract and learning curves."""
-    arguments = training_arguments(
-        parameters, frozen_network, splits, image_transforms, open_cache(activations, parameters)
+    arguments = setup.training_arguments(
+        parameters, frozen_network, splits, image_transforms, activations
     )
     phases, engine = chosen_strategy.strategy.phases, parameters.engine
     if engine.name == "ray":
@@ -160,13 +156,9 @@ def measure_weight_change(
     activations: Path,
 ) -> tuple[pd.DataFrame, go.Figure]:
     """Return how far training moved each stage from its initial weights, and the same drawn."""
+    cache = ActivationCache(activations, parameters.activations.max_gb)
     change = weight_change.measure_weight_change(
-        network,
-        classifier.network,
-        splits,
-        image_transforms,
-        parameters.training,
-        open_cache(activations, parameters),
+        network, classifier.network, splits, image_transforms, parameters.training, cache
     )
     return change, weight_change_figure(change)
 
@@ -182,13 +174,8 @@ def find_lr(
     """Return the loss at rising rates in the first phase, the rate it suggests, and the curve."""
     phase = chosen_strategy.strategy.phases[0]
     unmixed = parameters.augmentation.model_copy(update={"mixup": 0, "cutmix": 0})
-    arguments = training_arguments(
-        parameters.model_copy(update={"augmentation": unmixed}),
-        network,
-        splits,
-        image_transforms,
-        open_cache(activations, parameters),
-    )
+    own = parameters.model_copy(update={"augmentation": unmixed})
+    arguments = setup.training_arguments(own, network, splits, image_transforms, activations)
     curve = lr_find.find_lr(setup.prepare(**arguments), phase, parameters.lr_find)
     suggested = lr_find.suggest_lr(curve)
     logger.info("Suggested: training.lr=%.2g (the first phase has %g)", suggested, phase.lr)
@@ -235,32 +222,6 @@ def register_model(
     level = logging.INFO if "registered_version" in result else logging.WARNING
     logger.log(level, "Registry: %s", result["registration_reason"])
     return result
-
-
-def open_cache(folder: Path, parameters: Parameters) -> ActivationCache:
-    """Return the activation cache in a folder, with the limit of the parameters."""
-    return ActivationCache(folder, parameters.activations.max_gb)
-
-
-def training_arguments(
-    parameters: Parameters,
-    network: nn.Module,
-    splits: pd.DataFrame,
-    image_transforms: transforms.Transforms,
-    cache: ActivationCache,
-) -> dict[str, Any]:
-    """Return the arguments of `setup.prepare`."""
-    return {
-        "network": network,
-        "splits": splits,
-        "transforms": image_transforms,
-        "options": parameters.training,
-        "seed": parameters.seed,
-        "views": parameters.augmentation.views_per_image,
-        "store": cache,
-        "log_probabilities": parameters.model.log_probabilities,
-        "mix": transforms.make_mix(parameters.augmentation, splits["class_index"].nunique()),
-    }
 
 
 def describe_choice(parameters: Parameters, choice: probing.Choice) -> dict[str, str]:

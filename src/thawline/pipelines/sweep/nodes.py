@@ -84,8 +84,7 @@ def train_trial(
     choice, *_ = finetune.choose_strategy(
         parameters, network, splits, image_transforms, activations
     )
-    cache = finetune.open_cache(activations, parameters)
-    arguments = finetune.training_arguments(parameters, network, splits, image_transforms, cache)
+    arguments = setup.training_arguments(parameters, network, splits, image_transforms, activations)
     return loop.train(setup.prepare(**arguments), choice.strategy.phases, on_epoch=on_epoch)
 
 

@@ -46,7 +46,7 @@ def class_balance(splits: pd.DataFrame) -> go.Figure:
     figure = go.Figure()
     for split, color in zip(counts, COLORS, strict=False):
         figure.add_bar(
-            y=list(counts.index),
+            y=counts.index,
             x=counts[split],
             name=str(split),
             orientation="h",

@@ -78,34 +78,28 @@ def reliability_diagram(
         col=1,
     )
     scaled = f"temperature {errors['temperature']:.2f}"
+    panels = (  # what is drawn below what, with the text of a point
+        ("accuracy", "confidence %{x:.1%}, accuracy %{y:.1%}, %{customdata} images"),
+        ("images", "confidence %{x:.1%}: %{y} images"),
+    )
     for bins, name, error, color, symbol in (
         (before, "uncalibrated", errors["test_calibration_error"], TRAIN, "circle"),
         (after, scaled, errors["test_calibration_error_scaled"], VALIDATION, "diamond"),
     ):
-        figure.add_scatter(
-            x=bins["confidence"],
-            y=bins["accuracy"],
-            name=f"{name}: ECE {error:.1%}",
-            mode="lines+markers",
-            line={"color": color},
-            marker={"symbol": symbol, "size": 9},
-            customdata=bins["images"],
-            hovertemplate="confidence %{x:.1%}, accuracy %{y:.1%}, %{customdata} images",
-            row=1,
-            col=1,
-        )
-        figure.add_scatter(
-            x=bins["confidence"],
-            y=bins["images"],
-            name=name,
-            mode="lines+markers",
-            line={"color": color},
-            marker={"symbol": symbol, "size": 7},
-            showlegend=False,
-            hovertemplate="confidence %{x:.1%}: %{y} images",
-            row=2,
-            col=1,
-        )
+        for row, (column, hover) in enumerate(panels, start=1):
+            figure.add_scatter(
+                x=bins["confidence"],
+                y=bins[column],
+                name=f"{name}: ECE {error:.1%}",
+                mode="lines+markers",
+                line={"color": color},
+                marker={"symbol": symbol, "size": 9},
+                customdata=bins["images"],
+                showlegend=row == 1,
+                hovertemplate=hover,
+                row=row,
+                col=1,
+            )
     figure.update_xaxes(range=[0, 1.03], tickformat=".0%")
     figure.update_xaxes(title_text="Confidence", row=2, col=1)
     figure.update_yaxes(title_text="Accuracy", range=[0, 1.05], tickformat=".0%", row=1, col=1)
