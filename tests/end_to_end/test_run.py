@@ -311,7 +311,7 @@ def test_a_leak_stops_the_run_before_training_and_a_damaged_file_does_not(
     done = kedro(project, "run", "--pipeline=finetune", f"--params=dataset.root={root},{QUICK}")
     assert done.returncode == 1
     said = " ".join((done.stdout + done.stderr).split())
-    assert "8 image(s) of the test split are in another split too" in said
+    assert "8 test image(s) are also in another split" in said
     assert f"{root}/test/flower/08.jpg (flower) is in train as {root}/train/flower/08.jpg" in said
     assert "screening.on_leak=warn" in said and "Traceback" not in said
     assert "1 truncated" in said

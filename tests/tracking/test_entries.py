@@ -21,6 +21,7 @@ from thawline.tracking.entries import log_entry
 @pytest.fixture
 def experiment(tmp_path: Path) -> str:
     mlflow.set_tracking_uri(f"sqlite:///{shutil.copy(empty_tracking_store(), tmp_path)}")
+    mlflow.set_experiment(experiment_id="0")  # not one that an earlier test has left
     return str(MlflowClient().create_experiment("e", str(tmp_path / "files")))
 
 

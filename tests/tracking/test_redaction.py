@@ -124,6 +124,7 @@ def test_the_tags_of_a_child_run_are_texts_as_a_server_wants_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mlflow.set_tracking_uri(f"sqlite:///{shutil.copy(empty_tracking_store(), tmp_path)}")
+    mlflow.set_experiment(experiment_id="0")  # not one that an earlier test has left
     start = mlflow.start_run
 
     def start_on_server(tags: dict[str, str], **others: Any) -> mlflow.ActiveRun:

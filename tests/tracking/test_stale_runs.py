@@ -75,5 +75,6 @@ def test_mlflow_tags_a_run_with_its_process_when_it_is_created(client: MlflowCli
     (entry,) = entry_points(group="mlflow.run_context_provider", name="thawline")
     assert entry.load() is ProcessContext
     mlflow.set_tracking_uri(client.tracking_uri)
+    mlflow.set_experiment(experiment_id="0")  # not one that an earlier test has left
     with mlflow.start_run() as run:
         assert process_tags().items() <= run.data.tags.items()

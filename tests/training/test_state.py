@@ -222,7 +222,7 @@ def test_a_store_that_cannot_be_written_costs_only_time(
     (tmp_path / "store").write_text("in the way of the folder")
     store = ActivationCache(tmp_path / "store", 1)
     assert_same(run(splits, store=store), run(splits))
-    assert "The store cannot be written" in caplog.text
+    assert "Cannot write the activation cache" in caplog.text
 
 
 @pytest.mark.parametrize("workers", [0, 1])
