@@ -32,14 +32,14 @@ class TrainingCheckpoints:
     def __init__(self, folder: Path) -> None:
         """Take the folder, which need not exist."""
         self.folder = folder
-        self._keys: list[str] = []
+        self.keys: list[str] = []
         self._not_before = 0.0
 
     def load(
         self, run: TrainingContext, phases: Sequence[Phase], initial: dict[str, Tensor]
     ) -> dict[str, Any] | None:
         """Return the last readable state of a training that `training.resume` resumes, or None."""
-        self._keys.append(training_key(run, phases, initial))
+        self.keys.append(training_key(run, phases, initial))
         if not run.options.resume:
             return None
         for path in filter(Path.is_file, self._paths()):
@@ -51,7 +51,7 @@ class TrainingCheckpoints:
         logger.warning(
             "training.resume: found no interrupted training with these data, weights and"
             " parameters (%d with others in %s). Starting from the beginning",
-            len(others - {self._keys[-1]}),
+            len(others - {self.keys[-1]}),
             self.folder,
         )
         return None
@@ -77,18 +77,18 @@ class TrainingCheckpoints:
 
     def adopt(self, others: TrainingCheckpoints) -> None:
         """Let `forget` also remove the states of another object on the same folder."""
-        self._keys += others._keys
+        self.keys += others.keys
 
     def forget(self) -> None:
         """Remove the states of trainings that were loaded through this object."""
-        for key in self._keys:
+        for key in self.keys:
             for path in self._paths(key):
                 path.unlink(missing_ok=True)
-        self._keys.clear()
+        self.keys.clear()
 
     def _paths(self, key: str | None = None) -> tuple[Path, Path]:
         """Return the files of the newest state and of the previous one, of the last key."""
-        key = key or self._keys[-1]
+        key = key or self.keys[-1]
         return self.folder / f"{key}.pt", self.folder / f"{key}.previous.pt"
 
 

@@ -9,9 +9,9 @@ import os
 import stat
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -76,7 +76,8 @@ ERRNO_PROBLEMS = {
 }
 
 
-class FileRecord(NamedTuple):
+@dataclass(frozen=True)
+class FileRecord:
     """What is known about a file; unknown numbers are 0 and unknown texts are empty."""
 
     path: str
@@ -93,7 +94,10 @@ class FileRecord(NamedTuple):
 
     def with_problem(self, problem: Problem, detail: str) -> FileRecord:
         """Add a problem."""
-        return self._replace(problem=problem.value, detail=detail)
+        return replace(self, problem=problem.value, detail=detail)
+
+
+COLUMNS = [field.name for field in fields(FileRecord)]
 
 
 class ScreeningCache:
@@ -106,19 +110,19 @@ class ScreeningCache:
     def read(self) -> dict[str, FileRecord]:
         """Return the records by path, none if the file is missing or damaged."""
         try:
-            table = pd.read_parquet(self.file, columns=list(FileRecord._fields))
+            table = pd.read_parquet(self.file, columns=COLUMNS)
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, pa.ArrowException) as error:
             logger.warning("%s cannot be read and will be rebuilt (%s)", self.file, error)
             return {}
-        columns = (table[name].tolist() for name in FileRecord._fields)
+        columns = (table[name].tolist() for name in COLUMNS)
         return {row[0]: FileRecord(*row) for row in zip(*columns, strict=True)}
 
     def write(self, records: Iterable[FileRecord]) -> None:
         """Replace the records."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        table = pd.DataFrame(records, columns=list(FileRecord._fields))
+        table = pd.DataFrame(records, columns=COLUMNS)
         write_atomic(self.file, lambda path: table.to_parquet(path, index=False))
 
 
@@ -145,7 +149,8 @@ def examine(path: str, options: ScreeningOptions, known: FileRecord | None = Non
         record = _check_entry(record, mode, options)
         if record.problem:
             return record
-        if known and known[:3] == record[:3] and known.problem in ("", *CONTENT_PROBLEMS):
+        unchanged = known and (known.size, known.mtime_ns) == (record.size, record.mtime_ns)
+        if known and unchanged and known.problem in ("", *CONTENT_PROBLEMS):
             record = known
         else:
             record = _decode(record, options)
@@ -219,11 +224,11 @@ def _decode(record: FileRecord, options: ScreeningOptions) -> FileRecord:
         OSError: if the file cannot be read.
     """
     content = read_bytes(record.path)
-    record = record._replace(size=len(content), sha256=hashlib.sha256(content).hexdigest())
+    record = replace(record, size=len(content), sha256=hashlib.sha256(content).hexdigest())
     try:
         with open_image(content) as image:
             width, height = image.size
-            record = record._replace(width=width, height=height, format=image.format or "")
+            record = replace(record, width=width, height=height, format=image.format or "")
             if width * height > options.max_megapixels * 1e6:
                 return record
             frames = getattr(image, "n_frames", 1)
@@ -232,9 +237,9 @@ def _decode(record: FileRecord, options: ScreeningOptions) -> FileRecord:
                 return record.with_problem(Problem.ANIMATED, detail)
             rgb = to_rgb(image, SCALE)
             depth = decoding.find_bit_depth(image) if decoding.is_deep(image) else "auto"
-            record = record._replace(mode=image.mode, bits=0 if depth == "auto" else depth)
+            record = replace(record, mode=image.mode, bits=0 if depth == "auto" else depth)
             if width != height and rgb.size == image.size[::-1]:  # rotated by EXIF
-                record = record._replace(width=height, height=width)
+                record = replace(record, width=height, height=width)
     except ImageError as error:
         return record.with_problem(_classify(error), error.problem)
     return record
