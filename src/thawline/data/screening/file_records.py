@@ -8,7 +8,7 @@ import logging
 import os
 import stat
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
@@ -119,7 +119,7 @@ class ScreeningCache:
         columns = (table[name].tolist() for name in COLUMNS)
         return {row[0]: FileRecord(*row) for row in zip(*columns, strict=True)}
 
-    def write(self, records: Iterable[FileRecord]) -> None:
+    def write(self, records: Sequence[FileRecord]) -> None:
         """Replace the records."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         table = pd.DataFrame(records, columns=COLUMNS)
