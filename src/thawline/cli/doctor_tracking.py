@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from thawline.cli.doctor_results import CheckResult, existing_folder
+from thawline.errors import first_line
 from thawline.tracking.redaction import mask
 
 MIN_DISK_BYTES = 2e9
@@ -94,7 +95,7 @@ def _database(uri: str) -> CheckResult:
             found = MigrationContext.configure(connection).get_current_revision()
             empty = not inspect(connection).get_table_names()
     except (SQLAlchemyError, ImportError) as error:
-        reason = mask(str(error).splitlines()[0])
+        reason = mask(first_line(error))
         advice = f"{shown} cannot be opened: {reason}. Correct it in mlflow.yml, start the server"
         return CheckResult("tracking", "problem", f"{advice}, or install its driver")
     scripts = Path(_folder("mlflow"), "store", "db_migrations")

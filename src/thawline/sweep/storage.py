@@ -12,7 +12,7 @@ from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
 from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
-from thawline.errors import ParameterError
+from thawline.errors import ParameterError, first_line
 
 HEARTBEAT_SECONDS = 5
 GRACE_SECONDS = 20  # without a heartbeat, after which the process of a trial counts as dead
@@ -78,7 +78,7 @@ def _open(url: sqlalchemy.URL, engine_kwargs: dict[str, Any]) -> RDBStorage:
     except (SQLAlchemyError, StorageInternalError) as error:
         raise ParameterError(
             f"sweep.storage: {shown} cannot be opened ({type(error).__name__}:"
-            f" {str(error).splitlines()[0]})."
+            f" {first_line(error)})."
         ) from error
 
 

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from thawline.data.decoding import hash_files
-from thawline.errors import ParameterError, StorageError, TrainingError
+from thawline.errors import ParameterError, StorageError, TrainingError, first_line
 from thawline.networks.checkpoints import is_weights_file
 from thawline.options import AUTO, TRAINING_GROUPS, Parameters, SweepOptions, flatten
 from thawline.sweep.space import active_dimensions, possible_strategies, suggest, with_values
@@ -226,7 +226,7 @@ def _storage_error(options: SweepOptions, error: Exception) -> StorageError:
     shown = "the database"
     if options.storage:
         shown = sqlalchemy.make_url(options.storage.get_secret_value()).render_as_string()
-    reason = str(error.__cause__ or error).splitlines()[0]
+    reason = first_line(error.__cause__ or error)
     return StorageError(
         f"sweep.storage: {shown} does not answer ({reason}). Repeat the command when it is back:"
         " finished trials are kept."

@@ -10,7 +10,7 @@ from copy import deepcopy
 from accelerate.utils import send_to_device
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from thawline.errors import TrainingError
+from thawline.errors import TrainingError, first_line
 from thawline.training.data_parallel import world_size
 from thawline.training.progress import TrainingProgress
 from thawline.training.setup import MIN_IMAGES, PhaseContext, TrainingContext
@@ -76,7 +76,7 @@ def _explain(error: RuntimeError, when: str, run: TrainingContext) -> TrainingEr
     """Return the error that says what to do."""
     ema = ", set training.ema_decay to null" if run.options.ema_decay is not None else ""
     return TrainingError(
-        f"Out of device memory {when} ({str(error).splitlines()[0]}). End other processes that use"
+        f"Out of device memory {when} ({first_line(error)}). End other processes that use"
         f" the device, lower transforms.size or training.batch_size{ema}, or choose a smaller"
         " model.backbone or a strategy that freezes more."
     )
