@@ -1,7 +1,5 @@
 """The command line: `thawline`, and what `kedro run` says and catches in this project."""
 
-from __future__ import annotations
-
 from typing import Any
 
 

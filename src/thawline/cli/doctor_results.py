@@ -1,7 +1,5 @@
 """What a check of `thawline doctor` found."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal, NamedTuple
 

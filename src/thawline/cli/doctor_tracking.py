@@ -1,7 +1,5 @@
 """Check MLflow's store and the runs in it, for `thawline doctor`."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shutil

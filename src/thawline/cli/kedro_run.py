@@ -1,7 +1,5 @@
 """The project's own commands, beside and among Kedro's."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import shutil

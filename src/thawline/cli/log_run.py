@@ -1,7 +1,5 @@
 """The command `kedro log-run`: log to MLflow afterwards what the catalog holds of a run."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import click

@@ -1,7 +1,5 @@
 """The console command `thawline`: look at what a run needs or has left, without running it."""
 
-from __future__ import annotations
-
 import textwrap
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Write files atomically, and recognize a full disk."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re

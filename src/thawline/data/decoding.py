@@ -1,7 +1,5 @@
 """Read image files: their bytes, their hashes, and their pixels as upright 8-bit RGB images."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import math

@@ -1,7 +1,5 @@
 """Decode views in parallel processes, in the order of the requests."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Read a manifest: a CSV or Parquet file that lists image files."""
 
-from __future__ import annotations
-
 import csv
 import os
 import stat

@@ -1,7 +1,5 @@
 """Write the packaged data sets of scikit-learn and torchvision as image files."""
 
-from __future__ import annotations
-
 import inspect
 import tempfile
 from collections.abc import Iterable, Iterator

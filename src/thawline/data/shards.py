@@ -4,8 +4,6 @@ The path of a member is below its shard, `shards/000.tar/ants/0001.jpg`. No othe
 path, because a file has no folder below it.
 """
 
-from __future__ import annotations
-
 import errno
 import io
 import json

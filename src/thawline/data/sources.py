@@ -1,7 +1,5 @@
 """Find images: in class folders, split folders, shards, manifests and packaged data sets."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Split a manifest of images into train, val and test."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Collection

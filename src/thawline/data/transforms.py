@@ -1,7 +1,5 @@
 """Turn image files into views, and views into the input of the network."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from typing import NamedTuple

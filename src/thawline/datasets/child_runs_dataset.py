@@ -1,7 +1,5 @@
 """MLflow runs below the active one, for what a node does many times."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any

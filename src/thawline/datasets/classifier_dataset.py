@@ -1,7 +1,5 @@
 """A trained classifier on disk: safetensors and JSON, versioned."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from pathlib import Path, PurePosixPath

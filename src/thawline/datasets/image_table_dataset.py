@@ -1,7 +1,5 @@
 """Tables that name image files, by paths relative to the folder of the images."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """The way by which metrics leave a node while it is still running."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A network as an ONNX file, with a description of how to use it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path, PurePosixPath
 from typing import Any

@@ -1,7 +1,5 @@
 """A picture that kedro viz shows."""
 
-from __future__ import annotations
-
 import base64
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Where a project keeps its own models, beside MLflow's registry."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Catalog entries that a node works with while it runs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, TypeVar
 

@@ -1,7 +1,5 @@
 """A classifier as an MLflow model that predicts images from paths or bytes."""
 
-from __future__ import annotations
-
 import logging
 import tempfile
 from importlib.metadata import version

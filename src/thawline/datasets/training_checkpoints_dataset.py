@@ -1,7 +1,5 @@
 """Where the state of an interrupted training is kept."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

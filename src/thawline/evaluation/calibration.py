@@ -3,8 +3,6 @@
 Predictions are tables of `predict_split`.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import torch

@@ -1,7 +1,5 @@
 """Compare strategies by their trainings, and recommend one."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Show which parts of an image support the class that a network predicts."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Sequence

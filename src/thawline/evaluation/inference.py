@@ -3,8 +3,6 @@
 A served model uses it too: import only what `datasets.served_model_dataset` lists as requirements.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial

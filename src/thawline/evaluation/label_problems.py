@@ -1,7 +1,5 @@
 """Find images that are probably mislabeled, or outliers."""
 
-from __future__ import annotations
-
 import warnings
 
 import numpy as np

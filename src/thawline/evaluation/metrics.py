@@ -1,7 +1,5 @@
 """Compute test metrics from the predictions of a split."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

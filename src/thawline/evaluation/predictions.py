@@ -1,7 +1,5 @@
 """Tables of predictions: of a split, with labels, and of any files."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Sequence
 

@@ -4,8 +4,6 @@ Images that belong together (a patient, a video, a place) tend to be right or wr
 data name such groups, their images count less than as many independent ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

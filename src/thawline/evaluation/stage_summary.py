@@ -1,7 +1,5 @@
 """Describe a network stage by stage: its size, what each phase trains, and where its line lies."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Measure how far training moved each stage of a network from its initial weights."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 

@@ -1,7 +1,5 @@
 """The catalog of a run: it saves files atomically and reads the versions that the run pins."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Read the configuration of a project as Kedro does, without a session, a run or a file written."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Validate all parameters before anything runs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from kedro.framework.context import KedroContext

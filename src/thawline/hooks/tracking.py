@@ -1,7 +1,5 @@
 """Track a run in MLflow: its parameters, tags and catalog entries."""
 
-from __future__ import annotations
-
 import atexit
 import logging
 from typing import Any

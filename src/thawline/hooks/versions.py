@@ -1,7 +1,5 @@
 """Pin the versions that a run reads, so that classifier, splits and predictions fit together."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 

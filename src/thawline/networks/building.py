@@ -1,7 +1,5 @@
 """Build a network: backbone, pretrained weights and a new head."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import replace

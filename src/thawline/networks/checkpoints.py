@@ -1,7 +1,5 @@
 """Read and describe weights files: formats, wrappers, name prefixes, class names."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Mapping

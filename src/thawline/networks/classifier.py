@@ -1,7 +1,5 @@
 """A trained classifier: network, class names and preprocessing, and the folder it is saved in."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

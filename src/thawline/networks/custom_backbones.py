@@ -1,7 +1,5 @@
 """Networks of the user's own: import a factory and call it."""
 
-from __future__ import annotations
-
 import importlib
 import inspect
 import logging

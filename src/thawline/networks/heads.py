@@ -1,7 +1,5 @@
 """Find the classifier of a network, replace it, and reuse the weights of the old one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

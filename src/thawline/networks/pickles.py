@@ -1,7 +1,5 @@
 """Read files of `torch.save` without executing anything in them."""
 
-from __future__ import annotations
-
 import argparse
 import pickle
 import re

@@ -1,7 +1,5 @@
 """Derive the stages of a network: parts that are frozen or trained together, from input to head."""
 
-from __future__ import annotations
-
 import copy
 import functools
 from dataclasses import dataclass, field

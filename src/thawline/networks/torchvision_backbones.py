@@ -1,7 +1,5 @@
 """Classifiers of torchvision: build one, find its weights and their preprocessing."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

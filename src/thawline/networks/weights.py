@@ -1,7 +1,5 @@
 """Load a weights file into a network, and report what became of each tensor."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass

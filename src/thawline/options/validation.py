@@ -1,7 +1,5 @@
 """Validate the parameters of a run and describe every problem in the user's words."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any, get_args

@@ -1,7 +1,5 @@
 """List the sections of the report on a comparison of strategies."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd

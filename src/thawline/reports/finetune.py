@@ -1,7 +1,5 @@
 """List the sections of the report on a fine-tuned classifier."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import plotly.graph_objects as go

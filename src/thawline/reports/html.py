@@ -1,7 +1,5 @@
 """Write a report as one HTML file that needs only a browser."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

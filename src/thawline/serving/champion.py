@@ -1,7 +1,5 @@
 """Register a model, and make it the champion if it is significantly better than the last one."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Find a model by what `predict.model` and `export.model` may say."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

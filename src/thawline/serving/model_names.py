@@ -1,7 +1,5 @@
 """Name registered models, and name them and their classes in messages."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence

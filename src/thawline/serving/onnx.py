@@ -1,7 +1,5 @@
 """Export a classifier's network as ONNX, and check that its outputs are the same."""
 
-from __future__ import annotations
-
 import platform
 from importlib.metadata import version
 from typing import Any, NamedTuple

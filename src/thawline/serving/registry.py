@@ -1,7 +1,5 @@
 """Read and write MLflow's model registry."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Callable

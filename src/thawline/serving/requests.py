@@ -1,7 +1,5 @@
 """Answer a request to a served model, unless it is too large."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

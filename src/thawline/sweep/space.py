@@ -1,7 +1,5 @@
 """What a sweep may try: check the search space and draw values from it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import optuna

@@ -1,7 +1,5 @@
 """Open the database in which the processes of a sweep share its trials."""
 
-from __future__ import annotations
-
 import time
 import warnings
 from pathlib import Path

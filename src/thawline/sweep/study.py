@@ -1,7 +1,5 @@
 """Search for good parameters with Optuna: open the study, run its trials, choose the best."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

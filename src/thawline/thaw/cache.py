@@ -4,8 +4,6 @@ A cache is a folder of partitions, one per configuration that entries were compu
 invalidated in place: another configuration is another partition, and old ones are evicted.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -1,7 +1,5 @@
 """Cut a traced network into the part below the thaw line and the part above it."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Choose the device and the precision to compute in, and keep its memory."""
 
-from __future__ import annotations
-
 import ctypes
 import logging
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Load what crosses a thaw line: read it from the cache, or decode and run the frozen part."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence

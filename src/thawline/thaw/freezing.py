@@ -1,7 +1,5 @@
 """Set what is trainable, keep the rest exactly as it is, and prove it."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Run the part of a network below the thaw line, a few images at a time."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import sys

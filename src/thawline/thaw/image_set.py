@@ -1,7 +1,5 @@
 """Hold the images of a split as columns, and identify their views."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple

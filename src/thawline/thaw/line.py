@@ -5,8 +5,6 @@ trainable parameter and behave alike in every pass: dropout is off, batch norm u
 statistics. So the line follows from `requires_grad` and the modules' modes.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import operator

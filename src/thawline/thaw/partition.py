@@ -4,8 +4,6 @@ A shard is a safetensors file with one row of bytes per entry. It is written to 
 renamed and never modified, so processes can read, write and evict concurrently.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import logging

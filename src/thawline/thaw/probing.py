@@ -1,7 +1,5 @@
 """Probe the stages of a pretrained network linearly, and choose a strategy by the results."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -7,8 +7,6 @@ longer outage ends the run, which `training.resume=true` goes on with. MLflow wa
 locked SQLite file.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator

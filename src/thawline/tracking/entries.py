@@ -4,8 +4,6 @@ It lists what an entry is: `input` (a table that the run used), `metrics` (numbe
 (texts by name), `artifact` (a file).
 """
 
-from __future__ import annotations
-
 from pathlib import PurePath
 from typing import Any
 

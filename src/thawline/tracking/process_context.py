@@ -1,7 +1,5 @@
 """Tags that tell which process an MLflow run belongs to."""
 
-from __future__ import annotations
-
 import os
 import socket
 

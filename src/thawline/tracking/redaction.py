@@ -1,7 +1,5 @@
 """Keep passwords and tokens out of logs, messages, tags and parameters."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

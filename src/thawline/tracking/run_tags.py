@@ -1,7 +1,5 @@
 """Tags that tell how a run came about: command, commit, device, versions."""
 
-from __future__ import annotations
-
 import platform
 import subprocess
 import sys

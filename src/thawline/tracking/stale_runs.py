@@ -1,7 +1,5 @@
 """Find MLflow runs that are RUNNING although their process is gone, and mark them as KILLED."""
 
-from __future__ import annotations
-
 import logging
 import socket
 

@@ -1,7 +1,5 @@
 """Share each batch of a training among the workers of `torch.distributed`, which may be one."""
 
-from __future__ import annotations
-
 import hashlib
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar

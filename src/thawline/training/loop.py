@@ -1,7 +1,5 @@
 """Train a network phase by phase: what happens stands here in the order in which it happens."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Sequence

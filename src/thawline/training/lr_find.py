@@ -1,7 +1,5 @@
 """Find the learning rate that suits a phase."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Move the weights: optimizer, learning-rate schedule and moving average."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """If the device runs out of memory, repeat an epoch on fewer images at once, or say what to do."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Follow a training: its metrics, its history, its best epoch and its progress bar."""
 
-from __future__ import annotations
-
 import logging
 import math
 import time

@@ -1,7 +1,5 @@
 """Connect to a Ray cluster, divide it among workers, and run frozen layers on it."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os

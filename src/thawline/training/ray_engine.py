@@ -1,7 +1,5 @@
 """Train on the workers of a Ray cluster: the loop, phases and results of one process."""
 
-from __future__ import annotations
-
 import logging
 import logging.handlers
 import shutil

@@ -1,7 +1,5 @@
 """Prepare a training and each of its phases: device, images, loss, thaw line, optimizer."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Iterator, Sequence

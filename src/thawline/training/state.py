@@ -1,7 +1,5 @@
 """Save the state of a training, so that an interrupted one resumes to the bit."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -9,7 +7,7 @@ import pickle
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -75,7 +73,7 @@ class TrainingCheckpoints:
         end = time.perf_counter()
         self._not_before = end + (end - start) / MAX_SAVING_TIME
 
-    def adopt(self, others: TrainingCheckpoints) -> None:
+    def adopt(self, others: Self) -> None:
         """Let `forget` also remove the states of another object on the same folder."""
         self.keys += others.keys
 

@@ -1,9 +1,7 @@
 """Distinguish copies of an image from other images of the same fixed camera."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -57,9 +55,9 @@ class _Fine(NamedTuple):
     settings: np.ndarray  # (M,) a number for the size and the encoding of the file
     number: np.ndarray  # (M,) index among all images
 
-    def take(self, members: np.ndarray) -> _Fine:
+    def take(self, members: np.ndarray) -> Self:
         """Return the images at these indices."""
-        return _Fine(*(part[members] for part in self))
+        return type(self)(*(part[members] for part in self))
 
 
 def read_fine(paths: Sequence[str], gray: np.ndarray, number: np.ndarray) -> _Fine:

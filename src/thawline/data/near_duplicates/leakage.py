@@ -1,7 +1,5 @@
 """Keep images that are the same in one split, and report those that are in two."""
 
-from __future__ import annotations
-
 import logging
 
 import numpy as np

@@ -1,9 +1,7 @@
 """Pairs of images by index, the groups that they form, and the classes that they share."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -20,13 +18,13 @@ class Pairs(NamedTuple):
     second: np.ndarray
     distance: np.ndarray
 
-    def take(self, chosen: np.ndarray) -> Pairs:
+    def take(self, chosen: np.ndarray) -> Self:
         """Return the pairs at these indices, or where the mask is true."""
-        return Pairs(*(column[chosen] for column in self))
+        return type(self)(*(column[chosen] for column in self))
 
-    def renumber(self, number: np.ndarray) -> Pairs:
+    def renumber(self, number: np.ndarray) -> Self:
         """Return the pairs with their indices replaced by `number[index]`."""
-        return Pairs(number[self.first], number[self.second], self.distance)
+        return type(self)(number[self.first], number[self.second], self.distance)
 
 
 NO_PAIRS = Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))

@@ -6,8 +6,6 @@ comparison at 128 px therefore subtracts their common background: a copy has the
 original, and a different image does not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import imagehash

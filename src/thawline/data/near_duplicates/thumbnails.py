@@ -1,7 +1,5 @@
 """Standardize small gray images, and subtract the background that several have in common."""
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image
 

@@ -1,7 +1,5 @@
 """Examine image files one by one, and name the problem of each."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import logging
@@ -12,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Self
 
 import pandas as pd
 import pyarrow as pa
@@ -92,7 +91,7 @@ class FileRecord:
     problem: str = ""
     detail: str = ""  # the problem in a sentence
 
-    def with_problem(self, problem: Problem, detail: str) -> FileRecord:
+    def with_problem(self, problem: Problem, detail: str) -> Self:
         """Add a problem."""
         return replace(self, problem=problem.value, detail=detail)
 

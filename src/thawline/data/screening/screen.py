@@ -1,7 +1,5 @@
 """Screen a manifest: keep the usable images, and list all others with the reason."""
 
-from __future__ import annotations
-
 import logging
 import unicodedata
 from collections.abc import Callable

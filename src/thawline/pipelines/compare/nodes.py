@@ -1,7 +1,5 @@
 """Nodes of the comparison of strategies."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from pathlib import Path

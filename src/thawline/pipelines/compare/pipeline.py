@@ -1,7 +1,5 @@
 """Wiring of the comparison of strategies."""
 
-from __future__ import annotations
-
 from kedro.pipeline import Node, Pipeline
 
 from thawline.pipelines.compare import nodes

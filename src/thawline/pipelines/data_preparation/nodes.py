@@ -1,7 +1,5 @@
 """Nodes of data preparation."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Nodes of explanations."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

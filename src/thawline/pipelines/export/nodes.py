@@ -1,7 +1,5 @@
 """Nodes of the export."""
 
-from __future__ import annotations
-
 import logging
 
 from thawline.options import ExportOptions, ModelOptions, RegistryOptions

@@ -1,7 +1,5 @@
 """Nodes of fine-tuning and evaluation."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import logging

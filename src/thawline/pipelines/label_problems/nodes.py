@@ -1,7 +1,5 @@
 """Nodes of the search for label problems."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

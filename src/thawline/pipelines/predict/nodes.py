@@ -1,7 +1,5 @@
 """Nodes of prediction."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Nodes that show what a training came to."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Nodes of sweeps."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager

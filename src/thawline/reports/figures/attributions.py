@@ -1,7 +1,5 @@
 """Draw attributions over the images that a network classified."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import matplotlib as mpl

@@ -1,7 +1,5 @@
 """Draw the images of a data set: classes, sizes, samples, views and problems."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

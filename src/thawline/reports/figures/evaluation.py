@@ -1,7 +1,5 @@
 """Draw the confusion matrix, calibration, metrics per class and misclassified images."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

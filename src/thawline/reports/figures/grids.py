@@ -1,7 +1,5 @@
 """Draw images in a grid, each with a caption."""
 
-from __future__ import annotations
-
 import io
 import textwrap
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Draw a network stage by stage: frozen and trainable parts, thaw lines, weight change."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Share colors, sizes, and names that fit among all figures."""
 
-from __future__ import annotations
-
 import html
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Draw the trials of a sweep: their history, the importance of parameters, their values."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Draw learning curves, linear probes of stages and the learning-rate range test."""
 
-from __future__ import annotations
-
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
