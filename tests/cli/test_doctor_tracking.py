@@ -10,23 +10,27 @@ import pytest
 from mlflow import MlflowClient
 
 from conftest import empty_tracking_store
-from thawline.cli import doctor_tracking as doctor
+from thawline.cli.doctor_checks import Advice, check_tracking
+from thawline.errors import TrackingError
 from thawline.tracking.process_context import BEGAN, process_tags
 
 
 def test_the_tracking_store_is_opened_and_its_schema_compared(tmp_path: Path) -> None:
     file = tmp_path / "mlflow.db"
     uri = f"sqlite:///{file}"
-    assert "will be created by the first run" in doctor.check_tracking(uri, tmp_path)[0].message
+    assert check_tracking(uri, "thawline") == f"{uri} will be created by the first run"
     assert not file.exists()
+    sqlite3.connect(file).close()  # an empty database, as a team's new one
+    assert check_tracking(uri, "thawline").endswith("will be created by the first run")
     shutil.copy(empty_tracking_store(), file)
-    assert doctor.check_tracking(uri, tmp_path)[0].state == "ok"
+    assert check_tracking(uri, "thawline") == uri
     with sqlite3.connect(file) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '0a8213491aaa'")
-    finding = doctor.check_tracking(uri, tmp_path)[0]
-    assert finding.state == "problem" and "mlflow db upgrade" in finding.message
+    with pytest.raises(TrackingError, match="mlflow db upgrade"):
+        check_tracking(uri, "thawline")
     file.write_bytes(b"not a database" * 100)
-    assert doctor.check_tracking(uri, tmp_path)[0].state == "problem"
+    with pytest.raises(TrackingError, match="cannot be opened"):
+        check_tracking(uri, "thawline")
 
 
 @pytest.mark.parametrize(
@@ -38,24 +42,19 @@ def test_the_tracking_store_is_opened_and_its_schema_compared(tmp_path: Path) ->
         "http://user:secret@localhost:1",
     ],
 )
-def test_a_store_that_cannot_be_opened_is_a_problem_and_its_password_no_output(
-    uri: str, tmp_path: Path
-) -> None:
-    finding = doctor.check_tracking(uri, tmp_path)[0]
-    assert finding.state == "problem"
-    assert "secret" not in finding.message
+def test_a_store_that_cannot_be_opened_is_a_problem_and_its_password_no_output(uri: str) -> None:
+    with pytest.raises(TrackingError) as raised:
+        check_tracking(uri, "thawline")
+    assert "secret" not in str(raised.value)
 
 
 def test_runs_whose_process_is_gone_are_told(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    assert doctor.check_runs(uri, "thawline") == [] and not list(tmp_path.iterdir())
-    shutil.copy(empty_tracking_store(), tmp_path / "mlflow.db")
+    uri = f"sqlite:///{shutil.copy(empty_tracking_store(), tmp_path / 'mlflow.db')}"
     client = MlflowClient(uri)
-    assert doctor.check_runs(uri, "thawline") == []
     experiment = client.create_experiment("thawline")
     client.create_run(experiment, tags=process_tags())
-    assert doctor.check_runs(uri, "thawline") == []
+    assert check_tracking(uri, "thawline") == uri
     earlier = process_tags() | {BEGAN: "0"}  # of another process with the same number
     run = client.create_run(experiment, tags=earlier, run_name="finetune")
-    finding = doctor.check_runs(uri, "thawline")[0]
-    assert finding.state == "warning" and f"finetune ({run.info.run_id})" in finding.message
+    with pytest.raises(Advice, match=rf"finetune \({run.info.run_id}\): RUNNING"):
+        check_tracking(uri, "thawline")

@@ -142,7 +142,7 @@ def test_doctor_finds_nothing_wrong_where_nothing_is_and_changes_nothing(
     assert {path: path.stat().st_mtime_ns for path in below_project.rglob("*")} == before
     assert done.exit_code == 0, done.output
     states = dict(reversed(line.split()[:2]) for line in done.output.splitlines())
-    names = ("versions", "configuration", "device", "weights", "data", "images", "tracking")
+    names = ("versions", "configuration", "device", "weights", "data", "tracking")
     assert all(states[name] == "ok" for name in names), done.output
     assert "40 images of 2 classes" in done.output
 
@@ -171,7 +171,10 @@ def test_doctor_outside_a_project_looks_at_the_machine_alone(
     monkeypatch.chdir(tmp_path)
     done = thawline("doctor")
     assert done.exit_code == 1
-    assert "problem  project" in done.output and "ok       device" in done.output
+    assert (
+        "problem  configuration  no Kedro project" in done.output
+        and "ok       device" in done.output
+    )
 
 
 def test_every_help_page_ends_with_examples() -> None:

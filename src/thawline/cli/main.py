@@ -163,15 +163,9 @@ def doctor(env: str | None, params: str) -> None:
     store of activations, and MLflow's store. Ends with status 1 if a run would fail.
     """
     from thawline.cli.doctor import examine
-    from thawline.errors import ProjectError
-    from thawline.hooks.configuration import find_project
 
-    try:
-        project: Path | None = find_project()
-    except ProjectError:
-        project = None
     states = []
-    for finding in examine(project, env, params):
+    for finding in examine(env, params):
         states.append(finding.state)
         state = click.style(f"{finding.state:8}", fg=COLORS[finding.state])
         indented = textwrap.indent(_printable(mask(finding.message)), " " * 24).lstrip()
