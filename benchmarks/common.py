@@ -17,7 +17,7 @@ from thawline.data.sources import find_images
 from thawline.data.splitting import split_dataset
 from thawline.data.transforms import Transforms, build_transforms
 from thawline.networks.building import build_network, pretrained_preprocessing
-from thawline.networks.timm_backbones import BUNDLED_BACKBONE
+from thawline.networks.libraries import BUNDLED_BACKBONE
 from thawline.options import DatasetOptions, ModelOptions, Phase, TransformOptions
 from thawline.thaw.freezing import freeze_layers
 

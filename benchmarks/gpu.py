@@ -29,7 +29,7 @@ from benchmarks import common, tutorial
 from benchmarks.memory import generate
 from thawline.data.loading import MAX_WORKERS, ViewLoader, ViewRequest
 from thawline.data.transforms import Transforms, build_transforms, normalize
-from thawline.networks.timm_backbones import BUNDLED_BACKBONE
+from thawline.networks.libraries import BUNDLED_BACKBONE
 from thawline.options import TrainingOptions, TransformOptions
 from thawline.thaw.cache import ActivationCache
 from thawline.thaw.device import Accelerator, use_full_float32

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks import common, tutorial
-from thawline.networks.timm_backbones import BUNDLED_BACKBONE
+from thawline.networks.libraries import BUNDLED_BACKBONE
 from thawline.options import TrainingOptions
 from thawline.thaw.cache import ActivationCache
 from thawline.training.loop import train

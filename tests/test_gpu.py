@@ -29,7 +29,7 @@ from thawline.evaluation.predictions import predict_split
 from thawline.evaluation.significance import effective_images
 from thawline.networks.building import IMAGENET, build_network
 from thawline.networks.classifier import Classifier, load_classifier, save_classifier
-from thawline.networks.timm_backbones import BUNDLED_BACKBONE
+from thawline.networks.libraries import BUNDLED_BACKBONE
 from thawline.options import (
     AugmentationOptions,
     LrFindOptions,

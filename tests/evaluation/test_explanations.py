@@ -160,7 +160,7 @@ def central_mass(weights: str, photographs: list[tuple[Path, int]], seed: int = 
     """Return the mean share of Grad-CAM's mass in the central box of 0.7 × the side."""
     import timm
 
-    from thawline.networks.timm_backbones import load_bundled_weights
+    from thawline.networks.libraries import load_bundled_weights
 
     torch.manual_seed(seed)
     network = timm.create_model("tf_efficientnet_lite0").eval()

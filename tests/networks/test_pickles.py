@@ -101,7 +101,7 @@ def malformed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SAVE = "Save one with torch.save(network.state_dict(), path)."
-NO_STATE_DICT = "{path} cannot be read as a state dict (REASON). " + SAVE
+NO_STATE_DICT = "{path} cannot be read as a state dict (REASON). Download it again, or s" + SAVE[1:]
 DAMAGED = "{path} is an incomplete or damaged safetensors file (REASON). Download it again."
 NO_TENSORS = "{path} contains no state dict, but a {kind} without named tensors. " + SAVE
 COMPRESSED = (
@@ -131,7 +131,7 @@ RUNS_CODE = (
             "no_tensors.pth",
             NO_TENSORS.format(kind="dict", path="{path}"),
         ),
-        ("cut.pth", "{path} is an incomplete or damaged archive (REASON). Download it again."),
+        ("cut.pth", NO_STATE_DICT),
         ("bomb.pth", COMPRESSED),
         ("small.pth", COMPRESSED),
         ("claims.pth", COMPRESSED),

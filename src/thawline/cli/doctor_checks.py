@@ -111,8 +111,8 @@ def check_shared_memory(
 
 def check_weights(options: ModelOptions) -> str:
     """Return where on this machine the weights are that `model` names."""
-    from thawline.networks import timm_backbones, torchvision_backbones
     from thawline.networks.checkpoints import describe_checkpoint, is_weights_file
+    from thawline.networks.libraries import find_weights
 
     weights, backbone = options.weights, options.backbone
     if is_weights_file(weights):
@@ -123,9 +123,8 @@ def check_weights(options: ModelOptions) -> str:
         return found
     if weights == "none" or ":" in backbone:
         return f"none; {backbone} starts at random"
-    library = timm_backbones if backbone.startswith("timm/") else torchvision_backbones
-    file, source = library.find_weights(options)
-    if file is None:
+    source, file, *_ = find_weights(options)
+    if file is None or not file.is_file():
         raise Advice(
             f"those of {backbone} are not here; the first run downloads them from {source}."
             " Without a network: download them elsewhere and give model.weights=FILE"

@@ -1,16 +1,20 @@
 """Build a network: backbone, pretrained weights and a new head."""
 
+import importlib
+import inspect
 import logging
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from thawline.data.transforms import Preprocessing
 from thawline.errors import ParameterError, ThawlineError, first_line
-from thawline.networks import custom_backbones, timm_backbones, torchvision_backbones
+from thawline.networks import libraries
 from thawline.networks.checkpoints import is_weights_file, read_checkpoint
 from thawline.networks.heads import (
     PretrainedHead,
@@ -75,39 +79,78 @@ def build_on_meta_device(options: ModelOptions) -> nn.Module | None:
         with torch.device("meta"):
             network = _build_backbone(options, classes=2)
             replace_head(network, options, classes=2)
+            return network
     except ParameterError as error:
-        if not isinstance(error.__cause__, RuntimeError):
-            raise
-        logger.debug("%s cannot be built on the meta device (%s)", options.backbone, error)
-        return None
-    return network
+        if isinstance(error.__cause__, RuntimeError):
+            return None
+        raise
 
 
 def pretrained_preprocessing(options: ModelOptions) -> Preprocessing:
     """Return the preprocessing of the pretrained weights; for a file, of the default ones."""
     if ":" in options.backbone:
         return IMAGENET
-    if options.backbone.startswith("timm/"):
-        return timm_backbones.preprocessing(options)
-    return torchvision_backbones.preprocessing(options)
+    return libraries.find_weights(options).preprocessing
 
 
 def _build_backbone(options: ModelOptions, classes: int) -> nn.Module:
     """Return the backbone with its original head, and a library's weights if they are named."""
-    if is_weights_file(options.weights):
-        options = options.model_copy(update={"weights": "none"})
+    is_own = ":" in options.backbone
     try:
-        if ":" in options.backbone:
-            return custom_backbones.build(options, classes)
-        if options.backbone.startswith("timm/"):
-            return timm_backbones.build(options)
-        return torchvision_backbones.build(options)
+        return _build_own(options, classes) if is_own else libraries.build(options)
     except ThawlineError:
         raise
     except Exception as error:  # a constructor may raise anything for the user's arguments
         raise ParameterError(
             f"model.backbone_kwargs: {options.backbone} cannot be built with"
             f" {options.backbone_kwargs!r} ({type(error).__name__}: {first_line(error)})."
+        ) from error
+
+
+def _build_own(options: ModelOptions, classes: int) -> nn.Module:
+    """Return the network that ``package.module:Factory`` makes; a builtin head gets `classes`."""
+    libraries.check_weights_name(options)
+    if options.weights == "default":
+        logger.warning(
+            "model.weights: default means random weights for your own network %s. Give a file, or"
+            " set none to silence this warning.",
+            options.backbone,
+        )
+    factory = _import_factory(options.backbone)
+    kwargs = dict(options.backbone_kwargs)
+    if options.head == "builtin":
+        signature = inspect.signature(factory)
+        if "num_classes" not in signature.parameters:
+            raise ParameterError(
+                f"model.head: builtin needs a parameter num_classes of {options.backbone}, which"
+                f" takes {signature}. Add it, or set model.head=linear or mlp."
+            )
+        if "num_classes" in kwargs:
+            raise ParameterError(
+                f"model.backbone_kwargs.num_classes: {kwargs['num_classes']!r} is given, but with"
+                " model.head=builtin it comes from the data. Delete it."
+            )
+        kwargs["num_classes"] = classes
+    network = factory(**kwargs)
+    if not isinstance(network, nn.Module):
+        raise ParameterError(
+            f"model.backbone: {options.backbone} returned a {type(network).__name__}, expected an"
+            " nn.Module."
+        )
+    return network
+
+
+def _import_factory(backbone: str) -> Callable[..., Any]:
+    """Import ``package.module:Factory`` from installed packages or the current folder."""
+    module, _, factory = backbone.partition(":")
+    if "" not in sys.path:  # last, so that no file in the project hides an installed module
+        sys.path.append("")
+    try:
+        return getattr(importlib.import_module(module), factory)
+    except (ImportError, AttributeError) as error:
+        raise ParameterError(
+            f"model.backbone: '{backbone}' cannot be imported ({error}). Give"
+            " package.module:Factory, importable from the folder that you run the command in."
         ) from error
 
 
@@ -120,8 +163,7 @@ def _load_weights(network: nn.Module, options: ModelOptions) -> tuple[LoadReport
         return load_backbone(network, position, checkpoint, options.min_loaded)
     if options.weights == "none" or ":" in options.backbone:
         return LoadReport(options.weights), PretrainedHead({})
-    from_timm = options.backbone.startswith("timm/")
-    names = () if from_timm else torchvision_backbones.class_names(options)
+    names = libraries.find_weights(options).class_names
     pretrained = PretrainedHead(network.get_submodule(head).state_dict(), names)
     replaced = tuple(f"{head}.{name}" for name in pretrained.tensors)
     return LoadReport(options.weights, replaced=replaced), pretrained

@@ -55,7 +55,14 @@ def read_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
         CheckpointError: if the file cannot be read, has no state dict, or is not trusted.
     """
     _check_file(path)
-    content = _read_safetensors(path) if _is_safetensors(path) else read_pickle(path, trust_pickle)
+    try:
+        is_safe = _is_safetensors(path)
+        content: Any = load_file(path) if is_safe else read_pickle(path, trust_pickle)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"model.weights: '{path}' is an incomplete or damaged safetensors file ({error})."
+            " Download it again."
+        ) from error
     found = _find_state_dict(content, MAX_WRAPPERS)
     if found is None:
         raise CheckpointError(
@@ -86,14 +93,26 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
     tensors = checkpoint.tensors
     prefixes = dict.fromkeys(name.removesuffix(without_prefixes(name)[-1]) for name in tensors)
+    kind = "a plain state dict"
+    if checkpoint.classifier is not None:
+        kind = "a classifier of Thawline"
+    elif _is_safetensors(path):
+        kind = "safetensors"
+    elif checkpoint.wrappers:
+        kind = f"a state dict under {'.'.join(checkpoint.wrappers)}"
+    matrices = [
+        {"name": name, "classes": t.shape[0], "width": t.shape[1]}
+        for name, t in tensors.items()
+        if name.endswith(".weight") and t.ndim == MATRIX
+    ]
     return {
         **file,
-        "kind": _describe_kind(checkpoint),
+        "kind": kind,
         "tensors": len(tensors),
         "parameters": sum(t.numel() for n, t in tensors.items() if not n.endswith(STATISTICS)),
         "dtypes": sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}),
         "prefixes": [prefix for prefix in prefixes if prefix],
-        "head": _describe_head(tensors),
+        "head": matrices[-1] if matrices else None,
         "class_names": list(checkpoint.class_names),
         "other": {
             key: value if isinstance(value, (str, int, float, type(None))) else type(value).__name__
@@ -127,16 +146,6 @@ def _is_safetensors(path: Path) -> bool:
     """Return whether a file is, or claims to be, safetensors: 8 bytes of length, then JSON."""
     with path.open("rb") as file:
         return path.suffix == ".safetensors" or file.read(9)[8:] == b"{"
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"model.weights: '{path}' is an incomplete or damaged safetensors file ({error})."
-            " Download it again."
-        ) from error
 
 
 def _find_state_dict(
@@ -183,22 +192,3 @@ def _read_description(path: Path) -> dict[str, Any] | None:
             f"model.weights: '{file}' beside the weights is not a JSON object ({error}). Move the"
             " weights elsewhere to load them without it."
         ) from error
-
-
-def _describe_kind(checkpoint: Checkpoint) -> str:
-    if checkpoint.classifier is not None:
-        return "a classifier of Thawline"
-    if _is_safetensors(checkpoint.path):
-        return "safetensors"
-    if checkpoint.wrappers:
-        return f"a state dict under {'.'.join(checkpoint.wrappers)}"
-    return "a plain state dict"
-
-
-def _describe_head(tensors: Mapping[str, Tensor]) -> dict[str, Any] | None:
-    """Return name, outputs and inputs of the last linear layer, if there is one."""
-    matrices = [(n, t) for n, t in tensors.items() if n.endswith(".weight") and t.ndim == MATRIX]
-    if not matrices:
-        return None
-    name, weight = matrices[-1]
-    return {"name": name, "classes": weight.shape[0], "width": weight.shape[1]}

@@ -112,10 +112,9 @@ def reuse_head(
         linear = [module for module in head.modules() if isinstance(module, nn.Linear)][-1]
         return copy_rows(linear, pretrained, class_names)
     own, offered = head.state_dict(), pretrained.tensors
+    fits = own.keys() == offered.keys() and all(same_kind(offered[n], own[n]) for n in own)
     same_classes = pretrained.class_names in ((), tuple(class_names))
-    if options.head == "mlp" or not same_classes or own.keys() != offered.keys():
-        return ()
-    if not all(same_kind(offered[name], own[name]) for name in own):
+    if options.head == "mlp" or not fits or not same_classes:
         return ()
     head.load_state_dict(offered)
     return "all"
@@ -132,8 +131,7 @@ def copy_rows(head: nn.Linear, pretrained: PretrainedHead, class_names: Sequence
         return ()
     weight, bias = linear
     if not old_names and weight.shape == head.weight.shape:
-        head.weight.copy_(weight)
-        head.bias.copy_(bias)
+        head.load_state_dict({"weight": weight, "bias": bias})
         return "all"
     if len(old_names) != len(weight):
         return ()

@@ -95,10 +95,7 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
     except DAMAGE_ERRORS as error:
-        raise CheckpointError(
-            f"model.weights: '{path}' is an incomplete or damaged archive ({error}). Download it"
-            " again."
-        ) from error
+        raise _unreadable(path, error) from error
     if any(record.filename.endswith("/constants.pkl") for record in records):
         raise CheckpointError(
             f"model.weights: '{path}' is a TorchScript archive, which is a program. If you trust"
@@ -116,6 +113,6 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
     """Return the error for a file that torch.load cannot read."""
     reason = first_line(error).partition(". ")[0]
     return CheckpointError(
-        f"model.weights: '{path}' cannot be read as a state dict ({reason}). Save one with"
-        " torch.save(network.state_dict(), path)."
+        f"model.weights: '{path}' cannot be read as a state dict ({reason}). Download it"
+        " again, or save one with torch.save(network.state_dict(), path)."
     )
