@@ -19,7 +19,7 @@ from thawline.evaluation.calibration import (
     reliability,
     with_temperature,
 )
-from thawline.evaluation.predictions import worst_mistakes
+from thawline.evaluation.predictions import worst_first
 from thawline.reports.figures.evaluation import mistakes_grid, per_class_bars, reliability_diagram
 
 NAMES = ["ant", "bee", "wasp"]
@@ -153,7 +153,8 @@ def test_figures_say_what_they_show(tmp_path) -> None:
     bars = per_class_bars(per_class)
     assert list(bars.layout.yaxis.ticktext) == ["ant", "wasp", "bee"]
     assert list(bars.data[0].x) == [0.2, 0.4, 0.9]
-    wrong = worst_mistakes(predictions)
+    ranked = worst_first(predictions)
+    wrong = ranked[~ranked["correct"]]
     assert (wrong["label"] != wrong["prediction"]).all()
     assert wrong["confidence"].is_monotonic_decreasing
     assert len(wrong) == (predictions["label"] != predictions["prediction"]).sum()

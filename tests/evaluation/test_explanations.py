@@ -18,7 +18,8 @@ from helpers.networks import BrightnessNet
 from thawline.data.sources import name_files
 from thawline.data.transforms import Preprocessing, evaluation_view, normalize
 from thawline.errors import DataError, ParameterError
-from thawline.evaluation.explanations import attribute, choose_worst, explain, find_spatial_stage
+from thawline.evaluation.explanations import attribute, explain, find_spatial_stage
+from thawline.evaluation.predictions import worst_first
 from thawline.networks.building import IMAGENET, build_network, pretrained_preprocessing
 from thawline.networks.classifier import Classifier
 from thawline.options import ExplainOptions, ModelOptions, TrainingOptions, validate_parameters
@@ -201,7 +202,7 @@ def test_the_worst_are_the_most_confident_mistakes_then_the_least_certain_right_
             "probability_b": [1 - p if right else p for right, p in answers],
         }
     )
-    chosen = [answers[int(path)] for path in choose_worst(predictions, count)["path"]]
+    chosen = [answers[int(path)] for path in worst_first(predictions)["path"].head(count)]
     assert len(chosen) == min(count, len(answers))
     assert chosen == sorted(chosen, key=lambda a: (a[0], a[1] if a[0] else -a[1]))
     worst = sorted(answers, key=lambda a: (a[0], a[1] if a[0] else -a[1]))[: len(chosen)]

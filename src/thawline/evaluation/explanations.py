@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -14,7 +14,6 @@ from torch.nn import functional
 from thawline.data.transforms import normalize
 from thawline.errors import DataError, ParameterError
 from thawline.evaluation.inference import predict_batches
-from thawline.evaluation.predictions import as_arrays, worst_mistakes
 from thawline.networks.classifier import Classifier
 from thawline.networks.stages import find_stages
 from thawline.options import AttributionMethod, TrainingOptions
@@ -31,15 +30,6 @@ class Explanations(NamedTuple):
     table: pd.DataFrame  # path, label (empty if unknown), prediction, probability (0 to 1)
     views: Tensor  # (N, 3, size, size) uint8, as the network sees them
     maps: Tensor  # (N, size, size) float32, see `attribute`
-
-
-def choose_worst(predictions: pd.DataFrame, count: int) -> pd.DataFrame:
-    """Return path and label of the most confident mistakes, then of the least certain correct."""
-    probabilities, _, correct = as_arrays(predictions)
-    right = predictions.assign(confidence=probabilities.max(axis=1))[correct]
-    least_certain = right.sort_values("confidence", kind="stable")
-    rows = pd.concat([worst_mistakes(predictions), least_certain])
-    return rows[["path", "label"]].head(count).reset_index(drop=True)
 
 
 def explain(
@@ -91,14 +81,27 @@ def attribute(
     Raises:
         ParameterError: if a method needs a spatial stage and the network has none.
     """
+    from captum.attr import IntegratedGradients
+
     twin = _copy_without_inplace(network)
-    explain_one = _METHODS[method](twin, images)
-    pairs = [*zip(images.split(1), targets, strict=True)]
-    maps = [
-        explain_one(image.detach().clone().requires_grad_(), target)
-        for image, target in track(pairs, "Explaining", transient=True)
-    ]
-    return torch.cat(maps).detach().sum(dim=1).clamp_min(0)
+    is_integrated = method == "integrated_gradients"
+    integrated, guided = IntegratedGradients(twin), _guide_backpropagation(twin)
+    stage = "" if is_integrated else find_spatial_stage(twin, images[:1])
+    maps = []
+    inputs = [image.detach().clone().requires_grad_() for image in images.split(1)]
+    pairs = [*zip(inputs, targets, strict=True)]
+    for image, target in track(pairs, "Explaining", transient=True):
+        if is_integrated:
+            evidence = integrated.attribute(
+                image, target=target, n_steps=INTEGRATION_STEPS, internal_batch_size=STEPS_PER_BATCH
+            )
+        else:
+            evidence = _grad_cam(twin, stage, image, target)
+        if method == "guided_grad_cam":
+            (gradient,) = torch.autograd.grad(guided(image)[0, target], image)
+            evidence = gradient.abs() * evidence
+        maps.append(evidence.detach())
+    return torch.cat(maps).sum(dim=1).clamp_min(0)
 
 
 def find_spatial_stage(network: nn.Module, image: Tensor) -> str:
@@ -137,61 +140,23 @@ def find_spatial_stage(network: nn.Module, image: Tensor) -> str:
     )
 
 
-_Explain = Callable[[Tensor, int], Tensor]  # image (1, 3, H, W) and class -> (1, any, H, W)
+def _grad_cam(network: nn.Module, stage: str, image: Tensor, target: int) -> Tensor:
+    """Return the positive evidence (1, 1, H, W) of Grad-CAM at a stage."""
+    logits, outputs = _record_outputs(network, [stage], image)
+    evidence = (outputs[stage], *torch.autograd.grad(logits[0, target], outputs[stage]))
+    maps, gradients = (_as_maps(each, network) for each in evidence)
+    assert maps is not None and gradients is not None
+    cam = (maps * gradients.mean(dim=(2, 3), keepdim=True)).sum(dim=1, keepdim=True).relu()
+    return functional.interpolate(cam, image.shape[2:], mode="bilinear")
 
 
-def _grad_cam(network: nn.Module, images: Tensor) -> _Explain:
-    """Return Grad-CAM at the last spatial stage."""
-    stage = find_spatial_stage(network, images[:1])
-
-    def explain_one(image: Tensor, target: int) -> Tensor:
-        logits, outputs = _record_outputs(network, [stage], image)
-        evidence = (outputs[stage], *torch.autograd.grad(logits[0, target], outputs[stage]))
-        maps, gradients = (_as_maps(each, network) for each in evidence)
-        assert maps is not None and gradients is not None
-        cam = (maps * gradients.mean(dim=(2, 3), keepdim=True)).sum(dim=1, keepdim=True).relu()
-        return functional.interpolate(cam, image.shape[2:], mode="bilinear")
-
-    return explain_one
-
-
-def _keep_positive(
-    _: nn.Module, gradients: tuple[Tensor, ...] | Tensor, __: object
-) -> tuple[Tensor]:
-    """Return the positive gradients only, as guided backpropagation passes them on."""
-    return (gradients[0].relu(),)
-
-
-def _guided_grad_cam(network: nn.Module, images: Tensor) -> _Explain:
-    """Return Grad-CAM times the gradient of guided backpropagation."""
-    grad_cam = _grad_cam(network, images)
+def _guide_backpropagation(network: nn.Module) -> nn.Module:
+    """Return a copy whose ReLUs pass on positive gradients only."""
     guided = copy.deepcopy(network)
     for module in guided.modules():
         if isinstance(module, nn.ReLU | nn.ReLU6):
-            module.register_full_backward_hook(_keep_positive)
-
-    def explain_one(image: Tensor, target: int) -> Tensor:
-        (gradient,) = torch.autograd.grad(guided(image)[0, target], image)
-        return gradient.abs() * grad_cam(image, target)
-
-    return explain_one
-
-
-def _integrated_gradients(network: nn.Module, _: Tensor) -> _Explain:
-    """Return the integrated gradients of Captum."""
-    from captum.attr import IntegratedGradients
-
-    integrated = IntegratedGradients(network)
-    return lambda image, target: integrated.attribute(
-        image, target=target, n_steps=INTEGRATION_STEPS, internal_batch_size=STEPS_PER_BATCH
-    )
-
-
-_METHODS: dict[str, Callable[[nn.Module, Tensor], _Explain]] = {
-    "grad_cam": _grad_cam,
-    "guided_grad_cam": _guided_grad_cam,
-    "integrated_gradients": _integrated_gradients,
-}
+            module.register_full_backward_hook(lambda _, gradients, __: (gradients[0].relu(),))
+    return guided
 
 
 def _copy_without_inplace(network: nn.Module) -> nn.Module:

@@ -93,11 +93,17 @@ def as_arrays(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.nda
     return predictions[columns].to_numpy(), targets, correct
 
 
-def worst_mistakes(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return the wrong predictions of a split with `confidence` (0 to 1), most confident first."""
+def worst_first(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return the predictions of a split from the most confident mistake to the surest right one.
+
+    Returns:
+        path, label, prediction, confidence (0 to 1) and correct.
+    """
     probabilities, _, correct = as_arrays(predictions)
-    rows = predictions[["path", "label", "prediction"]].assign(confidence=probabilities.max(axis=1))
-    return rows[~correct].sort_values("confidence", ascending=False, kind="stable")
+    confidence = probabilities.max(axis=1)
+    rows = predictions[["path", "label", "prediction"]]
+    rows = rows.assign(confidence=confidence, correct=correct)
+    return rows.iloc[np.lexsort([np.where(correct, confidence, -confidence), correct])]
 
 
 def _predict(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -53,7 +55,7 @@ def test_equal_sizes_are_one_dot_and_said_in_the_title(splits: pd.DataFrame) -> 
     assert "all are 120 × 100 px" in figure.layout.title.text
     for dots in figure.data:
         assert (dots.x.tolist(), dots.y.tolist()) == ([120], [100])
-        assert dots.customdata.sum() == (splits["split"] == dots.name).sum()
+        assert dots.marker.size.sum() == (splits["split"] == dots.name).sum()
 
 
 def test_samples_are_of_every_class_and_split(splits: pd.DataFrame, shown: dict[str, list]) -> None:
@@ -91,5 +93,17 @@ def test_mixing_shows_in_the_views(splits: pd.DataFrame, shown: dict[str, list])
 
 def test_tables_without_a_row_become_a_picture_that_says_so() -> None:
     table = pd.DataFrame(columns=["path", "split", "label"])
-    for draw in (data.label_errors_grid, data.near_duplicates_grid, data.outliers_grid):
-        assert np.array(draw(table)).std() > 0
+    assert np.array(data.problem_grid("Outliers", table)).std() > 0
+
+
+def test_problems_are_shown_with_what_is_wrong(
+    splits: pd.DataFrame, shown: dict[str, list]
+) -> None:
+    path, other = splits["path"].iloc[:2]
+    row = {"path": path, "split": "train", "label": "ant"}
+    data.problem_grid("Label errors", pd.DataFrame([row | {"suggested": "bee"}]))
+    assert shown["captions"] == [f"{Path(path).name}\nant, train\nsuggested: bee"]
+    pair = row | {"kind": "near", "other_path": other, "other_split": "test", "other_label": "bee"}
+    data.problem_grid("Near-duplicates", pd.DataFrame([pair]))
+    names = [Path(each).name for each in (path, other)]
+    assert shown["captions"] == [f"{names[0]}\nant, train\nnear", f"{names[1]}\nbee, test"]

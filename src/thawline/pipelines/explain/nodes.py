@@ -10,6 +10,7 @@ from thawline.data.manifests import ROOT
 from thawline.data.sources import name_files
 from thawline.errors import ParameterError
 from thawline.evaluation import explanations
+from thawline.evaluation.predictions import worst_first
 from thawline.networks.classifier import Classifier
 from thawline.options import ExplainOptions, TrainingOptions
 from thawline.reports.figures.attributions import attribution_grid
@@ -30,7 +31,7 @@ def explain_predictions(
     A network that the method does not fit is no reason for a run to fail: the picture says so.
     """
     if options.images == "worst":
-        images = explanations.choose_worst(predictions, options.count)
+        images = worst_first(predictions).head(options.count)[["path", "label"]]
     else:
         files = name_files(options.images, splits.attrs.get(ROOT, ""), base=project)
         images = pd.DataFrame({"path": files})

@@ -12,7 +12,7 @@ from thawline.data.decoding import hash_files
 from thawline.data.transforms import Transforms
 from thawline.evaluation import label_problems
 from thawline.options import Parameters
-from thawline.reports.figures import data as figures
+from thawline.reports.figures.data import problem_grid
 from thawline.thaw.cache import ActivationCache
 from thawline.thaw.image_set import ImageView
 from thawline.thaw.probing import stage_features
@@ -48,9 +48,9 @@ def find_label_problems(
     return (
         label_errors,
         outliers,
-        figures.label_errors_grid(label_errors),
-        figures.near_duplicates_grid(near_duplicates),
-        figures.outliers_grid(outliers),
+        problem_grid("Probable label errors", label_errors),
+        problem_grid("Pairs of near-duplicates across splits", near_duplicates),
+        problem_grid("Outliers", outliers),
         {
             "label_errors": len(label_errors),
             "near_duplicates": len(near_duplicates),

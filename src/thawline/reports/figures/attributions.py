@@ -6,6 +6,7 @@ import matplotlib as mpl
 import numpy as np
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2 import functional
 
 from thawline.evaluation.explanations import Explanations
 from thawline.options import AttributionMethod
@@ -32,18 +33,19 @@ def attribution_grid(
         problem: text of a picture without images.
     """
     title = f"{NAMES[method]}: attribution to the predicted class (violet: none, yellow: highest)"
+    if explained is None:
+        return image_grid(title, [], [], empty=problem)
     pictures, captions = [], []
-    rows = explained.table.to_dict("records") if explained else []
-    for idx, row in enumerate(rows):
-        assert explained
-        picture = Image.fromarray(explained.views[idx].permute(1, 2, 0).numpy())
-        pictures += [picture, overlay(picture, explained.maps[idx])]
+    rows = explained.table.to_dict("records")
+    for row, view, evidence in zip(rows, explained.views, explained.maps, strict=True):
+        picture = functional.to_pil_image(view)
+        pictures += [picture, overlay(picture, evidence)]
         truth = f"true {row['label']}" if row["label"] else "true class unknown"
         captions += [
             f"{Path(row['path']).stem}\n{truth}",
             f"predicted {row['prediction']}\nprobability {row['probability']:.3f}",
         ]
-    return image_grid(title, pictures, captions, columns=4, empty=problem)
+    return image_grid(title, pictures, captions, columns=4)
 
 
 def overlay(picture: Image.Image, evidence: Tensor) -> Image.Image:

@@ -3,17 +3,17 @@
 from pathlib import Path
 
 import pandas as pd
+import plotly.express as px
 import plotly.graph_objects as go
 from PIL import Image
 from plotly.subplots import make_subplots
 
-from thawline.evaluation.predictions import worst_mistakes
+from thawline.evaluation.predictions import worst_first
 from thawline.reports.figures.grids import image_grid, thumbnail
 from thawline.reports.figures.style import (
+    COLORS,
     LINE,
     MAX_TICK_LETTERS,
-    TRAIN,
-    VALIDATION,
     finish,
     shorten,
 )
@@ -61,43 +61,31 @@ def reliability_diagram(
         after: the same with temperature scaling.
         errors: temperature, test_calibration_error and the same _scaled and _by_chance.
     """
+    names = {
+        f"uncalibrated: ECE {errors['test_calibration_error']:.1%}": before,
+        f"temperature {errors['temperature']:.2f}: ECE"
+        f" {errors['test_calibration_error_scaled']:.1%}": after,
+    }
+    bins = pd.concat(names, names=["classifier"]).reset_index("classifier")
     figure = make_subplots(
         rows=2, cols=1, shared_xaxes=True, row_heights=[0.72, 0.28], vertical_spacing=0.06
     )
-    chance = errors["test_calibration_error_by_chance"]
     figure.add_scatter(
         x=[0, 1],
         y=[0, 1],
-        name=f"perfect calibration: ECE {chance:.1%} by chance",
+        name=f"perfect calibration: ECE {errors['test_calibration_error_by_chance']:.1%} by chance",
         mode="lines",
         line={"color": "gray", "dash": "dot"},
         hoverinfo="skip",
-        row=1,
-        col=1,
     )
-    scaled = f"temperature {errors['temperature']:.2f}"
-    panels = (  # what is drawn below what, with the text of a point
-        ("accuracy", "confidence %{x:.1%}, accuracy %{y:.1%}, %{customdata} images"),
-        ("images", "confidence %{x:.1%}: %{y} images"),
-    )
-    for bins, name, error, color, symbol in (
-        (before, "uncalibrated", errors["test_calibration_error"], TRAIN, "circle"),
-        (after, scaled, errors["test_calibration_error_scaled"], VALIDATION, "diamond"),
-    ):
-        for row, (column, hover) in enumerate(panels, start=1):
-            figure.add_scatter(
-                x=bins["confidence"],
-                y=bins[column],
-                name=f"{name}: ECE {error:.1%}",
-                mode="lines+markers",
-                line={"color": color},
-                marker={"symbol": symbol, "size": 9},
-                customdata=bins["images"],
-                showlegend=row == 1,
-                hovertemplate=hover,
-                row=row,
-                col=1,
-            )
+    for row, column in enumerate(("accuracy", "images"), start=1):
+        curves = px.line(
+            bins, "confidence", column, color="classifier", symbol="classifier", markers=True,
+            hover_data={"confidence": ":.1%", "accuracy": ":.1%", "images": True},
+            color_discrete_sequence=COLORS,
+        )  # fmt: skip
+        curves.update_traces(marker={"size": 9}, showlegend=row == 1)
+        figure.add_traces(curves.data, rows=row, cols=1)
     figure.update_xaxes(range=[0, 1.03], tickformat=".0%")
     figure.update_xaxes(title_text="Confidence", row=2, col=1)
     figure.update_yaxes(title_text="Accuracy", range=[0, 1.05], tickformat=".0%", row=1, col=1)
@@ -117,28 +105,21 @@ def per_class_bars(per_class: pd.DataFrame) -> go.Figure:
     Args:
         per_class: of `compute_metrics`.
     """
-    rows = per_class.sort_values("f1", kind="stable")
+    rows = per_class.sort_values("f1", kind="stable", ignore_index=True)
     names = [shorten(str(name), MAX_TICK_LETTERS) for name in rows["label"]]
-    figure = go.Figure()
-    for column, color, meaning in (
-        ("recall", TRAIN, "recall: correct among the images of the class"),
-        ("precision", VALIDATION, "precision: correct among the predictions of the class"),
-    ):
-        figure.add_bar(
-            y=list(range(len(rows))),
-            x=rows[column],
-            name=meaning,
-            orientation="h",
-            marker={"color": color},
-            customdata=list(zip(names, rows["images"], strict=True)),
-            hovertemplate=f"%{{customdata[0]}}, %{{customdata[1]}} images: {column} %{{x:.1%}}"
-            "<extra></extra>",
-        )
-    figure.update_xaxes(title_text="Share", range=[0, 1.02], tickformat=".0%")
-    figure.update_yaxes(
-        tickvals=list(range(len(rows))), ticktext=names, range=[len(rows) - 0.5, -0.5],
-        automargin=True,
+    meanings = {
+        "recall: correct among the images of the class": rows["recall"],
+        "precision: correct among the predictions of the class": rows["precision"],
+    }
+    figure = px.bar(
+        rows.assign(name=names, **meanings), [*meanings], barmode="group", orientation="h",
+        hover_data={"name": True, "images": True, "value": ":.1%"},
+        labels={"value": "Share", "index": "", "variable": ""}, color_discrete_sequence=COLORS,
     )  # fmt: skip
+    figure.update_xaxes(range=[0, 1.02], tickformat=".0%")
+    figure.update_yaxes(
+        tickvals=list(rows.index), ticktext=names, range=[len(rows) - 0.5, -0.5], automargin=True
+    )
     return finish(
         figure,
         "Precision and recall per class (test split), lowest F1 on top",
@@ -151,7 +132,8 @@ def per_class_bars(per_class: pd.DataFrame) -> go.Figure:
 
 def mistakes_grid(predictions: pd.DataFrame) -> Image.Image:
     """Return the most confidently misclassified images with file, true and predicted class."""
-    rows = worst_mistakes(predictions)
+    rows = worst_first(predictions)
+    rows = rows[~rows["correct"]]
     shown = rows.head(MAX_SHOWN)
     captions = [
         f"{Path(row['path']).name}\ntrue {row['label']}\npredicted {row['prediction']}"

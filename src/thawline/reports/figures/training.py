@@ -1,10 +1,19 @@
 """Draw learning curves, linear probes of stages and the learning-rate range test."""
 
 import pandas as pd
+import plotly.express as px
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from thawline.reports.figures.style import LINE, TRAIN, VALIDATION, as_text, empty_figure, finish
+from thawline.reports.figures.style import (
+    COLORS,
+    LINE,
+    TRAIN,
+    VALIDATION,
+    as_text,
+    empty_figure,
+    finish,
+)
 
 
 def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
@@ -13,20 +22,11 @@ def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
         rows=1, cols=2, subplot_titles=("Loss (nats)", "Accuracy"), horizontal_spacing=0.1
     )
     for column, metric in enumerate(("loss", "accuracy"), start=1):
-        for split, name, color in (("train", "training", TRAIN), ("val", "validation", VALIDATION)):
-            figure.add_scatter(
-                x=history["epoch"],
-                y=history[f"{split}_{metric}"],
-                name=name,
-                mode="lines+markers",
-                line={"color": color},
-                legendgroup=name,
-                showlegend=column == 1,
-                row=1,
-                col=column,
-            )
-    for number in history["phase"].unique():
-        rows = history[history["phase"] == number]
+        splits = {"training": history[f"train_{metric}"], "validation": history[f"val_{metric}"]}
+        values = pd.DataFrame(splits).set_index(history["epoch"])
+        lines = px.line(values, markers=True, color_discrete_sequence=COLORS)
+        figure.add_traces(lines.update_traces(showlegend=column == 1).data, rows=1, cols=column)
+    for number, rows in history.groupby("phase"):
         figure.add_vrect(
             x0=rows["epoch"].min() - 0.5,
             x1=rows["epoch"].max() + 0.5,
@@ -69,33 +69,24 @@ def stage_probes(probes: pd.DataFrame) -> go.Figure:
     """Return the accuracy of a linear probe on each stage, with its standard error."""
     if probes.empty:
         return empty_figure("No linear probes: auto.by is not probe")
-    figure = go.Figure(
-        go.Scatter(
-            x=probes["stage"],
-            y=probes["accuracy"],
-            error_y={"type": "data", "array": probes["standard_error"]},
-            mode="lines+markers",
-            line={"color": TRAIN},
-            customdata=probes["features"],
-            hovertemplate="%{x}: %{y:.3f}, %{customdata} features<extra></extra>",
-        )
-    )
-    figure.update_xaxes(title_text="Stage, from input to output", type="category")
-    figure.update_yaxes(title_text="Accuracy ± standard error")
+    figure = px.line(
+        probes, "stage", "accuracy", error_y="standard_error", hover_data="features", markers=True,
+        labels={"stage": "Stage, from input to output", "accuracy": "Accuracy ± standard error"},
+        color_discrete_sequence=COLORS,
+    )  # fmt: skip
+    figure.update_xaxes(type="category")
     return finish(figure, "Accuracy of a linear probe on each stage (cross-validated)")
 
 
 def lr_curve(sweep: pd.DataFrame, suggested: float, current: float) -> go.Figure:
     """Return the loss by learning rate, with the suggested and the current rate marked."""
-    figure = go.Figure()
-    figure.add_scatter(
-        x=sweep["lr"], y=sweep["loss"], name="batch", mode="markers",
-        marker={"color": "lightgray", "size": 5},
-    )  # fmt: skip
-    figure.add_scatter(
-        x=sweep["lr"], y=sweep["smoothed"], name="smoothed", mode="lines", line={"color": TRAIN}
-    )
     highest = 1.5 * float(sweep["smoothed"].iloc[: max(1, len(sweep) // 2)].max())
+    figure = px.line(
+        sweep, "lr", ["loss", "smoothed"], log_x=True, range_y=[0, highest],
+        labels={"lr": "Learning rate of the head", "value": "Loss (nats)", "variable": ""},
+        color_discrete_map={"loss": "lightgray", "smoothed": TRAIN},
+    )  # fmt: skip
+    figure.update_traces(selector={"name": "loss"}, name="batch", mode="markers")
     for rate, name, color in (
         (suggested, "suggested", VALIDATION),
         (current, "of the strategy", "gray"),
@@ -107,9 +98,6 @@ def lr_curve(sweep: pd.DataFrame, suggested: float, current: float) -> go.Figure
             mode="lines",
             line={"color": color, "dash": "dash"},
         )
-    figure.update_xaxes(
-        title_text="Learning rate of the head", type="log", dtick=1, exponentformat="power"
-    )
-    figure.update_yaxes(title_text="Loss (nats)", range=[0, highest])
+    figure.update_xaxes(dtick=1, exponentformat="power")
     title = "Learning-rate range test: training loss at rising rates"
     return finish(figure, title, legend={"orientation": "h", "y": -0.2})
