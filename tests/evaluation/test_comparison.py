@@ -17,8 +17,9 @@ from sklearn.metrics import confusion_matrix
 
 from helpers.trials import make_trials
 from thawline.errors import DataError
-from thawline.evaluation.comparison import compare, console_table, pool_confusion
+from thawline.evaluation.comparison import compare, pool_confusion
 from thawline.evaluation.significance import holm_correction, paired_test
+from thawline.reports.comparison import console_table
 
 SETS = {"head_only": 0.95, "freeze_to_layer3": 0.94, "full": 0.8}
 

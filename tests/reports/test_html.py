@@ -95,7 +95,7 @@ def test_the_page_is_one_file_with_plotly_in_it_once(page: str) -> None:
     outline = Outline(page)
     assert not [a for _, a in outline.tags if a.keys() & {"src", "href"}]
     assert page.count("plotly.js v") == 1
-    plots = 3 + len(NAMES)
+    plots = 2 + len(NAMES)
     scripts = [a for tag, a in outline.tags if tag == "script"]
     assert len(scripts) == plots + 2  # plotly.js, and what draws
     assert outline.count("figure") == plots
@@ -119,8 +119,7 @@ def test_the_page_is_marked_up_for_readers_of_all_kinds(page: str) -> None:
     headings = re.findall(r"<h2[^>]*>([^<]*)", page)
     assert headings == [
         "Strategies",
-        "Accuracy",
-        "Cost",
+        "Accuracy and cost",
         "Learning curves",
         "Confusion matrices",
         "Significance",

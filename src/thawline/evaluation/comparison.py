@@ -7,9 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from rich import box
-from rich.table import Table
-from rich.text import Text
 from scipy import stats
 
 from thawline.errors import DataError
@@ -17,7 +14,6 @@ from thawline.evaluation.predictions import PROBABILITY, probability_columns
 from thawline.evaluation.significance import CONFIDENCE, SIGNIFICANT, holm_correction, paired_test
 
 DECIMALS_BELOW_SECONDS = 10  # from so many seconds on, decimals are noise
-MISSING = "-"
 
 
 @dataclass(frozen=True)
@@ -106,27 +102,6 @@ def pool_confusion(trials: Sequence[TrainingOutcome]) -> pd.DataFrame:
     pooled = pd.concat(tables, ignore_index=True)  # pandas 3.0 takes no index twice in a crosstab
     counts = pd.crosstab(pooled["label"], pooled["prediction"])
     return counts.reindex(index=names, columns=names, fill_value=0)
-
-
-def console_table(table: pd.DataFrame) -> Table:
-    """Return the table of `compare` for a console of 80 columns, with accuracies in percent."""
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    shown.add_column("strategy", overflow="fold", min_width=12)
-    for title in ("test %", "95 %", "loss", "train %", "gap", "sec.", "trained"):
-        shown.add_column(title, justify="right", no_wrap=True)
-    for row in table.to_dict("records"):
-        low, high = 100 * row["test_accuracy_low"], 100 * row["test_accuracy_high"]
-        cells = (
-            f"{100 * row['test_accuracy']:.1f}",
-            f"{low:.1f} {high:.1f}",
-            f"{row['test_loss']:.3f}",
-            f"{100 * row['train_accuracy']:.1f}",
-            f"{100 * row['generalization_gap']:+.1f}",
-            f"{row['seconds']:,.0f}",
-            f"{row['trainable_parameters']:,}",
-        )
-        shown.add_row(Text(row["strategy"]), *(MISSING if "nan" in c else c for c in cells))
-    return shown
 
 
 def format_p(p_value: float) -> str:

@@ -152,10 +152,16 @@ def _grad_cam(network: nn.Module, stage: str, image: Tensor, target: int) -> Ten
 
 def _guide_backpropagation(network: nn.Module) -> nn.Module:
     """Return a copy whose ReLUs pass on positive gradients only."""
+
+    def keep_positive(
+        _: nn.Module, gradients: tuple[Tensor, ...] | Tensor, __: object
+    ) -> tuple[Tensor]:
+        return (gradients[0].relu(),)
+
     guided = copy.deepcopy(network)
     for module in guided.modules():
         if isinstance(module, nn.ReLU | nn.ReLU6):
-            module.register_full_backward_hook(lambda _, gradients, __: (gradients[0].relu(),))
+            module.register_full_backward_hook(keep_positive)
     return guided
 
 

@@ -1,12 +1,13 @@
-"""List the sections of the report on a comparison of strategies."""
+"""Show a comparison of strategies: on the console, and as the sections of a report."""
 
 from collections.abc import Sequence
 
 import pandas as pd
-import plotly.graph_objects as go
+from rich import box
+from rich.markup import escape
+from rich.table import Table
 
 from thawline.evaluation.comparison import (
-    MISSING,
     Comparison,
     TrainingOutcome,
     format_p,
@@ -15,18 +16,14 @@ from thawline.evaluation.comparison import (
     group_by_strategy,
     pool_confusion,
 )
-from thawline.reports.figures.comparison import (
-    compared_accuracy,
-    compared_curves,
-    cost_against_accuracy,
-)
+from thawline.reports.figures.comparison import compared_curves, comparison_figure
 from thawline.reports.figures.evaluation import confusion_matrix
-from thawline.reports.html import Illustration, Recipe, Section, kedro_command
+from thawline.reports.html import Illustration, Recipe, Section, illustrate, kedro_command
 
 STRATEGIES = (
     "Means over seeds on the test split, best first. The interval is Student's t over seeds; with"
     " one seed it is Clopper and Pearson's over images or their groups. Training accuracy is"
-    " measured on augmented images during the epoch, so the gap to it may be negative."
+    " measured on augmented images during the epoch, so the gap to it, in points, may be negative."
 )
 CONFUSION = (
     "Test images by true and predicted class, summed over seeds. Stronger colors mean a larger"
@@ -44,51 +41,50 @@ SIGNIFICANCE = (
 def comparison_sections(trials: Sequence[TrainingOutcome], comparison: Comparison) -> list[Section]:
     """Return the sections of the report, strategies in the order of the comparison's table."""
     table, groups = comparison.table, group_by_strategy(trials)
-    names = table["strategy"]
+    matrices, recipes = [], []
+    for name in table["strategy"]:
+        matrix = confusion_matrix(pool_confusion(groups[name])).update_traces(showscale=False)
+        matrices.append(Illustration(name, matrix))
+        recipes.append(_recipe(name, groups[name]))
     sections = [
-        Section("Strategies", STRATEGIES, _strategy_table(table)),
-        Section("Accuracy", illustrations=[_illustrate(compared_accuracy(trials, table))]),
-        Section("Cost", illustrations=[_illustrate(cost_against_accuracy(table))]),
-        Section("Learning curves", illustrations=[_illustrate(compared_curves(trials, table))]),
-        Section(
-            "Confusion matrices",
-            CONFUSION,
-            illustrations=[_confusion(name, groups[name]) for name in names],
-        ),
+        Section("Strategies", STRATEGIES, strategy_table(table)),
+        Section("Accuracy and cost", illustrations=[illustrate(comparison_figure(trials, table))]),
+        Section("Learning curves", illustrations=[illustrate(compared_curves(trials, table))]),
+        Section("Confusion matrices", CONFUSION, illustrations=matrices),
     ]
     if not comparison.pairs.empty:
         sections.append(Section("Significance", SIGNIFICANCE, _pairs_table(comparison.pairs)))
-    recipes = [_recipe(name, groups[name]) for name in names]
-    return [
-        *sections,
-        Section("Reproduce", "Other parameters have their defaults.", recipes=recipes),
-    ]
+    text = "Other parameters have their defaults."
+    return [*sections, Section("Reproduce", text, recipes=recipes)]
 
 
-def _illustrate(figure: go.Figure) -> Illustration:
-    return Illustration(f"{figure.layout.title.text}.", figure)
-
-
-def _confusion(name: str, trials: Sequence[TrainingOutcome]) -> Illustration:
-    figure = confusion_matrix(pool_confusion(trials))
-    return Illustration(name, figure.update_traces(showscale=False))
-
-
-def _strategy_table(table: pd.DataFrame) -> pd.DataFrame:
-    percent, points = "{:.1%}".format, "{:+.1f}".format
-    limits = zip(table["test_accuracy_low"], table["test_accuracy_high"], strict=True)
+def strategy_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the table of `compare` as texts; a line of a title has at most ten letters."""
+    limits = 100 * table[["test_accuracy_low", "test_accuracy_high"]].to_numpy()
     shown = {
         "Strategy": table["strategy"],
-        "Test accuracy": table["test_accuracy"].map(percent),
-        "95 % interval": [f"{percent(low)} to {percent(high)}" for low, high in limits],
-        "Test loss": table["test_loss"].map("{:.3f}".format),
-        "Training accuracy": table["train_accuracy"].map(percent),
-        "Gap (points)": (100 * table["generalization_gap"]).map(points),
+        "Test\naccuracy": table["test_accuracy"].map("{:.1%}".format),
+        "95 %\ninterval": [f"[{low:.1f}, {high:.1f}]" for low, high in limits],
+        "Test\nloss": table["test_loss"].map("{:.3f}".format),
+        "Training\naccuracy": table["train_accuracy"].map("{:.1%}".format),
+        "Gap": (100 * table["generalization_gap"]).map("{:+.1f}".format),
         "Time": table["seconds"].map(format_seconds),
-        "Trainable parameters": table["trainable_parameters"].map("{:,}".format),
+        "Trainable\nparameters": table["trainable_parameters"].map("{:,}".format),
         "Seeds": table["seeds"].map(str),
     }
-    return pd.DataFrame(shown).replace({"nan%": MISSING, "+nan": MISSING})
+    return pd.DataFrame(shown).replace({"nan%": "-", "+nan": "-"})
+
+
+def console_table(table: pd.DataFrame) -> Table:
+    """Return the table of `compare` for a console of 80 columns."""
+    texts = strategy_table(table).drop(columns="Seeds")
+    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    shown.add_column("Strategy", overflow="fold", min_width=12)
+    for title in texts.columns[1:]:
+        shown.add_column(title, justify="right", no_wrap=True)
+    for row in texts.itertuples(index=False):
+        shown.add_row(*map(escape, row))
+    return shown
 
 
 def _pairs_table(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -105,19 +101,12 @@ def _pairs_table(pairs: pd.DataFrame) -> pd.DataFrame:
 
 def _recipe(name: str, trials: Sequence[TrainingOutcome]) -> Recipe:
     """Return the commands that reproduce the trainings of a strategy, and their settings."""
-    settings = [trial.settings for trial in trials]
-    values = {
-        key: list(dict.fromkeys(each[key] for each in settings if key in each))
-        for key in settings[0]
-    }
-    left_out = [key for key, found in values.items() if any("," in value for value in found)]
+    settings = pd.DataFrame([trial.settings for trial in trials])
+    values = {str(key): " | ".join(column.dropna().unique()) for key, column in settings.items()}
+    left_out = ", ".join(key for key, text in values.items() if "," in text)
     note = (
-        f"Values with commas do not fit on a command line: put {', '.join(left_out)} into"
+        f"Values with commas do not fit on a command line: put {left_out} into"
         " conf/local/parameters.yml."
     )
-    return Recipe(
-        name,
-        "\n".join(kedro_command(each) for each in settings),
-        {key: " | ".join(found) for key, found in values.items()},
-        note if left_out else "",
-    )
+    commands = "\n".join(kedro_command(trial.settings) for trial in trials)
+    return Recipe(name, commands, values, note if left_out else "")

@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 from PIL import Image
 
 from thawline.options import Parameters
-from thawline.reports.html import Illustration, Recipe, Section, kedro_command
+from thawline.reports.html import Recipe, Section, illustrate, kedro_command
 
 SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (  # heading, text, catalog entries
     ("Training", "", ("learning_curves", "stage_probes_figure")),
@@ -52,17 +52,14 @@ def finetune_sections(
 
     `figures` has the names of `FIGURES`; an empty Plotly figure is left out.
     """
+    drawn = {
+        name: illustrate(figure, name.removesuffix("_grid").replace("_", " ").capitalize())
+        for name, figure in figures.items()
+        if isinstance(figure, Image.Image) or figure.data
+    }
     sections = [
-        Section(
-            title,
-            text,
-            illustrations=[
-                Illustration(_caption(name, figures[name]), figures[name])
-                for name in entries
-                if not _is_empty(figures[name])
-            ],
-        )
-        for title, text, entries in SECTIONS
+        Section(title, text, illustrations=[drawn[name] for name in names if name in drawn])
+        for title, text, names in SECTIONS
     ]
     changed = {name: str(value) for name, value in parameters.changed().items()}
     recipe = Recipe("Command and parameters", kedro_command(changed), changed)
@@ -77,13 +74,3 @@ def accuracy_sentence(metrics: Mapping[str, float]) -> str:
         f"{metrics['test_accuracy']:.1%} of {metrics['test_images']:,.0f} test images are"
         f" classified correctly (95 % interval {low:.1%} to {high:.1%})."
     )
-
-
-def _caption(name: str, figure: go.Figure | Image.Image) -> str:
-    """Return a figure's title, or what a picture shows: it contains its title."""
-    title = figure.layout.title.text if isinstance(figure, go.Figure) else None
-    return f"{title or name.removesuffix('_grid').replace('_', ' ').capitalize()}."
-
-
-def _is_empty(figure: go.Figure | Image.Image) -> bool:
-    return isinstance(figure, go.Figure) and not figure.data

@@ -75,6 +75,12 @@ def html_report(
     )
 
 
+def illustrate(figure: go.Figure | Image.Image, name: str = "") -> Illustration:
+    """Return a figure captioned by its title, or a picture, which contains its title, by a name."""
+    title = figure.layout.title.text if isinstance(figure, go.Figure) else name
+    return Illustration(f"{title}.", figure)
+
+
 def data_facts(root: str, backbone: str, splits: pd.DataFrame) -> dict[str, str]:
     """Return data, backbone, classes and images, with which every report begins."""
     images, names = splits["split"].value_counts(), class_names(splits)

@@ -28,11 +28,11 @@ def test_a_mean_curve_ends_with_the_first_of_its_seeds() -> None:
     trials = [long, replace(short, history=short.history.iloc[:3])]
     curves = figures.compared_curves(trials, compare(trials).table)
     lengths = [len(trace.x) for trace in curves.data]
-    assert lengths == [5, 3, 3] * 2
+    assert sorted(lengths) == [3, 3, 3, 3, 5, 5]
 
 
 def test_the_cost_figure_names_every_strategy_in_its_legend() -> None:
     trials = make_trials({"a_long_name_of_a_strategy_with_many_phases": 0.9, "<b>full": 0.8})
-    figure = figures.cost_against_accuracy(compare(trials).table)
-    assert [trace.name for trace in figure.data] == ["a_long_name_…many_phases", "&lt;b&gt;full"]
-    assert all(trace.showlegend for trace in figure.data)
+    figure = figures.comparison_figure(trials, compare(trials).table)
+    named = [trace.name for trace in figure.data if trace.showlegend]
+    assert named == ["a_long_name_…many_phases", "&lt;b&gt;full"]

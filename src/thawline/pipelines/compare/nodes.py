@@ -12,11 +12,11 @@ from rich.markup import escape
 
 from thawline.data.transforms import Transforms
 from thawline.datasets.child_runs_dataset import OpenRun, SetTags
-from thawline.evaluation.comparison import TrainingOutcome, compare, console_table
+from thawline.evaluation.comparison import TrainingOutcome, compare
 from thawline.networks.classifier import Classifier
 from thawline.options import TRAINING_GROUPS, Parameters, flatten
 from thawline.pipelines.finetune import nodes as finetune
-from thawline.reports.comparison import comparison_sections
+from thawline.reports.comparison import comparison_sections, console_table
 from thawline.reports.figures.comparison import comparison_figure
 from thawline.reports.html import data_facts, html_report
 from thawline.training.progress import OnEpoch

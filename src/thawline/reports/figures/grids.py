@@ -3,6 +3,7 @@
 import io
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 from PIL import Image
@@ -47,7 +48,7 @@ def image_grid(
     header = 0.3 + TITLE_LINE * (title.count("\n") + 1)
     height = header + rows * (TILE + caption_height) if images else EMPTY_HEIGHT
     figure = Figure(figsize=(width, height), facecolor="white")
-    style = {"color": INK, "ha": "center", "va": "top", "parse_math": False}
+    style: dict[str, Any] = {"color": INK, "ha": "center", "va": "top", "parse_math": False}
     figure.text(0.5, 1 - 0.15 / height, title, fontsize=11, **style)
     if not images:
         figure.text(0.5, 0.5, empty, wrap=True, fontsize=9, **style)

@@ -26,7 +26,8 @@ def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
         values = pd.DataFrame(splits).set_index(history["epoch"])
         lines = px.line(values, markers=True, color_discrete_sequence=COLORS)
         figure.add_traces(lines.update_traces(showlegend=column == 1).data, rows=1, cols=column)
-    for number, rows in history.groupby("phase"):
+    for number in history["phase"].unique():
+        rows = history[history["phase"] == number]
         figure.add_vrect(
             x0=rows["epoch"].min() - 0.5,
             x1=rows["epoch"].max() + 0.5,
