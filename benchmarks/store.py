@@ -94,12 +94,11 @@ def _loader(store: ActivationCache, values: int, entries: int) -> FeatureLoader:
 def _fill(store: ActivationCache, images: list[ImageView], values: int) -> None:
     """Write an entry for each image."""
     partition = _loader(store, values, len(images)).partition(ACTIVATIONS, images)
-    assert partition is not None
     noise = torch.randn(4096, values).bfloat16()
     for start in range(0, len(images), len(noise)):
         some = images[start : start + len(noise)]
         partition.add([image.key for image in some], [noise[: len(some)]])
-    partition.close()
+    partition.flush()
 
 
 def _rate(loader: FeatureLoader, images: list[ImageView], seed: int) -> float:

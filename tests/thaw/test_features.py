@@ -283,7 +283,7 @@ def test_what_vanishes_from_the_disk_in_mid_epoch_is_computed_again(
     expected, _ = setting.load()
     read = CachePartition.read
 
-    def vanish(self: CachePartition, keys: list[bytes]) -> tuple[Tensor, ...]:
+    def vanish(self: CachePartition, keys: list[bytes]) -> tuple[np.ndarray, tuple]:
         setting.store.clear()
         return read(self, keys)
 
@@ -306,7 +306,7 @@ def test_an_image_file_that_vanished_after_its_entry_was_evicted_is_named(
     setting.load()
     read = CachePartition.read
 
-    def vanish(self: CachePartition, keys: list[bytes]) -> tuple[Tensor, ...]:
+    def vanish(self: CachePartition, keys: list[bytes]) -> tuple[np.ndarray, tuple]:
         setting.store.clear()
         Path(setting.paths[0]).unlink(missing_ok=True)
         return read(self, keys)

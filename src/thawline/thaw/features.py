@@ -2,8 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, compress, product
 from typing import Any
@@ -70,11 +69,20 @@ class FeatureLoader:
         self._frozen = FrozenPart(line, transforms.preprocessing, accelerator)
         self._device, self._entries = accelerator.device, entries
         self._bytes = 0  # of activations per image
-        self._partitions: dict[tuple[str, bool], CachePartition] = {}
         self._choice = None if store.max_bytes else NOTHING  # what is cached
-        if store.max_bytes:
-            self._open_partitions(line)
+        self._partitions: dict[tuple[str, bool], CachePartition] = {}
+        # What may be cached, each of which follows from the next one, the last from a file.
+        self._levels = (VIEWS,) if self._frozen.is_empty else (ACTIVATIONS, VIEWS)
         self.read = self.computed = 0
+        computed_with: dict[str, tuple[Any, ...]] = {}
+        if store.max_bytes and not self._frozen.is_empty:
+            network = f"{type(line.above_train).__name__} up to {', '.join(line.boundary)}"
+            fingerprint, self._bytes = self._frozen.fingerprint()
+            computed_with[ACTIVATIONS] = network, fingerprint
+        for holds, random in product(self._levels, (True, False)):
+            description = describe_entries(transforms, random, *computed_with.get(holds, ()))
+            partition = store.partition(description, self._device.type == "cuda")
+            self._partitions[holds, random] = partition
 
     def load(self, batches: Sequence[Sequence[ImageView]], keep: bool = True) -> Iterator[Tensors]:
         """Yield for each batch the tensors (N, …) that cross the line, on the device.
@@ -88,7 +96,7 @@ class FeatureLoader:
         """
         for partition in self._partitions.values():
             partition.refresh()
-        requests = self._plan(batches, keep)
+        requests = self._plan(batches, keep) if batches else []
         to_decode = [[*map(self._view, r.to_decode.values())] for r in requests if r.to_decode]
         views = self._loader.load(to_decode)
         for request in requests:
@@ -101,28 +109,15 @@ class FeatureLoader:
             for batch in zip(*(tensor.split(request.sizes) for tensor in tensors), strict=True):
                 yield tuple(tensor.clone() for tensor in batch)  # which may be modified in place
         for partition in self._partitions.values():
-            partition.close()
+            partition.flush()
 
     def summary(self) -> str:
         """Return for the log how much was read from the cache."""
-        what = "views" if self._frozen.is_empty else "activations"
-        return f"{self.read} {what} were read, {self.computed} computed"
+        return f"{self.read} {self._levels[0]} were read, {self.computed} computed"
 
-    def partition(self, holds: str, images: Sequence[ImageView]) -> CachePartition | None:
-        """Return the partition for the activations or views of images, if anything is cached."""
-        return self._partitions.get((holds, images[0].view is not None)) if images else None
-
-    def _open_partitions(self, line: ThawLine) -> None:
-        """Open partitions of views and of activations, each for random views and evaluation."""
-        computed_with: dict[str, tuple[Any, ...]] = {VIEWS: ()}
-        if not self._frozen.is_empty:
-            network = f"{type(line.above_train).__name__} up to {', '.join(line.boundary)}"
-            fingerprint, self._bytes = self._frozen.fingerprint()
-            computed_with[ACTIVATIONS] = network, fingerprint
-        for holds, random in product(computed_with, (True, False)):
-            description = describe_entries(self._transforms, random, *computed_with[holds])
-            partition = self._store.partition(description, self._device.type == "cuda")
-            self._partitions[holds, random] = partition
+    def partition(self, holds: str, images: Sequence[ImageView]) -> CachePartition:
+        """Return the partition for the activations or views of images."""
+        return self._partitions[holds, images[0].view is not None]
 
     def _plan(self, batches: Sequence[Sequence[ImageView]], keep: bool) -> list[Request]:
         """Group batches into requests; choose what to cache before anything is decoded.
@@ -132,26 +127,23 @@ class FeatureLoader:
         """
         images = [*chain.from_iterable(batches)]
         keys = [image.key for image in images]
-        has_activations = _contains(self.partition(ACTIVATIONS, images), keys)
-        has_views = _contains(self.partition(VIEWS, images), keys)
-        is_missing = ~(has_views if self._frozen.is_empty else has_activations)
-        if keep and self._choice is None and is_missing.any():
-            some = np.flatnonzero(is_missing)[:NUM_TIMED_IMAGES].tolist()
-            self._choice = self._choose([images[idx] for idx in some])
-        is_undecoded = ~(has_activations | has_views)
-        max_images = MAX_READ_BYTES // max(self._bytes, 1)
+        is_there = [self.partition(holds, images).contains(keys) for holds in self._levels]
+        if keep and self._choice is None and not is_there[0].all():
+            self._choice = self._choose([*compress(images, ~is_there[0])][:NUM_TIMED_IMAGES])
+        undecoded = ~np.any(is_there, axis=0)
+        max_images = MAX_READ_BYTES // self._bytes if self._bytes else 0
         requests: list[Request] = []
         coming: set[bytes] = set()
         end = 0
         for batch in batches:
             start, end = end, end + len(batch)
-            undecoded = (start + np.flatnonzero(is_undecoded[start:end])).tolist()
-            to_decode = {keys[idx]: images[idx] for idx in undecoded if keys[idx] not in coming}
+            absent = (start + np.flatnonzero(undecoded[start:end])).tolist()
+            to_decode = {keys[idx]: images[idx] for idx in absent if keys[idx] not in coming}
             if keep and self._choice != NOTHING:
                 coming.update(to_decode)
-            is_cached = bool(has_activations[start:end].all())
-            last = requests[-1] if requests else None
-            if last and last.is_cached and is_cached and len(last.keys) + len(batch) <= max_images:
+            is_cached = bool(is_there[0][start:end].all())
+            last = requests[-1] if requests and requests[-1].is_cached and is_cached else None
+            if last and len(last.images) + len(batch) <= max_images:
                 last.images += batch
                 last.keys += keys[start:end]
                 last.sizes.append(len(batch))
@@ -162,50 +154,46 @@ class FeatureLoader:
 
     def _load_request(self, request: Request) -> Tensors:
         """Return what crosses the line (N, …) for the N images of a request, on the device."""
-        keys = [*dict.fromkeys(request.keys)]  # an image may be drawn twice
+        images = dict(zip(request.keys, request.images, strict=True))  # one may be drawn twice
+        tensors = self._recall(self._levels, images, request)
         if self._frozen.is_empty:
-            tensors = self._run_frozen_part(request, keys)
-        else:
-            tensors = self._recall(ACTIVATIONS, request, keys, self._run_frozen_part)
-        if len(keys) < len(request.keys):
-            self.read += len(request.keys) - len(keys)
-            rows = {key: row for row, key in enumerate(keys)}
+            tensors = self._frozen(*tensors)
+        if len(images) < len(request.keys):
+            self.read += len(request.keys) - len(images)
+            rows = {key: row for row, key in enumerate(images)}
             order = torch.tensor([rows[key] for key in request.keys])
             tensors = tuple(tensor[order.to(tensor.device)] for tensor in tensors)
         return tuple(_channels_last(t.to(self._device, non_blocking=True)) for t in tensors)
 
-    def _run_frozen_part(self, request: Request, keys: list[bytes]) -> Tensors:
-        return self._frozen(*self._recall(VIEWS, request, keys, self._decode))
+    def _recall(
+        self, levels: Sequence[str], images: dict[bytes, ImageView], request: Request
+    ) -> Tensors:
+        """Return the entries of the first level: read from the cache, or computed from the next."""
+        if not levels:
+            return self._decode(images, request)
+        partition = self.partition(levels[0], request.images)
+        is_known, known = partition.read([*images])
+        absent = dict(compress(images.items(), (~is_known).tolist()))
+        if levels == self._levels:
+            self.read += len(images) - len(absent)
+            self.computed += len(absent)
+        if not absent:
+            return known
+        computed = self._recall(levels[1:], absent, request)
+        if levels[0] == ACTIVATIONS:
+            computed = self._frozen(*computed)
+        if request.keep and self._choice == levels[0]:
+            partition.add([*absent], computed)
+        return merge(is_known, known, computed)
 
-    def _decode(self, request: Request, keys: list[bytes]) -> Tensors:
-        """Return the views (N, 3, size, size) of keys, nearly always those decoded ahead."""
-        if keys == [*request.to_decode]:
+    def _decode(self, images: dict[bytes, ImageView], request: Request) -> Tensors:
+        """Return views (N, 3, size, size), nearly always those that were decoded ahead."""
+        if [*images] == [*request.to_decode]:
             return (request.decoded,)
         views = dict(zip(request.to_decode, request.decoded, strict=True))
-        for key, image in zip(request.keys, request.images, strict=True):
-            if key in keys and key not in views:  # evicted since
-                (views[key],) = decode(self._transforms, [self._view(image)])
-        return (torch.stack([views[key] for key in keys]),)
-
-    def _recall(
-        self,
-        holds: str,
-        request: Request,
-        keys: list[bytes],
-        compute: Callable[[Request, list[bytes]], Tensors],
-    ) -> Tensors:
-        """Return the entries (N, …) of different keys, read from the cache or else computed."""
-        partition = self.partition(holds, request.images)
-        is_known, known = _read_known(partition, keys)
-        absent = [key for key, is_there in zip(keys, is_known, strict=True) if not is_there]
-        computed = compute(request, absent) if absent else ()
-        is_kept = request.keep and self._choice == holds
-        if absent and is_kept and partition is not None:
-            partition.add(absent, computed)
-        if self._frozen.is_empty or holds == ACTIVATIONS:
-            self.read += len(keys) - len(absent)
-            self.computed += len(absent)
-        return merge(is_known, known, computed)
+        for key in images.keys() - views.keys():  # evicted since
+            (views[key],) = decode(self._transforms, [self._view(images[key])])
+        return (torch.stack([views[key] for key in images]),)
 
     def _choose(self, some: Sequence[ImageView]) -> str:
         """Return what to cache, as timed on some images, and log it."""
@@ -242,7 +230,7 @@ class FeatureLoader:
 def merge(is_known: np.ndarray, known: Tensors, computed: Tensors) -> Tensors:
     """Return tensors (N, …) from those of the known rows, bool (N,), and of the others."""
     if is_known.all() or not is_known.any():
-        return known or computed
+        return known if is_known.any() else computed
     mask, merged = torch.from_numpy(is_known), []
     for old, new in zip(known, computed, strict=True):
         whole = new.new_empty((len(mask), *new.shape[1:]))
@@ -250,23 +238,6 @@ def merge(is_known: np.ndarray, known: Tensors, computed: Tensors) -> Tensors:
         whole[~mask.to(new.device)] = new
         merged.append(whole)
     return tuple(merged)
-
-
-def _contains(partition: CachePartition | None, keys: Sequence[bytes]) -> np.ndarray:
-    return np.zeros(len(keys), bool) if partition is None else partition.contains(keys)
-
-
-def _read_known(
-    partition: CachePartition | None, keys: Sequence[bytes]
-) -> tuple[np.ndarray, Tensors]:
-    """Return which of N entries are cached, as bool (N,), and the tensors of these."""
-    if partition is not None:
-        with suppress(KeyError):  # all of them, as nearly always after the first epoch
-            return np.ones(len(keys), bool), partition.read(keys)
-        while (is_known := partition.contains(keys)).any():
-            with suppress(KeyError):  # if another process has evicted one since
-                return is_known, partition.read([*compress(keys, is_known)])
-    return np.zeros(len(keys), bool), ()
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

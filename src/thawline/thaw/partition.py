@@ -4,16 +4,15 @@ A shard is a safetensors file with one row of bytes per entry. It is written to 
 renamed and never modified, so processes can read, write and evict concurrently.
 """
 
-import errno
 import json
 import logging
 import math
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from io import FileIO
-from itertools import accumulate
+from itertools import accumulate, count
 from pathlib import Path
 
 import numpy as np
@@ -28,58 +27,13 @@ logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 32_000_000  # entries wait in memory until they have so many bytes,
 SHARD_ENTRIES = 65_536  # or until there are so many: their keys lie in the header of the file
-MAX_OPEN_SHARDS = 256  # files per partition
 ALIGNMENT = 8  # bytes, of each tensor in a row
 KEY_BYTES = 16
-HASH_MULTIPLIER = -0x61C8864680B583EB  # odd: no two views of an image share a hash
-SHARD_SHIFT = 32  # a place is (number of the shard << SHARD_SHIFT) + row
-ROW_MASK = (1 << SHARD_SHIFT) - 1
-MISSING = -1  # the place of an entry that is not on disk
+ENTRY = np.dtype([("key", f"S{KEY_BYTES}"), ("shard", np.int32), ("row", np.int32)])
+MISSING = -1  # the shard of an entry that is not on disk
+LAST_KEY = b"\xff" * KEY_BYTES  # greater than that of any view
 
 Tensors = tuple[Tensor, ...]
-
-
-class EntryIndex:
-    """The place of each entry on disk by its key: 24 bytes per entry, sorted by a hash."""
-
-    def __init__(self) -> None:
-        """Index nothing yet."""
-        # Rows: hashes of the keys, in order; their second halves; the places.
-        self._columns = np.empty((3, 0), np.int64)
-
-    def __len__(self) -> int:
-        """Return the number of entries."""
-        return self._columns.shape[1]
-
-    def add(self, keys_of_shards: Mapping[int, bytes]) -> None:
-        """Add the entries of shards, by their numbers; of equal keys the first stays."""
-        if not keys_of_shards:
-            return
-        parts = [self._columns]
-        for number, keys in keys_of_shards.items():
-            rows = np.arange(len(keys) // KEY_BYTES)
-            parts.append(np.stack([*_split_keys(keys), (number << SHARD_SHIFT) + rows]))
-        columns = np.concatenate(parts, axis=1)
-        columns = columns.take(columns[0].argsort(kind="stable"), axis=1)
-        is_first = np.ones(columns.shape[1], bool)
-        is_first[1:] = (columns[:2, 1:] != columns[:2, :-1]).any(axis=0)
-        self._columns = columns.compress(is_first, axis=1)
-
-    def find(self, keys: Sequence[bytes]) -> np.ndarray:
-        """Return the place of each of N keys, int64 (N,), or `MISSING`."""
-        if not len(self):
-            return np.full(len(keys), MISSING)
-        all_hashes, all_halves, places = self._columns
-        hashes, halves = _split_keys(b"".join(keys))
-        found = all_hashes.searchsorted(hashes)
-        found[found == len(self)] = 0
-        is_there = (all_hashes[found] == hashes) & (all_halves[found] == halves)
-        return np.where(is_there, places[found], MISSING)
-
-    def remove(self, shard: int) -> None:
-        """Remove the entries of a shard."""
-        is_other = self._columns[2] >> SHARD_SHIFT != shard
-        self._columns = self._columns.compress(is_other, axis=1)
 
 
 class CachePartition:
@@ -90,48 +44,54 @@ class CachePartition:
     ) -> None:
         """Open the partition in `folder`; `on_write` is called after each write."""
         self._folder, self._description, self._on_write = folder, description, on_write
-        self._pin_memory, self._index = pin_memory, EntryIndex()
-        self._shards: dict[int, str] = {}  # file names by number
-        self._unreadable: set[str] = set()
-        self._starts = np.empty(0, np.int64)  # offset of the first row, by number
-        self._files: dict[int, FileIO] = {}
+        self._pin_memory = pin_memory
+        # Of the entries on disk, sorted by key, and one behind them that ends every search.
+        self._index = np.array([(LAST_KEY, MISSING, 0)], ENTRY)
+        self._shards: dict[int, tuple[str, int]] = {}  # file name, and offset of the first row
+        self._numbers = count()  # of shards
+        self._used: set[int] = set()  # shards that were read since the last refresh
         self._waiting: dict[bytes, np.ndarray] = {}
         self._set_layout([])
         self.refresh()
 
     def __len__(self) -> int:
         """Return the number of entries on disk."""
-        return len(self._index)
+        return len(self._index) - 1
 
     def refresh(self) -> None:
-        """Index the shards that other processes have written, and mark open ones as used."""
+        """Index the shards that other processes have written, and forget those evicted."""
         names = {path.name for path in self._folder.glob("*.safetensors")}
-        for number, name in [*self._shards.items()]:
+        for number, (name, _) in [*self._shards.items()]:
             if name not in names:
                 self._forget(number)
-        for number in self._files:
-            self._mark_used(number)
-        new = sorted(names - self._unreadable - {*self._shards.values()})
-        self._index.add(dict(filter(None, map(self._add_shard, new))))
+        self._used.clear()
+        if new := sorted(names - {name for name, _ in self._shards.values()}):
+            index = np.concatenate([self._index, *map(self._add_shard, new)])
+            _, first = np.unique(index["key"], return_index=True)
+            self._index = index[first]
 
     def contains(self, keys: Sequence[bytes]) -> np.ndarray:
         """Return for each of N keys, as bool (N,), whether its entry can be read."""
         is_waiting = np.array([key in self._waiting for key in keys], bool)
-        return is_waiting | (self._index.find(keys) != MISSING)
+        return is_waiting | (self._find(keys)["shard"] != MISSING)
 
-    def read(self, keys: Sequence[bytes]) -> Tensors:
-        """Return the tensors (N, …) of N entries, which share no memory with the cache.
+    def read(self, keys: Sequence[bytes]) -> tuple[np.ndarray, Tensors]:
+        """Return which of N entries there are, as bool (N,), and the tensors (M, …) of these.
 
-        Raises:
-            KeyError: when an entry is missing, or has been evicted.
+        The tensors share no memory with the cache.
         """
-        places, shape = self._index.find(keys), (len(keys), self._offsets[-1])
+        shape = (len(keys), self._offsets[-1])
         tensor = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory)
-        rows = tensor.numpy()
-        for row in np.flatnonzero(places == MISSING).tolist():
-            rows[row] = self._waiting[keys[row]]
-        self._read_rows(places, rows)
-        return self._unpack(tensor)
+        rows, places = tensor.numpy(), self._find(keys)
+        is_known = np.zeros(len(keys), bool)
+        for number in np.unique(places["shard"]).tolist():
+            positions = np.flatnonzero(places["shard"] == number)
+            if number != MISSING:
+                is_known[positions] = self._read_shard(number, positions, places, rows)
+        for position in np.flatnonzero(~is_known).tolist():
+            if keys[position] in self._waiting:
+                rows[position], is_known[position] = self._waiting[keys[position]], True
+        return is_known, self._unpack(tensor if is_known.all() else tensor[is_known])
 
     def add(self, keys: Sequence[bytes], tensors: Sequence[Tensor]) -> None:
         """Copy the tensors (N, …) of N entries, and write a shard when enough entries wait."""
@@ -141,8 +101,8 @@ class CachePartition:
             flat = tensor.detach().cpu().contiguous().reshape(len(keys), -1).view(torch.uint8)
             rows[:, start : start + flat.shape[1]] = flat.numpy()
         self._waiting |= dict(zip(keys, rows, strict=True))
-        count = len(self._waiting)
-        if count * self._offsets[-1] >= SHARD_BYTES or count >= SHARD_ENTRIES:
+        entries = len(self._waiting)
+        if entries * self._offsets[-1] >= SHARD_BYTES or entries >= SHARD_ENTRIES:
             self.flush()
 
     def flush(self) -> None:
@@ -165,78 +125,54 @@ class CachePartition:
         self._on_write()
         self.refresh()
 
-    def close(self) -> None:
-        """Write the waiting entries and close all files."""
-        self.flush()
-        self._close_files()
-
-    def _add_shard(self, name: str) -> tuple[int, bytes] | None:
-        """Give a shard its number and return it with the keys; None if it cannot be read."""
+    def _add_shard(self, name: str) -> np.ndarray:
+        """Give a shard its number and return its entries; none if it cannot be read."""
         metadata = read_metadata(self._folder / name)
-        if not metadata:
-            self._unreadable.add(name)
-            return None
-        keys, layout = bytes.fromhex(metadata["keys"]), json.loads(metadata["layout"])
-        self._set_layout([(getattr(torch, dtype), tuple(shape)) for dtype, shape in layout])
-        number = len(self._starts)
-        self._shards[number] = name
-        # The rows are the only tensor, so they end where the file ends.
-        start = int(metadata["bytes"]) - len(keys) // KEY_BYTES * self._offsets[-1]
-        self._starts = np.append(self._starts, start)
-        return number, keys
+        keys = bytes.fromhex(metadata.get("keys", ""))
+        entries = np.zeros(len(keys) // KEY_BYTES, ENTRY)
+        number, start = next(self._numbers), 0
+        if metadata:
+            layout = json.loads(metadata["layout"])
+            self._set_layout([(getattr(torch, dtype), tuple(shape)) for dtype, shape in layout])
+            entries["key"] = np.frombuffer(keys, ENTRY["key"])
+            entries["shard"], entries["row"] = number, np.arange(len(entries))
+            # The rows are the only tensor, so they end where the file ends.
+            start = int(metadata["bytes"]) - len(entries) * self._offsets[-1]
+        self._shards[number] = name, start
+        return entries
 
-    def _read_rows(self, places: np.ndarray, rows: np.ndarray) -> None:
-        """Read the entries at places (N,), but those `MISSING`, into uint8 rows (N, bytes)."""
-        buffer, size = rows.reshape(-1).data, rows.shape[1]
-        order = places.argsort()  # shard by shard, each from its beginning
-        order = order[places[order] != MISSING]
-        numbers = places[order] >> SHARD_SHIFT
-        starts = self._starts[numbers] + (places[order] & ROW_MASK) * size
-        current = -1
-        entries = zip(order.tolist(), numbers.tolist(), starts.tolist(), strict=True)
-        for row, number, start in entries:
-            try:
-                if number != current:
-                    current, file = number, self._open(number)
-                file.seek(start)
-                is_read = file.readinto(buffer[row * size : (row + 1) * size]) == size
-            except OSError:  # evicted; on a network file system also while it is open
-                is_read = False
-            if not is_read:
-                self._forget(number)
-                raise KeyError(number)
+    def _find(self, keys: Sequence[bytes]) -> np.ndarray:
+        """Return the place of each of N keys on disk, `ENTRY` (N,)."""
+        wanted = np.frombuffer(b"".join(keys), ENTRY["key"])
+        places = self._index[self._index["key"].searchsorted(wanted)]
+        places["shard"][places["key"] != wanted] = MISSING
+        return places
 
-    def _open(self, number: int) -> FileIO:
-        """Open a shard, and close others first if there are too many."""
-        if number not in self._files:
-            self._mark_used(number)
-            path = self._folder / self._shards[number]
-            if len(self._files) >= MAX_OPEN_SHARDS:
-                self._close_files()
-            try:
-                self._files[number] = FileIO(path)
-            except OSError as error:
-                if not self._files or error.errno not in (errno.EMFILE, errno.ENFILE):
-                    raise
-                self._close_files()
-                self._files[number] = FileIO(path)
-        return self._files[number]
-
-    def _close_files(self) -> None:
-        while self._files:
-            self._files.popitem()[1].close()
-
-    def _mark_used(self, number: int) -> None:
-        """Set the time by which `ActivationCache.evict` orders shards."""
-        with suppress(OSError):  # the file belongs to another user, or has been evicted
-            os.utime(self._folder / self._shards[number])
+    def _read_shard(
+        self, number: int, positions: np.ndarray, places: np.ndarray, rows: np.ndarray
+    ) -> bool:
+        """Read a shard's entries into their positions in uint8 rows (N, bytes), if it is there."""
+        (name, start), size, buffer = self._shards[number], rows.shape[1], rows.reshape(-1).data
+        if number not in self._used:
+            self._used.add(number)
+            with suppress(OSError):  # the file belongs to another user, or has been evicted
+                os.utime(self._folder / name)  # the time by which `ActivationCache.evict` sorts
+        try:
+            with FileIO(self._folder / name) as file:
+                starts = start + places["row"][positions].astype(np.int64) * size
+                for position, at in zip(positions.tolist(), starts.tolist(), strict=True):
+                    file.seek(at)
+                    if file.readinto(buffer[position * size : (position + 1) * size]) != size:
+                        raise EOFError
+        except (OSError, EOFError):  # evicted; on a network file system also while it is open
+            self._forget(number)
+            return False
+        return True
 
     def _forget(self, number: int) -> None:
         """Remove a shard from the index."""
-        self._index.remove(number)
+        self._index = self._index[self._index["shard"] != number]
         del self._shards[number]
-        if number in self._files:
-            self._files.pop(number).close()
 
     def _set_layout(self, layout: list[tuple[torch.dtype, tuple[int, ...]]]) -> None:
         """Set dtype and shape of an entry's tensors, and the offset of each in a row of bytes."""
@@ -253,12 +189,6 @@ class CachePartition:
             part = rows[:, start : start + size].contiguous()
             tensors.append(part.view(dtype).reshape(len(rows), *shape))
         return tuple(tensors)
-
-
-def _split_keys(keys: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """Return a hash of N keys and their second halves, each int64 (N,); both identify a key."""
-    first, second = np.frombuffer(keys, "<i8").reshape(-1, 2).T
-    return first ^ (second * HASH_MULTIPLIER), second
 
 
 def read_metadata(path: Path) -> dict[str, str]:
