@@ -33,13 +33,11 @@ class ImageTable:
         """Take the base of a relative root, which Kedro makes absolute, and pandas' arguments."""
         super().__init__(**arguments)
         self._base = Path(path)
-        self._last: tuple[str, pd.DataFrame] | None = None
+        self._last: tuple[Any, pd.DataFrame] | None = None
 
     def load(self) -> pd.DataFrame:
-        """Return the table with absolute paths; a run reads a version from disk once."""
-        if self._version is None:  # type: ignore[attr-defined]
-            return self._read()
-        path = str(self._get_load_path())  # type: ignore[attr-defined]
+        """Return the table with absolute paths; a run reads it from disk once."""
+        path = self._get_load_path()  # type: ignore[attr-defined]
         if self._last is None or self._last[0] != path:
             self._last = (path, self._read())
         return self._last[1].copy(deep=False)
@@ -64,6 +62,7 @@ class ImageTable:
             record.parent.mkdir(parents=True, exist_ok=True)
             record.write_text(data.attrs[ROOT], encoding="utf-8")
         super().save(self.as_saved(data))  # type: ignore[misc]
+        self._last = None
 
     def _release(self) -> None:
         self._last = None
@@ -105,15 +104,13 @@ def _relative(paths: pd.Series, root: Path) -> pd.Series:
     prefix = f"{root.as_posix().rstrip('/')}/"
     found = paths.str.removeprefix(prefix)
     outside = ~paths.str.startswith(prefix)
-    if outside.any():
-        found[outside] = paths[outside].map(lambda path: os.path.relpath(path, root))
+    found[outside] = paths[outside].map(lambda path: os.path.relpath(path, root))
     return found
 
 
 def _absolute(paths: pd.Series, root: Path) -> pd.Series:
     prefix = f"{root.as_posix().rstrip('/')}/"
-    is_absolute, leads_out = paths.str.startswith("/"), paths.str.startswith("..")
-    found = (prefix + paths.astype("str")).mask(is_absolute, paths)
-    if leads_out.any():
-        found[leads_out] = found[leads_out].map(os.path.normpath)
+    leads_out = paths.str.startswith("..")
+    found = prefix + paths.astype("str")
+    found[leads_out] = found[leads_out].map(os.path.normpath)
     return found

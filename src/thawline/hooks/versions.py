@@ -69,4 +69,4 @@ class VersionsHook:
         for name in pipeline.inputs():
             dataset = catalog.get(name)
             if isinstance(dataset, TrainingCheckpointsDataset):
-                dataset.forget()
+                dataset.load().forget()

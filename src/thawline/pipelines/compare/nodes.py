@@ -11,7 +11,7 @@ from rich import print as rich_print
 from rich.markup import escape
 
 from thawline.data.transforms import Transforms
-from thawline.datasets.child_runs_dataset import OpenRun, SetTags
+from thawline.datasets.resource_datasets import OpenRun, SetTags
 from thawline.evaluation.comparison import TrainingOutcome, compare
 from thawline.networks.classifier import Classifier
 from thawline.options import TRAINING_GROUPS, Parameters, flatten

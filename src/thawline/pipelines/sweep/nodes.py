@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import yaml
 from optuna.trial import FrozenTrial
 
-from thawline.datasets.child_runs_dataset import OpenRun
+from thawline.datasets.resource_datasets import OpenRun
 from thawline.options import TRAINING_GROUPS, Parameters
 from thawline.pipelines.finetune import nodes as finetune
 from thawline.reports.figures.sweep import importance, optimization_history, parallel_coordinates
