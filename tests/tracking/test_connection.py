@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -72,9 +73,17 @@ def test_without_a_server_nothing_begins() -> None:
         connection.connect(context)
 
 
-def test_mlflow_retries_unless_it_has_just_done_so() -> None:
-    retries = MLFLOW_HTTP_REQUEST_MAX_RETRIES.get()
-    assert retries > 0
-    with connection.no_retries():
-        assert MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() == 0
-    assert MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() == retries
+def test_mlflow_retries_by_default() -> None:
+    assert MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() > 0
+
+
+@pytest.mark.parametrize("before", [None, "5"])
+def test_a_variable_of_the_environment_is_what_it_was(
+    before: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("THAWLINE_TEST", raising=False)
+    if before:
+        monkeypatch.setenv("THAWLINE_TEST", before)
+    with connection.restore("THAWLINE_TEST"):
+        os.environ["THAWLINE_TEST"] = "0"
+    assert os.environ.get("THAWLINE_TEST") == before

@@ -85,7 +85,7 @@ def test_no_password_of_a_url_is_left(user: str, password: str, host: str) -> No
 def masked_logs() -> Iterator[None]:
     before = logging.getLogRecordFactory()
     mask_logs()
-    mask_logs()  # a second time changes nothing
+    mask_logs()  # a second time changes no output
     yield
     logging.setLogRecordFactory(before)
 

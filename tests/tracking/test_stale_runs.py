@@ -14,8 +14,15 @@ import pytest
 from mlflow import MlflowClient
 
 from conftest import child_process, empty_tracking_store
-from thawline.tracking.process_context import BEGAN, HOST, PID, ProcessContext, process_tags
-from thawline.tracking.stale_runs import find_stale_runs, mark_stale_runs
+from thawline.tracking.process_context import (
+    BEGAN,
+    HOST,
+    PID,
+    ProcessContext,
+    find_stale_runs,
+    mark_stale_runs,
+    process_tags,
+)
 
 
 @pytest.fixture

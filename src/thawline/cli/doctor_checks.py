@@ -198,7 +198,7 @@ def check_tracking(uri: str, experiment: str) -> str:
     from mlflow import MlflowClient
 
     from thawline.tracking.connection import find_server_problem, is_server
-    from thawline.tracking.stale_runs import find_stale_runs
+    from thawline.tracking.process_context import find_stale_runs
 
     shown = mask(uri)
     if uri.startswith("databricks"):

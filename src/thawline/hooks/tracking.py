@@ -2,25 +2,23 @@
 
 import atexit
 import logging
+import os
 from typing import Any
 
 import mlflow
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import DataCatalog
-from mlflow.entities import Param
 from mlflow.exceptions import MlflowException
 
-from thawline.options import flatten, validate_parameters
-from thawline.tracking.connection import connect, no_retries
+from thawline.options import flatten
+from thawline.tracking.connection import MAX_RETRIES, connect, restore
 from thawline.tracking.entries import log_entry
+from thawline.tracking.process_context import mark_stale_runs
 from thawline.tracking.redaction import mask, mask_logs
 from thawline.tracking.run_tags import describe_run
-from thawline.tracking.stale_runs import mark_stale_runs
 
 logger = logging.getLogger(__name__)
-
-MAX_PARAMS_PER_BATCH = 100  # MLflow refuses more in one call
 
 mask_logs()
 
@@ -37,8 +35,7 @@ class TrackingHook:
 
     @hook_impl
     def after_context_created(self, context: KedroContext) -> None:
-        """Set MLflow up and keep the parameters of the run."""
-        self._parameters = validate_parameters(context.config_loader["parameters"])
+        """Set MLflow up."""
         self._config = connect(context)
         context.mlflow = self._config  # type: ignore[attr-defined]  # `kedro mlflow ui` reads it
 
@@ -60,8 +57,11 @@ class TrackingHook:
             nested=tracking.run.nested,
         )
         self._run_id = run.info.run_id
-        self._log_parameters()
-        mlflow.set_tags(describe_run(run_params, self._parameters.training.device))
+        parameters = catalog["parameters"].load()
+        values = flatten(parameters.model_dump(mode="json"))
+        texts = {name: mask(f"{name}={value}").removeprefix(f"{name}=") for name, value in values}
+        mlflow.log_params(texts)  # at once: a crash would lose those of later nodes
+        mlflow.set_tags(describe_run(run_params, parameters.training.device))
 
     @hook_impl
     def before_node_run(self) -> None:
@@ -79,10 +79,9 @@ class TrackingHook:
     def on_pipeline_error(self, error: Exception) -> None:
         """Mark the run as FAILED."""
         atexit.unregister(self._end_as_killed)
-        if isinstance(error, MlflowException):
-            with no_retries():
-                self._end("FAILED")
-        else:
+        with restore(MAX_RETRIES):
+            if isinstance(error, MlflowException):  # retries have just ended in vain
+                os.environ[MAX_RETRIES] = "0"
             self._end("FAILED")
 
     @hook_impl
@@ -112,14 +111,3 @@ class TrackingHook:
                 status,
                 error,
             )
-
-    def _log_parameters(self) -> None:
-        """Log all parameters at once: a crash would lose those of later nodes."""
-        parameters = [
-            Param(name, mask(f"{name}={value}").removeprefix(f"{name}="))
-            for name, value in flatten(self._parameters.model_dump(mode="json"))
-        ]
-        parameters.sort(key=lambda p: p.key.startswith("strategies."))  # the long list comes last
-        for start in range(0, len(parameters), MAX_PARAMS_PER_BATCH):
-            batch = parameters[start : start + MAX_PARAMS_PER_BATCH]
-            mlflow.MlflowClient().log_batch(self._run_id, params=batch)

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import requests
-from kedro.config import MissingConfigException
 from kedro.framework.context import KedroContext
 from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
 from mlflow.exceptions import MlflowException
@@ -48,17 +47,14 @@ def connect(context: KedroContext) -> KedroMlflowConfig:
         raise TrackingError(
             f"{problem}. Start it, or correct server.mlflow_tracking_uri in mlflow.yml."
         )
-    given = os.environ.get(TRACKING_URI)
-    try:
-        config.setup(context)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-        config.setup(context)  # another run has just created the experiment
     # MLflow sets the variable, and the next session in this process would take it for the user's.
-    os.environ.pop(TRACKING_URI, None)
-    if given is not None:
-        os.environ[TRACKING_URI] = given
+    with restore(TRACKING_URI):
+        try:
+            config.setup(context)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            config.setup(context)  # another run has just created the experiment
     return config
 
 
@@ -81,22 +77,20 @@ def is_server(uri: str) -> bool:
 
 
 @contextmanager
-def no_retries() -> Iterator[None]:
-    """Ask a server once, because MLflow's retries have just ended in vain."""
-    before = os.environ[MAX_RETRIES]
-    os.environ[MAX_RETRIES] = "0"
+def restore(variable: str) -> Iterator[None]:
+    """Give a variable of the environment back the value that it has before the block."""
+    before = os.environ.get(variable)
     try:
         yield
     finally:
-        os.environ[MAX_RETRIES] = before
+        os.environ.pop(variable, None)
+        if before is not None:
+            os.environ[variable] = before
 
 
 def _read_settings(context: KedroContext) -> dict[str, Any]:
     """Return mlflow.yml without a password, and without a folder of this project for a server."""
-    try:
-        settings: dict[str, Any] = context.config_loader["mlflow"]
-    except MissingConfigException:
-        return {}
+    settings: dict[str, Any] = context.config_loader["mlflow"]
     server = settings.get("server") or {}
     for place, name in ((server, "mlflow_tracking_uri"), (os.environ, TRACKING_URI)):
         if place.get(name):

@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import traceback
-from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 MASK = "***"
@@ -34,14 +33,7 @@ def mask(text: str) -> str:
 def mask_logs() -> None:
     """Mask every later log record of this process, and its traceback."""
     make_record = logging.getLogRecordFactory()
-    if getattr(make_record, "masks", False):
-        return
-
-    def make_masked_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
-        return _mask_record(make_record(*args, **kwargs))
-
-    make_masked_record.masks = True  # type: ignore[attr-defined]
-    logging.setLogRecordFactory(make_masked_record)
+    logging.setLogRecordFactory(lambda *args, **kwargs: _mask_record(make_record(*args, **kwargs)))
 
 
 def mask_traceback(error: BaseException) -> str | None:
