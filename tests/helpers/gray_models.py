@@ -20,7 +20,7 @@ from thawline.evaluation.predictions import predict_split
 from thawline.networks.building import build_network
 from thawline.networks.classifier import Classifier
 from thawline.options import ModelOptions, Parameters, RegistryOptions, TrainingOptions
-from thawline.serving.champion import Candidate, register_model
+from thawline.serving.champion import register_model
 from thawline.serving.registry import ProjectFolders
 
 TRAINING = TrainingOptions(device="cpu", num_workers=0)
@@ -56,11 +56,11 @@ def seen_in(splits: pd.DataFrame) -> frozenset[str]:
     return frozenset(hash_files(splits.loc[splits["split"] != "test", "path"].tolist()))
 
 
-def candidate(threshold: int, splits: pd.DataFrame) -> Candidate:
-    """Return a classifier that was trained on splits, with its predictions."""
+def candidate(threshold: int, splits: pd.DataFrame) -> tuple[Classifier, pd.DataFrame]:
+    """Return a classifier that was trained on splits, and its predictions."""
     model = dataclasses.replace(classifier(threshold), seen=seen_in(splits))
     predictions = predict_split(model, splits, "test", 64, TRAINING)
-    return Candidate(model, predictions.assign(sha256=hash_files(predictions["path"].tolist())))
+    return model, predictions.assign(sha256=hash_files(predictions["path"].tolist()))
 
 
 def connect(folder: Path) -> None:
@@ -94,5 +94,4 @@ def register(
     folders: ProjectFolders, name: str, uri: str, threshold: int, splits: pd.DataFrame
 ) -> dict[str, Any]:
     """Register the model of a threshold, which was logged."""
-    own = candidate(threshold, splits)
-    return register_model(uri, own.classifier, own.predictions, parameters_of(name), folders)
+    return register_model(uri, *candidate(threshold, splits), parameters_of(name), folders)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import shutil
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import mlflow
@@ -18,7 +20,6 @@ from helpers.gray_models import (
     GOOD,
     LUCKY,
     MIDDLING,
-    TRAINING,
     candidate,
     classifier,
     connect,
@@ -30,10 +31,10 @@ from helpers.gray_models import (
     write_grays,
 )
 from thawline.data.decoding import hash_files
-from thawline.options import ModelOptions
+from thawline.networks.classifier import Classifier
+from thawline.options import ModelOptions, Parameters
 from thawline.serving import champion as champion_module
 from thawline.serving.champion import (
-    Candidate,
     Champion,
     Verdict,
     compare_with_champion,
@@ -56,44 +57,61 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> ProjectFolders:
 def uris(folders: ProjectFolders, grays: pd.DataFrame) -> dict[int, str]:
     """Return where the model of each threshold was logged."""
     thresholds = (GOOD, MIDDLING, LUCKY, BAD)
-    return {each: log_model(candidate(each, grays).classifier, grays) for each in thresholds}
+    return {each: log_model(candidate(each, grays)[0], grays) for each in thresholds}
 
 
-def challenge(threshold: int, splits: pd.DataFrame, champion: Champion | None) -> Verdict:
-    return compare_with_champion(candidate(threshold, splits), champion, 64, TRAINING)
+def challenge(
+    threshold: int, splits: pd.DataFrame, champion: Classifier, labels: Mapping[str, str] = {}
+) -> Verdict:
+    own, rows = candidate(threshold, splits)
+    return compare_with_champion(own, rows, Champion("1", champion, labels), parameters_of(None))
+
+
+def difference(verdict: Verdict) -> float:
+    return float(verdict.figures["accuracy_difference"])
+
+
+def p_value(verdict: Verdict) -> float:
+    return float(verdict.figures["p_value"])
 
 
 def test_only_a_model_that_is_better_by_more_than_chance_wins(grays: pd.DataFrame) -> None:
-    champion = Champion("1", classifier(MIDDLING))
+    champion = classifier(MIDDLING)
     verdicts = {t: challenge(t, grays, champion) for t in (GOOD, LUCKY, MIDDLING, BAD)}
     assert [v.wins for v in verdicts.values()] == [True, False, False, False]
-    assert verdicts[GOOD].difference == pytest.approx(24 / 128)
-    assert verdicts[GOOD].p_value < 1e-5
-    assert 0.05 < verdicts[LUCKY].p_value < 0.5
+    assert difference(verdicts[GOOD]) == pytest.approx(24 / 128)
+    assert p_value(verdicts[GOOD]) < 1e-5
+    assert 0.05 < p_value(verdicts[LUCKY]) < 0.5
     assert "better, but not significantly" in verdicts[LUCKY].reason
-    assert verdicts[MIDDLING].p_value == 1 and "not better" in verdicts[MIDDLING].reason
+    assert p_value(verdicts[MIDDLING]) == 1 and "not better" in verdicts[MIDDLING].reason
     assert "1.0000, champion (version 1) 0.8125" in verdicts[GOOD].reason
-    assert challenge(BAD, grays, None).wins
 
 
 def test_images_that_one_of_them_was_trained_on_do_not_count(grays: pd.DataFrame) -> None:
     paths = grays.loc[grays["split"] == "test", "path"].tolist()
     hashes = hash_files(paths)
-    verdict = challenge(GOOD, grays, Champion("1", classifier(MIDDLING), frozenset(hashes[:100])))
-    assert verdict.images == 28 and not verdict.wins  # the 24 it was wrong on are not among them
-    verdict = challenge(GOOD, grays, Champion("1", classifier(MIDDLING), frozenset(hashes)))
+
+    def seen(images: list[str]) -> Classifier:
+        return dataclasses.replace(classifier(MIDDLING), seen=frozenset(images))
+
+    verdict = challenge(GOOD, grays, seen(hashes[:100]))
+    assert (
+        verdict.figures["compared_images"] == "28" and not verdict.wins
+    )  # the 24 it was wrong on are not among them
+    verdict = challenge(GOOD, grays, seen(hashes))
     assert not verdict.wins and "trained or validated on 128 of 128 test images" in verdict.reason
     copies = grays.copy()  # of test images in its own training split
     copies.loc[copies["split"] == "train", "path"] = paths[:64]
-    assert challenge(GOOD, copies, Champion("1", classifier(MIDDLING))).images == 64
+    assert challenge(GOOD, copies, classifier(MIDDLING)).figures["compared_images"] == "64"
 
 
 def test_images_of_one_group_count_as_one(grays: pd.DataFrame) -> None:
-    champion = Champion("1", classifier(MIDDLING))
+    champion = classifier(MIDDLING)
     grouped = grays.assign(group=(grays.index // 32).astype(str))  # the champion errs in two of 8
     verdict = challenge(GOOD, grouped, champion)
-    assert verdict.images == 128 and verdict.difference == pytest.approx(24 / 128)
-    assert not verdict.wins and verdict.p_value > 0.05
+    assert verdict.figures["compared_images"] == "128"
+    assert difference(verdict) == pytest.approx(24 / 128)
+    assert not verdict.wins and p_value(verdict) > 0.05
     assert "on 128 images of 8 groups" in verdict.reason
     alone = challenge(GOOD, grays.assign(group=grays["path"]), champion)
     assert alone == challenge(GOOD, grays, champion)
@@ -102,17 +120,15 @@ def test_images_of_one_group_count_as_one(grays: pd.DataFrame) -> None:
 def test_labels_that_are_known_are_not_predicted_again(grays: pd.DataFrame) -> None:
     paths = grays.loc[grays["split"] == "test", "path"].tolist()
     known = dict.fromkeys(hash_files(paths)[:10], "bright")  # all of them wrong
-    verdict = challenge(GOOD, grays, Champion("1", classifier(GOOD), labels=known))
-    assert verdict.wins and verdict.difference == pytest.approx(10 / 128)
+    verdict = challenge(GOOD, grays, classifier(GOOD), known)
+    assert verdict.wins and difference(verdict) == pytest.approx(10 / 128)
 
 
 def test_what_cannot_be_compared_leaves_the_champion(grays: pd.DataFrame) -> None:
-    other = Champion("1", classifier(BAD, ("ants", "bees")))
+    other = classifier(BAD, ("ants", "bees"))
     verdict = challenge(GOOD, grays, other)
     assert not verdict.wins and "has the classes ants, bees" in verdict.reason
     assert "registry.name" in verdict.reason
-    lost = challenge(GOOD, grays, Champion("7", problem="it is gone"))
-    assert not lost.wins and "(version 7) cannot be used (it is gone)" in lost.reason
 
 
 def test_the_registry_keeps_the_champion_and_says_why(
@@ -143,15 +159,15 @@ def test_a_champion_s_lineage_and_its_labels_come_with_it(
     register(folders, "lineage", uris[BAD], BAD, grays)
     met: list[Champion] = []
 
-    def compare(_: Candidate, champion: Champion, *__: object) -> Verdict:
+    def compare(_: Classifier, __: pd.DataFrame, champion: Champion, ___: Parameters) -> Verdict:
         met.append(champion)
         return Verdict(False, "not compared")
 
     monkeypatch.setattr(champion_module, "compare_with_champion", compare)
     register(folders, "lineage", uris[GOOD], GOOD, grays)
     (champion,) = met
-    assert champion.seen == seen_in(grays)
-    rows = candidate(BAD, grays).predictions
+    assert champion.classifier.seen == seen_in(grays)
+    _, rows = candidate(BAD, grays)
     assert champion.labels == dict(zip(rows["sha256"], rows["prediction"], strict=True))
 
 
@@ -159,8 +175,7 @@ def test_what_hinders_the_registry_ends_no_run(
     folders: ProjectFolders, uris: dict[int, str], grays: pd.DataFrame
 ) -> None:
     def reason(uri: str | None, name: str | None) -> str:
-        own = candidate(GOOD, grays)
-        result = register_model(uri, own.classifier, own.predictions, parameters_of(name), folders)
+        result = register_model(uri, *candidate(GOOD, grays), parameters_of(name), folders)
         assert "predict.model=latest" in result["next_prediction"]
         return result["registration_reason"]
 
@@ -197,9 +212,8 @@ def test_a_champion_that_names_other_code_is_not_imported(
     folders: ProjectFolders, uris: dict[int, str], grays: pd.DataFrame
 ) -> None:
     register(folders, "foreign", uris[BAD], BAD, grays)
-    own = candidate(GOOD, grays)
     parameters = parameters_of("foreign", model=ModelOptions())
-    result = register_model(uris[GOOD], own.classifier, own.predictions, parameters, folders)
+    result = register_model(uris[GOOD], *candidate(GOOD, grays), parameters, folders)
     assert result["champion_version"] == "1"
     assert "cannot be used (model.trust_code:" in result["registration_reason"]
 

@@ -135,7 +135,7 @@ def test_what_cannot_be_compared_is_never_in_one_study(
     second = study_of(tmp_path / "a.db", make(**change), splits)
     assert first.study_name != second.study_name
     assert f"{second.study_name} is new; {first.study_name} had other " in caplog.text
-    named = {"sweep": "space of training.lr", "training": "training.weight_decay"}
+    named = {"sweep": "space.training.lr.high", "training": "training.weight_decay"}
     assert named.get(*change, *change) in caplog.text
     assert study_of(tmp_path / "a.db", make(), splits).study_name == first.study_name
 

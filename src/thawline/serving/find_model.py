@@ -3,20 +3,26 @@
 import json
 import logging
 import re
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlflow
-from mlflow.exceptions import MlflowException
 
-from thawline.errors import ParameterError, ThawlineError
+from thawline.errors import ParameterError
 from thawline.networks.checkpoints import DESCRIPTION_FILE
 from thawline.networks.classifier import Classifier, load_classifier
 from thawline.options import AUTO, ModelOptions
-from thawline.serving import registry
-from thawline.serving.model_names import list_classes
-from thawline.serving.registry import CHAMPION, CLASSIFIER, ProjectFolders
+from thawline.serving.registry import (
+    CHAMPION,
+    CLASSIFIER,
+    LOAD_ERRORS,
+    ProjectFolders,
+    find_version,
+    list_classes,
+    load_logged,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +33,6 @@ POSSIBLE = (
     " models:/…, or a classifier's folder"
 )
 TRAIN_FIRST = "Train one with kedro run --pipeline=finetune"
-LOAD_ERRORS = (MlflowException, ThawlineError, OSError, ValueError)
 
 
 class FoundModel(NamedTuple):
@@ -39,10 +44,10 @@ class FoundModel(NamedTuple):
 
     def __str__(self) -> str:
         """Return name, classes and time for the log."""
-        facts = [list_classes(self.classifier.class_names)]
+        facts = list_classes(self.classifier.class_names)
         if self.saved_at is not None:
-            facts.append(f"saved {datetime.fromtimestamp(self.saved_at):%Y-%m-%d %H:%M}")
-        return f"{self.name} ({'; '.join(facts)})"
+            facts += f"; saved {datetime.fromtimestamp(self.saved_at):%Y-%m-%d %H:%M}"
+        return f"{self.name} ({facts})"
 
 
 def find_model(
@@ -67,21 +72,22 @@ def find_model(
     Raises:
         ParameterError: if there is no such model, or Thawline did not write it.
     """
-    folder = _find_folder(parameter, reference, folders)
-    if folder is not None:
-        saved_at = (folder / DESCRIPTION_FILE).stat().st_mtime
+    if folder := _find_folder(parameter, reference, folders):
+        saved_at: float | None = (folder / DESCRIPTION_FILE).stat().st_mtime
         found = FoundModel(load_classifier(folder, own), str(folder), saved_at)
     else:
         uri = _find_uri(parameter, reference, registry_name, folders)
         try:
-            classifier = registry.read_artifacts(
-                uri, lambda artifacts: load_classifier(artifacts / CLASSIFIER, own)
-            )
-            found = FoundModel(classifier, uri, _registered_at(uri))
+            classifier, _ = load_logged(uri, own)
+            saved_at = None
+            if version := re.fullmatch(VERSION_URI, uri):
+                client = mlflow.MlflowClient()
+                saved_at = client.get_model_version(**version.groupdict()).creation_timestamp / 1000
         except LOAD_ERRORS as error:
             raise ParameterError(
                 f"{parameter}: '{reference}' ({uri}) cannot be loaded: {error} Give {POSSIBLE}."
             ) from error
+        found = FoundModel(classifier, uri, saved_at)
     _warn_of_newer(found, parameter, folders)
     return found
 
@@ -89,20 +95,19 @@ def find_model(
 def _find_folder(parameter: str, reference: str, folders: ProjectFolders) -> Path | None:
     """Return the folder of a classifier, None if the reference names none."""
     if reference == LATEST:
-        files = _saved_classifiers(folders)
-        if not files:
-            raise ParameterError(
-                f"{parameter}: there is no classifier in {folders.classifiers} yet. {TRAIN_FIRST}"
-            )
-        return files[-1].parent
+        if newest := _newest_classifier(folders):
+            return newest.parent
+        raise ParameterError(
+            f"{parameter}: there is no classifier in {folders.classifiers} yet. {TRAIN_FIRST}"
+        )
     folder = (folders.base / Path(reference).expanduser()).resolve()
     inner = folder / folders.classifiers.name  # of a version in data/06_models/classifier
     return inner if inner.is_dir() else folder if folder.is_dir() else None
 
 
-def _saved_classifiers(folders: ProjectFolders) -> list[Path]:
-    """Return the description files of the project's classifiers, the newest last."""
-    return sorted(folders.classifiers.glob(f"*/*/{DESCRIPTION_FILE}"))
+def _newest_classifier(folders: ProjectFolders) -> Path | None:
+    """Return the description file of the project's newest classifier, if there is one."""
+    return max(folders.classifiers.glob(f"*/*/{DESCRIPTION_FILE}"), default=None)
 
 
 def _find_uri(parameter: str, reference: str, name: str | None, folders: ProjectFolders) -> str:
@@ -118,7 +123,7 @@ def _find_uri(parameter: str, reference: str, name: str | None, folders: Project
         )
     if name == AUTO:
         name = _last_registered_name(parameter, folders)
-    version = reference if reference.isdecimal() else registry.find_version(name, reference)
+    version = reference if reference.isdecimal() else find_version(name, reference)
     if version is None:
         advice = TRAIN_FIRST if reference == CHAMPION else f"Give {POSSIBLE}."
         raise ParameterError(
@@ -141,47 +146,25 @@ def _last_registered_name(parameter: str, folders: ProjectFolders) -> str:
     )
 
 
-def _registered_at(uri: str) -> float | None:
-    """Return when a version was registered, in seconds since 1970; None for any other URI."""
-    match = re.fullmatch(VERSION_URI, uri)
-    if not match:
-        return None
-    version = mlflow.MlflowClient().get_model_version(match["name"], match["version"])
-    return float(version.creation_timestamp / 1000)
-
-
 def _warn_of_newer(found: FoundModel, parameter: str, folders: ProjectFolders) -> None:
     """Warn if a model that was saved later has other classes; a failed look-up is no obstacle."""
+    newest: list[tuple[str, float, list[str], str]] = []  # title, time, classes, reference
+    with suppress(*LOAD_ERRORS, LookupError, TypeError):
+        if match := re.fullmatch(VERSION_URI, found.name):
+            (version,) = mlflow.MlflowClient().search_model_versions(
+                f"name={match['name']!r}", max_results=1, order_by=["version_number DESC"]
+            )
+            info: Any = mlflow.models.get_model_info(f"models:/{version.name}/{version.version}")
+            title, names = f"Version {version.version} of", info.metadata["class_names"]
+            time, reference = version.creation_timestamp / 1000, version.version
+            newest.append((f"{title} '{version.name}'", time, names, reference))
+        if file := _newest_classifier(folders):
+            names = json.loads(file.read_text(encoding="utf-8"))["class_names"]
+            newest.append((f"The classifier {file.parent}", file.stat().st_mtime, names, LATEST))
     own = {*found.classifier.class_names}
-    for find_newest in (_newest_version, _newest_classifier):
-        try:
-            title, saved_at, class_names, reference = find_newest(found.name, folders)
-        except (*LOAD_ERRORS, LookupError, TypeError) as error:
-            logger.debug("Cannot look up a newer model than %s: %r", found.name, error)
-            continue
+    for title, saved_at, class_names, reference in newest:
         if found.saved_at and saved_at > found.saved_at and {*class_names} != own:
             logger.warning(
                 "%s is newer than %s and has other classes (%s). To use it, set %s=%s.",
                 *(title, found.name, list_classes(class_names), parameter, reference),
             )
-
-
-def _newest_version(uri: str, _: ProjectFolders) -> tuple[str, float, list[str], str]:
-    """Return title, time, classes and reference of the newest version of a registered model."""
-    match = re.fullmatch(VERSION_URI, uri)
-    if not match:
-        raise LookupError(f"{uri} is no version of a registered model")
-    name = match["name"]
-    (newest,) = mlflow.MlflowClient().search_model_versions(
-        f"name={name!r}", max_results=1, order_by=["version_number DESC"]
-    )
-    info = mlflow.models.get_model_info(f"models:/{name}/{newest.version}")
-    title, saved_at = f"Version {newest.version} of '{name}'", newest.creation_timestamp / 1000
-    return title, saved_at, (info.metadata or {})["class_names"], str(newest.version)
-
-
-def _newest_classifier(_: str, folders: ProjectFolders) -> tuple[str, float, list[str], str]:
-    """Return the same of the newest classifier in the project's folder."""
-    file = _saved_classifiers(folders)[-1]
-    names = json.loads(file.read_text(encoding="utf-8"))["class_names"]
-    return f"The classifier {file.parent}", file.stat().st_mtime, names, LATEST

@@ -1,9 +1,7 @@
 """The MLflow model, as code: MLflow runs this file where a classifier is served."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import pandas as pd
@@ -46,21 +44,11 @@ class ServedClassifier(PythonModel):
             raise MlflowException.invalid_parameter_value(f"top_k must be at least 1, not {top_k}.")
         images = list(model_input.iloc[:, 0])
         try:
-            check_request(images, self.limits)
-            _refuse_paths(images)
+            in_server = os.environ.get(SERVING, "").lower() == "true"
+            check_request(images, self.limits, takes_paths=not in_server)
             return classify(self.classifier, images, top_k)
         except DataError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
-
-
-def _refuse_paths(images: Sequence[Any]) -> None:
-    """Refuse, in a server, whatever is not the content of a file."""
-    paths = [number for number, image in enumerate(images, 1) if not isinstance(image, bytes)]
-    if paths and os.environ.get(SERVING, "").lower() == "true":
-        raise DataError(
-            f"Image {paths[0]} is not the bytes of a file. A server opens no paths; send the"
-            " content as base64 in JSON."
-        )
 
 
 mlflow.models.set_model(ServedClassifier())

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from thawline.data.transforms import normalize
-from thawline.errors import ExportError
+from thawline.errors import ExportError, first_line
 from thawline.networks.classifier import Classifier
 
 PACKAGES = ("thawline", "torch", "onnx", "onnxruntime")
@@ -48,7 +48,7 @@ def export_onnx(classifier: Classifier) -> OnnxModel:
         ) from error
     images = _check_images(classifier)
     network = classifier.network.cpu().eval()
-    model = _to_onnx(network, images[: BATCH_SIZES[1]])
+    model = _to_onnx(network, images[:2])
     difference = _check(model, network, images)
     return OnnxModel(model, _describe(classifier, difference))
 
@@ -71,10 +71,10 @@ def _to_onnx(network: nn.Module, images: Tensor) -> bytes:
         assert program is not None
         return program.model_proto.SerializeToString()
     except (torch.onnx.OnnxExporterError, ValueError) as error:
-        cause = str(error.__cause__ or error).strip().splitlines()[0]
         raise ExportError(
-            f"{type(network).__name__} cannot be exported to ONNX ({cause}). Its control flow must"
-            " not depend on the values of the images; see the documentation of torch.export."
+            f"{type(network).__name__} cannot be exported to ONNX"
+            f" ({first_line(error.__cause__ or error)}). Its control flow must not depend on the"
+            " values of the images; see the documentation of torch.export."
         ) from error
 
 
@@ -102,16 +102,14 @@ def _check(model: bytes, network: nn.Module, images: Tensor) -> float:
 
 def _check_images(classifier: Classifier) -> Tensor:
     """Return crops of scikit-learn's photographs, and noise, as the network sees them."""
-    preprocessing = classifier.preprocessing
-    size = preprocessing.size
-    generator = torch.Generator().manual_seed(0)
-    photos = [torch.tensor(pixels).permute(2, 0, 1) for pixels in load_sample_images().images]
+    size = classifier.preprocessing.size
+    photos = torch.from_numpy(np.stack(load_sample_images().images)).permute(0, 3, 1, 2)
     resize = v2.Resize([size, size], antialias=True)
-    pieces = [
-        resize(photos[idx % 2][:, 40 * idx :, 60 * idx :]) for idx in range(max(BATCH_SIZES) - 2)
-    ]
+    crops = [resize(photos[idx % 2, :, 40 * idx :, 60 * idx :]) for idx in range(5)]
+    generator = torch.Generator().manual_seed(0)
     noise = torch.randint(256, (2, 3, size, size), generator=generator, dtype=torch.uint8)
-    return normalize(torch.cat([noise[:1], torch.stack(pieces), noise[1:]]), preprocessing)
+    images = torch.stack([noise[0], *crops, noise[1]])
+    return normalize(images, classifier.preprocessing)
 
 
 def _describe(classifier: Classifier, difference: float) -> dict[str, Any]:

@@ -24,12 +24,18 @@ class RequestLimits(Options):
     max_megapixels: PositiveFloat = Field(89, description="million pixels per image")
 
 
-def check_request(images: Sequence[Any], limits: RequestLimits) -> None:
+def check_request(images: Sequence[Any], limits: RequestLimits, takes_paths: bool = True) -> None:
     """Check the number, bytes and headers of the images of a request.
 
     Raises:
         DataError: names the limit, and an image by its position, from 1.
     """
+    paths = [number for number, image in enumerate(images, 1) if not isinstance(image, bytes)]
+    if paths and not takes_paths:
+        raise DataError(
+            f"Image {paths[0]} is not the bytes of a file. A server opens no paths; send the"
+            " content as base64 in JSON."
+        )
     contents = {number: i for number, i in enumerate(images, 1) if isinstance(i, bytes)}
     if len(contents) > limits.max_images:
         raise DataError(

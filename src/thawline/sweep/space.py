@@ -16,11 +16,16 @@ def check_space(parameters: Parameters) -> None:
     Raises:
         ParameterError: naming, for every problem at once, the parameter and the reason.
     """
-    problems = []
-    if parameters.training.epochs == 0:
-        problems.append("training.epochs: 0 leaves nothing to compare; give at least 1, or null")
+    problems, known = [], [*parameters.strategies, AUTO]
     for name, dimension in active_dimensions(parameters).items():
-        problems += _dimension_problems(parameters, name, dimension)
+        if reason := _refusal(name):
+            problems.append(f"{name}: {reason}")
+        problems += [
+            f"{name}: strategies names '{unknown}', which is no strategy"
+            f"{did_you_mean(unknown, known)} (possible: {', '.join(known)})"
+            for unknown in dimension.strategies
+            if unknown not in known
+        ]
     for strategy in [] if problems else possible_strategies(parameters):
         problems += _strategy_problems(parameters, strategy)
     if problems:
@@ -69,41 +74,23 @@ def _dimensions_of(parameters: Parameters, strategy: str) -> dict[str, Dimension
     }
 
 
-def _dimension_problems(parameters: Parameters, name: str, dimension: Dimension) -> list[str]:
-    if reason := _refusal(name):
-        return [f"{name}: {reason}"]
-    problems = [
-        problem
-        for value in _samples(dimension)
-        for problem in _value_problems(parameters, {name: value})
-    ]
-    known = [*parameters.strategies, AUTO]
-    return problems + [
-        f"{name}: strategies names '{unknown}', which is no strategy"
-        f"{did_you_mean(unknown, known)} (possible: {', '.join(known)})"
-        for unknown in dimension.strategies
-        if unknown not in known
-    ]
-
-
 def _strategy_problems(parameters: Parameters, strategy: str) -> list[str]:
-    """Return why the dimensions of a strategy do not fit together, each of which may fit alone."""
+    """Return what is refused of samples of the dimensions of a strategy, alone and together."""
     tried = _dimensions_of(parameters, strategy)
     if not tried:
         return [f"nothing is tried with strategy={strategy}"]
+    samples = {name: _samples(dimension) for name, dimension in tried.items()}
+    combinations: list[dict[str, Any]] = [
+        *({name: value} for name, values in samples.items() for value in values),
+        *({name: values[end] for name, values in samples.items()} for end in (0, -1)),
+    ]
     problems = []
-    for end in (0, -1):
-        values = {name: _samples(dimension)[end] for name, dimension in tried.items()}
-        problems += _value_problems(parameters, values | {"strategy": strategy})
+    for values in combinations:
+        try:
+            with_values(parameters, values | {"strategy": strategy})
+        except ParameterError as error:
+            problems += [line.strip() for line in str(error).splitlines() if line.startswith("  ")]
     return problems
-
-
-def _value_problems(parameters: Parameters, values: dict[str, Any]) -> list[str]:
-    try:
-        with_values(parameters, values)
-    except ParameterError as error:
-        return [line.strip() for line in str(error).splitlines() if line.startswith("  ")]
-    return []
 
 
 def _refusal(name: str) -> str:
@@ -122,22 +109,20 @@ def _refusal(name: str) -> str:
 def _suggest(trial: optuna.Trial, name: str, dimension: Dimension) -> Any:
     if dimension.type == "categorical":
         return trial.suggest_categorical(name, dimension.choices)
-    assert dimension.low is not None and dimension.high is not None
-    low, high, step, log = dimension.low, dimension.high, dimension.step, dimension.log
+    bounds: Any = dimension.model_dump(include={"low", "high", "step", "log"})
     if dimension.type == "int":
-        return trial.suggest_int(name, int(low), int(high), step=int(step or 1), log=log)
-    return trial.suggest_float(name, low, high, step=step, log=log)
+        return trial.suggest_int(name, **bounds | {"step": dimension.step or 1})
+    return trial.suggest_float(name, **bounds)
 
 
 def _samples(dimension: Dimension) -> tuple[Any, ...]:
     """Return all choices, or both ends of an interval and a value between them."""
-    if dimension.type == "categorical":
+    low, high = dimension.low, dimension.high
+    if low is None or high is None:
         return dimension.choices
-    assert dimension.low is not None and dimension.high is not None
     if dimension.type == "int":
-        return int(dimension.low), int(dimension.high)
-    between = dimension.low + (dimension.step or 0.37 * (dimension.high - dimension.low))
-    return dimension.low, between, dimension.high
+        return int(low), int(high)
+    return low, low + (dimension.step or 0.37 * (high - low)), high
 
 
 def _put(tree: Any, name: str, value: Any) -> None:

@@ -32,21 +32,6 @@ def open_storage(url: str) -> RDBStorage:
     Raises:
         ParameterError: if it cannot be opened; the message holds no password.
     """
-    parsed = _parse(url)
-    if parsed.get_backend_name() != "sqlite":
-        return _open(parsed, {"pool_pre_ping": True})  # replaces connections that a restart closed
-    Path(parsed.database or "").parent.mkdir(parents=True, exist_ok=True)
-    connection = {"timeout": SQLITE_TIMEOUT_SECONDS, "isolation_level": None}
-    storage = _open(parsed, {"connect_args": connection})
-    # Optuna locks rows by SELECT FOR UPDATE, which SQLite ignores: two processes could take the
-    # same trial. https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#pysqlite-sqlite-serializable
-    sqlalchemy.event.listen(
-        storage.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE")
-    )
-    return storage
-
-
-def _parse(url: str) -> sqlalchemy.URL:
     try:
         parsed = sqlalchemy.make_url(url)
     except ArgumentError as error:
@@ -55,16 +40,13 @@ def _parse(url: str) -> sqlalchemy.URL:
             " sqlite:///sweep.db or postgresql://user:password@host/name."
         ) from error
     if parsed.drivername == "postgresql":
-        return parsed.set(drivername=POSTGRES)  # SQLAlchemy's own choice depends on its version
-    return parsed
-
-
-def _open(url: sqlalchemy.URL, engine_kwargs: dict[str, Any]) -> RDBStorage:
-    shown = url.render_as_string()
+        parsed = parsed.set(drivername=POSTGRES)  # SQLAlchemy's own choice depends on its version
+    shown = parsed.render_as_string()
     try:
-        return _create_tables(url, engine_kwargs)
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):  # heartbeats
+            return _connect(parsed)
     except ImportError as error:
-        package = "'thawline[postgres]'" if url.drivername == POSTGRES else "its driver"
+        package = "'thawline[postgres]'" if parsed.drivername == POSTGRES else "its driver"
         raise ParameterError(
             f"sweep.storage: {shown} needs a package that is not installed: pip install {package}"
         ) from error
@@ -80,25 +62,37 @@ def _open(url: sqlalchemy.URL, engine_kwargs: dict[str, Any]) -> RDBStorage:
         ) from error
 
 
+def _connect(url: sqlalchemy.URL) -> RDBStorage:
+    if url.get_backend_name() != "sqlite":
+        return _create_tables(
+            url, {"pool_pre_ping": True}
+        )  # replaces connections lost by a restart
+    Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
+    connection = {"timeout": SQLITE_TIMEOUT_SECONDS, "isolation_level": None}
+    storage = _create_tables(url, {"connect_args": connection})
+    # Optuna locks rows by SELECT FOR UPDATE, which SQLite ignores: two processes could take the
+    # same trial. https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#pysqlite-sqlite-serializable
+    sqlalchemy.event.listen(
+        storage.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE")
+    )
+    return storage
+
+
 def _create_tables(url: sqlalchemy.URL, engine_kwargs: dict[str, Any]) -> RDBStorage:
     """Connect, again if another process has just created a table of the same name."""
-    for _ in range(MAX_ATTEMPTS):
+    attempts = 0
+    while True:
         try:
-            return _connect(url, engine_kwargs)
+            return RDBStorage(
+                url.render_as_string(hide_password=False),
+                engine_kwargs,
+                heartbeat_interval=HEARTBEAT_SECONDS,
+                grace_period=GRACE_SECONDS,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(MAX_RETRIES),
+            )
         except (SQLAlchemyError, StorageInternalError) as error:
-            if not (isinstance(error, IntegrityError) or "already exists" in str(error)):
+            attempts += 1
+            is_race = isinstance(error, IntegrityError) or "already exists" in str(error)
+            if attempts == MAX_ATTEMPTS or not is_race:
                 raise
             time.sleep(0.2)
-    return _connect(url, engine_kwargs)
-
-
-def _connect(url: sqlalchemy.URL, engine_kwargs: dict[str, Any]) -> RDBStorage:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)  # which heartbeats still cause
-        return RDBStorage(
-            url.render_as_string(hide_password=False),
-            engine_kwargs,
-            heartbeat_interval=HEARTBEAT_SECONDS,
-            grace_period=GRACE_SECONDS,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(MAX_RETRIES),
-        )

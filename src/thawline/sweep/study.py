@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from thawline.data.decoding import hash_files
 from thawline.errors import ParameterError, StorageError, TrainingError, first_line
 from thawline.networks.checkpoints import is_weights_file
-from thawline.options import AUTO, TRAINING_GROUPS, Parameters, SweepOptions, flatten
+from thawline.options import AUTO, TRAINING_GROUPS, Parameters, flatten
 from thawline.sweep.space import active_dimensions, possible_strategies, suggest, with_values
 from thawline.training.progress import OnEpoch, score
 
@@ -43,12 +43,17 @@ def open_study(
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # Thawline logs one line per trial
     fingerprint = study_fingerprint(parameters, splits)
     digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:8]
-    options, name = parameters.sweep, f"{parameters.sweep.study}-{digest}"
+    name = f"{parameters.sweep.study}-{digest}"
+    pruners: dict[str, optuna.pruners.BasePruner] = {
+        "median": optuna.pruners.MedianPruner(n_warmup_steps=2),  # not after the first epoch
+        "hyperband": optuna.pruners.HyperbandPruner(),
+        "none": optuna.pruners.NopPruner(),
+    }
     is_new = name not in optuna.get_all_study_names(storage)
     study = optuna.create_study(
         storage=storage,
         study_name=name,
-        pruner=_pruner(options),
+        pruner=pruners[parameters.sweep.pruner],
         direction=direction(parameters),
         load_if_exists=True,
     )
@@ -72,12 +77,7 @@ def study_fingerprint(parameters: Parameters, splits: pd.DataFrame) -> dict[str,
         splits: the table of `split_dataset`; its test images, if any, do not count.
     """
     tree = parameters.model_dump(mode="json", include=set(TRAINING_GROUPS))
-    for group, name in (
-        ("training", "resume"),
-        ("training", "num_workers"),
-        ("model", "trust_code"),
-    ):
-        del tree[group][name]
+    del tree["training"]["resume"], tree["training"]["num_workers"], tree["model"]["trust_code"]
     tree["dataset"] = {"seed": parameters.dataset.seed}  # seeds the views, too
     possible = possible_strategies(parameters)
     if AUTO not in possible:
@@ -130,12 +130,17 @@ def run_trials(study: optuna.study.Study, parameters: Parameters, train: Train) 
             timeout=60 * options.timeout_minutes if options.timeout_minutes else None,
             callbacks=callbacks,
         )
-    except (SQLAlchemyError, StorageInternalError) as error:
-        raise _storage_error(options, error) from error
-    except UnboundLocalError as error:  # Optuna 5.0 raises it while it handles a storage's error
-        if not isinstance(error.__context__, (SQLAlchemyError, StorageInternalError)):
+    except (SQLAlchemyError, StorageInternalError, UnboundLocalError) as error:
+        # Optuna 5.0 raises an UnboundLocalError while it handles a storage's error.
+        cause = error.__context__ if isinstance(error, UnboundLocalError) else error
+        if not isinstance(cause, (SQLAlchemyError, StorageInternalError)):
             raise
-        raise _storage_error(options, error.__context__) from error
+        url = options.storage and sqlalchemy.make_url(options.storage.get_secret_value())
+        raise StorageError(
+            f"sweep.storage: {url.render_as_string() if url else 'the database'} does not answer"
+            f" ({first_line(cause.__cause__ or cause)}). Repeat the command when it is back:"
+            " finished trials are kept."
+        ) from error
 
 
 def best_trial(trials: Sequence[FrozenTrial], monitor: str) -> FrozenTrial:
@@ -207,28 +212,8 @@ def _sampler(parameters: Parameters, number: int) -> optuna.samplers.BaseSampler
     With the run's seed alone, a resumed or a second process would repeat earlier trials.
     """
     seed = int(np.random.SeedSequence([parameters.seed, number]).generate_state(1)[0])
-    if parameters.sweep.sampler == "random":
-        return optuna.samplers.RandomSampler(seed=seed)
-    return optuna.samplers.TPESampler(seed=seed)
-
-
-def _pruner(options: SweepOptions) -> optuna.pruners.BasePruner:
-    return {
-        "median": optuna.pruners.MedianPruner(n_warmup_steps=2),  # not after the first epoch
-        "hyperband": optuna.pruners.HyperbandPruner(),
-        "none": optuna.pruners.NopPruner(),
-    }[options.pruner]
-
-
-def _storage_error(options: SweepOptions, error: Exception) -> StorageError:
-    shown = "the database"
-    if options.storage:
-        shown = sqlalchemy.make_url(options.storage.get_secret_value()).render_as_string()
-    reason = first_line(error.__cause__ or error)
-    return StorageError(
-        f"sweep.storage: {shown} does not answer ({reason}). Repeat the command when it is back:"
-        " finished trials are kept."
-    )
+    samplers = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}
+    return samplers[parameters.sweep.sampler](seed=seed)
 
 
 def _log_trial(study: optuna.study.Study, trial: FrozenTrial, parameters: Parameters) -> None:
@@ -262,13 +247,7 @@ def _differences(name: str, storage: BaseStorage, fingerprint: dict[str, Any]) -
     ]
     if not earlier:
         return ""
-    now, before = (_flat(tree) for tree in (fingerprint, earlier[-1].user_attrs[FINGERPRINT]))
+    before = earlier[-1].user_attrs[FINGERPRINT]
+    now, before = dict(flatten(fingerprint)), dict(flatten(before))
     names = [name for name in {**now, **before} if now.get(name) != before.get(name)]
     return f"; {earlier[-1].study_name} had other {', '.join(names)}"
-
-
-def _flat(tree: dict[str, Any]) -> dict[str, Any]:
-    """Return the tree by dotted names; each dimension of the space stays whole."""
-    space = {f"space of {name}": str(value) for name, value in tree.get("space", {}).items()}
-    rest = {name: value for name, value in tree.items() if name != "space"}
-    return dict(flatten(rest)) | space
