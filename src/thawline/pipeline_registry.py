@@ -2,17 +2,15 @@
 
 from kedro.pipeline import Pipeline
 
-from thawline.pipelines import (
-    compare,
-    data_preparation,
-    explain,
-    export,
-    label_problems,
-    predict,
-    sweep,
-)
+from thawline.pipelines.compare import pipeline as compare
+from thawline.pipelines.data_preparation import pipeline as data_preparation
+from thawline.pipelines.explain import pipeline as explain
+from thawline.pipelines.export import pipeline as export
 from thawline.pipelines.finetune import pipeline as finetune
+from thawline.pipelines.label_problems import pipeline as label_problems
+from thawline.pipelines.predict import pipeline as predict
 from thawline.pipelines.reporting import pipeline as reporting
+from thawline.pipelines.sweep import pipeline as sweep
 
 
 def register_pipelines() -> dict[str, Pipeline]:

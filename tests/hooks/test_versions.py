@@ -11,7 +11,7 @@ from kedro_datasets.pandas import CSVDataset
 from thawline.errors import DataError
 from thawline.hooks.catalog import RunCatalog
 from thawline.hooks.versions import VersionsHook
-from thawline.pipelines import explain as explain_pipeline
+from thawline.pipelines.explain.pipeline import create_pipeline
 
 
 def test_a_classifier_is_read_with_its_own_splits_and_predictions(tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_a_classifier_is_read_with_its_own_splits_and_predictions(tmp_path: Path
             }
         )
 
-    pipeline, hook = explain_pipeline.create_pipeline(), VersionsHook()
+    pipeline, hook = create_pipeline(), VersionsHook()
     entries = catalog("1", "2")
     path = str(tmp_path / "classifier")
     entries["classifier"] = CSVDataset(filepath=path, version=Version("1", None))

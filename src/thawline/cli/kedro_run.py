@@ -1,21 +1,26 @@
 """The project's own commands, beside and among Kedro's."""
 
-import functools
 import logging
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
+import mlflow
 from kedro.framework.cli.project import run as kedro_run
-from kedro.io import DatasetError
+from kedro.framework.project import pipelines
+from kedro.framework.session import KedroSession
+from kedro.io import AbstractVersionedDataset, DataCatalog, DatasetError, Version
 from kedro.utils import find_kedro_project
+from mlflow.exceptions import MlflowException
+from omegaconf.errors import OmegaConfBaseException
 
-from thawline.cli.log_run import log_run
-from thawline.cli.main import activations
+from thawline.cli.main import activations, environment
 from thawline.data.atomic_write import is_disk_full
-from thawline.errors import ThawlineError
+from thawline.errors import DataError, ThawlineError
+from thawline.tracking.entries import entry_kinds, log_entry
 from thawline.tracking.redaction import mask, mask_traceback
 
 
@@ -24,12 +29,12 @@ def cli() -> None:
     """Commands that Kedro adds to, or replaces among, its own."""
 
 
-@functools.wraps(kedro_run.callback)  # type: ignore[arg-type]
 def _run(*args: Any, **kwargs: Any) -> Any:
     """Run as Kedro does, but end with one message, not a traceback, if the user can act on it."""
-    signal.signal(signal.SIGTERM, _exit)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # closes everything
     # Kedro logs a node's error before it raises it; a message to the user is printed once.
-    logging.getLogger("kedro.pipeline.node").addFilter(_is_no_error)
+    logger = logging.getLogger("kedro.pipeline.node")
+    logger.addFilter(lambda record: record.levelno < logging.ERROR)
     try:
         return kedro_run.callback(*args, **kwargs)  # type: ignore[misc]
     except Exception as error:
@@ -43,10 +48,6 @@ def _run(*args: Any, **kwargs: Any) -> Any:
 
 def _message(error: Exception) -> str | None:
     """Return the message of an error that the user can act on; None for a bug of Thawline."""
-    import mlflow
-    from mlflow.exceptions import MlflowException
-    from omegaconf.errors import OmegaConfBaseException
-
     if is_disk_full(error):
         return (
             f"The disk is full. {_free_space()} Free some (thawline activations --clear removes"
@@ -73,13 +74,43 @@ def _free_space() -> str:
     return " ".join(f"In {folder} {size / 1e6:.1f} MB are free." for folder, size in free.values())
 
 
-def _exit(number: int, _: Any) -> None:
-    """End as a killed process does, but with everything closed that has to be."""
-    raise SystemExit(128 + number)
+@click.command("log-run")
+@click.argument("version")
+@environment
+def log_run(version: str, env: str | None) -> None:
+    """Log the catalog entries of VERSION to a new MLflow run, if an outage has kept them from it.
+
+    VERSION is the name of their folders in data/, such as 2026-11-21T04.32.09.833Z.
+    """
+    try:
+        with KedroSession.create(env=env) as session:
+            context: Any = session.load_context()  # type: ignore[attr-defined]
+            log_version(context.catalog, version)
+    except ThawlineError as error:
+        raise click.ClickException(mask(str(error))) from error
 
 
-def _is_no_error(record: logging.LogRecord) -> bool:
-    return record.levelno < logging.ERROR
+def log_version(catalog: DataCatalog, version: str) -> None:
+    """Log all entries of a version to a new run of that name.
+
+    Raises:
+        DataError: if there are none.
+    """
+    names = sorted({name for pipeline in pipelines.values() for name in pipeline.all_outputs()})
+    found = [name for name in names if _has(catalog, name, version)]
+    if not found:
+        raise DataError(f"There is no catalog entry of version {version} that is logged to MLflow.")
+    with mlflow.start_run(run_name=version, tags={"version": version}):
+        for name in found:
+            log_entry(catalog, name, catalog.load(name, version))
+    click.echo(f"Logged to MLflow: {', '.join(found)}")
+
+
+def _has(catalog: DataCatalog, name: str, version: str) -> bool:
+    """Return whether an entry that is logged to MLflow has a version."""
+    dataset = catalog.get(name, version=Version(version, None))
+    is_versioned = isinstance(dataset, AbstractVersionedDataset) and dataset.resolve_load_version()
+    return bool(is_versioned and entry_kinds(catalog, name) and dataset and dataset.exists())
 
 
 run = click.Command(  # by this name `python -m thawline` finds it

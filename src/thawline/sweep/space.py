@@ -10,8 +10,8 @@ from thawline.options import AUTO, TRAINING_GROUPS, Dimension, Parameters, valid
 WITHOUT_EFFECT = ("training.resume", "training.num_workers", "training.device")
 
 
-def check_space(parameters: Parameters) -> None:
-    """Check every dimension of `sweep.space` before the first trial.
+def check_space(parameters: Parameters) -> Parameters:
+    """Return all parameters, if every dimension of `sweep.space` can be searched.
 
     Raises:
         ParameterError: naming, for every problem at once, the parameter and the reason.
@@ -31,6 +31,7 @@ def check_space(parameters: Parameters) -> None:
     if problems:
         lines = "\n".join(f"  {line}" for line in dict.fromkeys(problems))
         raise ParameterError(f"sweep.space cannot be searched:\n{lines}")
+    return parameters
 
 
 def active_dimensions(parameters: Parameters) -> dict[str, Dimension]:

@@ -11,7 +11,7 @@ from rich import print as rich_print
 from rich.markup import escape
 
 from thawline.data.transforms import Transforms
-from thawline.datasets.resource_datasets import OpenRun, SetTags
+from thawline.datasets.resource_datasets import OpenRun
 from thawline.evaluation.comparison import TrainingOutcome, compare
 from thawline.networks.classifier import Classifier
 from thawline.options import TRAINING_GROUPS, Parameters, flatten
@@ -46,11 +46,25 @@ def train_strategies(
         logger.info("Training %s", name)
         tags = {"strategy": own.strategy, "seed": own.seed, "backbone": own.model.backbone}
         with child_runs(name, _training_parameters(own), tags) as set_tags:
-            classifier, outcome = _train(
-                own, splits, image_transforms, activations, training_checkpoints, metric_logger,
-                set_tags,
+            network, _ = finetune.build_model(own, splits, image_transforms)
+            choice, texts, *_ = finetune.choose_strategy(
+                own, network, splits, image_transforms, activations
+            )
+            set_tags(texts)
+            network, _ = finetune.freeze_layers(network, choice)
+            classifier, _, history, *_ = finetune.train_model(
+                own, network, choice, splits, image_transforms, activations,
+                training_checkpoints, metric_logger,
             )  # fmt: skip
+            metrics, _, predictions, _ = finetune.evaluate_model(
+                classifier, splits, own.evaluation, own.training
+            )
+            epoch, seconds = classifier.training["epoch"], float(history["seconds"].sum())
+            metric_logger(metrics, epoch)
         classifiers[f"{own.strategy}.seed_{own.seed}"] = classifier
+        outcome = TrainingOutcome(
+            own.strategy, own.seed, metrics, predictions, history, epoch, seconds, _settings(own)
+        )
         outcomes.append(outcome)
     columns = ("strategy", "seed", "best_epoch", "seconds")
     rows = [{name: getattr(each, name) for name in columns} | each.metrics for each in outcomes]
@@ -88,36 +102,6 @@ def list_trainings(parameters: Parameters) -> list[Parameters]:
         for strategy in parameters.compare.strategies
         for seed in seeds
     ]
-
-
-def _train(
-    own: Parameters,
-    splits: pd.DataFrame,
-    image_transforms: Transforms,
-    activations: Path,
-    training_checkpoints: TrainingCheckpoints,
-    metric_logger: OnEpoch,
-    set_tags: SetTags,
-) -> tuple[Classifier, TrainingOutcome]:
-    """Return the classifier of one training, and what the comparison needs of it."""
-    network, _ = finetune.build_model(own, splits, image_transforms)
-    choice, texts, *_ = finetune.choose_strategy(
-        own, network, splits, image_transforms, activations
-    )
-    set_tags(texts)
-    network, _ = finetune.freeze_layers(network, choice)
-    classifier, _, history, *_ = finetune.train_model(
-        own, network, choice, splits, image_transforms, activations,
-        training_checkpoints, metric_logger,
-    )  # fmt: skip
-    metrics, _, predictions, _ = finetune.evaluate_model(
-        classifier, splits, own.evaluation, own.training
-    )
-    epoch, seconds = classifier.training["epoch"], float(history["seconds"].sum())
-    metric_logger(metrics, epoch)
-    return classifier, TrainingOutcome(
-        own.strategy, own.seed, metrics, predictions, history, epoch, seconds, _settings(own)
-    )
 
 
 def _settings(own: Parameters) -> dict[str, str]:

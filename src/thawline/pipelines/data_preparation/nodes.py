@@ -46,14 +46,11 @@ def screen_images(
     for kept, fate in ((False, "left out"), (True, "kept all the same")):
         rows = quarantine[quarantine["kept"] == kept]
         if len(rows):
-            counts = rows["problem"].value_counts()
+            counts = rows["problem"].value_counts().items()
+            problems = ", ".join(f"{count} {problem}" for problem, count in counts)
             logger.warning(
                 "%d file(s) are %s (%s), first %s: %s; all are in the table 'quarantine'",
-                rows["path"].nunique(),
-                fate,
-                ", ".join(f"{count} {problem}" for problem, count in counts.items()),
-                rows["path"].iloc[0],
-                rows["detail"].iloc[0],
+                *(rows["path"].nunique(), fate, problems, *rows[["path", "detail"]].iloc[0]),
             )
     return clean_manifest, quarantine
 
@@ -97,14 +94,12 @@ def _tell_similar(in_two_splits: pd.DataFrame) -> None:
     same_class = in_two_splits["label"] == in_two_splits["other_label"]
     rows = in_two_splits[same_class & (in_two_splits["kind"] == "similar")]
     if len(rows):
-        first = rows.iloc[0]
         logger.warning(
             "%d images of val and test look like one of their class in another split, as those of"
             " a fixed camera do; first %s like %s. If these are versions of one photograph, give"
             " them one group in a CSV.",
             len(rows),
-            first["path"],
-            first["other_path"],
+            *rows[["path", "other_path"]].iloc[0],
         )
 
 

@@ -191,12 +191,9 @@ def evaluate_model(
     predictions.attrs = splits.attrs
     metrics, per_class, confusion = compute_metrics(predictions, options)
     logger.info(
-        "Test accuracy %.4f, 95 %% interval %.4f to %.4f, macro F1 %.4f, on %d images",
-        metrics["test_accuracy"],
-        metrics["test_accuracy_low"],
-        metrics["test_accuracy_high"],
-        metrics["test_macro_f1"],
-        metrics["test_images"],
+        "Test accuracy %(test_accuracy).4f, 95 %% interval %(test_accuracy_low).4f to"
+        " %(test_accuracy_high).4f, macro F1 %(test_macro_f1).4f, on %(test_images)d images",
+        metrics,
     )
     return metrics, per_class, predictions, confusion_matrix(confusion)
 

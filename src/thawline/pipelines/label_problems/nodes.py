@@ -38,12 +38,15 @@ def find_label_problems(
     label_errors = label_problems.find_label_errors(splits, stacked, parameters.seed)
     outliers = label_problems.find_outliers(splits, features[-1])
     label_errors.attrs = outliers.attrs = splits.attrs
+    counts = {
+        "label_errors": len(label_errors),
+        "near_duplicates": len(near_duplicates),
+        "outliers": len(outliers),
+    }
     logger.info(
-        "Label problems: %d probable label errors, %d images with a near-duplicate in another"
-        " split, %d outliers",
-        len(label_errors),
-        len(near_duplicates),
-        len(outliers),
+        "Label problems: %(label_errors)d probable label errors, %(near_duplicates)d images with a"
+        " near-duplicate in another split, %(outliers)d outliers",
+        counts,
     )
     return (
         label_errors,
@@ -51,9 +54,5 @@ def find_label_problems(
         problem_grid("Probable label errors", label_errors),
         problem_grid("Pairs of near-duplicates across splits", near_duplicates),
         problem_grid("Outliers", outliers),
-        {
-            "label_errors": len(label_errors),
-            "near_duplicates": len(near_duplicates),
-            "outliers": len(outliers),
-        },
+        counts,
     )

@@ -40,12 +40,10 @@ def calibrate(
         "test_calibration_error_by_chance": calibration.error_by_chance(predictions, seed),
     }
     logger.info(
-        "Expected calibration error %.4f, divided by the temperature %.2f it is %.4f; chance alone"
-        " gives about %.4f",
-        errors["test_calibration_error"],
-        temperature,
-        errors["test_calibration_error_scaled"],
-        errors["test_calibration_error_by_chance"],
+        "Expected calibration error %(test_calibration_error).4f, divided by the temperature"
+        " %(temperature).2f it is %(test_calibration_error_scaled).4f; chance alone gives about"
+        " %(test_calibration_error_by_chance).4f",
+        errors,
     )
     before, after = calibration.reliability(predictions), calibration.reliability(scaled)
     return errors, reliability_diagram(before, after, errors)

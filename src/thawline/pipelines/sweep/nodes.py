@@ -17,18 +17,12 @@ from thawline.options import TRAINING_GROUPS, Parameters
 from thawline.pipelines.finetune import nodes as finetune
 from thawline.reports.figures.sweep import importance, optimization_history, parallel_coordinates
 from thawline.sweep import study as sweeping
-from thawline.sweep.space import check_space, with_values
+from thawline.sweep.space import with_values
 from thawline.sweep.storage import open_storage
 from thawline.training import loop, setup
 from thawline.training.progress import OnEpoch, TrainingResult
 
 logger = logging.getLogger(__name__)
-
-
-def check_parameters(parameters: Parameters) -> Parameters:
-    """Return all parameters, whose search space has been checked."""
-    check_space(parameters)
-    return parameters
 
 
 def drop_test_split(splits: pd.DataFrame) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from kedro.pipeline import Node, Pipeline
 
 from thawline.pipelines.sweep import nodes
+from thawline.sweep.space import check_space
 
 RESOURCES = ["activations", "sweep_storage", "child_runs", "metric_logger"]
 FIGURES = ["optimization_history", "importance", "parallel_coordinates"]
@@ -30,7 +31,7 @@ def create_pipeline() -> Pipeline:
     )
     return Pipeline(
         [
-            Node(nodes.check_parameters, "parameters", "sweep_parameters", name="check_parameters"),
+            Node(check_space, "parameters", "sweep_parameters", name="check_parameters"),
             Node(nodes.drop_test_split, "splits", "development_splits", name="drop_test_split"),
             trials,
             best,
