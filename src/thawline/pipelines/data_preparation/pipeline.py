@@ -1,30 +1,22 @@
 """Wiring of data preparation."""
 
-from kedro.pipeline import Node, Pipeline
+from kedro.pipeline import Pipeline
 
+from thawline.pipelines import make_node
 from thawline.pipelines.data_preparation import nodes
+
+FIGURES = ["class_balance", "image_sizes", "sample_images"]
 
 
 def create_pipeline() -> Pipeline:
     """Return the pipeline from raw images to splits and what they look like."""
-    inputs = ["project", "raw_images", "params:dataset"]
-    scan = Node(nodes.scan_images, inputs, "manifest", name="scan_images")
-    screen = Node(
-        nodes.screen_images,
-        ["manifest", "params:screening", "params:transforms", "screening_cache"],
-        ["clean_manifest", "quarantine"],
-        name="screen_images",
+    found = ["manifest", "params:screening", "params:transforms", "screening_cache"]
+    usable = ["clean_manifest", "params:dataset", "params:screening", "params:model", "params:seed"]
+    return Pipeline(
+        [
+            make_node(nodes.scan_images, ["project", "raw_images", "params:dataset"], "manifest"),
+            make_node(nodes.screen_images, found, ["clean_manifest", "quarantine"]),
+            make_node(nodes.split_dataset, usable, ["splits", "near_duplicates"]),
+            make_node(nodes.plot_dataset, ["splits", "params:seed"], FIGURES),
+        ]
     )
-    split = Node(
-        nodes.split_dataset,
-        ["clean_manifest", "params:dataset", "params:screening", "params:model", "params:seed"],
-        ["splits", "near_duplicates"],
-        name="split_dataset",
-    )
-    plot = Node(
-        nodes.plot_dataset,
-        ["splits", "params:seed"],
-        ["class_balance", "image_sizes", "sample_images"],
-        name="plot_dataset",
-    )
-    return Pipeline([scan, screen, split, plot])

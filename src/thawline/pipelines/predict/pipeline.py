@@ -1,7 +1,8 @@
 """Wiring of prediction."""
 
-from kedro.pipeline import Node, Pipeline
+from kedro.pipeline import Pipeline
 
+from thawline.pipelines import make_node
 from thawline.pipelines.predict.nodes import predict_folder
 
 PARAMETERS = ["params:predict", "params:registry", "params:model", "params:training"]
@@ -9,6 +10,5 @@ PARAMETERS = ["params:predict", "params:registry", "params:model", "params:train
 
 def create_pipeline() -> Pipeline:
     """Return the pipeline from a folder of images to a table of labels."""
-    inputs = ["project", "registry", *PARAMETERS]
     outputs = ["folder_predictions", "prediction_summary"]
-    return Pipeline([Node(predict_folder, inputs, outputs, name="predict_folder")])
+    return Pipeline([make_node(predict_folder, ["project", "registry", *PARAMETERS], outputs)])

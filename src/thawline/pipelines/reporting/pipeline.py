@@ -1,32 +1,28 @@
 """Wiring of what is drawn after an evaluation, and of the report that gathers it."""
 
-from kedro.pipeline import Node, Pipeline
+from kedro.pipeline import Pipeline
 
+from thawline.pipelines import make_node
 from thawline.pipelines.reporting import nodes
 from thawline.reports.finetune import FIGURES
 
-CALIBRATION = ["params:evaluation", "params:training", "params:seed"]
+PARAMETERS = ["params:evaluation", "params:training", "params:seed"]
 REPORTED = ("parameters", "splits", "strategy_choice", "metrics", *FIGURES)
 
 
 def create_error_analysis() -> Pipeline:
     """Return the pipeline from predictions to how sure, and where wrong, the classifier is."""
-    calibrate = Node(
-        nodes.calibrate,
-        ["classifier", "splits", "predictions", *CALIBRATION],
-        ["calibration", "reliability_diagram"],
-        name="calibrate",
+    predicted = ["classifier", "splits", "predictions", *PARAMETERS]
+    figures = ["per_class_figure", "misclassified_images"]
+    return Pipeline(
+        [
+            make_node(nodes.calibrate, predicted, ["calibration", "reliability_diagram"]),
+            make_node(nodes.plot_errors, ["predictions", "per_class_metrics"], figures),
+        ]
     )
-    plot = Node(
-        nodes.plot_errors,
-        ["predictions", "per_class_metrics"],
-        ["per_class_figure", "misclassified_images"],
-        name="plot_errors",
-    )
-    return Pipeline([calibrate, plot])
 
 
 def create_report() -> Pipeline:
     """Return the pipeline from all figures to one page."""
     inputs = {name: name for name in REPORTED}
-    return Pipeline([Node(nodes.write_report, inputs, "finetune_report", name="write_report")])
+    return Pipeline([make_node(nodes.write_report, inputs, "finetune_report")])

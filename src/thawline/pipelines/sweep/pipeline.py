@@ -1,7 +1,8 @@
 """Wiring of sweeps."""
 
-from kedro.pipeline import Node, Pipeline
+from kedro.pipeline import Pipeline
 
+from thawline.pipelines import make_node
 from thawline.pipelines.sweep import nodes
 from thawline.sweep.space import check_space
 
@@ -11,30 +12,14 @@ FIGURES = ["optimization_history", "importance", "parallel_coordinates"]
 
 def create_pipeline() -> Pipeline:
     """Return the pipeline from splits and all parameters to the best of them."""
-    trials = Node(
-        nodes.run_sweep,
-        ["sweep_parameters", "development_splits", *RESOURCES],
-        ["sweep_study", "finished_trials"],
-        name="run_sweep",
-    )
-    best = Node(
-        nodes.select_best_trial,
-        ["sweep_study", "finished_trials", "sweep_parameters"],
-        "best_parameters",
-        name="select_best_trial",
-    )
-    report = Node(
-        nodes.report_sweep,
-        ["finished_trials", "sweep_parameters"],
-        ["sweep_trials", *FIGURES],
-        name="report_sweep",
-    )
+    searched = ["sweep_parameters", "development_splits", *RESOURCES]
+    finished = ["finished_trials", "sweep_parameters"]
     return Pipeline(
         [
-            Node(check_space, "parameters", "sweep_parameters", name="check_parameters"),
-            Node(nodes.drop_test_split, "splits", "development_splits", name="drop_test_split"),
-            trials,
-            best,
-            report,
+            make_node(check_space, "parameters", "sweep_parameters", name="check_parameters"),
+            make_node(nodes.drop_test_split, "splits", "development_splits"),
+            make_node(nodes.run_sweep, searched, ["sweep_study", "finished_trials"]),
+            make_node(nodes.select_best_trial, ["sweep_study", *finished], "best_parameters"),
+            make_node(nodes.report_sweep, finished, ["sweep_trials", *FIGURES]),
         ]
     )
