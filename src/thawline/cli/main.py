@@ -1,8 +1,8 @@
 """The console command `thawline`: look at what a run needs or has left, without running it."""
 
+import json
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
@@ -98,17 +98,18 @@ def inspect(file: Path) -> None:
     FILE is what model.weights takes (.pth, .pt, .safetensors, …), or the folder of a classifier
     that a run saved.
     """
+    import yaml
+
     from thawline.networks.checkpoints import describe_checkpoint  # torch takes seconds to import
 
     try:
         description = describe_checkpoint(file)
     except ThawlineError as error:
         raise click.ClickException(str(error).removeprefix("model.weights: ")) from error
-    table = Table(show_header=False)
-    for name, value in description.items():
-        if value not in (None, "", [], {}):
-            table.add_row(name.replace("_", " "), _readable(value))
-    Console(markup=False).print(table)
+    shown = {name: value for name, value in description.items() if value not in (None, "", [], {})}
+    plain = json.loads(json.dumps(shown))  # a checkpoint's numbers may be NumPy's
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, default_flow_style=None)
+    click.echo(_printable(text))
 
 
 @main.command(epilog=_examples("thawline activations", "thawline activations --clear"))
@@ -174,22 +175,6 @@ def doctor(env: str | None, params: str) -> None:
         raise SystemExit(1)
 
 
-def _readable(value: Any) -> str:
-    """Return a value as text: numbers with separators, a list with commas, a dict line by line."""
-    if isinstance(value, dict):
-        return "\n".join(f"{_readable(name)}: {_inner(v)}" for name, v in value.items())
-    if isinstance(value, (list, tuple)):
-        separator = "\n" if any(isinstance(v, dict) for v in value) else ", "
-        return separator.join(map(_readable, value))
-    return _printable(f"{value:,}" if type(value) is int else str(value))
-
-
 def _printable(text: str) -> str:
     """Return a text without what could steer the terminal: a stranger may have written it."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
-
-
-def _inner(value: Any) -> str:
-    """Return a value inside another one: on lines of its own, indented, if it has several."""
-    text = _readable(value)
-    return "\n" + textwrap.indent(text, "  ") if "\n" in text else text

@@ -49,18 +49,17 @@ def run_sweep(
             on_epoch(row, epoch)
 
         tags = {"study": study.study_name, "trial": number, "strategy": chosen.strategy}
-        pruned = None
+        state = "complete"
         with child_runs(f"trial {number}", values, tags) as set_tags:
             try:
                 result = train_trial(chosen, development_splits, activations, track)
-            except optuna.TrialPruned as stopped:
-                pruned = stopped
-            else:
                 best = result.history["val_accuracy"].iloc[result.best_epoch - 1]
                 metric_logger({"best_val_accuracy": best}, result.best_epoch)
-            set_tags({"state": "pruned" if pruned else "complete"})
-        if pruned:
-            raise pruned
+            except optuna.TrialPruned:
+                state = "pruned"  # raised again below: the child run has not failed
+            set_tags({"state": state})
+        if state == "pruned":
+            raise optuna.TrialPruned
 
     with _quiet():
         sweeping.run_trials(study, parameters, train)
