@@ -1,6 +1,5 @@
 """Compare strategies by their trainings, and recommend one."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -9,7 +8,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from thawline.errors import DataError
 from thawline.evaluation.predictions import PROBABILITY, probability_columns
 from thawline.evaluation.significance import CONFIDENCE, SIGNIFICANT, holm_correction, paired_test
 
@@ -63,11 +61,7 @@ def compare(trials: Sequence[TrainingOutcome]) -> Comparison:
 
     Equal test accuracies are ordered by seconds. If the predictions have groups, the images of a
     group are tested together.
-
-    Raises:
-        DataError: if there is no training, a training is there twice, or test images differ.
     """
-    _check(trials)
     by_strategy = group_by_strategy(trials)
     rows = [_summarize(name, group) for name, group in by_strategy.items()]
     table = pd.DataFrame(rows).sort_values(
@@ -78,7 +72,7 @@ def compare(trials: Sequence[TrainingOutcome]) -> Comparison:
         for name, group in by_strategy.items()
     }  # bool (seeds, images)
     best, *others = table["strategy"]
-    groups = trials[0].predictions.get("group")  # the same for all trials, see _check
+    groups = trials[0].predictions.get("group")
     tests = [(best, name, *paired_test(correct[best], correct[name], groups)) for name in others]
     columns = ["best", "strategy", "difference", "low", "high", "p_value"]
     pairs = pd.DataFrame(tests, columns=columns).astype({"p_value": float})
@@ -117,29 +111,6 @@ def format_points(difference: float, low: float, high: float) -> str:
 def format_seconds(seconds: float) -> str:
     """Return a time as it is printed: `7.1 s`, `62 s`."""
     return f"{seconds:.1f} s" if seconds < DECIMALS_BELOW_SECONDS else f"{seconds:,.0f} s"
-
-
-def _check(trials: Sequence[TrainingOutcome]) -> None:
-    """Refuse trainings that cannot be compared."""
-    if not trials:
-        raise DataError("A comparison needs at least one finished training, found none.")
-    (key, count), *_ = Counter((trial.strategy, trial.seed) for trial in trials).most_common(1)
-    if count > 1:
-        strategy, seed = key
-        raise DataError(
-            f"A comparison has each strategy once per seed, found '{strategy}' with seed {seed}"
-            " twice."
-        )
-    images, *others = (
-        trial.predictions.reindex(columns=["path", "label", "group"]) for trial in trials
-    )
-    for trial, own in zip(trials[1:], others, strict=True):
-        if not own.equals(images):
-            raise DataError(
-                f"The test images of '{trial.strategy}' with seed {trial.seed} differ from those of"
-                f" '{trials[0].strategy}' with seed {trials[0].seed}. Train all strategies on one"
-                " table of splits."
-            )
 
 
 def _summarize(strategy: str, trials: Sequence[TrainingOutcome]) -> dict[str, Any]:

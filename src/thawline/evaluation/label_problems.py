@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from rich.progress import track
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -65,21 +65,24 @@ def out_of_sample_probabilities(
     """
     together = np.arange(len(labels)) if groups is None else groups.to_numpy()
     count = max(2, min(FOLDS, int(np.bincount(labels).min()), len(np.unique(together))))
-    parts: list[tuple[np.ndarray, np.ndarray]] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of classes with fewer groups than folds
-        for repeat in range(REPEATS):
+    # Regularized so strongly that a wrong label is not memorized; a finer tolerance takes twice as
+    # long and finds the same.
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, tol=0.01, max_iter=1000))
+    tables = []
+    with (
+        warnings.catch_warnings(),
+        threadpool_limits(1),
+    ):  # threads wait for each other: 9 s, not 0.8
+        # of classes with fewer groups than folds
+        warnings.filterwarnings("ignore", "The least populated class|Number of classes in training")
+        for repeat in track(range(REPEATS), "Cross-validating labels", transient=True):
             folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed + repeat)
-            parts += folds.split(features, labels, together)
-    probabilities = np.zeros((len(labels), labels.max() + 1))
-    for rest, fold in track(parts, "Cross-validating labels", len(parts), transient=True):
-        # Regularized so strongly that a wrong label is not memorized; a finer tolerance takes twice
-        # as long and finds the same.
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, tol=0.01, max_iter=1000))
-        with threadpool_limits(1):  # threads on a busy machine wait for each other: 0.8 s, not 9
-            model.fit(features[rest], labels[rest])
-        probabilities[np.ix_(fold, model.classes_)] += model.predict_proba(features[fold])
-    return probabilities / REPEATS
+            tables.append(
+                cross_val_predict(
+                    model, features, labels, groups=together, cv=folds, method="predict_proba"
+                )
+            )
+    return np.mean(tables, axis=0, dtype=float)
 
 
 def find_outliers(splits: pd.DataFrame, features: np.ndarray) -> pd.DataFrame:

@@ -49,7 +49,16 @@ def measure_weight_change(
     if all(torch.equal(old[name], new[name]) for name in backbone):
         cka = {name: 1.0 for name, stage in stages.items() if name != HEAD and stage.modules}
     else:
-        cka = _measure_cka(before, after, splits, transforms, options, store)
+        val_set = image_set(splits, "val", torch.device("cpu"))
+        count = len(val_set.labels)
+        positions = np.linspace(0, count - 1, min(MAX_IMAGES, count)).round().astype(int)
+        (images,) = val_set.take([positions])
+        args = images, transforms, options, store, torch.float32
+        features = [stage_features(before, *args), stage_features(after, *args, keep=False)]
+        cka = {
+            name: linear_cka(*(torch.from_numpy(each[name]) for each in features))
+            for name in features[0]
+        }
     rows = []
     for name, stage in stages.items():
         statistics = [
@@ -94,26 +103,3 @@ def _relative_l2(
     change = math.hypot(*((new[n].double() - old[n].double()).norm().item() for n in names))
     length = math.hypot(*(old[n].double().norm().item() for n in names))
     return change / length if length else math.inf if change else 0.0
-
-
-def _measure_cka(
-    before: nn.Module,
-    after: nn.Module,
-    splits: pd.DataFrame,
-    transforms: Transforms,
-    options: TrainingOptions,
-    store: ActivationCache | None,
-) -> dict[str, float]:
-    """Return the CKA of each stage that has modules, except the head."""
-    val_set = image_set(splits, "val", torch.device("cpu"))
-    count = len(val_set.labels)
-    positions = np.linspace(0, count - 1, min(MAX_IMAGES, count)).round().astype(int)
-    (images,) = val_set.take([positions])
-    features = []
-    for network in (before, after):
-        tables = stage_features(
-            network, images, transforms, options, store, torch.float32,
-            keep=network is before,  # no later run has the weights of `after`
-        )  # fmt: skip
-        features.append({name: torch.from_numpy(table) for name, table in tables.items()})
-    return {name: linear_cka(*(each[name] for each in features)) for name in features[0]}

@@ -119,10 +119,8 @@ def _data_uri(figure: go.Figure | Image.Image) -> str:
 
 def _plain(figure: go.Figure) -> dict[str, Any]:
     """Return a figure without title and template: the page has a caption and colors of its own."""
-    plain = json.loads(figure.to_json())  # arrays as plotly.js reads them, null for NaN
-    layout = plain["layout"]
-    for name in ("template", "title"):
-        layout.pop(name, None)
-    layout.get("margin", {}).pop("t", None)  # room for the title
-    layout.setdefault("height", HEIGHT)
-    return plain
+    plain = go.Figure(figure).update_layout(
+        template=None, title=None, margin_t=None, height=figure.layout.height or HEIGHT
+    )
+    data: dict[str, Any] = json.loads(plain.to_json())  # arrays as plotly.js reads them
+    return data
