@@ -1,20 +1,21 @@
 """Distinguish copies of an image from other images of the same fixed camera."""
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations_with_replacement
 from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_array
 
 from thawline.data.decoding import map_threads, open_image, to_rgb
 from thawline.data.near_duplicates.pairs import (
     NO_PAIRS,
-    Classes,
-    Pairs,
     closest,
-    concatenate,
     iterate_groups,
     join_groups,
+    renumber,
+    share_class,
 )
 from thawline.data.near_duplicates.thumbnails import (
     BLOCK,
@@ -47,24 +48,24 @@ TIMES_USUAL_CORRELATION = 2
 MIN_RESIDUAL_CORRELATION, MAX_RESIDUAL_CORRELATION = 0.35, 0.85
 
 
-class _Fine(NamedTuple):
+class FineImages(NamedTuple):
     """The images of a large group."""
 
     pictures: np.ndarray  # (M, FINE_SIDE, FINE_SIDE) float16 of mean 0 and standard deviation 1
-    gray: np.ndarray  # (M, SIDE, SIDE) float32 of mean 0 and norm 1
     settings: np.ndarray  # (M,) a number for the size and the encoding of the file
-    number: np.ndarray  # (M,) index among all images
+    gray: np.ndarray  # (M, SIDE, SIDE) float32 of mean 0 and norm 1
+    has_class: csr_array  # (M, classes)
 
     def take(self, members: np.ndarray) -> Self:
         """Return the images at these indices."""
         return type(self)(*(part[members] for part in self))
 
 
-def read_fine(paths: Sequence[str], gray: np.ndarray, number: np.ndarray) -> _Fine:
+def read_fine(paths: Sequence[str], gray: np.ndarray, has_class: csr_array) -> FineImages:
     """Decode the images of a large group at `FINE_SIDE`."""
     found = map_threads(_fine_picture, paths, "Comparing finely")
     pictures, settings = zip(*found, strict=True)
-    return _Fine(np.stack(pictures), gray, pd.factorize(pd.Series(settings))[0], number)
+    return FineImages(np.stack(pictures), pd.factorize(np.array(settings))[0], gray, has_class)
 
 
 def _fine_picture(path: str) -> tuple[np.ndarray, str]:
@@ -76,7 +77,7 @@ def _fine_picture(path: str) -> tuple[np.ndarray, str]:
     return (picture * FINE_SIDE).astype(np.float16), settings
 
 
-def compare_finely(images: _Fine, classes: Classes) -> tuple[Pairs, Pairs]:
+def compare_finely(images: FineImages) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the pairs of one class that are the same image, and the closest of the others.
 
     The comparison divides the group. In parts of at most `MAX_UNCHECKED_GROUP` images, all pairs
@@ -84,78 +85,71 @@ def compare_finely(images: _Fine, classes: Classes) -> tuple[Pairs, Pairs]:
     compared again, each with its own background.
     """
     near, similar = [NO_PAIRS], [NO_PAIRS]
-    pending = [np.arange(len(images.number))]
+    pending = [np.arange(len(images.settings))]
     while pending:
         members = pending.pop()
         some = images.take(members)
-        kept, rejected = _decide(some, classes)
-        similar.append(rejected.renumber(some.number))
-        for part in iterate_groups(join_groups(np.arange(len(members)), kept)):
+        kept, rejected = _decide(some)
+        similar.append(renumber(rejected, members))
+        for part in iterate_groups(join_groups(np.arange(len(members)), kept), min_size=2):
             if len(part) == len(members):
-                near.append(kept.renumber(some.number))
+                near.append(renumber(kept, members))
             elif len(part) > MAX_UNCHECKED_GROUP:
                 pending.append(members[part])
             else:
                 everyone = slice(0, len(part))
-                pairs = _alike(some.take(part), classes, everyone, everyone, 1 - MIN_CORRELATION)
-                near.append(pairs.renumber(some.number[part]))
-    return concatenate(near), concatenate(similar)
+                pairs = _find_alike(some.take(part), everyone, everyone)
+                near.append(renumber(pairs, members[part]))
+    return pd.concat(near), pd.concat(similar)
 
 
-def _decide(images: _Fine, classes: Classes) -> tuple[Pairs, Pairs]:
-    """Return what `compare_finely` does, as indices into `images`, for one common background."""
+def _decide(images: FineImages) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return what `compare_finely` does, for one common background.
+
+    Noise and compression look alike. But a camera writes images of one size and encoding, and
+    copies mostly differ in these. So pairs of which neither image is from a fixed camera may also
+    differ as copies of other settings do.
+    """
     residuals = find_residuals(images.pictures)
     threshold = _residual_threshold(residuals)
-    near, similar = [NO_PAIRS], [NO_PAIRS]
+    near, copies, similar = [NO_PAIRS], [NO_PAIRS], [NO_PAIRS]
     for rows, columns in _tiles(len(residuals)):
-        pairs = _alike(images, classes, rows, columns, 1 - MIN_CORRELATION)
-        if not len(pairs.first):
+        pairs = _find_alike(images, rows, columns)
+        if pairs.empty:
             continue
         same = _product(residuals, residuals, rows, columns) >= threshold
         for other in (images.pictures, images.pictures[:, :, ::-1]):
             products = _product(images.pictures, other, rows, columns)
             same |= 1 - products / FINE_SIDE**2 <= MAX_LOSSLESS_DISTANCE
-        chosen = same[pairs.first - rows.start, pairs.second - columns.start]
-        near.append(pairs.take(chosen))
-        similar.append(closest(pairs.take(~chosen)))
-    near.append(_copies_of_other_settings(images, classes, concatenate(near)))
-    return concatenate(near), closest(concatenate(similar))
+        chosen = same[pairs["first"] - rows.start, pairs["second"] - columns.start]
+        differ = images.settings[pairs["first"]] != images.settings[pairs["second"]]
+        near.append(pairs[chosen])
+        copies.append(pairs[differ & (pairs["distance"] <= MAX_COPY_DISTANCE)])
+        similar.append(closest(pairs[~chosen]))
+    different = pd.Series(join_groups(np.arange(len(residuals)), pd.concat(near)))
+    shots = different.groupby(images.settings).transform("nunique").to_numpy()
+    copy = pd.concat(copies)
+    shots_of_pair = np.maximum(shots[copy["first"]], shots[copy["second"]])
+    near.append(copy[shots_of_pair < MIN_CAMERA_IMAGES])
+    return pd.concat(near), closest(pd.concat(similar))
 
 
-def _copies_of_other_settings(images: _Fine, classes: Classes, near: Pairs) -> Pairs:
-    """Return pairs that differ as copies do, except those of a fixed camera.
-
-    Noise and compression look alike. But a camera writes images of one size and encoding, and
-    copies mostly differ in these. `near` pairs are known to be the same image.
-    """
-    cluster = join_groups(np.arange(len(images.number)), near)
-    shots = pd.Series(cluster).groupby(images.settings).transform("nunique")
-    others = np.flatnonzero(shots < MIN_CAMERA_IMAGES)
-    some = images.take(others)
-    found = [NO_PAIRS]
-    for rows, columns in _tiles(len(others)):
-        pairs = _alike(some, classes, rows, columns, MAX_COPY_DISTANCE)
-        found.append(pairs.take(some.settings[pairs.first] != some.settings[pairs.second]))
-    return concatenate(found).renumber(others)
-
-
-def _alike(images: _Fine, classes: Classes, rows: slice, columns: slice, limit: float) -> Pairs:
-    """Return the pairs of one class in a block of the matrix of all pairs that are this close."""
+def _find_alike(images: FineImages, rows: slice, columns: slice) -> pd.DataFrame:
+    """Return the pairs of one class in a block of the matrix of all pairs that look alike."""
     gray = images.gray
     products = [_product(gray, other, rows, columns) for other in (gray, gray[:, :, ::-1])]
     distance = (1 - np.maximum(*products)).clip(min=0)
-    first, second = np.nonzero(distance <= limit)
-    pairs = Pairs(first + rows.start, second + columns.start, distance[first, second])
-    pairs = pairs.take(pairs.first < pairs.second)
-    return pairs.take(classes.shared(pairs.renumber(images.number)))
+    first, second = np.nonzero(distance <= 1 - MIN_CORRELATION)
+    ends = {"first": first + rows.start, "second": second + columns.start}
+    pairs = pd.DataFrame({**ends, "distance": distance[first, second]})
+    pairs = pairs[pairs["first"] < pairs["second"]]
+    return pairs[share_class(pairs, images.has_class)]
 
 
 def _tiles(count: int) -> Iterator[tuple[slice, slice]]:
     """Yield rows and columns of the blocks of the upper triangle of a square matrix."""
-    starts = range(0, count, BLOCK)
-    for row in starts:
-        for column in starts[row // BLOCK :]:
-            yield slice(row, row + BLOCK), slice(column, column + BLOCK)
+    blocks = [slice(start, start + BLOCK) for start in range(0, count, BLOCK)]
+    return combinations_with_replacement(blocks, 2)
 
 
 def _product(one: np.ndarray, two: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
@@ -175,6 +169,6 @@ def _residual_threshold(residuals: np.ndarray) -> float:
     some = residuals[:: -(-len(residuals) // BLOCK)]
     everyone = slice(0, len(some))
     products = _product(some, some, everyone, everyone)
-    usual = float(np.quantile(products[np.triu_indices(len(some), 1)], USUAL_SHARE))
-    lowest, highest = MIN_RESIDUAL_CORRELATION, MAX_RESIDUAL_CORRELATION
-    return min(max(TIMES_USUAL_CORRELATION * usual, lowest), highest)
+    usual = np.quantile(products[np.triu_indices(len(some), 1)], USUAL_SHARE)
+    bounds = MIN_RESIDUAL_CORRELATION, MAX_RESIDUAL_CORRELATION
+    return float(np.clip(TIMES_USUAL_CORRELATION * usual, *bounds))

@@ -7,12 +7,14 @@ original, and a different image does not.
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 
 import imagehash
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
 from rich.progress import track
+from scipy.sparse import coo_array
 
 from thawline.data.decoding import map_threads, open_image, to_rgb
 from thawline.data.near_duplicates.fixed_cameras import (
@@ -23,12 +25,11 @@ from thawline.data.near_duplicates.fixed_cameras import (
 )
 from thawline.data.near_duplicates.pairs import (
     NO_PAIRS,
-    Classes,
-    Pairs,
     closest,
-    concatenate,
     iterate_groups,
     join_groups,
+    renumber,
+    share_class,
 )
 from thawline.data.near_duplicates.thumbnails import (
     BLOCK,
@@ -41,7 +42,6 @@ from thawline.data.near_duplicates.thumbnails import (
 MAX_HASH_DISTANCE = 16  # of 64 bits; recompressed 8 px images reach 14
 MIN_ROUGH_CORRELATION = 0.97  # at `SIDE`, of images of the same size
 MIN_ENLARGED_CORRELATION = 0.9  # at `SIDE`, of an image and its enlargement
-MAX_PENDING_PAIRS = 1_000_000  # in memory, before those that are not needed are dropped
 PAIR = ["sha256", "other_sha256", "distance", "kind"]
 FILTERS = (SMOOTH, Image.Resampling.BILINEAR, Image.Resampling.LANCZOS, Image.Resampling.NEAREST)
 
@@ -80,59 +80,42 @@ def find_pairs(images: pd.DataFrame) -> pd.DataFrame:
     paths = contents["path"].tolist()
     found = map_threads(_small_picture, paths, "Looking for duplicates")
     pictures, plain, mirrored = zip(*found, strict=True)
-    codes = np.array([plain, mirrored], np.uint64)
     gray = np.stack([standardize(picture) for picture in pictures])
-    large = np.array([min(picture.size) == SIDE for picture in pictures])
-    classes = Classes(images, contents["sha256"])
-    kinds = dict.fromkeys(("near", "similar", "uncertain"), NO_PAIRS)
+    content = pd.Index(contents["sha256"]).get_indexer(images["sha256"])
+    label, _ = pd.factorize(images["label"])
+    has_class = coo_array((np.ones(len(images), np.int32), (content, label))).tocsr()
+    near = similar = uncertain = NO_PAIRS
     linked = scene = np.arange(len(contents))
-    for pairs in _coarse_pairs(pictures, gray, codes):
-        sure = large[pairs.first] & large[pairs.second]
-        shared = classes.shared(pairs)
-        alike = pairs.distance <= 1 - MIN_CORRELATION
-        scene = join_groups(scene, pairs.take(sure))
-        linked = join_groups(linked, pairs.take(alike & sure & shared))
-        masks = {"near": sure & shared, "similar": sure & ~shared, "uncertain": ~sure}
-        for kind, mask in masks.items():
-            kinds[kind] = concatenate([kinds[kind], pairs.take(alike & mask)])
-        if len(kinds["near"].first) > MAX_PENDING_PAIRS:
-            kinds["near"] = _unchecked(kinds["near"], _groups_to_check(linked, scene))
-        if len(kinds["similar"].first) > MAX_PENDING_PAIRS:
-            kinds["similar"] = closest(kinds["similar"])
-    group = _groups_to_check(linked, scene)
-    near, similar = [_unchecked(kinds["near"], group)], [kinds["similar"]]
-    for members in iterate_groups(group):
-        if len(members) > MAX_UNCHECKED_GROUP:
-            images_of_group = read_fine([paths[idx] for idx in members], gray[members], members)
-            kept, rejected = compare_finely(images_of_group, classes)
-            near.append(kept)
-            similar.append(rejected)
-    kinds |= {"near": concatenate(near), "similar": closest(concatenate(similar))}
-    return _as_table(kinds, contents["sha256"].to_numpy())
+    for rough in _rough_pairs(pictures, gray, np.array([plain, mirrored], np.uint64)):
+        scene = join_groups(scene, rough[rough["sure"]])
+        pairs = rough[rough["distance"] <= 1 - MIN_CORRELATION]
+        sure, shared = pairs.pop("sure"), share_class(pairs, has_class)
+        linked = join_groups(linked, pairs[sure & shared])
+        group = _groups(linked, scene)
+        near = pd.concat([near, pairs[sure & shared]])
+        near = near[np.bincount(group)[group[near["first"]]] <= MAX_UNCHECKED_GROUP]
+        similar = closest(pd.concat([similar, pairs[sure & ~shared]]))
+        uncertain = pd.concat([uncertain, pairs[~sure]])
+    for members in iterate_groups(_groups(linked, scene), MAX_UNCHECKED_GROUP + 1):
+        some = read_fine([paths[idx] for idx in members], gray[members], has_class[members])
+        kept, rejected = (renumber(pairs, members) for pairs in compare_finely(some))
+        near, similar = pd.concat([near, kept]), pd.concat([similar, rejected])
+    kinds = {"near": near, "similar": closest(similar), "uncertain": uncertain}
+    table = pd.concat([pairs.assign(kind=kind) for kind, pairs in kinds.items()])
+    table = table.sort_values(["first", "second", "kind", "distance"])  # near hides other kinds
+    table = table.drop_duplicates(["first", "second"], ignore_index=True)
+    codes = contents["sha256"].to_numpy()
+    ends = {"sha256": codes[table["first"]], "other_sha256": codes[table["second"]]}
+    return table.assign(**ends).astype({"distance": np.float64})[PAIR]
 
 
-def _groups_to_check(linked: np.ndarray, scene: np.ndarray) -> np.ndarray:
+def _groups(linked: np.ndarray, scene: np.ndarray) -> np.ndarray:
     """Return the group (N,) of each image: its scene if that is large, else what it is linked to.
 
     Pairs of one class that look alike are linked; pairs that look roughly alike form a scene.
     """
     is_large = np.bincount(scene)[scene] > MAX_SMALL_GROUP
     return np.where(is_large, scene, len(scene) + linked)
-
-
-def _unchecked(pairs: Pairs, group: np.ndarray) -> Pairs:
-    """Return the pairs whose group is too small for the finer comparison."""
-    return pairs.take(np.bincount(group)[group[pairs.first]] <= MAX_UNCHECKED_GROUP)
-
-
-def _as_table(kinds: dict[str, Pairs], codes: np.ndarray) -> pd.DataFrame:
-    """Return pairs of all kinds as one table; a pair that is `near` has no other kind."""
-    tables = [pd.DataFrame(pairs._asdict()).assign(kind=kind) for kind, pairs in kinds.items()]
-    table = pd.concat(tables).sort_values(["first", "second", "kind", "distance"])
-    table = table.drop_duplicates(["first", "second"], ignore_index=True)
-    table.insert(0, "sha256", codes[table.pop("first")])
-    table.insert(1, "other_sha256", codes[table.pop("second")])
-    return table.astype({"distance": np.float64})
 
 
 def _small_picture(path: str) -> tuple[Image.Image, int, int]:
@@ -148,44 +131,36 @@ def _hash_code(picture: Image.Image) -> int:
     return int(str(imagehash.phash(picture)), 16)
 
 
-def _coarse_pairs(
+def _rough_pairs(
     pictures: Sequence[Image.Image], gray: np.ndarray, codes: np.ndarray
-) -> Iterator[Pairs]:
-    """Yield pairs that look roughly alike, with the distance of their small images."""
-    full = np.array([picture.size == (SIDE, SIDE) for picture in pictures])
-    for pairs, mirrored in _candidates(pictures, gray, codes):
-        for place in np.flatnonzero(~(full[pairs.first] & full[pairs.second])):
-            picture = pictures[pairs.first[place]]
-            picture = ImageOps.mirror(picture) if mirrored else picture
-            pairs.distance[place] = 1 - _correlation(picture, pictures[pairs.second[place]])
-        np.maximum(pairs.distance, 0, out=pairs.distance)
-        yield pairs.take(pairs.distance <= 1 - MIN_ROUGH_CORRELATION)
-
-
-def _candidates(
-    pictures: Sequence[Image.Image], gray: np.ndarray, codes: np.ndarray
-) -> Iterator[tuple[Pairs, bool]]:
-    """Yield pairs that may look alike, and whether the first image is mirrored.
+) -> Iterator[pd.DataFrame]:
+    """Yield tables of pairs that look roughly alike; `sure` are those of two large images.
 
     `gray` (N, SIDE, SIDE) is standardized; `codes` (2, N) are hashes of images and mirror images.
     """
     sizes = np.array([picture.size for picture in pictures])
-    starts = range(0, len(pictures), BLOCK)
-    for start in track(starts, "Comparing images", len(starts), transient=True):
-        for mirrored in (False, True):
-            block = codes[int(mirrored), start : start + BLOCK, None]
-            distance = np.bitwise_count(block ^ codes[0, start + 1 :])
-            rows, columns = np.nonzero(np.triu(distance <= MAX_HASH_DISTANCE))
-            found = [NO_PAIRS]
-            for part in range(0, len(rows), BLOCK):
-                first = rows[part : part + BLOCK] + start
-                second = columns[part : part + BLOCK] + start + 1
-                ours = gray[first, :, ::-1] if mirrored else gray[first]
-                alike = np.einsum("nij,nij->n", ours, gray[second])
-                same_size = (sizes[first] == sizes[second]).all(axis=1)
-                lowest = np.where(same_size, MIN_ROUGH_CORRELATION, MIN_ENLARGED_CORRELATION)
-                found.append(Pairs(first, second, 1 - alike).take(alike >= lowest))
-            yield concatenate(found), mirrored
+    is_large = (sizes == SIDE).all(axis=1)
+    blocks = list(product(range(0, len(pictures), BLOCK), (False, True)))
+    for start, mirrored in track(blocks, "Comparing images", transient=True):
+        block = codes[int(mirrored), start : start + BLOCK, None]
+        hash_distance = np.bitwise_count(block ^ codes[0, start + 1 :])
+        rows, columns = np.nonzero(np.triu(hash_distance <= MAX_HASH_DISTANCE))
+        first, second = rows + start, columns + start + 1
+        alike = np.empty(len(first), np.float32)
+        for part in (slice(begin, begin + BLOCK) for begin in range(0, len(first), BLOCK)):
+            ours = gray[first[part], :, ::-1] if mirrored else gray[first[part]]
+            alike[part] = np.einsum("nij,nij->n", ours, gray[second[part]])
+        same_size = (sizes[first] == sizes[second]).all(axis=1)
+        found = alike >= np.where(same_size, MIN_ROUGH_CORRELATION, MIN_ENLARGED_CORRELATION)
+        sure, distance = is_large[first] & is_large[second], 1 - alike
+        for idx in np.flatnonzero(found & ~sure):
+            picture = pictures[first[idx]]
+            picture = ImageOps.mirror(picture) if mirrored else picture
+            distance[idx] = 1 - _correlation(picture, pictures[second[idx]])
+        found &= distance <= 1 - MIN_ROUGH_CORRELATION
+        if found.any():
+            pairs = {"first": first, "second": second, "distance": distance.clip(min=0)}
+            yield pd.DataFrame({**pairs, "sure": sure})[found]
 
 
 def _correlation(first: Image.Image, second: Image.Image) -> float:
