@@ -23,7 +23,6 @@ from rich.progress import track
 from sklearn.datasets import load_sample_images
 
 from benchmarks import common
-from thawline.data.screening.file_records import ScreeningCache
 from thawline.data.screening.screen import screen_images
 from thawline.options import ScreeningOptions
 
@@ -36,7 +35,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         manifest = write_photographs(Path(folder), arguments.files, arguments.side)
-        cache = ScreeningCache(Path(folder, "screening.parquet"))
+        cache = Path(folder, "screening.parquet")
         raw = seconds(lambda: decode(manifest["path"].tolist()))
         first = seconds(lambda: screen_images(manifest, ScreeningOptions(), cache))
         again = seconds(lambda: screen_images(manifest, ScreeningOptions(), cache))

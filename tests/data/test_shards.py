@@ -14,10 +14,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thawline.data.decoding import ImageError, hash_files, image_size, read_bytes, read_image
+from thawline.data.decoding import ImageError, hash_files, image_size, read_image
 from thawline.data.near_duplicates.search import find_pairs
-from thawline.data.screening.file_records import ScreeningCache
+from thawline.data.screening.file_records import read_records
 from thawline.data.screening.screen import screen_images
+from thawline.data.shards import read_bytes
 from thawline.data.sources import find_images, name_files
 from thawline.data.splitting import split_dataset
 from thawline.data.transforms import build_transforms
@@ -75,7 +76,7 @@ def test_shards_train_the_same_weights_as_the_folder_they_were_made_of(
     before = {path: path.stat().st_mtime_ns for path in shards.iterdir()}
     weights, tables = [], []
     for folder in (photos, shards):
-        cache = ScreeningCache(tmp_path / f"{folder.name}.parquet")
+        cache = tmp_path / f"{folder.name}.parquet"
         clean, quarantine = screen_images(scan(folder), ScreeningOptions(), cache)
         assert quarantine.empty and find_pairs(clean).empty
         splits = split_dataset(clean, SplitFractions(), seed=3)
@@ -164,7 +165,7 @@ def test_what_is_wrong_with_one_image_is_for_the_quarantine(photos: Path, tmp_pa
     shard = write_shard(
         tmp_path / "s" / "0.tar", [*samples(sorted(photos.glob("*/0[0-4].jpg"))), *bad]
     )
-    cache = ScreeningCache(tmp_path / "facts.parquet")
+    cache = tmp_path / "facts.parquet"
     for _ in range(2):  # the second time all but the broken ones are remembered
         clean, quarantine = screen_images(scan(tmp_path / "s"), ScreeningOptions(), cache)
         assert len(clean) == 10
@@ -177,7 +178,7 @@ def test_what_is_wrong_with_one_image_is_for_the_quarantine(photos: Path, tmp_pa
         }
     with pytest.raises(ImageError, match=r"text\.jpg' cannot be read: not an image"):
         read_image(f"{shard}/x/text.jpg")
-    known = {facts.path: facts for facts in cache.read().values()}
+    known = read_records(cache)
     assert known[f"{shard}/x/cut.jpg"].size == len(whole) // 2
     assert known[f"{shard}/x/cut.jpg"].mtime_ns == shard.stat().st_mtime_ns
 

@@ -1,14 +1,12 @@
-"""Read image files: their bytes, their hashes, and their pixels as upright 8-bit RGB images."""
+"""Read image files: their hashes, and their pixels as upright 8-bit RGB images."""
 
 import hashlib
 import io
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 import joblib
@@ -16,7 +14,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 from rich.progress import track
 
-from thawline.data.shards import find_member, read_member
+from thawline.data.shards import find_member, read_bytes, stat_file
 from thawline.errors import DataError
 from thawline.options import BitDepth
 
@@ -32,10 +30,11 @@ ORIENTATIONS_ON_SIDE = (5, 6, 7, 8)  # EXIF orientations that swap width and hei
 # Pillow's default for `Image.thumbnail`. On photographs, the resized image then differs from that
 # of a full decoding by 1/255 on average; with a gap of 1 it differs by 2.6/255.
 REDUCING_GAP = 2.0
-MAX_CHUNK_SIZE = 64  # files per task of a thread
+BATCH_SIZE = 16  # files per task of a thread
 MAX_HASHED_FILES = 200_000  # whose hashes a process remembers; about 60 MB
 
 Source = str | os.PathLike[str] | bytes
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -47,16 +46,6 @@ class ImageError(DataError):
         name = "The image" if path is None else f"'{os.fspath(path)}'"
         super().__init__(f"{name} cannot be read: {problem}.")
         self.problem = problem
-
-
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-    """Return the content of a file or of a shard's member.
-
-    Raises:
-        OSError: if the file cannot be read.
-    """
-    member = find_member(path)
-    return Path(path).read_bytes() if member is None else read_member(member)
 
 
 def hash_files(paths: Sequence[str]) -> list[str]:
@@ -177,24 +166,17 @@ def codec_versions() -> dict[str, str]:
 
 
 def map_threads(
-    function: Callable[[str], T], paths: Sequence[str], description: str
-) -> Iterator[T]:
-    """Yield `function(path)` for each path in order, computed by one thread per core."""
-    threads = joblib.cpu_count()
-    size = min(MAX_CHUNK_SIZE, len(paths) // (4 * threads) + 1)
-    chunks = [paths[start : start + size] for start in range(0, len(paths), size)]
-    with ThreadPoolExecutor(max_workers=threads) as pool:
-        found = pool.map(lambda chunk: [*map(function, chunk)], chunks)
-        for results in track(found, description, total=len(chunks), transient=True):
-            yield from results
+    function: Callable[[S], T], items: Sequence[S], description: str, batch_size: int = BATCH_SIZE
+) -> Iterable[T]:
+    """Yield `function(item)` for each item in order, computed by one thread per core."""
+    threads = joblib.Parallel(-1, prefer="threads", return_as="generator", batch_size=batch_size)
+    found = threads(map(joblib.delayed(function), items))
+    return track(found, description, len(items), transient=True)
 
 
 def _hash(path: str) -> str:
     try:
-        if not Path(path).is_file():  # a member of a shard, or missing
-            return hashlib.sha256(read_bytes(path)).hexdigest()
-        status = Path(path).stat()
-        return _hash_file(path, status.st_size, status.st_mtime_ns)
+        return _hash_file(path, *stat_file(path)[:2])
     except OSError as error:
         raise became_unreadable(path, error) from error
 

@@ -4,19 +4,17 @@ import csv
 import os
 import stat
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-import joblib
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from rich.progress import track
 
+from thawline.data.decoding import map_threads
 from thawline.data.shards import is_file
 from thawline.data.splitting import SPLITS
 from thawline.errors import DataError
@@ -62,8 +60,11 @@ def read_manifest(file: Path, allow_external_paths: bool) -> pd.DataFrame:
     for name in COLUMNS[1:]:
         if name in table.columns:
             columns[name] = _read_texts(table, name).take(order)
-    if "split" in columns:
-        _check_splits(file, columns["split"])
+    unknown = set(columns["split"].unique().to_pylist()) - {*SPLITS} if "split" in columns else {}
+    if unknown:
+        raise DataError(
+            f"dataset.root: {file} has the split '{min(unknown)}'. Use train, val and test."
+        )
     if "sha256" in table.columns:
         columns["sha256"] = _read_hashes(table, order)
     pa.default_memory_pool().release_unused()  # Arrow would keep it: 0.7 GB of 10 million rows
@@ -83,8 +84,7 @@ def _read_csv(file: Path) -> Table:
             f"dataset.root: the rows of {file} have more values than there are columns. Put quotes"
             " around names with a comma."
         )
-    _check_columns(file, frame.columns.tolist(), len(frame))
-    present = [name for name in COLUMNS if name in frame]
+    present = _check_columns(file, frame.columns.tolist(), len(frame))
     table = pa.Table.from_pandas(frame[present].fillna(""), preserve_index=False)
     return Table(file, dict(zip(present, table.columns, strict=True)), "line", 2)
 
@@ -92,8 +92,8 @@ def _read_csv(file: Path) -> Table:
 def _read_parquet(file: Path) -> Table:
     try:
         names = pq.read_schema(file).names
-        _check_columns(file, names, pq.read_metadata(file).num_rows)
-        present = [name for name in (*COLUMNS, "sha256") if name in names]
+        present = _check_columns(file, names, pq.read_metadata(file).num_rows)
+        present += ["sha256"] * ("sha256" in names)
         table = pq.read_table(file, columns=present)
     except (OSError, pa.ArrowException) as error:
         raise _not_parquet(file, error) from error
@@ -107,21 +107,14 @@ def _not_parquet(file: Path, error: Exception) -> DataError:
     )
 
 
-def _check_columns(file: Path, names: list[str], rows: int) -> None:
-    """Require path, label and a row."""
+def _check_columns(file: Path, names: list[str], rows: int) -> list[str]:
+    """Return those of `COLUMNS` that the file has; it needs path, label and a row."""
     if not {"path", "label"} <= set(names) or not rows:
         raise DataError(
             f"dataset.root: {file} needs the columns path and label and at least one row; it has"
             f" {rows} row(s) with the columns {', '.join(names)}."
         )
-
-
-def _check_splits(file: Path, splits: pa.ChunkedArray) -> None:
-    unknown = sorted(set(splits.unique().to_pylist()) - set(SPLITS))
-    if unknown:
-        raise DataError(
-            f"dataset.root: {file} has the split '{unknown[0]}'. Use train, val and test."
-        )
+    return [name for name in COLUMNS if name in names]
 
 
 def _read_texts(table: Table, name: str) -> pa.Array:
@@ -140,7 +133,7 @@ def _read_texts(table: Table, name: str) -> pa.Array:
 
 
 def _resolve_paths(table: Table, names: pa.Array, allow_external_paths: bool) -> pa.Array:
-    """Return the absolute paths of all files, after a check that they exist."""
+    """Return the absolute paths of all files, after a check that they exist and may be listed."""
     folder = table.file.parent.as_posix().rstrip("/")
     real_folder = lru_cache(MAX_CACHED_FOLDERS)(os.path.realpath)
 
@@ -150,12 +143,15 @@ def _resolve_paths(table: Table, names: pa.Array, allow_external_paths: bool) ->
         return pa.array([path for path, _ in located], pa.large_string()), [f for _, f in located]
 
     starts = range(0, len(names), BATCH_ROWS)
-    with ThreadPoolExecutor(joblib.cpu_count()) as pool:
-        found = pool.map(resolve, starts)
-        batches = list(track(found, "Looking for the images", len(starts), transient=True))
+    batches = list(map_threads(resolve, starts, "Looking for the images", batch_size=1))
     paths = pa.concat_arrays([batch for batch, _ in batches])
-    if not allow_external_paths:
-        _check_inside(table, folder, names, paths)
+    outside = pc.index(pc.starts_with(paths, f"{folder}/"), False).as_py()
+    if outside >= 0 and not allow_external_paths:
+        raise DataError(
+            f"dataset.root: {table.file}, {table.row} {table.first + outside}: '{names[outside]}'"
+            f" is outside of {folder} ({paths[outside]}). Move the file or the table, or set"
+            " dataset.allow_external_paths=true."
+        )
     exists = [exists for _, batch in batches for exists in batch]
     if not all(exists):
         first = names[exists.index(False)]
@@ -178,17 +174,6 @@ def _locate(file: str, real_folder: Callable[[str], str]) -> tuple[str, bool]:
     except ValueError:  # a NUL in the name
         return file, False
     return path, is_file(path)
-
-
-def _check_inside(table: Table, folder: str, names: pa.Array, paths: pa.Array) -> None:
-    """Refuse paths that lead, with links resolved, out of the table's folder."""
-    outside = pc.index(pc.starts_with(paths, f"{folder}/"), False).as_py()
-    if outside >= 0:
-        raise DataError(
-            f"dataset.root: {table.file}, {table.row} {table.first + outside}: '{names[outside]}'"
-            f" is outside of {folder} ({paths[outside]}). Move the file or the table, or set"
-            " dataset.allow_external_paths=true."
-        )
 
 
 def _read_hashes(table: Table, order: pa.Array) -> pa.ChunkedArray:

@@ -1,4 +1,4 @@
-"""Read image files in WebDataset shards (tar archives) in place, without unpacking.
+"""Read files, also those in WebDataset shards (tar archives), which are not unpacked.
 
 The path of a member is below its shard, `shards/000.tar/ants/0001.jpg`. No other file can have that
 path, because a file has no folder below it.
@@ -9,10 +9,11 @@ import io
 import json
 import os
 import posixpath
+import stat
 import tarfile
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -63,18 +64,33 @@ def find_member(path: str | os.PathLike[str]) -> Place | None:
     return Place(shard, int(index.offsets[row]), int(index.sizes[row]), status.st_mtime_ns)
 
 
-def read_member(place: Place) -> bytes:
-    """Return the bytes of a member.
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Return the content of a file or of a shard's member.
 
     Raises:
-        OSError: if they cannot be read.
+        OSError: if it cannot be read.
     """
+    place = find_member(path)
+    if place is None:
+        return Path(path).read_bytes()
     with open(place.shard, "rb", buffering=0) as file:  # noqa: PTH123 - as above
         file.seek(place.offset)
         content = file.read(place.size)
     if len(content) < place.size:
         raise OSError(errno.EIO, "the shard has become shorter", place.shard)
     return content
+
+
+def stat_file(path: str) -> tuple[int, int, int]:
+    """Return size in bytes, time of change in ns, and mode; a member has its shard's time.
+
+    Raises:
+        OSError: if there is no such file.
+    """
+    if member := find_member(path):
+        return member.size, member.mtime_ns, stat.S_IFREG
+    status = os.stat(path)  # noqa: PTH116 - as above
+    return status.st_size, status.st_mtime_ns, status.st_mode
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
@@ -125,10 +141,8 @@ def find_labeled(shard: str, extensions: tuple[str, ...]) -> Iterator[tuple[str,
 
 
 def _read_label(shard: str, key: str, member: str) -> str:
-    place = find_member(f"{shard}/{member}")
-    assert place is not None
     try:
-        label = read_member(place).decode()
+        label = read_bytes(f"{shard}/{member}").decode()
         if member.lower().endswith(".json"):
             content = json.loads(label)
             label = str(content["label"]) if isinstance(content, dict) else ""

@@ -20,7 +20,7 @@ from PIL import Image, PngImagePlugin
 
 from thawline.data.decoding import hash_files
 from thawline.data.screening import file_records
-from thawline.data.screening.file_records import Problem, ScreeningCache, examine
+from thawline.data.screening.file_records import Problem, examine
 from thawline.data.screening.screen import screen_images
 from thawline.data.sources import find_images
 from thawline.data.splitting import split_dataset
@@ -302,7 +302,7 @@ def test_only_what_has_changed_is_opened_again(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (corpus / "ants" / "bad.png").write_bytes(b"no image")
-    cache, manifest = ScreeningCache(tmp_path / "new" / "cache.parquet"), find(corpus)
+    cache, manifest = tmp_path / "new" / "cache.parquet", find(corpus)
     opened: list[str] = []
     decode = file_records._decode
     monkeypatch.setattr(
@@ -322,12 +322,12 @@ def test_only_what_has_changed_is_opened_again(
     clean, _ = screen_images(manifest, OPTIONS, cache)
     assert opened[len(manifest) :] == [changed.as_posix()]
     assert (clean["sha256"] != first[0]["sha256"]).sum() == 1
-    cache.file.write_bytes(b"no table")
+    cache.write_bytes(b"no table")
     assert len(screen_images(manifest, OPTIONS, cache)[0]) == 2 * ANTS
 
 
 def test_other_limits_judge_what_is_known_anew(corpus: Path, tmp_path: Path) -> None:
-    cache, manifest = ScreeningCache(tmp_path / "cache.parquet"), find(corpus)
+    cache, manifest = tmp_path / "cache.parquet", find(corpus)
     save(corpus / "ants" / "0.png", side=400)
     for megapixels, kept in ((89, 8), (0.1, 7), (89, 8)):
         options = ScreeningOptions(max_megapixels=megapixels)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image
 
-from thawline.data.screening.file_records import Problem, ScreeningCache, examine_all
+from thawline.data.screening.file_records import Problem, examine_all
 from thawline.errors import DataError
 from thawline.options import BitDepth, ScreeningOptions
 
@@ -21,14 +21,14 @@ COLUMNS = ["path", "label", "problem", "detail", "kept"]
 def screen_images(
     manifest: pd.DataFrame,
     options: ScreeningOptions,
-    cache: ScreeningCache | None = None,
+    cache: Path | None = None,
     bit_depth: BitDepth = "auto",
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Split a manifest into usable images and a quarantine.
 
-    Every file is read and decoded once, several at a time. Files in the cache, which is updated,
-    are skipped if their size and time of change are the same. A warning says if `bit_depth`, of
-    the transforms, does not fit the files.
+    Every file is read and decoded once, several at a time. Files in the Parquet file `cache`, which
+    is updated, are skipped if their size and time of change are the same. A warning says if
+    `bit_depth`, of the transforms, does not fit the files.
 
     Returns:
         The manifest with a column `sha256`. And the quarantine, one row per observation: path,
@@ -40,9 +40,7 @@ def screen_images(
             problem.
     """
     manifest = manifest.drop(columns="sha256", errors="ignore")  # hashes of the files replace it
-    records = examine_all(manifest["path"].tolist(), options, cache.read() if cache else {})
-    if cache:
-        cache.write(records)
+    records = examine_all(manifest["path"].tolist(), options, cache)
     table = manifest.join(pd.DataFrame(records, index=manifest.index).drop(columns="path"))
     unreadable = _quarantine(table[table["problem"] != ""], kept=False)
     for problem, find in EXCLUDING_CHECKS.items():

@@ -10,7 +10,6 @@ from PIL import Image
 from thawline.data import sources, splitting
 from thawline.data.near_duplicates import leakage, search
 from thawline.data.screening import screen
-from thawline.data.screening.file_records import ScreeningCache
 from thawline.errors import DataError
 from thawline.networks.classifier import read_ancestors
 from thawline.options import DatasetOptions, ModelOptions, ScreeningOptions, TransformOptions
@@ -40,7 +39,7 @@ def screen_images(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the manifest of the usable images, and a table of what is odd with the reason."""
     clean_manifest, quarantine = screen.screen_images(
-        manifest, options, ScreeningCache(screening_cache), transforms.bit_depth
+        manifest, options, screening_cache, transforms.bit_depth
     )
     clean_manifest.attrs = quarantine.attrs = manifest.attrs
     for kept, fate in ((False, "left out"), (True, "kept all the same")):

@@ -13,7 +13,8 @@ from rich.table import Table
 from torch import nn
 
 from thawline.data import transforms
-from thawline.data.decoding import hash_files, read_bytes
+from thawline.data.decoding import hash_files
+from thawline.data.shards import read_bytes
 from thawline.data.splitting import class_names
 from thawline.datasets.served_model_dataset import ServedModel
 from thawline.evaluation import stage_summary, weight_change
