@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Sequence
 from difflib import get_close_matches
 
 MAX_NAMES_IN_MESSAGE = 3
+MAX_LINES_IN_MESSAGE = 5
 
 
 class ThawlineError(Exception):
@@ -56,6 +57,12 @@ def alternatives(given: str, known: Collection[str]) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or else the name of its class."""
     return str(error).partition("\n")[0] or type(error).__name__
+
+
+def first_lines(lines: Sequence[str]) -> str:
+    """Return the first lines of a list, indented, and how many more there are."""
+    more = [f"and {len(lines) - MAX_LINES_IN_MESSAGE} more"] * (len(lines) > MAX_LINES_IN_MESSAGE)
+    return "\n".join(f"  {line}" for line in [*lines[:MAX_LINES_IN_MESSAGE], *more])
 
 
 def summarize_names(names: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Collection
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -155,16 +156,14 @@ def _positions(manifest: pd.DataFrame, seed: int) -> np.ndarray:
         keys = paths.str[len(os.path.commonpath([paths.iloc[0], paths.iloc[-1]])) :]
     seeded = hashlib.blake2b(digest_size=8, key=str(seed).encode())
 
-    def digest(key: object) -> bytes:
+    def position(key: object) -> int:
         hashed = seeded.copy()  # a third faster than a new one
         hashed.update(str(key).encode("utf-8", "surrogateescape"))
-        return hashed.digest()
+        return int.from_bytes(hashed.digest())
 
-    positions = np.empty(len(keys), np.uint64)
-    for start in range(0, len(keys), BATCH_ROWS):
-        batch = keys.iloc[start : start + BATCH_ROWS].tolist()
-        positions[start : start + BATCH_ROWS] = np.frombuffer(b"".join(map(digest, batch)), ">u8")
-    return positions
+    starts = range(0, len(keys), BATCH_ROWS)
+    batches = (keys.iloc[start : start + BATCH_ROWS].tolist() for start in starts)
+    return np.fromiter(map(position, chain.from_iterable(batches)), np.uint64, len(keys))
 
 
 def _carve(

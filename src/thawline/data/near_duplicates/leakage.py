@@ -7,13 +7,12 @@ import pandas as pd
 
 from thawline.data.near_duplicates.pairs import find_components
 from thawline.data.splitting import SPLITS
-from thawline.errors import DataError
+from thawline.errors import DataError, first_lines
 from thawline.options import ScreeningOptions
 
 logger = logging.getLogger(__name__)
 
 SAME_IMAGE = ("exact", "near")  # kinds of pairs that count as one image
-MAX_PAIRS_IN_MESSAGE = 5
 FOUND = ["path", "split", "label", "other_path", "other_split", "other_label", "distance", "kind"]
 
 
@@ -83,17 +82,15 @@ def check_leakage(duplicates: pd.DataFrame, options: ScreeningOptions) -> None:
     Raises:
         DataError: if `on_leak` is "error"; it names the pairs.
     """
-    is_leak = duplicates["kind"].isin(SAME_IMAGE) & (duplicates["split"] == "test")
-    leaks = duplicates[is_leak]
+    leaks = duplicates[duplicates["kind"].isin(SAME_IMAGE) & (duplicates["split"] == "test")]
     if leaks.empty:
         return
-    lines = [f"{len(leaks)} test image(s) are also in another split:"]
-    for row in leaks.head(MAX_PAIRS_IN_MESSAGE).itertuples():
-        other = f"{row.other_split} as {row.other_path} ({row.other_label})"
-        lines.append(f"  {row.path} ({row.label}) is in {other}, {row.kind}")
-    if len(leaks) > MAX_PAIRS_IN_MESSAGE:
-        lines.append(f"  and {len(leaks) - MAX_PAIRS_IN_MESSAGE} more")
-    message = "\n".join(lines)
+    lines = [
+        f"{row.path} ({row.label}) is in {row.other_split} as {row.other_path} ({row.other_label}),"
+        f" {row.kind}"
+        for row in leaks.itertuples()
+    ]
+    message = f"{len(leaks)} test image(s) are also in another split:\n{first_lines(lines)}"
     if options.on_leak == "error":
         raise DataError(
             f"{message}\nThe test accuracy would be too high. Remove one image of each pair, or"

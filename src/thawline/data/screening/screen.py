@@ -9,12 +9,11 @@ import pandas as pd
 from PIL import Image
 
 from thawline.data.screening.file_records import Problem, examine_all
-from thawline.errors import DataError
+from thawline.errors import DataError, first_lines
 from thawline.options import BitDepth, ScreeningOptions
 
 logger = logging.getLogger(__name__)
 
-MAX_NAMES_IN_MESSAGE = 5  # files
 COLUMNS = ["path", "label", "problem", "detail", "kept"]
 
 
@@ -42,33 +41,29 @@ def screen_images(
     manifest = manifest.drop(columns="sha256", errors="ignore")  # hashes of the files replace it
     records = examine_all(manifest["path"].tolist(), options, cache)
     table = manifest.join(pd.DataFrame(records, index=manifest.index).drop(columns="path"))
-    unreadable = _quarantine(table[table["problem"] != ""], kept=False)
+    readable = table["label"][table["problem"] == ""]
     for problem, find in EXCLUDING_CHECKS.items():
         details = find(table[table["problem"] == ""], options)
         table.loc[details.index, "problem"] = problem.value
         table.loc[details.index, "detail"] = details
-    usable = table[table["problem"] == ""]
+    is_usable = table["problem"] == ""
+    usable, excluded = table[is_usable], table[~is_usable]
     _check_bit_depth(usable, bit_depth)
-    quarantine = _quarantine(table[table["problem"] != ""], kept=False)
-    if options.on_problem == "error" and len(quarantine):
-        raise DataError(_describe(quarantine))
+    if options.on_problem == "error" and len(excluded):
+        raise DataError(_describe(excluded))
+    observed = [excluded.assign(kept=False)]
     for problem, note in NOTES.items():
         details = note(usable)
-        rows = usable.loc[details.index].assign(problem=problem.value, detail=details)
-        quarantine = pd.concat([quarantine, _quarantine(rows, kept=True)], ignore_index=True)
-    readable = manifest["label"].drop(unreadable.index)
-    emptied = sorted(set(manifest["label"]) - set(readable))
-    if emptied:
-        first = quarantine[quarantine["label"] == emptied[0]].iloc[0]
+        rows = usable.loc[details.index]
+        observed.append(rows.assign(problem=problem.value, detail=details, kept=True))
+    quarantine = pd.concat(observed, ignore_index=True)[COLUMNS]
+    if emptied := {*table["label"]} - {*readable}:
+        first = excluded[excluded["label"] == min(emptied)].iloc[0]
         raise DataError(
-            f"dataset.root: class '{emptied[0]}' has no readable image ({first['path']}:"
+            f"dataset.root: class '{first['label']}' has no readable image ({first['path']}:"
             f" {first['detail']}). Fix its images or remove the class."
         )
     return usable[[*manifest.columns, "sha256"]].reset_index(drop=True), quarantine
-
-
-def _quarantine(rows: pd.DataFrame, kept: bool) -> pd.DataFrame:
-    return rows.assign(kept=kept)[COLUMNS]
 
 
 def _find_conflicting_labels(images: pd.DataFrame, options: ScreeningOptions) -> pd.Series:
@@ -160,12 +155,8 @@ def _check_bit_depth(images: pd.DataFrame, bit_depth: BitDepth) -> None:
 def _describe(quarantine: pd.DataFrame) -> str:
     """Return the message of a run that stops: the number of files per problem, and the first."""
     reasons = ", ".join(f"{n} {name}" for name, n in quarantine["problem"].value_counts().items())
-    files = [
-        f"  {row.path}: {row.problem}, {row.detail}"
-        for row in quarantine.head(MAX_NAMES_IN_MESSAGE).itertuples()
-    ]
-    if len(quarantine) > MAX_NAMES_IN_MESSAGE:
-        files.append(f"  and {len(quarantine) - MAX_NAMES_IN_MESSAGE} more")
-    first = f"dataset.root: {len(quarantine)} file(s) cannot be used ({reasons}):"
-    last = "Fix or remove them, or set screening.on_problem to quarantine to continue without."
-    return "\n".join([first, *files, last])
+    files = [f"{row.path}: {row.problem}, {row.detail}" for row in quarantine.itertuples()]
+    return (
+        f"dataset.root: {len(files)} file(s) cannot be used ({reasons}):\n{first_lines(files)}\n"
+        "Fix or remove them, or set screening.on_problem to quarantine to continue without."
+    )
