@@ -2,7 +2,7 @@
 
 import inspect
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,12 @@ def write_packaged(root: str, target: Path) -> Path:
     Raises:
         DataError: if there is no such data set, or its download fails.
     """
-    if root == "sklearn:digits":
-        _write_once(target, _digits())
-    elif root.startswith("sklearn:"):
+    if root.startswith("sklearn:") and root != "sklearn:digits":
         raise DataError(f"dataset.root: '{root}' is unknown; scikit-learn has sklearn:digits.")
-    else:
-        _write_once(target, _torchvision_images(target.name, target.parent / "torchvision"))
-    return target
-
-
-def _write_once(target: Path, images: Iterable[tuple[str, Any]]) -> None:
-    """Write named images as PNG files under `target`, atomically, unless it exists."""
     if target.is_dir():
-        return
+        return target
+    from_torchvision = root.startswith("torchvision:")
+    images = _torchvision_images(target) if from_torchvision else _digits()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
         unfinished = Path(temporary, target.name)
@@ -49,6 +42,7 @@ def _write_once(target: Path, images: Iterable[tuple[str, Any]]) -> None:
         except OSError:
             if not target.is_dir():  # else another process has written the same images
                 raise
+    return target
 
 
 def _digits() -> Iterator[tuple[str, Image.Image]]:
@@ -61,37 +55,40 @@ def _digits() -> Iterator[tuple[str, Image.Image]]:
         yield f"{label}/{idx:04d}", Image.fromarray(pixels)
 
 
-def _torchvision_images(name: str, folder: Path) -> Iterator[tuple[str, Image.Image]]:
+def _torchvision_images(target: Path) -> Iterator[tuple[str, Image.Image]]:
     """Yield the images of a torchvision data set, named split/class/number or class/number."""
     from torchvision import datasets
 
+    name, folder = target.name, target.parent / "torchvision"
     constructor = getattr(datasets, name, None)
     known = [n for n in datasets.__all__ if n not in ("ImageFolder", "DatasetFolder", "FakeData")]
     if name not in known or constructor is None:
         raise DataError(
             f"dataset.root: torchvision has no data set '{name}'. It has {', '.join(known)}."
         )
-    found = 0
-    for split, alternatives in _split_arguments(constructor).items():
-        opened = (_open_torchvision(constructor, folder, choice) for choice in alternatives)
-        dataset = next((one for one in opened if one is not None), None)
-        if dataset is not None:
-            found += 1
-            yield from _named_images(split, dataset)
-    if not found:
+    written: set[str] = set()
+    for split, arguments in _split_arguments(constructor):
+        dataset = None if split in written else _open_torchvision(constructor, folder, arguments)
+        if dataset is None:
+            continue
+        written.add(split)
+        classes = [str(name).replace("/", "-") for name in getattr(dataset, "classes", [])]
+        for idx, (image, label) in enumerate(dataset):
+            class_folder = classes[label] if classes else str(label)
+            yield Path(split, class_folder, f"{idx:06d}").as_posix(), image
+    if not written:
         raise DataError(f"dataset.root: '{name}' is not a data set of images with one label each.")
 
 
-def _split_arguments(constructor: Any) -> dict[str, list[dict[str, Any]]]:
-    """Return the arguments to try, in order, for each split of a torchvision data set."""
+def _split_arguments(constructor: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Return splits of a torchvision data set, each with the arguments to try, in order."""
     parameters = inspect.signature(constructor).parameters
     if "train" in parameters:
-        return {"train": [{"train": True}], "test": [{"train": False}]}
+        return [("train", {"train": True}), ("test", {"train": False})]
     if "split" in parameters:
-        splits: dict[str, list[dict[str, Any]]] = {name: [{"split": name}] for name in SPLITS}
-        splits["train"].append({"split": "trainval"})
-        return splits
-    return {"": [{}]}
+        named = [(name, {"split": name}) for name in SPLITS]
+        return [named[0], ("train", {"split": "trainval"}), *named[1:]]
+    return [("", {})]
 
 
 def _open_torchvision(constructor: Any, folder: Path, arguments: dict[str, Any]) -> Any:
@@ -105,10 +102,3 @@ def _open_torchvision(constructor: Any, folder: Path, arguments: dict[str, Any])
             f"dataset.root: torchvision:{constructor.__name__} could not be downloaded to"
             f" {folder} ({error}). Download it to that folder yourself, or use a folder of images."
         ) from error
-
-
-def _named_images(split: str, dataset: Any) -> Iterator[tuple[str, Image.Image]]:
-    classes = [str(name).replace("/", "-") for name in getattr(dataset, "classes", [])]
-    for idx, (image, label) in enumerate(dataset):
-        folder = Path(split, classes[label] if classes else str(label))
-        yield (folder / f"{idx:06d}").as_posix(), image

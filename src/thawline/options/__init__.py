@@ -14,7 +14,20 @@ from thawline.options.dataset import (
     SplitFractions,
     TransformOptions,
 )
-from thawline.options.parameters import TRAINING_GROUPS, Parameters, flatten
+from thawline.options.parameters import (
+    TRAINING_GROUPS,
+    AttributionMethod,
+    CompareOptions,
+    Dimension,
+    EvaluationOptions,
+    ExplainOptions,
+    ExportOptions,
+    Parameters,
+    PredictOptions,
+    RegistryOptions,
+    SweepOptions,
+    flatten,
+)
 from thawline.options.training import (
     ActivationOptions,
     AutoOptions,
@@ -28,17 +41,6 @@ from thawline.options.training import (
     TrainingOptions,
 )
 from thawline.options.types import AUTO, Options
-from thawline.options.usage import (
-    AttributionMethod,
-    CompareOptions,
-    Dimension,
-    EvaluationOptions,
-    ExplainOptions,
-    ExportOptions,
-    PredictOptions,
-    RegistryOptions,
-    SweepOptions,
-)
 from thawline.options.validation import RENAMED, validate_parameters
 
 __all__ = [

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from thawline.errors import ParameterError, alternatives, did_you_mean
 from thawline.options.parameters import Parameters
@@ -34,34 +34,23 @@ REMOVED = {  # by dotted name: why, and what to do
 
 
 def validate_parameters(raw: Mapping[str, Any]) -> Parameters:
-    """Validate all parameters: plain values, or groups that Kedro has converted to options.
+    """Validate all parameters.
 
     Raises:
         ParameterError: naming every wrong parameter, what was given and what is possible.
     """
-    plain = {
-        name: group.model_dump() if isinstance(group, BaseModel) else group
-        for name, group in raw.items()
-    }
     try:
-        return Parameters.model_validate(plain)
+        return Parameters.model_validate(raw)
     except ValidationError as error:
-        invalid = {problem["loc"][0] for problem in error.errors() if problem["loc"]}
-        problems = [*map(_describe, error.errors()), *_problems_across(plain, invalid)]
-        raise ParameterError(
-            "\n  ".join(["These parameters cannot be used:", *problems])
-        ) from error
-
-
-def _problems_across(plain: dict[str, Any], invalid: set[int | str]) -> list[str]:
-    """Return what the checks across groups find: pydantic skips them if a group is invalid."""
-    if "strategies" in invalid:
-        return []
-    try:
-        Parameters.model_validate({k: v for k, v in plain.items() if k not in invalid})
-    except ValidationError as error:
-        return [_describe(problem) for problem in error.errors() if not problem["loc"]]
-    return []
+        problems = error.errors()
+        invalid = {problem["loc"][0] for problem in problems if problem["loc"]}
+        if invalid and "strategies" not in invalid:
+            try:  # pydantic checks no group against another if one is invalid
+                Parameters.model_validate({k: v for k, v in raw.items() if k not in invalid})
+            except ValidationError as across_groups:
+                problems += across_groups.errors()
+        lines = ["These parameters cannot be used:", *map(_describe, problems)]
+        raise ParameterError("\n  ".join(lines)) from error
 
 
 def _describe(problem: Any) -> str:
