@@ -80,6 +80,11 @@ def _fine_picture(path: str) -> tuple[np.ndarray, str]:
 def compare_finely(images: FineImages) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the pairs of one class that are the same image, and the closest of the others.
 
+    Two images are the same if their pixels, or those of the mirror image, are practically equal; or
+    if their residuals without the common background correlate: equal noise and scratches; or if
+    size or encoding of the files differ, the pixels differ no more than those of copies, and
+    neither file is from a fixed camera, which writes all images of the group alike.
+
     The comparison divides the group. In parts of at most `MAX_UNCHECKED_GROUP` images, all pairs
     that look alike are the same image. Larger parts, such as the images of two cameras, are
     compared again, each with its own background.
@@ -104,12 +109,7 @@ def compare_finely(images: FineImages) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _decide(images: FineImages) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return what `compare_finely` does, for one common background.
-
-    Noise and compression look alike. But a camera writes images of one size and encoding, and
-    copies mostly differ in these. So pairs of which neither image is from a fixed camera may also
-    differ as copies of other settings do.
-    """
+    """Return what `compare_finely` does, for one common background."""
     residuals = find_residuals(images.pictures)
     threshold = _residual_threshold(residuals)
     near, copies, similar = [NO_PAIRS], [NO_PAIRS], [NO_PAIRS]

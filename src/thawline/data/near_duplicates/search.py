@@ -51,20 +51,13 @@ def find_pairs(images: pd.DataFrame) -> pd.DataFrame:
 
     Images with similar perceptual hashes (DCT, 64 bits) are compared pixel by pixel, because tiny
     images of different things also have similar hashes. A pair with similar pixels is `uncertain`
-    if one image has less than 32 px per side. (Two pairs of scikit-learn's 8 px digits look alike,
-    and no two of 397 different photographs do.)
+    if one image has less than 32 px per side. Other pairs are `near` if the images have a class in
+    common, and `similar` if not.
 
-    Other pairs are `near` if the images have a class in common, and `similar` if not. A finer
-    comparison decides if `near` pairs link more than `MAX_UNCHECKED_GROUP` images, or if more than
-    `MAX_SMALL_GROUP` images of any class look roughly alike. A pair then becomes `similar` unless:
-
-    - the pixels, or those of the mirror image, are practically equal; or
-    - the residuals without the common background correlate: equal noise and scratches; or
-    - size or encoding of the files differ, the pixels differ no more than those of copies, and
-      neither file is from a fixed camera, which writes all images of the group alike.
-
-    A small part of the group that these pairs link keeps all of its pairs. 5,000 linked images take
-    half a minute on two cores and 0.6 GB; time grows with the square of their number.
+    A finer comparison decides if `near` pairs link more than `MAX_UNCHECKED_GROUP` images, or if
+    more than `MAX_SMALL_GROUP` images of any class look roughly alike. A pair then becomes
+    `similar` unless `fixed_cameras` finds it to be the same image. 5,000 linked images take half a
+    minute on two cores and 0.6 GB; time grows with the square of their number.
 
     Args:
         images: path, label and sha256. Each content counts once, in all of its classes.

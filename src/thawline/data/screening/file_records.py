@@ -140,12 +140,10 @@ def examine(path: str, options: ScreeningOptions, known: FileRecord | None = Non
         record = _check_entry(FileRecord(path, size, mtime_ns), mode, options)
         if record.problem:
             return record
-        unchanged = known and (known.size, known.mtime_ns) == (record.size, record.mtime_ns)
-        if known and unchanged and known.problem in ("", *CONTENT_PROBLEMS):
-            record = known
-        else:
-            record = _decode(record, options)
-        return record if record.problem else _check_pixels(record, options)
+        unchanged = known and (known.size, known.mtime_ns) == (size, mtime_ns)
+        if not (known and unchanged and known.problem in ("", *CONTENT_PROBLEMS)):
+            known = _decode(record, options)
+        return known if known.problem else _check_pixels(known, options)
     except OSError as error:
         return _explain_access(FileRecord(path), error)
 
@@ -218,11 +216,11 @@ def _decode(record: FileRecord, options: ScreeningOptions) -> FileRecord:
             if frames > 1 and image.format not in STILL_FORMATS:
                 detail = f"{frames} frames or pages, of which none is marked as the image"
                 return record.with_problem(Problem.ANIMATED, detail)
-            rgb = to_rgb(image, SCALE)
+            width, height = decoding.upright_size(image)
+            to_rgb(image, SCALE)
             depth = decoding.find_bit_depth(image) if decoding.is_deep(image) else "auto"
-            record = replace(record, mode=image.mode, bits=0 if depth == "auto" else depth)
-            if width != height and rgb.size == image.size[::-1]:  # rotated by EXIF
-                record = replace(record, width=height, height=width)
+            bits = 0 if depth == "auto" else depth
+            record = replace(record, width=width, height=height, mode=image.mode, bits=bits)
     except ImageError as error:
         return record.with_problem(_classify(error), error.problem)
     return record
