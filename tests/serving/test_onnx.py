@@ -31,7 +31,6 @@ def make(backbone: str, **options: object) -> Classifier:
     "classifier",
     [
         make("timm/tf_efficientnet_lite0"),
-        make("resnet18"),
         make("helpers.networks:ResidualNet"),
         make("helpers.networks:SmallNet", log_probabilities=True),
     ],

@@ -562,7 +562,7 @@ def test_processes_killed_while_writing_leave_a_store_to_rely_on(
     splits: pd.DataFrame, tmp_path: Path
 ) -> None:
     store = ActivationCache(tmp_path / "shared", FULL)
-    for seed in range(3):
+    for seed in range(2):
         killed = child_process(_train_in_child, store, splits, seed, True)
         other = child_process(_train_in_child, store, splits, seed, False)
         killed.start()
@@ -572,8 +572,8 @@ def test_processes_killed_while_writing_leave_a_store_to_rely_on(
         killed.join()
         other.join()
         assert (killed.exitcode, other.exitcode) == (-signal.SIGKILL, 0)
-    assert len(list(store.folder.glob("*/*.unfinished"))) == 3  # each died in the middle of a file
+    assert len(list(store.folder.glob("*/*.unfinished"))) == 2  # each died in the middle of a file
     alone = ActivationCache(tmp_path / "alone", FULL)
-    for seed in range(3):
+    for seed in range(2):
         expected = run(splits, alone, HEAD, TWO_STAGES, views=2, seed=seed)
         assert_same(expected, run(splits, store, HEAD, TWO_STAGES, views=2, seed=seed))

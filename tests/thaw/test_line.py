@@ -25,10 +25,10 @@ from thawline.thaw.line import ThawLine, modules_below_line, split_at_thaw_line
 
 SIZE = 64
 NETWORKS = {  # with the number of freeze patterns to try
-    "resnet18": 6,
-    "timm/resnet50": 3,
-    "timm/tf_efficientnet_lite0": 6,
-    "torchvision.models:VisionTransformer": 6,
+    "resnet18": 3,
+    "timm/resnet50": 1,
+    "timm/tf_efficientnet_lite0": 2,
+    "torchvision.models:VisionTransformer": 4,
     "helpers.networks:ResidualNet": 40,
 }
 ARGUMENTS = {  # as vit_b_16, but small
