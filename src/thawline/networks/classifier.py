@@ -48,15 +48,22 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
     """
     if folder.exists():
         raise FileExistsError(f"{folder} exists. A classifier is never overwritten.")
+    description = {
+        "format": FORMAT,
+        "class_names": classifier.class_names,
+        "preprocessing": classifier.preprocessing.model_dump(),
+        "model": classifier.model.model_dump(exclude={"trust_code"}),  # each run decides anew
+        "training": classifier.training,
+        "versions": {name: version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
+    }
+    text = json.dumps(description, indent=2, ensure_ascii=False)
+    network, metadata = classifier.network, {WRITER: version(WRITER)}
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
     unfinished.mkdir(parents=True)
     try:
-        metadata = {WRITER: version(WRITER)}
-        write_atomic(
-            unfinished / WEIGHTS_FILE,
-            lambda file: save_model(classifier.network, str(file), metadata),
-        )
-        text = json.dumps(_describe(classifier), indent=2, ensure_ascii=False)
+        weights = unfinished / WEIGHTS_FILE
+        write_atomic(weights, lambda file: save_model(network, str(file), metadata))
         (unfinished / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
         (unfinished / SEEN_FILE).write_text("\n".join(sorted(classifier.seen)), encoding="ascii")
         unfinished.rename(folder)
@@ -134,19 +141,6 @@ def read_ancestors(model: ModelOptions) -> frozenset[str] | None:
             return None if WRITER in (weights.metadata() or {}) else frozenset()
     except SafetensorError:  # another format
         return frozenset()
-
-
-def _describe(classifier: Classifier) -> dict[str, Any]:
-    """Return the content of the JSON file."""
-    return {
-        "format": FORMAT,
-        "class_names": classifier.class_names,
-        "preprocessing": classifier.preprocessing.model_dump(),
-        "model": classifier.model.model_dump(exclude={"trust_code"}),  # each run decides anew
-        "training": classifier.training,
-        "versions": {name: version(name) for name in PACKAGES}
-        | {"python": platform.python_version()},
-    }
 
 
 def _check_factory(folder: Path, model: ModelOptions, own: ModelOptions | None) -> None:

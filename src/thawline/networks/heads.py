@@ -98,10 +98,7 @@ def _make_head(width: int, options: ModelOptions, classes: int) -> nn.Module:
 
 
 def reuse_head(
-    network: nn.Module,
-    options: ModelOptions,
-    pretrained: PretrainedHead,
-    class_names: Sequence[str],
+    network: nn.Module, options: ModelOptions, pretrained: PretrainedHead, names: Sequence[str]
 ) -> KeptRows:
     """Copy what the pretrained head knows about the same classes, and return their names.
 
@@ -110,10 +107,10 @@ def reuse_head(
     head = network.get_submodule(head_name(network))
     if options.head == "linear":
         linear = [module for module in head.modules() if isinstance(module, nn.Linear)][-1]
-        return copy_rows(linear, pretrained, class_names)
+        return copy_rows(linear, pretrained, names)
     own, offered = head.state_dict(), pretrained.tensors
     fits = own.keys() == offered.keys() and all(same_kind(offered[n], own[n]) for n in own)
-    same_classes = pretrained.class_names in ((), tuple(class_names))
+    same_classes = pretrained.class_names in ((), tuple(names))
     if options.head == "mlp" or not fits or not same_classes:
         return ()
     head.load_state_dict(offered)
@@ -136,10 +133,9 @@ def copy_rows(head: nn.Linear, pretrained: PretrainedHead, class_names: Sequence
     if len(old_names) != len(weight):
         return ()
     kept = tuple(name for name in class_names if old_names.count(name) == 1)
-    new = [class_names.index(name) for name in kept]
-    old = [old_names.index(name) for name in kept]
-    head.weight[new] = weight[old].to(head.weight.dtype)
-    head.bias[new] = bias[old].to(head.bias.dtype)
+    for name in kept:
+        new, old = class_names.index(name), old_names.index(name)
+        head.weight[new], head.bias[new] = weight[old], bias[old]
     return kept
 
 

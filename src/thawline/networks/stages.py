@@ -54,7 +54,10 @@ def find_stages(network: nn.Module) -> dict[str, Stage]:
         current = name if name in starts else current
         stage = stages.setdefault(current, Stage())
         stage.parameters += [n for n in in_backbone if n.startswith(f"{name}.")]
-        stage.modules += _modules_outside_head(name, module, head)
+        parts = [name]
+        if name != head and _contains(name, head):
+            parts = [f"{name}.{child}" for child, _ in module.named_children()]
+        stage.modules += [part for part in parts if not _contains(part, head)]
     assigned = {name for stage in stages.values() for name in stage.parameters}
     # class tokens and position embeddings
     stages["stem"].parameters += [name for name in in_backbone if name not in assigned]
@@ -97,13 +100,14 @@ def stage_table(network: nn.Module, size: int) -> pd.DataFrame:
     total = counter.get_total_flops()
     operations[HEAD] += total - sum(operations.values())
     sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
-    columns = {
-        "stage": [*stages],
-        "parameters": [sum(map(sizes.__getitem__, stage.parameters)) for stage in stages.values()],
-        "output": [*outputs.values()],
-        "compute": [count / total for count in operations.values()],
-    }
-    return pd.DataFrame(columns)
+    return pd.DataFrame(
+        {
+            "stage": [*stages],
+            "parameters": [sum(sizes[n] for n in stage.parameters) for stage in stages.values()],
+            "output": [*outputs.values()],
+            "compute": [count / total for count in operations.values()],
+        }
+    )
 
 
 def _find_units(network: nn.Module, head: str) -> Units:
@@ -129,12 +133,15 @@ def _find_units(network: nn.Module, head: str) -> Units:
 
 def _find_starts(units: Units, head: str) -> list[str]:
     """Return the names of the units that a stage begins with."""
+
+    def has_weights(unit: str, module: nn.Module) -> bool:
+        parameters = ((f"{unit}.{name}", p) for name, p in module.named_parameters())
+        return any(p.ndim > 1 and not name.startswith(f"{head}.") for name, p in parameters)
+
     layered = [
         name
         for name, module in units
-        if name != head
-        and _is_layered(module)
-        and (name == HEAD or _has_weights(name, module, head))
+        if name != head and _is_layered(module) and (name == HEAD or has_weights(name, module))
     ]
     in_backbone = [name for name in layered if not _contains(name, head)]
     if 0 < len(in_backbone) <= MAX_STAGES:
@@ -160,14 +167,6 @@ def _find_strided(units: Units) -> list[str]:
     return starts
 
 
-def _modules_outside_head(name: str, module: nn.Module, head: str) -> list[str]:
-    """Return a unit's name, or those of its children outside the head if it contains the head."""
-    if not _contains(name, head):
-        return [name]
-    children = [f"{name}.{n}" for n, _ in module.named_children()] if name != head else []
-    return [child for child in children if not _contains(child, head)]
-
-
 def _contains(name: str, head: str) -> bool:
     """Return whether a module is the head or contains it."""
     return f"{head}.".startswith(f"{name}.")
@@ -176,14 +175,6 @@ def _contains(name: str, head: str) -> bool:
 def _is_layered(module: nn.Module) -> bool:
     """Return whether a module has children with parameters, so that it is not a single layer."""
     return any(True for child in module.children() for _ in child.parameters())
-
-
-def _has_weights(name: str, module: nn.Module, head: str) -> bool:
-    """Return whether a unit has weights outside the head, other than those of a norm."""
-    return any(
-        parameter.ndim > 1 and not f"{name}.{n}".startswith(f"{head}.")
-        for n, parameter in module.named_parameters()
-    )
 
 
 def _count_parameters(module: nn.Module) -> int:

@@ -50,8 +50,16 @@ def suggest(trial: optuna.Trial, parameters: Parameters) -> dict[str, Any]:
     tried, strategy = active_dimensions(parameters).get("strategy"), parameters.strategy
     if tried:
         strategy = str(trial.suggest_categorical("strategy", tried.choices))
-    dimensions = _dimensions_of(parameters, strategy)
-    return {name: _suggest(trial, name, dimension) for name, dimension in dimensions.items()}
+    values: dict[str, Any] = {}
+    for name, dimension in _dimensions_of(parameters, strategy).items():
+        bounds: Any = dimension.model_dump(include={"low", "high", "step", "log"})
+        if dimension.type == "categorical":
+            values[name] = trial.suggest_categorical(name, dimension.choices)
+        elif dimension.type == "int":
+            values[name] = trial.suggest_int(name, **bounds | {"step": dimension.step or 1})
+        else:
+            values[name] = trial.suggest_float(name, **bounds)
+    return values
 
 
 def with_values(parameters: Parameters, values: dict[str, Any]) -> Parameters:
@@ -105,15 +113,6 @@ def _refusal(name: str) -> str:
     if name in WITHOUT_EFFECT or (known and group not in TRAINING_GROUPS):
         return "it does not change what a network learns; set it once"
     return ""
-
-
-def _suggest(trial: optuna.Trial, name: str, dimension: Dimension) -> Any:
-    if dimension.type == "categorical":
-        return trial.suggest_categorical(name, dimension.choices)
-    bounds: Any = dimension.model_dump(include={"low", "high", "step", "log"})
-    if dimension.type == "int":
-        return trial.suggest_int(name, **bounds | {"step": dimension.step or 1})
-    return trial.suggest_float(name, **bounds)
 
 
 def _samples(dimension: Dimension) -> tuple[Any, ...]:

@@ -28,6 +28,13 @@ logger = logging.getLogger(__name__)
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 FINGERPRINT = "identity"  # attribute of a study
+METRICS = ("val_accuracy", "val_loss")  # of the best epoch, attributes of a trial
+PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
+    "median": partial(optuna.pruners.MedianPruner, n_warmup_steps=2),  # not after the first epoch
+    "hyperband": optuna.pruners.HyperbandPruner,
+    "none": optuna.pruners.NopPruner,
+}
+SAMPLERS = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
 
 Train = Callable[[int, dict[str, Any], Parameters, OnEpoch], None]
 
@@ -44,25 +51,19 @@ def open_study(
     fingerprint = study_fingerprint(parameters, splits)
     digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{parameters.sweep.study}-{digest}"
-    pruners: dict[str, optuna.pruners.BasePruner] = {
-        "median": optuna.pruners.MedianPruner(n_warmup_steps=2),  # not after the first epoch
-        "hyperband": optuna.pruners.HyperbandPruner(),
-        "none": optuna.pruners.NopPruner(),
-    }
-    is_new = name not in optuna.get_all_study_names(storage)
     study = optuna.create_study(
         storage=storage,
         study_name=name,
-        pruner=pruners[parameters.sweep.pruner],
+        pruner=PRUNERS[parameters.sweep.pruner](),
         direction=direction(parameters),
         load_if_exists=True,
     )
-    if is_new:
-        logger.info("Study %s is new%s", name, _differences(name, storage, fingerprint))
-        study.set_user_attr(FINGERPRINT, fingerprint)
-    else:
+    if FINGERPRINT in study.user_attrs:
         done = len(study.get_trials(deepcopy=False, states=FINISHED))
         logger.info("Resuming study %s with %d finished trials", name, done)
+    else:
+        logger.info("Study %s is new%s", name, _differences(name, storage, fingerprint))
+        study.set_user_attr(FINGERPRINT, fingerprint)
     return study
 
 
@@ -168,7 +169,7 @@ def trial_table(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
         {
             "trial": trial.number,
             "state": trial.state.name.lower(),
-            **{name: trial.user_attrs.get(name) for name in ("val_accuracy", "val_loss")},
+            **{name: trial.user_attrs.get(name) for name in METRICS},
             "best_epoch": trial.user_attrs.get("epoch"),
             "epochs": len(trial.intermediate_values),
             "seconds": round(trial.duration.total_seconds(), 2) if trial.duration else None,
@@ -181,12 +182,14 @@ def trial_table(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
 
 def _objective(trial: optuna.Trial, parameters: Parameters, train: Train) -> float:
     """Return the monitored metric of the best epoch."""
-    trial.study.sampler = _sampler(parameters, trial.number)
+    # With the run's seed alone, a resumed or a second process would repeat earlier trials.
+    seed = int(np.random.SeedSequence([parameters.seed, trial.number]).generate_state(1)[0])
+    trial.study.sampler = SAMPLERS[parameters.sweep.sampler](seed=seed)
     monitor = parameters.training.monitor
     rows: list[dict[str, Any]] = []
 
     def on_epoch(row: dict[str, Any], epoch: int) -> None:
-        rows.append({name: row[name] for name in ("val_accuracy", "val_loss")} | {"epoch": epoch})
+        rows.append({name: row[name] for name in METRICS} | {"epoch": epoch})
         trial.report(row[monitor], epoch)
         if trial.should_prune():
             raise optuna.TrialPruned
@@ -206,26 +209,13 @@ def _objective(trial: optuna.Trial, parameters: Parameters, train: Train) -> flo
     return float(best[monitor])
 
 
-def _sampler(parameters: Parameters, number: int) -> optuna.samplers.BaseSampler:
-    """Return the sampler of one trial, seeded by the run's seed and the trial's number.
-
-    With the run's seed alone, a resumed or a second process would repeat earlier trials.
-    """
-    seed = int(np.random.SeedSequence([parameters.seed, number]).generate_state(1)[0])
-    samplers = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}
-    return samplers[parameters.sweep.sampler](seed=seed)
-
-
 def _log_trial(study: optuna.study.Study, trial: FrozenTrial, parameters: Parameters) -> None:
     """Log one line on how a trial ended."""
     finished = study.get_trials(deepcopy=False, states=FINISHED)
-    complete = [other for other in finished if other.state == TrialState.COMPLETE]
-    reached = best = ""
-    if "val_loss" in trial.user_attrs:
-        figures = trial.user_attrs
-        reached = f"val_accuracy {figures['val_accuracy']:.4f}, val_loss {figures['val_loss']:.4f}"
-    if complete:
-        best = f"; best is trial {best_trial(complete, parameters.training.monitor).number}"
+    reached = [f"{n} {trial.user_attrs[n]:.4f}" for n in METRICS if n in trial.user_attrs]
+    best = ""
+    if any(other.state == TrialState.COMPLETE for other in finished):
+        best = f"; best is trial {best_trial(finished, parameters.training.monitor).number}"
     values = ", ".join(
         f"{name}={value:.3g}" if isinstance(value, float) else f"{name}={value}"
         for name, value in trial.params.items()
@@ -233,7 +223,7 @@ def _log_trial(study: optuna.study.Study, trial: FrozenTrial, parameters: Parame
     of = f" of {parameters.sweep.trials}" if parameters.sweep.trials else ""
     logger.info(
         "Trial %d %s: %s; %s; %d%s trials%s",
-        trial.number, trial.state.name.lower(), reached, values, len(finished), of, best,
+        trial.number, trial.state.name.lower(), ", ".join(reached), values, len(finished), of, best,
     )  # fmt: skip
 
 
