@@ -26,12 +26,7 @@ def run_check(name: str, check: Callable[..., str], *arguments: Any) -> CheckRes
 
 
 def examine(env: str | None = None, params: str = "") -> Iterator[CheckResult]:
-    """Run all checks, in the order in which problems should be fixed.
-
-    Args:
-        env: environment of the configuration, as of `kedro run`.
-        params: as of `kedro run --params`.
-    """
+    """Run all checks, in the order in which to fix problems; the options are `kedro run`'s."""
     versions = run_check("versions", checks.check_versions)
     yield versions
     if versions.state == "problem":

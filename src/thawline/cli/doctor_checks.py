@@ -84,10 +84,12 @@ def check_shared_memory(
 ) -> str:
     """Return how large shared memory is, which holds the batches of decoding processes.
 
+    Nothing is returned if there are no such processes, or no shared memory as a folder.
+
     Args:
-        options: batch size and number of decoding processes; nothing is returned if there are none.
+        options: batch size and number of decoding processes.
         size: px, side of the images; None: that of the weights, unknown here.
-        folder: where shared memory is, as a file system; nothing is returned if there is none.
+        folder: where shared memory is, as a file system.
     """
     import joblib
 
@@ -135,11 +137,7 @@ def check_weights(options: ModelOptions) -> str:
 def check_data(options: DatasetOptions, seed: int, base: Path, packaged_folder: Path) -> str:
     """Return how many images there are, if every class has enough of them and they can be read.
 
-    Args:
-        options: `root` and how it is split.
-        seed: of the splits.
-        base: folder that a relative `root` is relative to.
-        packaged_folder: where data sets of a package are kept.
+    Data sets of a package are in `packaged_folder`; a relative `root` is relative to `base`.
     """
     from thawline.data.sources import find_images
     from thawline.data.splitting import split_dataset
@@ -191,9 +189,7 @@ def check_disk(project: Path) -> str:
 def check_tracking(uri: str, experiment: str) -> str:
     """Return where MLflow's store is, if it can be opened and no run in it has lost its process.
 
-    Args:
-        uri: of the store; its password is not shown.
-        experiment: its name; there need not be one.
+    The password in its URI is not shown.
     """
     from mlflow import MlflowClient
 

@@ -6,13 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kedro.framework.context import CatalogCommandsMixin
-from kedro.io import (
-    AbstractDataset,
-    AbstractVersionedDataset,
-    DataCatalog,
-    DatasetError,
-    Version,
-)
+from kedro.io import AbstractDataset, AbstractVersionedDataset, DataCatalog, DatasetError, Version
 
 from thawline.data.atomic_write import sync
 
@@ -36,10 +30,7 @@ class RunCatalog(DataCatalog, CatalogCommandsMixin):
         self._pinned[ds_name] = super().get(ds_name, version=pinned)
 
     def get(
-        self,
-        key: str,
-        fallback_to_runtime_pattern: bool = False,
-        version: Version | None = None,
+        self, key: str, fallback_to_runtime_pattern: bool = False, version: Version | None = None
     ) -> AbstractDataset | None:
         """Return the dataset of an entry, of its pinned version unless another one is given."""
         if version is None and key in self._pinned:
@@ -60,8 +51,9 @@ class RunCatalog(DataCatalog, CatalogCommandsMixin):
             return
         folder = file.with_name(f".unfinished.{os.getpid()}.{ds_name}")
         staged = config | {"filepath": str(folder / file.name), "versioned": False}
-        catalog = DataCatalog.from_config({ds_name: staged})
-        catalog.validation_enabled = self.validation_enabled
+        catalog = DataCatalog.from_config(
+            {ds_name: staged}, validation_enabled=self.validation_enabled
+        )
         try:
             catalog.save(ds_name, data)
             self._move(folder, file, dataset.resolve_save_version())

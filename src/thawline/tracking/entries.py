@@ -19,13 +19,7 @@ from thawline.datasets.image_table_dataset import ImageTable
 
 
 def log_entry(catalog: DataCatalog, name: str, data: Any) -> None:
-    """Log a catalog entry to the active run.
-
-    Args:
-        catalog: where the entry is.
-        name: of the entry.
-        data: what is in it.
-    """
+    """Log what is in a catalog entry to the active run."""
     kinds = entry_kinds(catalog, name)
     dataset = catalog.get(name)
     if isinstance(dataset, ImageTable):

@@ -45,7 +45,9 @@ def train_strategies(
         name = f"{own.strategy} seed {own.seed}"
         logger.info("Training %s", name)
         tags = {"strategy": own.strategy, "seed": own.seed, "backbone": own.model.backbone}
-        with child_runs(name, _training_parameters(own), tags) as set_tags:
+        groups = {*TRAINING_GROUPS, "dataset"} - {"strategies"}
+        depends_on = dict(flatten(own.model_dump(mode="json", include=groups)))
+        with child_runs(name, depends_on, tags) as set_tags:
             network, _ = finetune.build_model(own, splits, image_transforms)
             choice, texts, *_ = finetune.choose_strategy(
                 own, network, splits, image_transforms, activations
@@ -108,12 +110,6 @@ def _settings(own: Parameters) -> dict[str, str]:
     """Return what to set to repeat a training, by dotted name."""
     fixed = {"strategy": own.strategy, "seed": own.seed, "dataset.seed": own.dataset.seed}
     return {name: str(value) for name, value in (fixed | own.changed() | fixed).items()}
-
-
-def _training_parameters(own: Parameters) -> dict[str, Any]:
-    """Return all parameters that a training depends on but the list of strategies."""
-    groups = {*TRAINING_GROUPS, "dataset"} - {"strategies"}
-    return dict(flatten(own.model_dump(mode="json", include=groups)))
 
 
 def _stack(outcomes: Sequence[TrainingOutcome], table: str) -> pd.DataFrame:

@@ -19,13 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 def scan_images(project: Path, raw_images: Path, dataset: DatasetOptions) -> pd.DataFrame:
-    """Return the manifest of the images at `dataset.root`.
-
-    Args:
-        project: folder that a relative `dataset.root` is relative to.
-        raw_images: folder for downloaded data sets and those of packages.
-        dataset: `root` and `allow_external_paths`.
-    """
+    """Return the manifest of the images at `dataset.root`, which may be relative to `project`."""
     manifest = sources.find_images(dataset.root, project, raw_images, dataset.allow_external_paths)
     logger.info("%d images of %d classes", len(manifest), manifest["label"].nunique())
     return manifest

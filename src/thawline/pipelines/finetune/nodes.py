@@ -112,21 +112,20 @@ def train_model(
     if result.best_epoch:
         best_val_accuracy = result.history["val_accuracy"].iloc[result.best_epoch - 1]
         metric_logger({"best_val_accuracy": best_val_accuracy}, result.best_epoch)
-    template = Classifier(
-        network=frozen_network,
-        class_names=class_names(splits),
-        preprocessing=image_transforms.preprocessing,
-        model=parameters.model,
-        training={
-            "seed": parameters.seed,
-            **describe_choice(parameters, chosen_strategy),
-            **chosen_strategy.strategy.model_dump(mode="json"),
-        },
-        seen=_seen_images(parameters, chosen_strategy, splits),
-    )
+    seen = _seen_images(parameters, chosen_strategy, splits)
+
+    def make_classifier(state: State, epoch: int) -> Classifier:
+        network = copy.deepcopy(frozen_network).cpu().eval()
+        network.load_state_dict(state)
+        choice = describe_choice(parameters, chosen_strategy)
+        training = {"epoch": epoch, "seed": parameters.seed, **choice}
+        training |= chosen_strategy.strategy.model_dump(mode="json")
+        names, preprocessing = class_names(splits), image_transforms.preprocessing
+        return Classifier(network, names, preprocessing, parameters.model, training, seen)
+
     return (
-        _with_state(template, result.best, result.best_epoch),
-        _with_state(template, result.last, len(result.history)),
+        make_classifier(result.best, result.best_epoch),
+        make_classifier(result.last, len(result.history)),
         result.history,
         result.freeze_contract,
         learning_curves(result.history, result.best_epoch),
@@ -237,14 +236,6 @@ def _seen_images(
     if chosen_strategy.strategy.weights is None:
         seen |= read_ancestors(parameters.model) or frozenset()
     return seen
-
-
-def _with_state(template: Classifier, state: State, epoch: int) -> Classifier:
-    """Return a copy of a classifier on the CPU, in evaluation mode, with an epoch's weights."""
-    network = copy.deepcopy(template.network).cpu().eval()
-    network.load_state_dict(state)
-    trained = {"epoch": epoch, **template.training}
-    return dataclasses.replace(template, network=network, training=trained)
 
 
 def _format_cell(value: Any) -> str:

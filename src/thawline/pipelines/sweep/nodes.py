@@ -1,8 +1,6 @@
 """Nodes of sweeps."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +59,14 @@ def run_sweep(
         if state == "pruned":
             raise optuna.TrialPruned
 
-    with _quiet():
+    package = logging.getLogger("thawline")
+    level = package.level
+    sweeping.logger.setLevel(package.getEffectiveLevel())
+    package.setLevel(logging.WARNING)  # a trial is one line of the log, instead of a page
+    try:
         sweeping.run_trials(study, parameters, train)
+    finally:
+        package.setLevel(level)
     return study.study_name, study.get_trials(states=sweeping.FINISHED)
 
 
@@ -117,17 +121,3 @@ def report_sweep(
         importance(study, monitor),
         parallel_coordinates(study, monitor),
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Let a trial be one line of the log, instead of a page."""
-    package, own = logging.getLogger("thawline"), sweeping.logger
-    levels = package.level, own.level
-    own.setLevel(package.getEffectiveLevel())
-    package.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        package.setLevel(levels[0])
-        own.setLevel(levels[1])
