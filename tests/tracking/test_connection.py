@@ -33,9 +33,8 @@ def test_a_server_keeps_files_at_its_own_place_unless_they_have_one_that_all_can
 ) -> None:
     experiment = {"create_experiment_kwargs": {"artifact_location": location}}
     settings = {"server": {"mlflow_tracking_uri": uri}, "tracking": {"experiment": experiment}}
-    context: Any = SimpleNamespace(config_loader={"mlflow": settings})
-    connection._read_settings(context)
-    assert experiment["create_experiment_kwargs"]["artifact_location"] == expected
+    config = connection.read_settings(settings)
+    assert config.tracking.experiment.create_experiment_kwargs.artifact_location == expected
 
 
 @pytest.fixture

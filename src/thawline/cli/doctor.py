@@ -40,6 +40,7 @@ def examine(env: str | None = None, params: str = "") -> Iterator[CheckResult]:
     from thawline.hooks.configuration import find_project, read_configuration
     from thawline.options import TrainingOptions, validate_parameters
 
+    unreadable = (OSError, ValueError, MissingConfigException, OmegaConfBaseException, YAMLError)
     try:
         project = find_project()
         configuration = read_configuration(project, env, params)
@@ -47,13 +48,7 @@ def examine(env: str | None = None, params: str = "") -> Iterator[CheckResult]:
         mlflow = KedroMlflowConfig.model_validate(configuration["mlflow"])
         catalog = configuration["catalog"]
         images, store = (project / catalog[n]["filepath"] for n in ("raw_images", "activations"))
-    except (
-        ThawlineError,
-        MissingConfigException,
-        OmegaConfBaseException,
-        YAMLError,
-        ValueError,  # Kedro's, of a key that two files hold
-    ) as error:
+    except unreadable as error:
         yield run_check("device", checks.check_device, TrainingOptions())
         yield CheckResult("configuration", "problem", str(error))
         return

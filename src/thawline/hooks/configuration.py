@@ -50,21 +50,14 @@ def read_configuration(
 ) -> OmegaConfigLoader:
     """Return what conf/ says: a mapping with `parameters`, `catalog` and `mlflow`, read when asked.
 
-    Args:
-        project: its root.
-        env: the environment laid over conf/base; None: local.
-        params: NAME=VALUE, separated by commas, as `kedro run --params` takes them.
+    `env` (None: local) and `params` (NAME=VALUE, separated by commas) are those of `kedro run`.
     """
     given: Any = OmegaConf.to_container(
         OmegaConf.from_dotlist([item.strip() for item in params.split(",") if item.strip()])
     )
     register_project_path(project)
-    return OmegaConfigLoader(
-        conf_source=str(project / "conf"),
-        env=env,
-        runtime_params=given,
-        **CONFIG_LOADER_ARGS,
-    )
+    source = str(project / "conf")
+    return OmegaConfigLoader(source, env, runtime_params=given, **CONFIG_LOADER_ARGS)
 
 
 def register_project_path(project: Path) -> None:

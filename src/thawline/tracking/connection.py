@@ -41,9 +41,8 @@ def connect(context: KedroContext) -> KedroMlflowConfig:
     Raises:
         TrackingError: if the server does not answer.
     """
-    config = KedroMlflowConfig.model_validate(_read_settings(context))
-    uri = config.server.mlflow_tracking_uri or ""
-    if problem := find_server_problem(uri):
+    config = read_settings(context.config_loader["mlflow"])
+    if problem := find_server_problem(config.server.mlflow_tracking_uri or ""):
         raise TrackingError(
             f"{problem}. Start it, or correct server.mlflow_tracking_uri in mlflow.yml."
         )
@@ -55,6 +54,17 @@ def connect(context: KedroContext) -> KedroMlflowConfig:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             config.setup(context)  # another run has just created the experiment
+    return config
+
+
+def read_settings(settings: dict[str, Any]) -> KedroMlflowConfig:
+    """Return mlflow.yml without a password, and without a folder of this project for a server."""
+    config = KedroMlflowConfig.model_validate(settings)
+    uri = strip_credentials(config.server.mlflow_tracking_uri or os.environ.get(TRACKING_URI, ""))
+    config.server.mlflow_tracking_uri = uri or None
+    files = config.tracking.experiment.create_experiment_kwargs
+    if is_server(uri) and not ABSOLUTE.match(files.artifact_location or ""):
+        files.artifact_location = None
     return config
 
 
@@ -86,18 +96,3 @@ def restore(variable: str) -> Iterator[None]:
         os.environ.pop(variable, None)
         if before is not None:
             os.environ[variable] = before
-
-
-def _read_settings(context: KedroContext) -> dict[str, Any]:
-    """Return mlflow.yml without a password, and without a folder of this project for a server."""
-    settings: dict[str, Any] = context.config_loader["mlflow"]
-    server = settings.get("server") or {}
-    for place, name in ((server, "mlflow_tracking_uri"), (os.environ, TRACKING_URI)):
-        if place.get(name):
-            place[name] = strip_credentials(place[name])
-    experiment = (settings.get("tracking") or {}).get("experiment") or {}
-    files = experiment.get("create_experiment_kwargs") or {}
-    has_own_place = is_server(server.get("mlflow_tracking_uri") or "")
-    if has_own_place and not ABSOLUTE.match(files.get("artifact_location") or ""):
-        files["artifact_location"] = None
-    return settings

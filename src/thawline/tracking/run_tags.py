@@ -48,18 +48,11 @@ def _device(wanted: str) -> str:
 
 def _commit(project: Path) -> dict[str, str]:
     """Return the commit and whether files differ from it; nothing outside a repository."""
-    commit = _git(project, "rev-parse", "HEAD")
-    if not commit:
-        return {}
-    return {"git_commit": commit, "git_dirty": str(bool(_git(project, "status", "--short")))}
-
-
-def _git(project: Path, *arguments: str) -> str:
-    """Return git's output; nothing outside a repository or without git."""
+    command = ["git", "status", "--porcelain=v2", "--branch"]
     try:
-        answer = subprocess.run(
-            ["git", *arguments], cwd=project, capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        return ""
-    return answer.stdout.strip() if answer.returncode == 0 else ""
+        done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):  # no git, or no repository
+        return {}
+    commit, *others = done.stdout.splitlines()
+    is_dirty = any(not line.startswith("#") for line in others)
+    return {"git_commit": commit.removeprefix("# branch.oid "), "git_dirty": str(is_dirty)}
