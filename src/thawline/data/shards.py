@@ -13,7 +13,7 @@ import stat
 import tarfile
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -36,14 +36,6 @@ class Place(NamedTuple):
     mtime_ns: int  # of the shard
 
 
-class Index(NamedTuple):
-    """The members of a shard, sorted by name: names (M,) as bytes, offsets and sizes (M,)."""
-
-    names: np.ndarray
-    offsets: np.ndarray
-    sizes: np.ndarray
-
-
 def find_member(path: str | os.PathLike[str]) -> Place | None:
     """Find the member of a shard by its path; return None if no part of the path is a shard.
 
@@ -56,12 +48,12 @@ def find_member(path: str | os.PathLike[str]) -> Place | None:
     if shard is None:
         return None
     status = os.stat(shard)  # noqa: PTH116 - faster than Path.stat; called for every image
-    index = _index(shard, status.st_size, status.st_mtime_ns)
+    names, offsets, sizes = _index(shard, status.st_size, status.st_mtime_ns)
     wanted = name.encode("utf-8", "surrogateescape")
-    row = int(np.searchsorted(index.names, wanted))
-    if row == len(index.names) or index.names[row] != wanted:
+    row = int(np.searchsorted(names, wanted))
+    if row == len(names) or names[row] != wanted:
         raise FileNotFoundError(errno.ENOENT, f"{shard} has no such member", file)
-    return Place(shard, int(index.offsets[row]), int(index.sizes[row]), status.st_mtime_ns)
+    return Place(shard, int(offsets[row]), int(sizes[row]), status.st_mtime_ns)
 
 
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
@@ -118,15 +110,14 @@ def find_labeled(shard: str, extensions: tuple[str, ...]) -> Iterator[tuple[str,
     """
     samples: dict[str, dict[str, str]] = {}
     status = os.stat(shard)  # noqa: PTH116
-    for name in _index(shard, status.st_size, status.st_mtime_ns).names:
-        text = name.decode("utf-8", "surrogateescape")
-        folder, _, last = text.rpartition("/")
-        stem, _, extension = last.partition(".")
-        key, extension = posixpath.join(folder, stem), extension.lower()
-        members = samples.setdefault(key, {}) if stem else {}  # a hidden file has no key
-        if extension in members:
-            raise _bad(shard, key, f"occurs twice, as {members[extension]} and {text}")
-        members[extension] = text
+    for encoded in _index(shard, status.st_size, status.st_mtime_ns)[0]:
+        name = encoded.decode("utf-8", "surrogateescape")
+        stem, _, extension = posixpath.basename(name).partition(".")
+        if stem:  # a hidden file has no key
+            members = samples.setdefault(_key(name), {})
+            first = members.setdefault(extension.lower(), name)
+            if first != name:
+                raise _bad(shard, _key(name), f"occurs twice, as {first} and {name}")
     for key, members in samples.items():
         images = [name for kind, name in members.items() if f".{kind}" in extensions]
         label = next((members[kind] for kind in LABELS if kind in members), None)
@@ -165,8 +156,8 @@ def _parts(path: str) -> tuple[str | None, str]:
 
 
 @lru_cache(MAX_INDEXED_SHARDS)
-def _index(shard: str, size: int, mtime_ns: int) -> Index:
-    """Index the members of a shard of this size and time of change."""
+def _index(shard: str, size: int, mtime_ns: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return sorted names (M,) as bytes, offsets and sizes of the members of a shard."""
     members: dict[str, tuple[int, int]] = {}
     end, last = 0, "its beginning"
     with open(shard, "rb") as file:  # noqa: PTH123
@@ -186,7 +177,7 @@ def _index(shard: str, size: int, mtime_ns: int) -> Index:
     names = np.array([name.encode("utf-8", "surrogateescape") for name in members], np.bytes_)
     order = names.argsort()
     places = np.array(list(members.values()), np.int64).reshape(-1, 2)[order]
-    return Index(names[order], places[:, 0].copy(), places[:, 1].copy())
+    return names[order], places[:, 0].copy(), places[:, 1].copy()
 
 
 def _members(shard: str, file: io.BufferedReader) -> Iterator[tarfile.TarInfo]:
@@ -204,8 +195,8 @@ def _members(shard: str, file: io.BufferedReader) -> Iterator[tarfile.TarInfo]:
 
 
 def _key(name: str) -> str:
-    path = PurePosixPath(name)
-    return (path.parent / path.name.partition(".")[0]).as_posix()
+    folder, last = posixpath.split(posixpath.normpath(name))
+    return posixpath.join(folder, last.partition(".")[0])
 
 
 def _cut_off(shard: str, name: str) -> DataError:

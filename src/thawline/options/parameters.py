@@ -171,40 +171,37 @@ class Parameters(Options):
 
     @model_validator(mode="after")
     def _check_groups_fit_together(self) -> Self:
-        if problems := [*self._strategy_problems(), *self._loss_problems()]:
-            raise ValueError("\n  ".join(problems))
-        return self
-
-    def _strategy_problems(self) -> Iterator[str]:
-        """Yield a line for each strategy or seed that cannot be used."""
+        problems = []
         known = [*self.strategies, AUTO]
         compared = [("compare.strategies", name) for name in self.compare.strategies]
         for parameter, name in [("strategy", self.strategy), *compared]:
             if name not in known:
-                yield f"{parameter}: '{name}' is not a strategy{alternatives(name, known)}"
+                problems.append(
+                    f"{parameter}: '{name}' is not a strategy{alternatives(name, known)}"
+                )
         if AUTO in self.strategies:
-            yield f"strategies.{AUTO}: this name is reserved for the choice by data; rename it"
+            problems.append(
+                f"strategies.{AUTO}: this name is reserved for the choice by data; rename it"
+            )
         if self.seed + self.compare.num_seeds > MAX_SEED + 1:
-            yield (
+            problems.append(
                 f"compare.num_seeds: {self.compare.num_seeds} seeds from {self.seed} exceed the"
                 f" largest seed, {MAX_SEED}; lower seed or compare.num_seeds"
             )
-
-    def _loss_problems(self) -> Iterator[str]:
-        """Yield a line for each option that negative log likelihood does not support."""
-        if not self.model.log_probabilities:
-            return
         needing_logits = [
             ("training.label_smoothing", self.training.label_smoothing),
             ("augmentation.mixup", self.augmentation.mixup),
             ("augmentation.cutmix", self.augmentation.cutmix),
         ]
-        for name, value in needing_logits:
-            if value:
-                yield (
-                    f"{name}: {value:g} needs logits, but model.log_probabilities is true; set one"
-                    " of the two to its default"
-                )
+        problems += [
+            f"{name}: {value:g} needs logits, but model.log_probabilities is true; set one of the"
+            " two to its default"
+            for name, value in needing_logits
+            if value and self.model.log_probabilities
+        ]
+        if problems:
+            raise ValueError("\n  ".join(problems))
+        return self
 
     @property
     def data_seed(self) -> int:

@@ -1,6 +1,6 @@
 """Distinguish copies of an image from other images of the same fixed camera."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import combinations_with_replacement
 from typing import NamedTuple, Self
 
@@ -113,7 +113,8 @@ def _decide(images: FineImages) -> tuple[pd.DataFrame, pd.DataFrame]:
     residuals = find_residuals(images.pictures)
     threshold = _residual_threshold(residuals)
     near, copies, similar = [NO_PAIRS], [NO_PAIRS], [NO_PAIRS]
-    for rows, columns in _tiles(len(residuals)):
+    blocks = [slice(start, start + BLOCK) for start in range(0, len(residuals), BLOCK)]
+    for rows, columns in combinations_with_replacement(blocks, 2):  # the upper triangle
         pairs = _find_alike(images, rows, columns)
         if pairs.empty:
             continue
@@ -144,12 +145,6 @@ def _find_alike(images: FineImages, rows: slice, columns: slice) -> pd.DataFrame
     pairs = pd.DataFrame({**ends, "distance": distance[first, second]})
     pairs = pairs[pairs["first"] < pairs["second"]]
     return pairs[share_class(pairs, images.has_class)]
-
-
-def _tiles(count: int) -> Iterator[tuple[slice, slice]]:
-    """Yield rows and columns of the blocks of the upper triangle of a square matrix."""
-    blocks = [slice(start, start + BLOCK) for start in range(0, count, BLOCK)]
-    return combinations_with_replacement(blocks, 2)
 
 
 def _product(one: np.ndarray, two: np.ndarray, rows: slice, columns: slice) -> np.ndarray:

@@ -52,8 +52,12 @@ def screen_images(
     if options.on_problem == "error" and len(excluded):
         raise DataError(_describe(excluded))
     observed = [excluded.assign(kept=False)]
-    for problem, note in NOTES.items():
-        details = note(usable)
+    notes = {
+        Problem.WRONG_EXTENSION: _note_wrong_extensions(usable),
+        Problem.DUPLICATE: "the same bytes as " + _first_other(usable["path"], usable["sha256"]),
+        Problem.CASE_CLASH: _note_case_clashes(usable),
+    }
+    for problem, details in notes.items():
         rows = usable.loc[details.index]
         observed.append(rows.assign(problem=problem.value, detail=details, kept=True))
     quarantine = pd.concat(observed, ignore_index=True)[COLUMNS]
@@ -92,11 +96,6 @@ def _note_wrong_extensions(images: pd.DataFrame) -> pd.Series:
     return "its content is " + images["format"][~same].astype("str")
 
 
-def _note_duplicates(images: pd.DataFrame) -> pd.Series:
-    """Describe images with the same bytes."""
-    return "the same bytes as " + _first_other(images["path"], images["sha256"])
-
-
 def _note_case_clashes(images: pd.DataFrame) -> pd.Series:
     """Describe images whose paths differ in case, or in the form of their Unicode, alone."""
     folded = images["path"].map(lambda path: unicodedata.normalize("NFC", path).casefold())
@@ -115,41 +114,23 @@ EXCLUDING_CHECKS: dict[Problem, Callable[[pd.DataFrame, ScreeningOptions], pd.Se
     Problem.CONFLICTING_LABELS: _find_conflicting_labels,
     Problem.CLASS_TOO_SMALL: _find_small_classes,
 }
-NOTES: dict[Problem, Callable[[pd.DataFrame], pd.Series]] = {
-    Problem.WRONG_EXTENSION: _note_wrong_extensions,
-    Problem.DUPLICATE: _note_duplicates,
-    Problem.CASE_CLASH: _note_case_clashes,
-}
 
 
 def _check_bit_depth(images: pd.DataFrame, bit_depth: BitDepth) -> None:
     """Warn if grayscale images with more than 8 bits per pixel would become too dark or white."""
+    text = "transforms.bit_depth: %s makes %d image(s) %s, first %s. Set transforms.bit_depth=%s."
     fractions = images[(images["mode"] == "F") & (images["bits"] == 0)]
     if bit_depth != "auto" and len(fractions):
-        logger.warning(
-            "transforms.bit_depth: %d makes %d image(s) black, first %s, whose values are from 0 to"
-            " 1. Set transforms.bit_depth=auto.",
-            bit_depth,
-            len(fractions),
-            fractions["path"].iloc[0],
-        )
+        effect, first = "black, because their values are from 0 to 1", fractions["path"].iloc[0]
+        logger.warning(text, bit_depth, len(fractions), effect, first, "auto")
     deep = images[images["bits"] > 0].sort_values("bits", ascending=False, kind="stable")
     if deep.empty:
         return
-    first = deep.iloc[0]
-    needed, is_float = int(first["bits"]), first["mode"] == "F"  # floats above 1
+    needed, is_float = int(deep["bits"].iloc[0]), deep["mode"].iloc[0] == "F"  # floats above 1
     assumed = bit_depth if bit_depth != "auto" else 0 if is_float else 16
     if needed != assumed:
-        logger.warning(
-            "transforms.bit_depth: %s makes %d image(s) %s, first %s, whose values need %d bits."
-            " Set transforms.bit_depth=%d.",
-            bit_depth,
-            len(deep),
-            "too dark" if needed < assumed else "white where they are bright",
-            first["path"],
-            needed,
-            needed,
-        )
+        effect = "too dark" if needed < assumed else "white where they are bright"
+        logger.warning(text, bit_depth, len(deep), effect, deep["path"].iloc[0], needed)
 
 
 def _describe(quarantine: pd.DataFrame) -> str:
