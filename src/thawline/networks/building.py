@@ -28,26 +28,16 @@ from thawline.options import ModelOptions
 
 logger = logging.getLogger(__name__)
 
-IMAGENET = Preprocessing(
-    size=224,
-    resize=256,
-    interpolation="bilinear",
-    mean=(0.485, 0.456, 0.406),
-    std=(0.229, 0.224, 0.225),
-)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET = Preprocessing(size=224, resize=256, interpolation="bilinear", mean=MEAN, std=STD)
 
 
 def build_network(
     options: ModelOptions, classes: int, size: int, seed: int, class_names: Sequence[str] = ()
 ) -> tuple[nn.Module, LoadReport]:
-    """Build a network with a new head, and report which weights it has.
+    """Build a network for images of `size` px with a new head, and report which weights it has.
 
-    Args:
-        options: backbone, weights and head.
-        classes: number of outputs.
-        size: px, side of the network's input.
-        seed: for all random weights.
-        class_names: of the outputs in order, if known. The new head reuses their weights.
+    The new head reuses the pretrained weights of `class_names`, the outputs in order, if known.
 
     Raises:
         ParameterError: if the backbone or its weights do not exist, or it classifies no images.

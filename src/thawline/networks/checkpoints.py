@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from thawline.errors import CheckpointError
-from thawline.networks.pickles import read_pickle, unsafe_globals
+from thawline.networks.pickles import PickledCodeError, read_pickle
 
 WEIGHT_FILES = (".pth", ".pt", ".th", ".ckpt", ".bin", ".tar", ".safetensors")
 WEIGHTS_FILE = "model.safetensors"  # of a classifier that Thawline saved
@@ -47,9 +47,8 @@ def is_weights_file(weights: str) -> bool:
 def read_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
     """Read the tensors in a .safetensors file or a file of `torch.save`.
 
-    Args:
-        path: the state dict in it may be wrapped in dicts, under one of `WRAPPERS`.
-        trust_pickle: execute the code in the file, such as a whole pickled network.
+    The state dict may be wrapped in dicts, under one of `WRAPPERS`. `trust_pickle` executes code in
+    the file, such as a whole pickled network.
 
     Raises:
         CheckpointError: if the file cannot be read, has no state dict, or is not trusted.
@@ -84,13 +83,13 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
     """
     if (path / DESCRIPTION_FILE).is_file():
         path = path / WEIGHTS_FILE
-    _check_file(path)
-    file: dict[str, Any] = {"path": str(path), "bytes": path.stat().st_size}
-    if not _is_safetensors(path) and (imports := unsafe_globals(path)):
-        is_network = any(name.startswith("torch.nn.modules.") for name in imports)
+    try:
+        checkpoint = read_checkpoint(path)
+    except PickledCodeError as error:
+        is_network = any(name.startswith("torch.nn.modules.") for name in error.imports)
         kind = "a whole pickled network" if is_network else "a pickle that runs code"
-        return {**file, "kind": kind, "imports": imports}
-    checkpoint = read_checkpoint(path)
+        size = path.stat().st_size
+        return {"path": str(path), "bytes": size, "kind": kind, "imports": error.imports}
     tensors = checkpoint.tensors
     prefixes = dict.fromkeys(name.removesuffix(without_prefixes(name)[-1]) for name in tensors)
     kind = "a plain state dict"
@@ -106,7 +105,8 @@ def describe_checkpoint(path: Path) -> dict[str, Any]:
         if name.endswith(".weight") and t.ndim == MATRIX
     ]
     return {
-        **file,
+        "path": str(path),
+        "bytes": path.stat().st_size,
         "kind": kind,
         "tensors": len(tensors),
         "parameters": sum(t.numel() for n, t in tensors.items() if not n.endswith(STATISTICS)),

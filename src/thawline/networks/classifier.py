@@ -74,10 +74,8 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
 def load_classifier(folder: Path, own: ModelOptions | None = None) -> Classifier:
     """Load a classifier that `save_classifier` saved, in evaluation mode on the CPU.
 
-    Args:
-        folder: of the classifier.
-        own: the model options of the run. A network from a factory (package.module:Factory) is
-            loaded only if `own.backbone` is that factory, or `own.trust_code` is true.
+    A network from a factory (package.module:Factory) is loaded only if `own`, the model options of
+    the run, have the same backbone, or `trust_code`.
 
     Raises:
         CheckpointError: if the folder contains no complete classifier, one of a newer format, or

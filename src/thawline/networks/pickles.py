@@ -40,79 +40,66 @@ DAMAGE_ERRORS = (  # everything that torch.load and zipfile raise for damaged fi
 )
 
 
+class PickledCodeError(CheckpointError):
+    """Loading a file would run code, which was not run."""
+
+    def __init__(self, path: Path, imports: list[str]) -> None:
+        """Take the names that loading the file would import."""
+        self.imports = imports
+        super().__init__(
+            f"model.weights: '{path}' contains more than tensors; loading it would run code"
+            f" ({summarize_names(imports)}). Nothing was run. If you trust the file, save its"
+            " weights alone: torch.save(network.state_dict(), 'weights.pth'). Or set"
+            " model.trust_pickle=true to run all code in it."
+        )
+
+
 def read_pickle(path: Path, trust_pickle: bool) -> Any:
     """Return the content of a file of `torch.save`, on the CPU; code in it runs only if trusted.
 
     Raises:
-        CheckpointError: if the file is damaged, or contains code and is not trusted.
-    """
-    names = unsafe_globals(path)
-    if names and not trust_pickle:
-        raise CheckpointError(
-            f"model.weights: '{path}' contains more than tensors; loading it would run code"
-            f" ({summarize_names(names)}). Nothing was run. If you trust the file, save its weights"
-            " alone: torch.save(network.state_dict(), 'weights.pth'). Or set"
-            " model.trust_pickle=true to run all code in it."
-        )
-    try:
-        return _load(path, weights_only=not trust_pickle)
-    except DAMAGE_ERRORS as error:
-        raise _unreadable(path, error) from error
-
-
-def unsafe_globals(path: Path) -> list[str]:
-    """Return the names that a file of `torch.save` would import, except those that tensors need.
-
-    Nothing is executed. In a file older than PyTorch 1.6, only the first name is found.
-
-    Raises:
-        CheckpointError: if the file is an archive, but not of tensors.
+        PickledCodeError: if the file contains code and is not trusted. It has all names that the
+            file imports, or in a file older than PyTorch 1.6 the first one.
+        CheckpointError: if the file is damaged, or is an archive, but not of tensors.
     """
     with path.open("rb") as file:
         is_archive = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
-    if is_archive:
-        _check_archive(path)
+    imports: list[str] = []
     try:
-        if is_archive:
-            with safe_globals(SAFE_GLOBALS):
-                return sorted(get_unsafe_globals_in_checkpoint(path))
-        _load(path, weights_only=True)
+        if is_archive and (problem := _find_problem(path)):
+            raise CheckpointError(f"model.weights: '{path}' {problem}")
+        with safe_globals(SAFE_GLOBALS):
+            if is_archive and not trust_pickle:
+                imports = sorted(get_unsafe_globals_in_checkpoint(path))
+            if not imports:
+                return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+    except CheckpointError:
+        raise
     except DAMAGE_ERRORS as error:
-        if is_archive:
-            raise _unreadable(path, error) from error
-        return re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]  # where torch.load stopped
-    return []
+        if not trust_pickle:  # find where torch.load stopped
+            imports = re.findall(r"GLOBAL ([\w.]+)", str(error))[:1]
+        if not imports:
+            reason = first_line(error).partition(". ")[0]
+            raise CheckpointError(
+                f"model.weights: '{path}' cannot be read as a state dict ({reason}). Download it"
+                " again, or save one with torch.save(network.state_dict(), path)."
+            ) from error
+    raise PickledCodeError(path, imports)
 
 
-def _load(path: Path, weights_only: bool) -> Any:
-    with safe_globals(SAFE_GLOBALS):
-        return torch.load(path, map_location="cpu", weights_only=weights_only)
-
-
-def _check_archive(path: Path) -> None:
-    """Refuse an archive that contains a program, or that would expand to fill the memory."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            records = archive.infolist()
-    except DAMAGE_ERRORS as error:
-        raise _unreadable(path, error) from error
+def _find_problem(path: Path) -> str:
+    """Return why an archive may contain a program or expand to fill the memory, else nothing."""
+    with zipfile.ZipFile(path) as archive:
+        records = archive.infolist()
     if any(record.filename.endswith("/constants.pkl") for record in records):
-        raise CheckpointError(
-            f"model.weights: '{path}' is a TorchScript archive, which is a program. If you trust"
-            " it, save its weights: torch.save(torch.jit.load(path).state_dict(), 'weights.pth')."
+        return (
+            "is a TorchScript archive, which is a program. If you trust it, save its weights:"
+            " torch.save(torch.jit.load(path).state_dict(), 'weights.pth')."
         )
     compressed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
     if compressed or sum(record.file_size for record in records) > path.stat().st_size:
-        raise CheckpointError(
-            f"model.weights: '{path}' is compressed or declares more data than it contains, which"
-            " torch.save never does. It was not opened. Ask its author for another copy."
+        return (
+            "is compressed or declares more data than it contains, which torch.save never does. It"
+            " was not opened. Ask its author for another copy."
         )
-
-
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    """Return the error for a file that torch.load cannot read."""
-    reason = first_line(error).partition(". ")[0]
-    return CheckpointError(
-        f"model.weights: '{path}' cannot be read as a state dict ({reason}). Download it"
-        " again, or save one with torch.save(network.state_dict(), path)."
-    )
+    return ""

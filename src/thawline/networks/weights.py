@@ -53,15 +53,12 @@ def load_backbone(
 ) -> tuple[LoadReport, PretrainedHead]:
     """Load a checkpoint's backbone tensors, and return what became of each, and the file's head.
 
-    Args:
-        network: its tensors keep their types, and its first convolution its number of channels.
-        head: dotted name of the network's head.
-        checkpoint: the file.
-        min_loaded: 0 to 1, smallest fraction of backbone tensors that the file must provide.
-            Unexpected tensors inside the network's own modules count as not provided.
+    The network's tensors keep their types, and its first convolution its number of channels.
 
     Raises:
-        CheckpointError: if the file provides less than `min_loaded`; the network is unchanged.
+        CheckpointError: if the file provides less than the fraction `min_loaded` (0 to 1) of the
+            tensors outside `head`, a dotted name; the network is unchanged. Unexpected tensors
+            inside the network's own modules count as not provided.
     """
     state = network.state_dict().items()
     own = {n: t for n, t in state if isinstance(t, Tensor) and not _inside(n, head)}

@@ -45,14 +45,9 @@ def register_model(
 ) -> dict[str, Any]:
     """Register a logged model as a new version, and move the alias `champion` to it if it wins.
 
-    A registry that refuses the model does not end the run, which may have trained for hours.
-
-    Args:
-        uri: `models:/m-…`, None if the model was not logged.
-        classifier: the model.
-        predictions: the table of `predict_split` for its test images.
-        parameters: of the run.
-        folders: the lock file lies beside the classifiers.
+    A registry that refuses the model does not end the run, which may have trained for hours. `uri`
+    is `models:/m-…`, None if the model was not logged; `predictions` is the table of
+    `predict_split` for its test images.
 
     Returns:
         registered_model, registered_version, champion_version, registration_reason, and, if both
@@ -80,13 +75,8 @@ def compare_with_champion(
     """Test whether a candidate beats the champion on test images that neither has seen.
 
     An image that either was trained or validated on, by content, does not count. Images of one
-    group are tested together. Without a champion, the candidate wins.
-
-    Args:
-        classifier: the candidate.
-        rows: path, sha256, label, prediction and perhaps group of its test images.
-        champion: the model to beat.
-        parameters: of the run.
+    group are tested together. Without a champion, the candidate wins. `rows` has path, sha256,
+    label, prediction and perhaps group of the candidate's test images.
     """
     if champion is None:
         return Verdict(True, "it is the first version")

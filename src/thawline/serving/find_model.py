@@ -57,17 +57,11 @@ def find_model(
     own: ModelOptions,
     folders: ProjectFolders,
 ) -> FoundModel:
-    """Load a classifier, and warn if a newer one has other classes.
+    """Load the classifier that a parameter refers to, and warn if a newer one has other classes.
 
-    Only safetensors and JSON are read, see `load_classifier`.
-
-    Args:
-        parameter: its dotted name, for messages.
-        reference: an alias, a version, latest, an MLflow run id, models:/… or runs:/…, or a
-            classifier's folder.
-        registry_name: of the registered model; auto: the one that this project registered last.
-        own: model options of the run, which say what code may be imported.
-        folders: of the project.
+    Only safetensors and JSON are read, see `load_classifier`. `reference` is an alias, a version,
+    latest, an MLflow run id, models:/… or runs:/…, or a classifier's folder; the `registry_name`
+    auto is that of the model that this project registered last.
 
     Raises:
         ParameterError: if there is no such model, or Thawline did not write it.

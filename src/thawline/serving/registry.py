@@ -61,13 +61,10 @@ def find_version(name: str, alias: str) -> str | None:
 
 
 def load_logged(uri: str, own: ModelOptions) -> tuple[Classifier, dict[str, str]]:
-    """Return a logged classifier and its stored labels of its test images, by SHA-256.
+    """Return the classifier at an MLflow URI, and its stored labels of its test images by SHA-256.
 
-    Raises one of `LOAD_ERRORS` if it cannot be loaded or Thawline did not write it.
-
-    Args:
-        uri: `models:/…` or `runs:/…`.
-        own: model options of the run, which say what code may be imported.
+    `own` are the model options of the run, which say what code may be imported. If the model cannot
+    be loaded, this raises one of `LOAD_ERRORS`.
     """
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=temporary), ARTIFACTS)

@@ -52,7 +52,7 @@ def check_request(images: Sequence[Any], limits: RequestLimits, takes_paths: boo
         try:
             width, height = image_size(content)
         except ImageError as error:
-            raise _unreadable(number, error.problem) from error
+            raise DataError(f"Image {number} cannot be read: {error.problem}.") from error
         if width * height > limits.max_megapixels * 1e6:
             raise DataError(
                 f"Image {number} has {width} x {height} px, but max_megapixels is"
@@ -71,11 +71,6 @@ def classify(classifier: Classifier, images: Sequence[Source], top_k: int = 1) -
     for idx, batch in enumerate(predict_batches(classifier, images, BATCH_SIZE)):
         for number, problem in enumerate(batch.problems, idx * BATCH_SIZE + 1):
             if problem:
-                raise _unreadable(number, problem)
+                raise DataError(f"Image {number} cannot be read: {problem}.")
         tables.append(top_k_predictions(batch.probabilities, names, top_k))
     return pd.concat(tables, ignore_index=True)
-
-
-def _unreadable(number: int, problem: str) -> DataError:
-    """Return the error that names an image by its position."""
-    return DataError(f"Image {number} cannot be read: {problem}.")

@@ -71,11 +71,8 @@ def study_fingerprint(parameters: Parameters, splits: pd.DataFrame) -> dict[str,
     """Return what must be equal for trials to be comparable, as plain data.
 
     It holds the space, all other parameters that a training depends on, and the SHA-256 of the
-    images with their labels and splits, so that a moved folder is still the same data.
-
-    Args:
-        parameters: of the run.
-        splits: the table of `split_dataset`; its test images, if any, do not count.
+    images with their labels and splits, so that a moved folder is still the same data. Test images
+    do not count.
     """
     tree = parameters.model_dump(mode="json", include=set(TRAINING_GROUPS))
     del tree["training"]["resume"], tree["training"]["num_workers"], tree["model"]["trust_code"]
@@ -105,14 +102,9 @@ def run_trials(study: optuna.study.Study, parameters: Parameters, train: Train) 
     """Run trials until the study has `sweep.trials`, or for `sweep.timeout_minutes`.
 
     Any number of processes may share a study. Each stops after the trial in which it finds enough
-    finished ones, so there may be one trial more per further process.
-
-    Args:
-        study: as `open_study` returns it.
-        parameters: of the run.
-        train: trains once; takes the trial's number, its values by dotted name, the parameters with
-            these values, and a function to call after every epoch with a row that has
-            `val_accuracy` and `val_loss`.
+    finished ones, so there may be one trial more per further process. `train` trains once: it takes
+    the trial's number, its values by dotted name, the parameters with these values, and a function
+    to call after every epoch with a row that has `METRICS`.
 
     Raises:
         ParameterError: if a trial's parameters turn out to be impossible.
