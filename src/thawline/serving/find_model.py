@@ -14,15 +14,8 @@ from thawline.errors import ParameterError
 from thawline.networks.checkpoints import DESCRIPTION_FILE
 from thawline.networks.classifier import Classifier, load_classifier
 from thawline.options import AUTO, ModelOptions
-from thawline.serving.registry import (
-    CHAMPION,
-    CLASSIFIER,
-    LOAD_ERRORS,
-    ProjectFolders,
-    find_version,
-    list_classes,
-    load_logged,
-)
+from thawline.serving import registry
+from thawline.serving.registry import CHAMPION, CLASSIFIER, ProjectFolders, list_classes
 
 logger = logging.getLogger(__name__)
 
@@ -72,12 +65,12 @@ def find_model(
     else:
         uri = _find_uri(parameter, reference, registry_name, folders)
         try:
-            classifier, _ = load_logged(uri, own)
+            classifier, _ = registry.load_logged(uri, own)
             saved_at = None
             if version := re.fullmatch(VERSION_URI, uri):
                 client = mlflow.MlflowClient()
                 saved_at = client.get_model_version(**version.groupdict()).creation_timestamp / 1000
-        except LOAD_ERRORS as error:
+        except registry.LOAD_ERRORS as error:
             raise ParameterError(
                 f"{parameter}: '{reference}' ({uri}) cannot be loaded: {error} Give {POSSIBLE}."
             ) from error
@@ -117,7 +110,7 @@ def _find_uri(parameter: str, reference: str, name: str | None, folders: Project
         )
     if name == AUTO:
         name = _last_registered_name(parameter, folders)
-    version = reference if reference.isdecimal() else find_version(name, reference)
+    version = reference if reference.isdecimal() else registry.find_version(name, reference)
     if version is None:
         advice = TRAIN_FIRST if reference == CHAMPION else f"Give {POSSIBLE}."
         raise ParameterError(
@@ -143,7 +136,7 @@ def _last_registered_name(parameter: str, folders: ProjectFolders) -> str:
 def _warn_of_newer(found: FoundModel, parameter: str, folders: ProjectFolders) -> None:
     """Warn if a model that was saved later has other classes; a failed look-up is no obstacle."""
     newest: list[tuple[str, float, list[str], str]] = []  # title, time, classes, reference
-    with suppress(*LOAD_ERRORS, LookupError, TypeError):
+    with suppress(*registry.LOAD_ERRORS, LookupError, TypeError):
         if match := re.fullmatch(VERSION_URI, found.name):
             (version,) = mlflow.MlflowClient().search_model_versions(
                 f"name={match['name']!r}", max_results=1, order_by=["version_number DESC"]

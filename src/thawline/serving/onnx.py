@@ -2,6 +2,7 @@
 
 import platform
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,15 +38,12 @@ def export_onnx(classifier: Classifier) -> OnnxModel:
         ExportError: if a package of the extra `onnx` is missing, the network cannot be exported, or
             an output differs from the network's by more than 1e-4 of the largest (at least 1e-4).
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ExportError(
-            f"The export to ONNX needs the package {error.name}, which is not installed. Run: pip"
-            " install 'thawline[onnx]'"
-        ) from error
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        if find_spec(package) is None:
+            raise ExportError(
+                f"The export to ONNX needs the package {package}, which is not installed. Run: pip"
+                " install 'thawline[onnx]'"
+            )
     images = _check_images(classifier)
     network = classifier.network.cpu().eval()
     model = _to_onnx(network, images[:2])
@@ -156,8 +154,6 @@ def _describe(classifier: Classifier, difference: float) -> dict[str, Any]:
         "class_names": list(classifier.class_names),
         "check": {"batch_sizes": list(BATCH_SIZES), "largest_difference": difference},
         "training": classifier.training,
-        "versions": {
-            **{name: version(name) for name in PACKAGES},
-            "python": platform.python_version(),
-        },
+        "versions": {name: version(name) for name in PACKAGES}
+        | {"python": platform.python_version()},
     }
