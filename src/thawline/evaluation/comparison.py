@@ -104,8 +104,8 @@ def format_p(p_value: float) -> str:
 
 
 def format_points(difference: float, low: float, high: float) -> str:
-    """Return a difference of accuracies with its interval in percentage points."""
-    return f"{100 * difference:+.1f} points [{100 * low:.1f}, {100 * high:.1f}]"
+    """Return a difference of accuracies with its interval, in percentage points."""
+    return f"{100 * difference:+.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def format_seconds(seconds: float) -> str:
@@ -175,7 +175,7 @@ def _sentence(verdict: dict[str, Any], equals: int, seconds: pd.Series) -> str:
     best, other, cheapest = verdict["best"], verdict["next"], verdict["recommended"]
     points = format_points(verdict["difference"], verdict["low"], verdict["high"])
     corrected = "corrected " if len(seconds) > 2 else ""  # noqa: PLR2004
-    found = f"{points}, {corrected}p {format_p(verdict['p_value'])}"
+    found = f"{points} points, {corrected}p {format_p(verdict['p_value'])}"
     takes = {name: format_seconds(seconds[name]) for name in (best, other, cheapest)}
     if verdict["significant"]:
         return f"{best} beats {other}: {found}, in {takes[best]} instead of {takes[other]}."

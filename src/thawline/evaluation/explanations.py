@@ -117,18 +117,14 @@ def find_spatial_stage(network: nn.Module, image: Tensor) -> str:
     modules = [name for stage in find_stages(network).values() for name in stage.modules]
     image = image.detach().clone().requires_grad_()
     logits, outputs = _record_outputs(network, modules, image)
-    spatial = {
-        name: output
-        for name, output in outputs.items()
-        if isinstance(output, Tensor) and _as_maps(output, network) is not None
-    }
-    for name, output in reversed(spatial.items()):
-        (gradient,) = torch.autograd.grad(
-            logits.square().sum(), output, retain_graph=True, allow_unused=True
-        )
-        maps = None if gradient is None else _as_maps(gradient, network)
-        if maps is not None and maps.any():
-            return name
+    for name, output in reversed(outputs.items()):
+        if isinstance(output, Tensor) and _as_maps(output, network) is not None:
+            (gradient,) = torch.autograd.grad(
+                logits.square().sum(), output, retain_graph=True, materialize_grads=True
+            )
+            maps = _as_maps(gradient, network)
+            if maps is not None and maps.any():
+                return name
     shapes = ", ".join(
         f"{name} {tuple(output.shape[1:])}" if isinstance(output, Tensor) else name
         for name, output in outputs.items()

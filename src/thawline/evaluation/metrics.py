@@ -1,10 +1,7 @@
 """Compute test metrics from the predictions of a split."""
 
-from typing import Any
-
 import pandas as pd
 import torch
-from torch import Tensor
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
     multiclass_confusion_matrix,
@@ -48,19 +45,15 @@ def compute_metrics(
         "test_images": float(len(targets)),
     }
     confusion = multiclass_confusion_matrix(predicted, targets, count).numpy()
-    per_class = _metrics_per_class(predicted, targets, names)
+    measures = {
+        "precision": multiclass_precision,
+        "recall": multiclass_recall,
+        "f1": multiclass_f1_score,
+    }
+    by_class = {
+        name: measure(predicted, targets, count, average="none").numpy()
+        for name, measure in measures.items()
+    }
+    images = torch.bincount(targets, minlength=count).numpy()
+    per_class = pd.DataFrame({"label": names, "images": images, **by_class})
     return metrics, per_class, pd.DataFrame(confusion, index=names, columns=names)
-
-
-def _metrics_per_class(predicted: Tensor, targets: Tensor, names: list[str]) -> pd.DataFrame:
-    """Return label, images, precision, recall and f1, one row per class."""
-    options: dict[str, Any] = {"num_classes": len(names), "average": "none"}
-    return pd.DataFrame(
-        {
-            "label": names,
-            "images": torch.bincount(targets, minlength=len(names)).numpy(),
-            "precision": multiclass_precision(predicted, targets, **options).numpy(),
-            "recall": multiclass_recall(predicted, targets, **options).numpy(),
-            "f1": multiclass_f1_score(predicted, targets, **options).numpy(),
-        }
-    )

@@ -66,8 +66,6 @@ def _fractions_below(network: nn.Module, boundary: Sequence[str]) -> list[float]
     for stage in find_stages(network).values():
         inside = [below for name, below in is_below.items() if is_in_stage(name, stage)]
         fractions.append(sum(inside) / len(inside) if inside else math.nan)
+    below = pd.Series(fractions)
     # A stage without modules lies where the stage after it begins.
-    for idx in reversed(range(len(fractions))):
-        if math.isnan(fractions[idx]):
-            fractions[idx] = float(idx + 1 < len(fractions) and fractions[idx + 1] > 0)
-    return fractions
+    return below.fillna((below.bfill() > 0).astype(float)).tolist()

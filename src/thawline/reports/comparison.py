@@ -88,11 +88,11 @@ def console_table(table: pd.DataFrame) -> Table:
 
 
 def _pairs_table(pairs: pd.DataFrame) -> pd.DataFrame:
-    limits = zip(pairs["difference"], pairs["low"], pairs["high"], strict=True)
+    limits = pairs[["difference", "low", "high"]].to_numpy()
     return pd.DataFrame(
         {
             f"{pairs['best'].iloc[0]} against": pairs["strategy"],
-            "Points [95 %]": [format_points(*each).replace(" points", "") for each in limits],
+            "Points [95 %]": [format_points(*each) for each in limits],
             "p": [format_p(value).removeprefix("= ") for value in pairs["p_value"]],
             "Corrected p": [format_p(value).removeprefix("= ") for value in pairs["p_holm"]],
         }
@@ -103,10 +103,4 @@ def _recipe(name: str, trials: Sequence[TrainingOutcome]) -> Recipe:
     """Return the commands that reproduce the trainings of a strategy, and their settings."""
     settings = pd.DataFrame([trial.settings for trial in trials])
     values = {str(key): " | ".join(column.dropna().unique()) for key, column in settings.items()}
-    left_out = ", ".join(key for key, text in values.items() if "," in text)
-    note = (
-        f"Values with commas do not fit on a command line: put {left_out} into"
-        " conf/local/parameters.yml."
-    )
-    commands = "\n".join(kedro_command(trial.settings) for trial in trials)
-    return Recipe(name, commands, values, note if left_out else "")
+    return Recipe(name, "\n".join(kedro_command(trial.settings) for trial in trials), values)

@@ -29,12 +29,11 @@ class Illustration(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """How to reproduce a training: its name, command lines, settings and perhaps a note."""
+    """How to reproduce a training: its name, command lines and settings."""
 
     name: str
     commands: str
     settings: Mapping[str, str]
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def data_facts(root: str, backbone: str, splits: pd.DataFrame) -> dict[str, str]
 def kedro_command(settings: Mapping[str, str]) -> str:
     """Return the command line that reproduces a training, quoted for a shell.
 
-    Values with a comma are left out, since `--params` separates parameters by commas.
+    Values with a comma are named in a comment, since `--params` separates parameters by commas.
     """
     given = ",".join(
         f"{name}={'null' if value == 'None' else value}"
@@ -105,6 +104,8 @@ def kedro_command(settings: Mapping[str, str]) -> str:
         if "," not in value
     )
     arguments = [shlex.quote(f"--params={given}")] if given else []
+    if left_out := [name for name, value in settings.items() if "," in value]:
+        arguments.append(f"# first put {', '.join(left_out)} into conf/local/parameters.yml")
     return " ".join(["kedro run --pipeline=finetune", *arguments])
 
 
