@@ -151,7 +151,7 @@ def test_figures_say_what_they_show(tmp_path) -> None:
          "f1": [0.3, 0.7, 0.45]}
     )  # fmt: skip
     bars = per_class_bars(per_class)
-    assert list(bars.layout.yaxis.ticktext) == ["ant", "wasp", "bee"]
+    assert list(bars.data[0].y) == ["ant", "wasp", "bee"]
     assert list(bars.data[0].x) == [0.2, 0.4, 0.9]
     ranked = worst_first(predictions)
     wrong = ranked[~ranked["correct"]]

@@ -43,7 +43,7 @@ def comparison_sections(trials: Sequence[TrainingOutcome], comparison: Compariso
     table, groups = comparison.table, group_by_strategy(trials)
     matrices, recipes = [], []
     for name in table["strategy"]:
-        matrix = confusion_matrix(pool_confusion(groups[name])).update_traces(showscale=False)
+        matrix = confusion_matrix(pool_confusion(groups[name])).update_coloraxes(showscale=False)
         matrices.append(Illustration(name, matrix))
         recipes.append(_recipe(name, groups[name]))
     sections = [

@@ -25,24 +25,24 @@ def comparison_figure(trials: Sequence[TrainingOutcome], table: pd.DataFrame) ->
         trials: the trainings.
         table: of `comparison.compare`; it gives the order of strategies.
     """
-    look, places = _look(table), range(len(table))
-    rows = table.assign(strategy=table["strategy"].map(as_text), place=places)
+    look = _look(table)
+    rows = table.assign(strategy=table["strategy"].map(as_text))
     rows["above"] = rows["test_accuracy_high"] - rows["test_accuracy"]
     rows["below"] = rows["test_accuracy"] - rows["test_accuracy_low"]
     rows["mean seconds"] = rows["seconds"].clip(lower=0.01)  # a logarithmic axis has no 0
     seeds = pd.DataFrame(
         [(as_text(t.strategy), t.seed, t.metrics["test_accuracy"]) for t in trials],
         columns=["strategy", "seed", "test_accuracy"],
-    ).merge(rows[["strategy", "place"]])
-    percent = {"place": False, "test_accuracy": ":.2%"}
+    )
+    percent = {"test_accuracy": ":.2%"}
     limits = {"test_accuracy_low": ":.2%", "test_accuracy_high": ":.2%"}
     means = px.scatter(
-        rows, "test_accuracy", "place", error_x="above", error_x_minus="below",
+        rows, "test_accuracy", "strategy", error_x="above", error_x_minus="below",
         hover_data=percent | limits, symbol_sequence=["line-ns-open"], **look,
     )  # fmt: skip
     means.update_traces(marker={"size": 20, "line": {"width": 3}})
     dots = px.scatter(
-        seeds, "test_accuracy", "place", opacity=0.7, hover_data=percent | {"seed": True}, **look
+        seeds, "test_accuracy", "strategy", opacity=0.7, hover_data=percent | {"seed": True}, **look
     )
     dots.update_traces(marker={"size": 9})
     costs = px.scatter(
@@ -57,9 +57,11 @@ def comparison_figure(trials: Sequence[TrainingOutcome], table: pd.DataFrame) ->
     figure.add_traces([*means.data, *dots.data], rows=1, cols=1)
     figure.update_traces(showlegend=False)
     figure.add_traces(costs.data, rows=2, cols=1)
-    names = [shorten(name, MAX_TICK_LETTERS) for name in table["strategy"]]
-    figure.update_yaxes(tickvals=[*places], ticktext=names, automargin=True, row=1, col=1)
-    figure.update_yaxes(range=[len(names) - 0.5, -0.5], zeroline=False, row=1, col=1)
+    short = {as_text(name): shorten(name, MAX_TICK_LETTERS) for name in table["strategy"]}
+    figure.update_yaxes(
+        type="category", labelalias=short, dtick=1, autorange="reversed", automargin=True,
+        row=1, col=1,
+    )  # fmt: skip
     figure.update_xaxes(title_text="Test accuracy", tickformat=".1%", nticks=6, row=1, col=1)
     figure.update_xaxes(title_text="Training time (mean seconds)", row=2, col=1)
     figure.update_xaxes(type="log", tickformat=",~g", row=2, col=1)

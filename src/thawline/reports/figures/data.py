@@ -23,7 +23,7 @@ from thawline.data.transforms import (
 )
 from thawline.options import AugmentationOptions
 from thawline.reports.figures.grids import image_grid, thumbnail
-from thawline.reports.figures.style import COLORS, LINE, MAX_TICK_LETTERS, finish, shorten
+from thawline.reports.figures.style import COLORS, LINE, class_axis, finish
 from thawline.thaw.image_set import ImageView, view_seed
 
 SYMBOLS = ("circle-open", "diamond-open", "square-open")
@@ -31,14 +31,7 @@ SAMPLES_PER_SPLIT = 12
 VIEWED_IMAGES = 6  # training images whose views are drawn
 MAX_VIEWS = 5  # random views of each
 MAX_PROBLEMS = 20  # rows of a table that are drawn
-LEGEND = {
-    "orientation": "h",
-    "x": 0,
-    "y": 1,
-    "yanchor": "bottom",
-    "traceorder": "normal",
-    "entrywidth": 45,
-}
+LEGEND = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "entrywidth": 45}
 
 
 def class_balance(splits: pd.DataFrame) -> go.Figure:
@@ -50,8 +43,7 @@ def class_balance(splits: pd.DataFrame) -> go.Figure:
         labels={"images": "Images", "label": "Class", "split": "Split"},
         category_orders={"split": SPLITS, "label": labels}, color_discrete_sequence=COLORS,
     )  # fmt: skip
-    short = {name: shorten(name, MAX_TICK_LETTERS) for name in labels}
-    figure.update_yaxes(type="category", labelalias=short, dtick=1)
+    figure.update_yaxes(class_axis(labels), dtick=1)
     height = max(320, 180 + LINE * len(labels))
     return finish(figure, "Images per class and split", height=height, legend=LEGEND)
 

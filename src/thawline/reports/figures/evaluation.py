@@ -10,13 +10,7 @@ from plotly.subplots import make_subplots
 
 from thawline.evaluation.predictions import worst_first
 from thawline.reports.figures.grids import image_grid, thumbnail
-from thawline.reports.figures.style import (
-    COLORS,
-    LINE,
-    MAX_TICK_LETTERS,
-    finish,
-    shorten,
-)
+from thawline.reports.figures.style import COLORS, LINE, class_axis, finish
 
 MAX_NUMBERED_CLASSES = 30  # up to which the cells of the confusion matrix hold numbers
 MAX_SHOWN = 25  # misclassified images
@@ -26,28 +20,17 @@ CLASS_HEIGHT = 30  # px, of a class with its two bars
 def confusion_matrix(confusion: pd.DataFrame) -> go.Figure:
     """Return counts of true against predicted classes, colored by the share of the true class."""
     share = confusion.div(confusion.sum(axis=1).clip(lower=1), axis=0)
-    numbered = len(confusion) <= MAX_NUMBERED_CLASSES
-    figure = go.Figure(
-        go.Heatmap(
-            z=share.to_numpy(),
-            x=list(confusion.columns),
-            y=list(confusion.index),
-            text=confusion.to_numpy(),
-            texttemplate="%{text}" if numbered else None,
-            hovertemplate="true %{y}, predicted %{x}: %{text} (%{z:.1%})<extra></extra>",
-            colorscale="Blues",
-            zmin=0,
-            zmax=1,
-            colorbar={
-                "title": {"text": "share of the true class", "side": "right"},
-                "tickformat": ".0%",
-            },
-        )
+    figure = px.imshow(
+        share, zmin=0, zmax=1, color_continuous_scale="Blues", aspect="auto",
+        labels={"x": "Predicted class", "y": "True class", "color": "Share of the true class"},
+    )  # fmt: skip
+    figure.update_traces(
+        text=confusion,
+        texttemplate="%{text}" if len(confusion) <= MAX_NUMBERED_CLASSES else None,
+        hovertemplate="true %{y}, predicted %{x}: %{text} (%{z:.1%})<extra></extra>",
     )
-    short = {name: shorten(str(name), MAX_TICK_LETTERS) for name in confusion.columns}
-    axis = {"type": "category", "labelalias": short}
-    figure.update_xaxes(title_text="Predicted class", **axis)
-    figure.update_yaxes(title_text="True class", autorange="reversed", **axis)
+    figure.update_coloraxes(colorbar={"tickformat": ".0%", "title": {"side": "right"}})
+    figure.update_xaxes(class_axis(confusion)).update_yaxes(class_axis(confusion))
     return finish(figure, "Confusion matrix (test split)")
 
 
@@ -105,21 +88,19 @@ def per_class_bars(per_class: pd.DataFrame) -> go.Figure:
     Args:
         per_class: of `compute_metrics`.
     """
-    rows = per_class.sort_values("f1", kind="stable", ignore_index=True)
-    names = [shorten(str(name), MAX_TICK_LETTERS) for name in rows["label"]]
     meanings = {
-        "recall: correct among the images of the class": rows["recall"],
-        "precision: correct among the predictions of the class": rows["precision"],
+        "recall": "recall: correct among the images of the class",
+        "precision": "precision: correct among the predictions of the class",
     }
+    rows = per_class.sort_values("f1", kind="stable").rename(columns=meanings)
     figure = px.bar(
-        rows.assign(name=names, **meanings), [*meanings], barmode="group", orientation="h",
-        hover_data={"name": True, "images": True, "value": ":.1%"},
-        labels={"value": "Share", "index": "", "variable": ""}, color_discrete_sequence=COLORS,
+        rows, [*meanings.values()], "label", barmode="group", orientation="h",
+        hover_data={"images": True, "value": ":.1%"}, labels={"value": "Share", "variable": ""},
+        color_discrete_sequence=COLORS,
     )  # fmt: skip
     figure.update_xaxes(range=[0, 1.02], tickformat=".0%")
-    figure.update_yaxes(
-        tickvals=list(rows.index), ticktext=names, range=[len(rows) - 0.5, -0.5], automargin=True
-    )
+    axis = class_axis(rows["label"])
+    figure.update_yaxes(axis, title=None, dtick=1, autorange="reversed", automargin=True)
     return finish(
         figure,
         "Precision and recall per class (test split), lowest F1 on top",

@@ -28,12 +28,9 @@ def stage_figure(table: pd.DataFrame) -> go.Figure:
         table: of `describe_stages`.
     """
     names = [shorten(str(name), MAX_STAGE_LETTERS) for name in table["stage"]]
-    outputs = table["output"].fillna("").replace("", "no output")  # a CSV reads nothing as NaN
     sizes = [
-        f"{output} · {parameters:,} · {compute:.1%}"
-        for output, parameters, compute in zip(
-            outputs, table["parameters"], table["compute"], strict=True
-        )
+        f"{str(stage.output) or 'no output'} · {stage.parameters:,} · {stage.compute:.1%}"
+        for stage in table.fillna({"output": ""}).itertuples()  # a CSV reads nothing as NaN
     ]
     rows = table.assign(row=range(len(table)), name=names, size=sizes, width=0.9)
     phases = [column for column in table if str(column).startswith("phase_")]

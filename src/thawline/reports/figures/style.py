@@ -1,6 +1,7 @@
 """Share colors, sizes, and names that fit among all figures."""
 
 import html
+from collections.abc import Iterable
 from typing import Any
 
 import plotly.graph_objects as go
@@ -29,6 +30,12 @@ def shorten(name: str, letters: int) -> str:
     end = (letters - 1) // 2
     short = name if len(name) <= letters else f"{name[: letters - 1 - end]}…{name[-end:]}"
     return as_text(short)
+
+
+def class_axis(names: Iterable[Any]) -> dict[str, Any]:
+    """Return the settings of an axis of classes, whose long names are shortened."""
+    short = {name: shorten(str(name), MAX_TICK_LETTERS) for name in names}
+    return {"type": "category", "labelalias": short}
 
 
 def as_text(name: str) -> str:
