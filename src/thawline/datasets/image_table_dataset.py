@@ -44,7 +44,7 @@ class ImageTable:
 
     def _read(self) -> pd.DataFrame:
         table: pd.DataFrame = super().load()  # type: ignore[misc]
-        record = self._record(self._get_load_path())  # type: ignore[attr-defined]
+        record = Path(f"{self._get_load_path()}{SUFFIX}")  # type: ignore[attr-defined]
         if not record.is_file():  # of an earlier version, with absolute paths
             return table
         table.attrs[ROOT] = record.read_text(encoding="utf-8")
@@ -58,7 +58,7 @@ class ImageTable:
     def save(self, data: pd.DataFrame) -> None:
         """Write the table with relative paths, and the folder beside it."""
         if ROOT in data.attrs:
-            record = self._record(self._get_save_path())  # type: ignore[attr-defined]
+            record = Path(f"{self._get_save_path()}{SUFFIX}")  # type: ignore[attr-defined]
             record.parent.mkdir(parents=True, exist_ok=True)
             record.write_text(data.attrs[ROOT], encoding="utf-8")
         super().save(self.as_saved(data))  # type: ignore[misc]
@@ -81,10 +81,6 @@ class ImageTable:
 
     def _root(self, data: pd.DataFrame) -> Path:
         return (self._base / data.attrs[ROOT]).resolve()
-
-    def _record(self, table: Any) -> Path:
-        """Return the file beside a table, which may have a name of its own while it is written."""
-        return Path(table).with_name(Path(self._filepath).name + SUFFIX)  # type: ignore[attr-defined]
 
 
 class ImageTableDataset(ImageTable, CSVDataset):

@@ -64,8 +64,10 @@ def train_strategies(
             epoch, seconds = classifier.training["epoch"], float(history["seconds"].sum())
             metric_logger(metrics, epoch)
         classifiers[f"{own.strategy}.seed_{own.seed}"] = classifier
+        fixed = {"strategy": own.strategy, "seed": own.seed, "dataset.seed": own.dataset.seed}
+        settings = {key: str(value) for key, value in (fixed | own.changed()).items()}
         outcome = TrainingOutcome(
-            own.strategy, own.seed, metrics, predictions, history, epoch, seconds, _settings(own)
+            own.strategy, own.seed, metrics, predictions, history, epoch, seconds, settings
         )
         outcomes.append(outcome)
     columns = ("strategy", "seed", "best_epoch", "seconds")
@@ -104,12 +106,6 @@ def list_trainings(parameters: Parameters) -> list[Parameters]:
         for strategy in parameters.compare.strategies
         for seed in seeds
     ]
-
-
-def _settings(own: Parameters) -> dict[str, str]:
-    """Return what to set to repeat a training, by dotted name."""
-    fixed = {"strategy": own.strategy, "seed": own.seed, "dataset.seed": own.dataset.seed}
-    return {name: str(value) for name, value in (fixed | own.changed() | fixed).items()}
 
 
 def _stack(outcomes: Sequence[TrainingOutcome], table: str) -> pd.DataFrame:
