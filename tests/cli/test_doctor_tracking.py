@@ -10,7 +10,8 @@ import pytest
 from mlflow import MlflowClient
 
 from conftest import empty_tracking_store
-from thawline.cli.doctor_checks import Advice, check_tracking
+from thawline.cli.doctor import Advice
+from thawline.cli.doctor_checks import check_tracking
 from thawline.errors import TrackingError
 from thawline.tracking.process_context import BEGAN, process_tags
 

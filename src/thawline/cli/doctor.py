@@ -1,10 +1,19 @@
 """Check what a run needs, change nothing, and say what to fix."""
 
+import platform
 from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any, Literal, NamedTuple
 
-from thawline.cli import doctor_checks as checks
+from packaging.requirements import Requirement
+
 from thawline.errors import ThawlineError
+
+SHOWN = ("torch", "torchvision", "timm", "kedro", "kedro-mlflow", "kedro-viz", "mlflow")
+
+
+class Advice(Exception):
+    """A run works, but something should be known."""
 
 
 class CheckResult(NamedTuple):
@@ -19,7 +28,7 @@ def run_check(name: str, check: Callable[..., str], *arguments: Any) -> CheckRes
     """Return what a check found or raised."""
     try:
         return CheckResult(name, "ok", check(*arguments))
-    except checks.Advice as advice:
+    except Advice as advice:
         return CheckResult(name, "warning", str(advice))
     except (ThawlineError, OSError) as error:
         return CheckResult(name, "problem", str(error))
@@ -27,42 +36,43 @@ def run_check(name: str, check: Callable[..., str], *arguments: Any) -> CheckRes
 
 def examine(env: str | None = None, params: str = "") -> Iterator[CheckResult]:
     """Run all checks, in the order in which to fix problems; the options are `kedro run`'s."""
-    versions = run_check("versions", checks.check_versions)
+    versions = run_check("versions", check_versions)
     yield versions
     if versions.state == "problem":
         return
-    yield run_check("extra onnx", checks.check_extra)
-    from kedro.config import MissingConfigException
-    from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
+    yield run_check("extra onnx", check_extra)
+    from thawline.cli.doctor_checks import examine_project  # imports what may be missing
 
-    from thawline.hooks.configuration import find_project, read_configuration
-    from thawline.options import TrainingOptions, validate_parameters
+    yield from examine_project(env, params)
 
-    unreadable = (OSError, ValueError, MissingConfigException, OmegaConfBaseException, YAMLError)
-    try:
-        project = find_project()
-        configuration = read_configuration(project, env, params)
-        options = validate_parameters(configuration["parameters"])
-        mlflow = KedroMlflowConfig.model_validate(configuration["mlflow"])
-        catalog = configuration["catalog"]
-        images, store = (project / catalog[n]["filepath"] for n in ("raw_images", "activations"))
-    except unreadable as error:
-        yield run_check("device", checks.check_device, TrainingOptions())
-        yield CheckResult("configuration", "problem", str(error))
-        return
-    yield CheckResult("configuration", "ok", f"{project / 'conf'}, environment {env or 'local'}")
-    uri, experiment = mlflow.server.mlflow_tracking_uri or "mlruns", mlflow.tracking.experiment.name
-    planned: list[tuple[Any, ...]] = [
-        ("device", checks.check_device, options.training),
-        ("memory", checks.check_memory),
-        ("shared memory", checks.check_shared_memory, options.training, options.transforms.size),
-        ("weights", checks.check_weights, options.model),
-        ("data", checks.check_data, options.dataset, options.data_seed, project, images),
-        ("activations", checks.check_activations, store, options.activations.max_gb),
-        ("tracking", checks.check_tracking, uri, experiment),
-        ("disk", checks.check_disk, project),
-    ]
-    results = (run_check(*check) for check in planned)
-    yield from (result for result in results if result.message)
+
+def check_versions() -> str:
+    """Return the versions of Python and of the main packages, if all fit together."""
+    if problems := _unmet("thawline") or _unmet("torchvision"):
+        raise ThawlineError("\n".join([*problems, "The rest was not checked."]))
+    shown = ", ".join(f"{name} {version(name)}" for name in SHOWN)
+    return f"Python {platform.python_version()}, {shown}"
+
+
+def check_extra() -> str:
+    """Return whether the packages of `kedro run --pipeline=export` are installed."""
+    if problems := _unmet("thawline", "onnx"):
+        names = ", ".join(problem.partition(":")[0] for problem in problems)
+        return f"without {names}; pip install 'thawline[onnx]' if you want --pipeline=export"
+    return "installed"
+
+
+def _unmet(package: str, extra: str = "") -> list[str]:
+    """Return what is missing or does not fit of what a package, or its extra, requires."""
+    problems = []
+    for needed in map(Requirement, requires(package) or []):
+        if needed.marker and not needed.marker.evaluate({"extra": extra}):
+            continue
+        try:
+            found = version(needed.name)
+        except PackageNotFoundError:
+            found = "nothing"
+        if found == "nothing" or not needed.specifier.contains(found, prereleases=True):
+            repair = f'pip install "{needed.name}{needed.specifier}"'
+            problems.append(f"{needed.name}: {found} is here, {package} needs another: {repair}")
+    return problems

@@ -1,30 +1,52 @@
 """The checks of `thawline doctor`.
 
 Each returns what it found, raises `Advice` if a run works but something should be known, and
-another error if a run would fail. Heavy libraries are imported where they are used, so that missing
-ones can be reported.
+another error if a run would fail.
 """
 
-from __future__ import annotations
-
 import os
-import platform
 import shutil
-from importlib.metadata import PackageNotFoundError, requires, version
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from packaging.requirements import Requirement
+import joblib
+import mlflow
+import pandas as pd
+import psutil
+import torch
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from kedro.config import MissingConfigException
+from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
+from omegaconf.errors import OmegaConfBaseException
+from sqlalchemy import create_engine, inspect
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+from yaml import YAMLError
 
-from thawline.errors import CheckpointError, ThawlineError, TrackingError, first_line
+from thawline.cli.doctor import Advice, CheckResult, run_check
+from thawline.data.loading import MAX_WORKERS
+from thawline.data.screening.file_records import examine
+from thawline.data.sources import find_images
+from thawline.data.splitting import split_dataset
+from thawline.errors import CheckpointError, TrackingError, first_line
+from thawline.hooks.configuration import find_project, read_configuration
+from thawline.networks.checkpoints import describe_checkpoint, is_weights_file
+from thawline.networks.libraries import find_weights
+from thawline.options import (
+    DatasetOptions,
+    ModelOptions,
+    ScreeningOptions,
+    TrainingOptions,
+    validate_parameters,
+)
+from thawline.thaw.cache import ActivationCache
+from thawline.thaw.device import make_accelerator
+from thawline.tracking.connection import find_server_problem, is_server
+from thawline.tracking.process_context import find_stale_runs
 from thawline.tracking.redaction import mask
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from thawline.options import DatasetOptions, ModelOptions, TrainingOptions
-
-SHOWN = ("torch", "torchvision", "timm", "kedro", "kedro-mlflow", "kedro-viz", "mlflow")
 MAX_IMAGES_PER_CLASS = 5  # that are decoded, of at most MAX_CLASSES classes
 MAX_CLASSES = 20
 MIN_IMAGES_PER_CLASS = 20  # below which figures on the test split say little
@@ -32,35 +54,40 @@ MIN_FREE_BYTES = 2e9  # of memory, and of disk
 SHARED_MEMORY = Path("/dev/shm")
 PREFETCH_FACTOR = 2  # batches per decoding process, as in PyTorch's DataLoader
 DEFAULT_SIZE = 224  # px
+UNREADABLE = (OSError, ValueError, MissingConfigException, OmegaConfBaseException, YAMLError)
 
 
-class Advice(Exception):
-    """A run works, but something should be known."""
-
-
-def check_versions() -> str:
-    """Return the versions of Python and of the main packages, if all fit together."""
-    if problems := _unmet("thawline") or _unmet("torchvision"):
-        raise ThawlineError("\n".join([*problems, "The rest was not checked."]))
-    shown = ", ".join(f"{name} {version(name)}" for name in SHOWN)
-    return f"Python {platform.python_version()}, {shown}"
-
-
-def check_extra() -> str:
-    """Return whether the packages of `kedro run --pipeline=export` are installed."""
-    if problems := _unmet("thawline", "onnx"):
-        names = ", ".join(problem.partition(":")[0] for problem in problems)
-        return f"without {names}; pip install 'thawline[onnx]' if you want --pipeline=export"
-    return "installed"
+def examine_project(env: str | None, params: str) -> Iterator[CheckResult]:
+    """Check the machine and all that a project's configuration names."""
+    try:
+        project = find_project()
+        configuration = read_configuration(project, env, params)
+        options = validate_parameters(configuration["parameters"])
+        config = KedroMlflowConfig.model_validate(configuration["mlflow"])
+        catalog = configuration["catalog"]
+        images, store = (project / catalog[n]["filepath"] for n in ("raw_images", "activations"))
+    except UNREADABLE as error:
+        yield run_check("device", check_device, TrainingOptions())
+        yield CheckResult("configuration", "problem", str(error))
+        return
+    yield CheckResult("configuration", "ok", f"{project / 'conf'}, environment {env or 'local'}")
+    uri, experiment = config.server.mlflow_tracking_uri or "mlruns", config.tracking.experiment.name
+    planned: list[tuple[Any, ...]] = [
+        ("device", check_device, options.training),
+        ("memory", check_memory),
+        ("shared memory", check_shared_memory, options.training, options.transforms.size),
+        ("weights", check_weights, options.model),
+        ("data", check_data, options.dataset, options.data_seed, project, images),
+        ("activations", check_activations, store, options.activations.max_gb),
+        ("tracking", check_tracking, uri, experiment),
+        ("disk", check_disk, project),
+    ]
+    results = (run_check(*check) for check in planned)
+    yield from (result for result in results if result.message)
 
 
 def check_device(options: TrainingOptions) -> str:
     """Return the device and precision of training."""
-    import joblib
-    import torch
-
-    from thawline.thaw.device import make_accelerator
-
     accelerator = make_accelerator(options)
     name = f"{accelerator.device.type}, {joblib.cpu_count()} cores"  # that the container allows
     if accelerator.device.type == "cuda":
@@ -70,8 +97,6 @@ def check_device(options: TrainingOptions) -> str:
 
 def check_memory() -> str:
     """Return the free memory."""
-    import psutil
-
     free = psutil.virtual_memory().available
     found = f"{free / 1e9:.1f} GB are free"
     if free < MIN_FREE_BYTES:
@@ -91,10 +116,6 @@ def check_shared_memory(
         size: px, side of the images; None: that of the weights, unknown here.
         folder: where shared memory is, as a file system.
     """
-    import joblib
-
-    from thawline.data.loading import MAX_WORKERS
-
     workers = options.num_workers
     if workers is None:
         workers = min(joblib.cpu_count(), MAX_WORKERS)
@@ -113,9 +134,6 @@ def check_shared_memory(
 
 def check_weights(options: ModelOptions) -> str:
     """Return where on this machine the weights are that `model` names."""
-    from thawline.networks.checkpoints import describe_checkpoint, is_weights_file
-    from thawline.networks.libraries import find_weights
-
     weights, backbone = options.weights, options.backbone
     if is_weights_file(weights):
         described = describe_checkpoint(Path(weights).expanduser())
@@ -139,9 +157,6 @@ def check_data(options: DatasetOptions, seed: int, base: Path, packaged_folder: 
 
     Data sets of a package are in `packaged_folder`; a relative `root` is relative to `base`.
     """
-    from thawline.data.sources import find_images
-    from thawline.data.splitting import split_dataset
-
     library, _, name = options.root.partition(":")
     if library in ("sklearn", "torchvision") and not (packaged_folder / name).is_dir():
         if library == "torchvision":
@@ -167,8 +182,6 @@ def check_data(options: DatasetOptions, seed: int, base: Path, packaged_folder: 
 
 def check_activations(folder: Path, max_gb: float) -> str:
     """Return the size of the activation cache, if the disk has room for it at its largest."""
-    from thawline.thaw.cache import ActivationCache
-
     used = ActivationCache(folder, max_gb).contents()["MB"].sum() / 1e3
     free = shutil.disk_usage(_existing(folder)).free / 1e9
     size = f"{used:.1f} of at most {max_gb:g} GB"
@@ -191,11 +204,6 @@ def check_tracking(uri: str, experiment: str) -> str:
 
     The password in its URI is not shown.
     """
-    from mlflow import MlflowClient
-
-    from thawline.tracking.connection import find_server_problem, is_server
-    from thawline.tracking.process_context import find_stale_runs
-
     shown = mask(uri)
     if uri.startswith("databricks"):
         raise Advice(f"{uri} is not checked here")
@@ -203,7 +211,7 @@ def check_tracking(uri: str, experiment: str) -> str:
         raise TrackingError(f"{problem}; start it, or correct the URI")
     if not is_server(uri) and not _has_tables(uri):
         return f"{shown} will be created by the first run"
-    client = MlflowClient(uri)
+    client = mlflow.MlflowClient(uri)
     found = client.get_experiment_by_name(experiment)
     if dead := find_stale_runs(client, found.experiment_id) if found else []:
         names = ", ".join(f"{run.info.run_name} ({run.info.run_id})" for run in dead)
@@ -213,13 +221,6 @@ def check_tracking(uri: str, experiment: str) -> str:
 
 def _has_tables(uri: str) -> bool:
     """Return whether a database has tables, which must be those of the installed MLflow."""
-    import mlflow
-    from alembic.migration import MigrationContext
-    from alembic.script import ScriptDirectory
-    from sqlalchemy import create_engine, inspect
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import SQLAlchemyError
-
     shown = mask(uri)
     if "://" not in uri or uri.startswith("file:"):
         raise TrackingError(
@@ -253,9 +254,6 @@ def _has_tables(uri: str) -> bool:
 
 def _find_unreadable(manifest: pd.DataFrame) -> str:
     """Return how many of the first images of the first classes cannot be decoded, if any."""
-    from thawline.data.screening.file_records import examine
-    from thawline.options import ScreeningOptions
-
     rows = manifest[manifest["label"].isin(manifest["label"].unique()[:MAX_CLASSES])]
     tried = rows.groupby("label").head(MAX_IMAGES_PER_CLASS)["path"]
     records = (examine(path, ScreeningOptions()) for path in tried)
@@ -271,19 +269,3 @@ def _find_unreadable(manifest: pd.DataFrame) -> str:
 def _existing(folder: Path) -> Path:
     """Return the folder, or the nearest one above it that exists."""
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())
-
-
-def _unmet(package: str, extra: str = "") -> list[str]:
-    """Return what is missing or does not fit of what a package, or its extra, requires."""
-    problems = []
-    for needed in map(Requirement, requires(package) or []):
-        if needed.marker and not needed.marker.evaluate({"extra": extra}):
-            continue
-        try:
-            found = version(needed.name)
-        except PackageNotFoundError:
-            found = "nothing"
-        if found == "nothing" or not needed.specifier.contains(found, prereleases=True):
-            repair = f'pip install "{needed.name}{needed.specifier}"'
-            problems.append(f"{needed.name}: {found} is here, {package} needs another: {repair}")
-    return problems
