@@ -12,7 +12,7 @@ import mlflow
 from kedro.framework.cli.project import run as kedro_run
 from kedro.framework.project import pipelines
 from kedro.framework.session import KedroSession
-from kedro.io import AbstractVersionedDataset, DataCatalog, DatasetError, Version
+from kedro.io import DataCatalog, DatasetError, Version
 from kedro.utils import find_kedro_project
 from mlflow.exceptions import MlflowException
 from omegaconf.errors import OmegaConfBaseException
@@ -96,21 +96,16 @@ def log_version(catalog: DataCatalog, version: str) -> None:
     Raises:
         DataError: if there are none.
     """
-    names = sorted({name for pipeline in pipelines.values() for name in pipeline.all_outputs()})
-    found = [name for name in names if _has(catalog, name, version)]
+    names = {name for pipeline in pipelines.values() for name in pipeline.all_outputs()}
+    datasets = {name: catalog.get(name, version=Version(version, None)) for name in sorted(names)}
+    logged = ((name, dataset) for name, dataset in datasets.items() if entry_kinds(catalog, name))
+    found = [name for name, dataset in logged if dataset and dataset.exists()]
     if not found:
         raise DataError(f"There is no catalog entry of version {version} that is logged to MLflow.")
     with mlflow.start_run(run_name=version, tags={"version": version}):
         for name in found:
             log_entry(catalog, name, catalog.load(name, version))
     click.echo(f"Logged to MLflow: {', '.join(found)}")
-
-
-def _has(catalog: DataCatalog, name: str, version: str) -> bool:
-    """Return whether an entry that is logged to MLflow has a version."""
-    dataset = catalog.get(name, version=Version(version, None))
-    is_versioned = isinstance(dataset, AbstractVersionedDataset) and dataset.resolve_load_version()
-    return bool(is_versioned and entry_kinds(catalog, name) and dataset and dataset.exists())
 
 
 run = click.Command(  # by this name `python -m thawline` finds it

@@ -70,13 +70,9 @@ class RegistryDataset(ResourceDataset):
     def __init__(
         self, filepath: str, path: str, registrations: str, metadata: dict[str, Any] | None = None
     ) -> None:
-        """Keep where things are. Kedro makes `filepath` and `path` absolute.
+        """Take the folder of classifiers, the base of relative paths, and one of registrations.
 
-        Args:
-            filepath: folder of the project's classifiers.
-            path: base of relative paths.
-            registrations: folder of the catalog entry `registration`, relative to `path`.
-            metadata: of the entry.
+        Kedro makes the first two absolute; the third is relative to `path`.
         """
         super().__init__(metadata)
         self.resource = ProjectFolders(Path(filepath), Path(path, registrations), Path(path))
