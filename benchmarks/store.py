@@ -84,7 +84,7 @@ def measure(entries: int, values: int) -> tuple[int, int, int, float, int]:
 
 def _loader(store: ActivationCache, values: int, entries: int) -> FeatureLoader:
     transforms = build_transforms(TransformOptions(size=32), IMAGENET)
-    line = ThawLine(Flatten(values), nn.Identity(), nn.Identity(), ("flatten",))  # type: ignore[arg-type]
+    line = ThawLine(Flatten(values), nn.Identity(), nn.Identity(), ("flatten",))
     return FeatureLoader(
         line, transforms, ViewLoader(transforms, 0), store,
         Accelerator(torch.device("cpu"), torch.bfloat16), entries,

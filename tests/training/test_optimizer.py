@@ -121,7 +121,8 @@ def test_weight_decay_spares_biases_norms_and_position_embeddings(
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
 def test_a_network_of_timm_says_itself_what_weight_decay_spares(name: str) -> None:
     network = timm.create_model(name, num_classes=2)
-    spared = find_undecayed(network)
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    spared = {names[parameter] for parameter in find_undecayed(network)}
     assert network.no_weight_decay() & {n for n, _ in network.named_parameters()} <= spared
     assert {n for n, p in network.named_parameters() if p.ndim <= 1} <= spared
     assert "head.weight" not in spared and "head.fc.weight" not in spared

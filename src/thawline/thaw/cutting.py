@@ -36,15 +36,12 @@ def refusing(reason: str) -> Iterator[None]:
 
 @contextmanager
 def restoring(network: nn.Module) -> Iterator[None]:
-    """Restore modes, buffers and the random state in the end; passes in training change them."""
-    modes = {module: module.training for module in network.modules()}
+    """Restore buffers and the random state in the end, which passes in training change."""
     buffers = {buffer: buffer.clone() for buffer in network.buffers()}
     try:
         with torch.random.fork_rng():
             yield
     finally:
-        for module, is_training in modes.items():
-            module.training = is_training
         for buffer, value in buffers.items():
             buffer.copy_(value)
 
@@ -70,13 +67,9 @@ def copy_below(
 def find_above(
     network: nn.Module, graph: fx.Graph, boundary: Sequence[fx.Node], values: Mapping[str, Values]
 ) -> fx.GraphModule:
-    """Return the part above the line, with the network's own modules.
+    """Return the part above the line in one of the two modes, with the network's own modules.
 
-    Args:
-        network: the whole network.
-        graph: of the network in one of the two modes.
-        boundary: nodes whose tensors cross the line.
-        values: of the nodes below the line, by name.
+    The tensors of `boundary` cross the line; `values` are of the nodes below it, by name.
     """
     above = fx.Graph()
     copies: dict[str, Any] = {node.name: above.placeholder(node.name) for node in boundary}

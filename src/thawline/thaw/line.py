@@ -31,6 +31,7 @@ from thawline.thaw.cutting import (
     stand_in,
 )
 from thawline.thaw.device import use_full_float32
+from thawline.thaw.freezing import evaluation_mode
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class ThawLine(NamedTuple):
     above make of these tensors outputs (N, C), and hold the network's own modules.
     """
 
-    below: fx.GraphModule | None  # None if the images themselves cross the line
+    below: nn.Module | None  # with its `code`; None if the images themselves cross the line
     above_train: nn.Module  # as the network computes in training
     above_eval: nn.Module
     boundary: tuple[str, ...] = ("images",)  # names in the graph of the tensors that cross
@@ -92,11 +93,12 @@ def modules_below_line(network: nn.Module, boundary: Iterable[str]) -> dict[str,
 
 def _split(network: nn.Module, size: int) -> ThawLine | None:
     """Return the split network, or None if no frozen layer comes first."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(MANY, 3, size, size, generator=generator)
+    images = noise.to(next(network.parameters()))
     train_graph = _trace(network)
     settled = {node.name for node in train_graph.nodes if _is_settled(network, node)}
-    images = _make_noise(network, size)
-    with restoring(network):
-        network.eval()
+    with evaluation_mode(network):
         eval_graph = _trace(network)
         shared = [node for node in _shared_start(train_graph, eval_graph) if node.name in settled]
         below, values = _find_below(network, shared, images)
@@ -104,14 +106,12 @@ def _split(network: nn.Module, size: int) -> ThawLine | None:
         if all(node.op == "placeholder" for node in boundary):
             return None
         part = copy_below(network, below, boundary)
-        above_train, above_eval = (
-            find_above(network, graph, boundary, values) for graph in (train_graph, eval_graph)
-        )
-        check_parts(network, part, above_eval, images)
+    above_train, above_eval = (
+        find_above(network, graph, boundary, values) for graph in (train_graph, eval_graph)
+    )
     check_parts(network, part, above_train, images)
     fold_batch_norm(part)  # after the check: in training, batch norm of 4 images amplifies rounding
-    with restoring(network):
-        network.eval()
+    with evaluation_mode(network):
         check_parts(network, part, above_eval, images)
     return ThawLine(part, above_train, above_eval, tuple(node.name for node in boundary))
 
@@ -219,9 +219,3 @@ def _repeats_itself(few: Any, many: Any) -> bool:
     if not isinstance(few, Tensor) or (len(few), len(many)) != (FEW, MANY):
         return True
     return torch.allclose(few.float(), many[:FEW].float(), rtol=1e-3, atol=1e-4)
-
-
-def _make_noise(network: nn.Module, size: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(MANY, 3, size, size, generator=generator)
-    return noise.to(next(network.parameters()))

@@ -166,7 +166,7 @@ def stage_features(
     stages = StageFeatures(copy.deepcopy(network))
     accelerator = make_accelerator(options)
     loader = FeatureLoader(
-        ThawLine(stages, network, network, tuple(stages.outputs)),  # type: ignore[arg-type]
+        ThawLine(stages, network, network, tuple(stages.outputs)),
         transforms,
         ViewLoader(transforms, options.num_workers, accelerator.device.type == "cuda"),
         store or ActivationCache(Path(), max_gb=0),

@@ -35,7 +35,12 @@ from thawline.training.progress import (
     progress_bar,
 )
 from thawline.training.setup import PhaseContext, Step, TrainingContext, prepare_phase
-from thawline.training.state import TrainingCheckpoints, begin_or_resume, restore_state
+from thawline.training.state import (
+    TrainingCheckpoints,
+    begin_or_resume,
+    capture_state,
+    restore_state,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -76,12 +81,14 @@ def train(
                 restore_state(saved, run, current)
                 saved = None
             epoch = partial(run_epoch, run, current, progress, update_bar)
+            state = capture_state(run, current, progress.changed)
             while not progress.phase_has_ended(phase, run.options):
                 with explain_divergence(current, progress):
-                    retry_on_smaller_micro_batches(epoch, run, current, progress)
+                    retry_on_smaller_micro_batches(epoch, state, run, current, progress)
                 report(progress.history[-1], len(progress.history))
+                state = capture_state(run, current, progress.changed)
                 if checkpoints:
-                    checkpoints.save(run, current, progress)
+                    checkpoints.save(state, progress)
             load_ema(run.network, current.ema)
             logger.info("Phase %d: %s", number, current.features.summary())
             progress.end_phase(run.network)

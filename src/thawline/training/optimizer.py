@@ -12,7 +12,6 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from thawline.errors import TrainingError
 from thawline.options import Phase, TrainingOptions
 from thawline.thaw.freezing import parameter_groups
 
@@ -32,15 +31,14 @@ def make_optimizer(
 
     A stage has one group with weight decay and one without; both have the stage's name. Moments of
     `previous` are taken over if it is of the same class.
-
-    Raises:
-        TrainingError: if it would miss a trainable parameter.
     """
-    groups = _groups_by_decay(network, phase, options)
-    held = sum(len(group["params"]) for group in groups)
-    trainable = sum(p.requires_grad for p in network.parameters())
-    if held != trainable:
-        raise TrainingError(f"The optimizer has {held} of {trainable} trainable parameters.")
+    spared = set() if options.decay_all else find_undecayed(network)
+    groups = [
+        {**group, "params": some, "weight_decay": weight_decay}
+        for group in parameter_groups(network, phase)
+        for is_spared, weight_decay in ((False, options.weight_decay), (True, 0.0))
+        if (some := [p for p in group["params"] if (p in spared) == is_spared])
+    ]
     optimizer: torch.optim.Optimizer
     if (phase.optimizer or options.optimizer) == "adamw":
         optimizer = torch.optim.AdamW(groups)
@@ -53,22 +51,8 @@ def make_optimizer(
     return optimizer
 
 
-def _groups_by_decay(
-    network: nn.Module, phase: Phase, options: TrainingOptions
-) -> list[dict[str, Any]]:
-    """Return the groups of the stages, each divided into those with and without weight decay."""
-    undecayed = set() if options.decay_all else find_undecayed(network)
-    spared = {network.get_parameter(name) for name in undecayed}
-    divided = []
-    for group in parameter_groups(network, phase):
-        for is_spared, weight_decay in ((False, options.weight_decay), (True, 0.0)):
-            if some := [p for p in group["params"] if (p in spared) == is_spared]:
-                divided.append({**group, "params": some, "weight_decay": weight_decay})
-    return divided
-
-
-def find_undecayed(network: nn.Module) -> set[str]:
-    """Return the names of the trainable parameters without weight decay.
+def find_undecayed(network: nn.Module) -> set[nn.Parameter]:
+    """Return the trainable parameters without weight decay.
 
     They are, by timm's rule, biases, norms and whatever else has one dimension, and what a network
     names in `no_weight_decay()`; and what has another name in torchvision's transformers.
@@ -77,8 +61,7 @@ def find_undecayed(network: nn.Module) -> set[str]:
     names = [name for name, _ in network.named_parameters()]
     listed = [n for n in names if any(fnmatchcase(n, p) for p in (*own(), *UNDECAYED))]
     groups = param_groups_weight_decay(network, weight_decay=1.0, no_weight_decay_list=listed)
-    kept = {id(p) for group in groups if not group["weight_decay"] for p in group["params"]}
-    return {name for name, parameter in network.named_parameters() if id(parameter) in kept}
+    return {p for group in groups if not group["weight_decay"] for p in group["params"]}
 
 
 def make_schedule(

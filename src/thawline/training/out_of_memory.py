@@ -3,36 +3,35 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
+from typing import Any
 
-from accelerate.utils import send_to_device
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from thawline.errors import TrainingError, first_line
 from thawline.training.data_parallel import world_size
 from thawline.training.progress import TrainingProgress
 from thawline.training.setup import MIN_IMAGES, PhaseContext, TrainingContext
-from thawline.training.state import capture_state, restore_state
+from thawline.training.state import restore_state
 
 logger = logging.getLogger(__name__)
 
 
 def retry_on_smaller_micro_batches(
     epoch: Callable[[], None],
+    start: dict[str, Any],
     run: TrainingContext,
     current: PhaseContext,
     progress: TrainingProgress,
 ) -> None:
     """Run an epoch; if the device runs out of memory, repeat it with half the micro-batch.
 
-    It begins again with the same weights, moments and random numbers, and accumulates the gradients
-    of its micro-batches, so that the optimizer sees the same batches. Batch norm in training and
-    dropout see the micro-batches.
+    It begins again from the state `start`, with the same weights, moments and random numbers, and
+    accumulates the gradients of its micro-batches, so that the optimizer sees the same batches.
+    Batch norm in training and dropout see the micro-batches.
 
     Raises:
         TrainingError: if the smallest micro-batch does not fit, or other workers wait for this one.
     """
-    start = deepcopy(send_to_device(capture_state(run, current, progress.changed), "cpu"))
     while True:
         try:
             return epoch()
@@ -45,7 +44,7 @@ def retry_on_smaller_micro_batches(
         # Not above: there the error still holds what did not fit.
         progress.micro_batch = max(MIN_IMAGES, progress.micro_batch // 2)
         clear_device_cache(garbage_collection=True)
-        restore_state(deepcopy(start), run, current)
+        restore_state(start, run, current)
         logger.warning(
             "Out of device memory in epoch %d: repeating it with micro-batches of %d images, whose"
             " gradients are accumulated. The optimizer sees the same batches; batch norm in"

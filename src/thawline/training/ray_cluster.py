@@ -5,7 +5,6 @@ import math
 import os
 import signal
 import threading
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,19 +22,9 @@ MAX_TASK_IMAGES = 1024  # between two tasks the decoders of an actor wait
 TASKS_PER_WORKER = 4  # at least, so that all are busy until the end
 EVALUATION = -1  # number of the evaluation view, since a column cannot lack one
 
-_connecting = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Workers:
-    """How many workers there are, and what each of them has of the cluster."""
-
-    count: int
-    resources: dict[str, float]
-
 
 def connect(engine: EngineOptions) -> None:
-    """Connect this process to the cluster, or start one on this machine; once is enough.
+    """Connect this process to the cluster, or start one on this machine, unless it has been.
 
     Raises:
         ParameterError: if Ray is not installed or the cluster does not answer.
@@ -46,34 +35,34 @@ def connect(engine: EngineOptions) -> None:
         import ray
     except ImportError as error:
         raise ParameterError("engine: ray is not installed: pip install 'thawline[ray]'") from error
-    with _connecting:
-        if ray.is_initialized():
-            return
-        handler = signal.getsignal(signal.SIGTERM)
-        try:
-            ray.init(
-                engine.address,
-                runtime_env={"env_vars": MALLOC_ENVIRONMENT},
-                logging_level=logging.WARNING,
-                log_to_driver=False,  # workers send their log lines themselves
-            )
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ParameterError(
-                f"engine.address: no Ray cluster answers at {engine.address} ({error}). Start one"
-                " with ray start --head, or leave engine.address out."
-            ) from error
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, handler)  # which Ray has replaced
+    if ray.is_initialized():
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(
+            engine.address,
+            runtime_env={"env_vars": MALLOC_ENVIRONMENT},
+            logging_level=logging.WARNING,
+            log_to_driver=False,  # workers send their log lines themselves
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ParameterError(
+            f"engine.address: no Ray cluster answers at {engine.address} ({error}). Start one"
+            " with ray start --head, or leave engine.address out."
+        ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # which Ray has replaced
 
 
-def divide(engine: EngineOptions) -> Workers:
-    """Return how many workers there are and what each of them has.
+def divide(engine: EngineOptions) -> Any:
+    """Return Ray's `ScalingConfig`: how many workers there are and what each of them has.
 
     Raises:
         ParameterError: if the cluster has less than that.
     """
     import ray
+    from ray.train import ScalingConfig
 
     there = ray.cluster_resources()
     gpus, cpus = there.get("GPU", 0), there.get("CPU", 0)
@@ -86,13 +75,15 @@ def divide(engine: EngineOptions) -> Workers:
             f" {cpus:g} CPU and {gpus:g} GPU, enough for {possible}. Start more machines, or lower"
             " engine.workers or engine.gpus_per_worker."
         )
-    return Workers(count, {"CPU": 1, "GPU": gpus_each} if gpus_each else {"CPU": 1})
+    resources = {"CPU": 1, "GPU": gpus_each} if gpus_each else {"CPU": 1}
+    return ScalingConfig(num_workers=count, use_gpu=gpus_each > 0, resources_per_worker=resources)
 
 
-def compute_activations(arguments: dict[str, Any], phase: Phase, workers: Workers) -> None:
+def compute_activations(arguments: dict[str, Any], phase: Phase, scaling: Any) -> None:
     """Fill the activation cache for a phase, by actors of Ray Data that hold the frozen layers.
 
-    The `arguments` are those of `prepare`, with hashes in the splits and an absolute cache folder.
+    The `arguments` are those of `prepare`, with hashes in the splits and an absolute cache folder;
+    `scaling` is what `divide` returns.
 
     Raises:
         DataError: if an image file cannot be read.
@@ -106,7 +97,7 @@ def compute_activations(arguments: dict[str, Any], phase: Phase, workers: Worker
         + [train_images.assign(view=number) for number in range(views)]
     )
     # In parts from the start: to make them later, Ray Data needs a CPU beside those of the actors.
-    tasks = max(len(rows) / MAX_TASK_IMAGES, TASKS_PER_WORKER * workers.count)
+    tasks = max(len(rows) / MAX_TASK_IMAGES, TASKS_PER_WORKER * scaling.num_workers)
     parts = math.ceil(min(tasks, len(rows) / CPU_CHUNK_SIZE))
     tables = [rows.iloc[part] for part in np.array_split(np.arange(len(rows)), parts)]
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -115,9 +106,9 @@ def compute_activations(arguments: dict[str, Any], phase: Phase, workers: Worker
         FrozenLayers,
         fn_constructor_args=(arguments, phase),
         batch_size=None,
-        compute=ray.data.ActorPoolStrategy(size=workers.count),
-        num_cpus=workers.resources["CPU"],
-        num_gpus=workers.resources.get("GPU", 0),
+        compute=ray.data.ActorPoolStrategy(size=scaling.num_workers),
+        num_cpus=scaling.resources_per_worker["CPU"],
+        num_gpus=scaling.resources_per_worker.get("GPU", 0),
     )
     with progress_bar("Frozen layers, images", len(rows)) as update_bar:
         for batch in done.iter_batches(batch_size=None, prefetch_batches=0):

@@ -5,10 +5,10 @@ import logging.handlers
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
@@ -19,22 +19,14 @@ from thawline.thaw.cache import GB, ActivationCache
 from thawline.training import loop
 from thawline.training.data_parallel import all_reduce_sum, rank
 from thawline.training.progress import OnEpoch, TrainingResult, progress_bar
-from thawline.training.ray_cluster import Workers, compute_activations, connect, divide
+from thawline.training.ray_cluster import compute_activations, connect, divide
 from thawline.training.setup import prepare
 from thawline.training.state import TrainingCheckpoints
 
 logger = logging.getLogger(__name__)
 
 MAX_RESTARTS = 3  # of the workers, after one of them has died
-POLL_SECONDS = 0.2
 LOG = "thawline"  # the logger whose lines come from the workers
-
-
-class Done(NamedTuple):
-    """What the first worker returns, and the checkpoints that it saved."""
-
-    result: TrainingResult
-    checkpoints: TrainingCheckpoints | None
 
 
 def train(
@@ -60,17 +52,17 @@ def train(
         ThawlineError: what training raises, or if workers have died too often.
     """
     connect(engine)
-    workers, arguments = divide(engine), worker_arguments(arguments, engine)
+    scaling, arguments = divide(engine), worker_arguments(arguments, engine)
     store, options = arguments.get("store"), arguments["options"]
     if store and store.max_bytes and arguments.get("views") and not arguments.get("mix"):
-        compute_activations(arguments, phases[0], workers)
+        compute_activations(arguments, phases[0], scaling)
     logger.info(
         "Ray: each of %d worker(s) computes its share of an effective batch of %d images. Learning"
         " rates are those of one process",
-        workers.count,
+        scaling.num_workers,
         options.batch_size * options.gradient_accumulation_steps,
     )
-    return _fit(arguments, phases, workers, checkpoints, on_epoch)
+    return _fit(arguments, phases, scaling, checkpoints, on_epoch)
 
 
 def worker_arguments(arguments: dict[str, Any], engine: EngineOptions) -> dict[str, Any]:
@@ -95,30 +87,41 @@ def worker_arguments(arguments: dict[str, Any], engine: EngineOptions) -> dict[s
 def _fit(
     arguments: dict[str, Any],
     phases: Sequence[Phase],
-    workers: Workers,
+    scaling: Any,
     checkpoints: TrainingCheckpoints | None,
     on_epoch: OnEpoch | None,
 ) -> TrainingResult:
-    """Start the workers, pass on their messages, and return the first one's result."""
+    """Start workers, restart them if one dies, and return the first one's result."""
     import ray
-    from ray.train import TrainingFailedError
+    from ray.train import FailureConfig, RunConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
     from ray.util.queue import Queue
 
     saved = checkpoints and checkpoints.folder.resolve()
-    folder = (saved or Path(tempfile.gettempdir())) / f"ray-{uuid.uuid4().hex}"
+    parent, name = saved or Path(tempfile.gettempdir()), f"ray-{uuid.uuid4().hex}"
     queue = Queue(actor_options={"num_cpus": 0})
-    config: dict[str, Any] = {
-        "arguments": arguments,
-        "phases": phases,
-        "checkpoints": saved,
-        "folder": folder,
-        "queue": queue,
-        "level": logging.getLogger(LOG).getEffectiveLevel(),
-    }
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={
+            "arguments": arguments,
+            "phases": phases,
+            "checkpoints": saved,
+            "folder": parent / name,  # of Ray's notes
+            "queue": queue,
+            "level": logging.getLogger(LOG).getEffectiveLevel(),
+        },
+        scaling_config=scaling,
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(parent),
+            failure_config=FailureConfig(max_failures=MAX_RESTARTS),
+        ),
+    )
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(_trainer(config, workers).fit)
+        future = pool.submit(trainer.fit)
+        future.add_done_callback(lambda _: queue.put(None))  # after all that workers send
         try:
-            done = _pass_on(_messages(queue, future.done), phases, on_epoch)
+            done = _pass_on(iter(queue.get, None), phases, on_epoch)
             future.result()
         except TrainingFailedError as error:
             raise TrainingError(
@@ -128,52 +131,19 @@ def _fit(
         finally:
             if not future.done():
                 ray.shutdown()  # else the pool waits for the workers
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(parent / name, ignore_errors=True)
     if done is None:
         raise TrainingError("The workers on Ray ended without a result.")
-    if checkpoints and done.checkpoints:
-        checkpoints.adopt(done.checkpoints)
-    return done.result
-
-
-def _trainer(config: dict[str, Any], workers: Workers) -> Any:
-    """Return Ray's trainer, which restarts workers that die and keeps its notes in the folder."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    return TorchTrainer(
-        _work,
-        train_loop_config=config,
-        scaling_config=ScalingConfig(
-            num_workers=workers.count,
-            use_gpu="GPU" in workers.resources,
-            resources_per_worker=workers.resources,
-        ),
-        run_config=RunConfig(
-            name=config["folder"].name,
-            storage_path=str(config["folder"].parent),
-            failure_config=FailureConfig(max_failures=MAX_RESTARTS),
-        ),
-    )
-
-
-def _messages(queue: Any, has_ended: Callable[[], bool]) -> Iterator[Any]:
-    """Yield what workers send, until they have ended."""
-    from ray.util.queue import Empty
-
-    while True:
-        ended = has_ended()  # first: what comes after it is still taken
-        try:
-            yield queue.get(timeout=POLL_SECONDS)
-        except Empty:
-            if ended:
-                return
+    result, keys = done
+    if checkpoints:
+        checkpoints.keys += keys
+    return result
 
 
 def _pass_on(
     messages: Iterator[Any], phases: Sequence[Phase], on_epoch: OnEpoch | None
-) -> Done | None:
-    """Log, report and raise here what workers send, and return the last message."""
+) -> tuple[TrainingResult, list[str]] | None:
+    """Log, report and raise here what workers send; return the result and its keys."""
     done, seen, epochs = None, 0, sum(phase.epochs for phase in phases)
     with progress_bar("Training on Ray, epoch", epochs) as update_bar:
         for message in messages:
@@ -181,7 +151,7 @@ def _pass_on(
                 logging.getLogger(message.name).handle(message)
             elif isinstance(message, ThawlineError):
                 raise message
-            elif isinstance(message, Done):
+            elif isinstance(message, tuple):
                 done = message
             elif message["epoch"] > seen:  # restarted workers report its epochs again
                 seen = message["epoch"]
@@ -193,13 +163,19 @@ def _pass_on(
 
 def _work(config: dict[str, Any]) -> None:
     """Train as one of the workers; send errors of all, and everything else of the first one."""
+    from ray.train.torch import get_device
+
     queue, arguments, is_first = config["queue"], config["arguments"], rank() == 0
     checkpoints = TrainingCheckpoints(config["checkpoints"]) if config["checkpoints"] else None
     log, handler = logging.getLogger(LOG), logging.handlers.QueueHandler(queue)
     handler.setLevel(logging.NOTSET if is_first else logging.WARNING)
     log.setLevel(config["level"])  # if losses of steps are logged, all workers add them up
     log.addHandler(handler)
-    if _is_restart(config["folder"]):
+    marker = config["folder"] / "begun"  # all look for it before one of them leaves it
+    (restarted,) = all_reduce_sum(float(marker.exists()), device=get_device())
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.touch()
+    if restarted:
         resumed = arguments["options"].model_copy(update={"resume": True})
         arguments = {**arguments, "options": resumed}
         if is_first:
@@ -211,15 +187,4 @@ def _work(config: dict[str, Any]) -> None:
         queue.put(error)
         raise
     if is_first:  # Ray refuses to return tensors
-        queue.put(Done(result, checkpoints))
-
-
-def _is_restart(folder: Path) -> bool:
-    """Return whether workers began this training before; all of them give the same answer."""
-    from ray.train.torch import get_device
-
-    marker = folder / "begun"
-    (count,) = all_reduce_sum(float(marker.exists()), device=get_device())
-    folder.mkdir(parents=True, exist_ok=True)
-    marker.touch()
-    return count > 0
+        queue.put((result, checkpoints.keys if checkpoints else []))

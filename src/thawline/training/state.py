@@ -6,17 +6,19 @@ import logging
 import pickle
 import time
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 
 from thawline.data.atomic_write import write_atomic
 from thawline.options import Phase
 from thawline.thaw.freezing import hash_tensors
 from thawline.training.data_parallel import rank, world_size
-from thawline.training.progress import TrainingProgress, copy_tensors
+from thawline.training.progress import TrainingProgress
 from thawline.training.setup import PhaseContext, TrainingContext
 
 logger = logging.getLogger(__name__)
@@ -54,7 +56,7 @@ class TrainingCheckpoints:
         )
         return None
 
-    def save(self, run: TrainingContext, current: PhaseContext, progress: TrainingProgress) -> None:
+    def save(self, state: dict[str, Any], progress: TrainingProgress) -> None:
         """Save the state of the training that was loaded last, unless a save was a moment ago.
 
         Saving takes at most `MAX_SAVING_TIME` of the time. A killed process loses at most an epoch,
@@ -63,7 +65,7 @@ class TrainingCheckpoints:
         start = time.perf_counter()
         if rank() or start < self._not_before:
             return
-        state = capture_state(run, current, progress.changed) | {"progress": vars(progress)}
+        state = state | {"progress": vars(progress)}
         newest, previous = self._paths()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -72,10 +74,6 @@ class TrainingCheckpoints:
             logger.warning("Cannot save the state of training (%s)", error)
         end = time.perf_counter()
         self._not_before = end + (end - start) / MAX_SAVING_TIME
-
-    def adopt(self, others: Self) -> None:
-        """Let `forget` also remove the states of another object on the same folder."""
-        self.keys += others.keys
 
     def forget(self) -> None:
         """Remove the states of trainings that were loaded through this object."""
@@ -132,9 +130,10 @@ def training_key(run: TrainingContext, phases: Sequence[Phase], initial: dict[st
 def capture_state(
     run: TrainingContext, current: PhaseContext, changed: Sequence[str]
 ) -> dict[str, Any]:
-    """Return all that an epoch changes: tensors, optimizer, schedule, average, generators."""
-    return {
-        "tensors": copy_tensors(run.network, changed),
+    """Return a copy on the CPU of all that an epoch changes."""
+    tensors = run.network.state_dict()
+    state = {
+        "tensors": {name: tensors[name] for name in changed},
         "optimizer": current.optimizer.state_dict(),
         "schedule": current.schedule.state_dict(),
         "ema": current.ema.module.state_dict() if current.ema else None,
@@ -144,10 +143,12 @@ def capture_state(
         "cuda_rng": torch.cuda.get_rng_state_all(),  # of no device, an empty list
         "mps_rng": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None,
     }
+    return deepcopy(send_to_device(state, "cpu"))
 
 
 def restore_state(state: dict[str, Any], run: TrainingContext, current: PhaseContext) -> None:
-    """Put everything back that `capture_state` returned."""
+    """Put back what `capture_state` returned, which stays as it is."""
+    state = deepcopy(state)
     run.network.load_state_dict(state["tensors"], strict=False)
     current.optimizer.load_state_dict(state["optimizer"])
     current.optimizer.zero_grad()
