@@ -18,7 +18,17 @@ from thawline.data.splitting import split_dataset
 from thawline.data.transforms import Transforms, build_transforms
 from thawline.networks.building import build_network, pretrained_preprocessing
 from thawline.networks.libraries import BUNDLED_BACKBONE
-from thawline.options import DatasetOptions, ModelOptions, Phase, TransformOptions
+from thawline.options import (
+    AugmentationOptions,
+    CompareOptions,
+    DatasetOptions,
+    ModelOptions,
+    Parameters,
+    Phase,
+    Strategy,
+    TrainingOptions,
+    TransformOptions,
+)
 from thawline.thaw.freezing import freeze_layers
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "hymenoptera"
@@ -51,6 +61,17 @@ def build(backbone: str, strategy: str, seed: int = 0) -> tuple[nn.Module, Trans
     network, _ = build_network(model, 2, transforms.preprocessing.size, seed)
     freeze_layers(network, PHASES[strategy])
     return network, transforms
+
+
+def parameters(views: int | None = 1, seed: int = 0, **training: object) -> Parameters:
+    """Return the parameters of a training with these options."""
+    return Parameters(
+        seed=seed,
+        strategies={"head_only": Strategy(phases=[PHASES["head_only"]])},
+        compare=CompareOptions(strategies=("head_only",)),
+        augmentation=AugmentationOptions(views_per_image=views),
+        training=TrainingOptions(**training),
+    )
 
 
 def markdown(table: pd.DataFrame) -> str:

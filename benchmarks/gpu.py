@@ -30,7 +30,7 @@ from benchmarks.memory import generate
 from thawline.data.loading import MAX_WORKERS, ViewLoader, ViewRequest
 from thawline.data.transforms import Transforms, build_transforms, normalize
 from thawline.networks.libraries import BUNDLED_BACKBONE
-from thawline.options import TrainingOptions, TransformOptions
+from thawline.options import TransformOptions
 from thawline.thaw.cache import ActivationCache
 from thawline.thaw.device import Accelerator, use_full_float32
 from thawline.thaw.features import FeatureLoader
@@ -292,11 +292,11 @@ def measure_epochs(scale: Scale) -> Rows:
             plain = images / _seconds_of_plain_epoch(scale, backbone, strategy)
             network, transforms = scale.build(backbone, strategy)
             store = ActivationCache(scale.folder / "store", max_gb=100)
-            options = TrainingOptions(
+            chosen = common.parameters(
                 batch_size=scale.batch, device=scale.device.type, num_workers=scale.workers,
                 precision="bf16",
             )  # fmt: skip
-            run = prepare(network, scale.splits, transforms, options, 0, views=1, store=store)
+            run = prepare(chosen, network, scale.splits, transforms, store)
             history = train(run, [phase.model_copy(update={"epochs": scale.epochs})]).history
             store.clear()
             first, later = images / history["seconds"].iloc[0], images / history["seconds"].min()

@@ -22,7 +22,7 @@ from PIL import Image
 from benchmarks import common
 from thawline.data.transforms import build_transforms
 from thawline.networks.building import IMAGENET, build_network
-from thawline.options import ModelOptions, TrainingOptions, TransformOptions
+from thawline.options import ModelOptions, TransformOptions
 from thawline.thaw.cache import ActivationCache
 from thawline.training.loop import train
 from thawline.training.setup import prepare
@@ -58,7 +58,7 @@ def measure(count: int, strategy: str) -> dict[str, str]:
         store = ActivationCache(Path(temporary, "store"), max_gb=100)
         before, _ = common.peak_mb()
         start = time.perf_counter()
-        train(prepare(network, splits, transforms, TrainingOptions(), 0, 1, store), [phase])
+        train(prepare(common.parameters(), network, splits, transforms, store), [phase])
         seconds = time.perf_counter() - start
         peak, decoder = common.peak_mb()
         return {

@@ -33,7 +33,7 @@ from benchmarks import common
 from benchmarks.screening import write_photographs
 from thawline.data.loading import ViewLoader, ViewRequest
 from thawline.data.splitting import split_dataset
-from thawline.options import DatasetOptions, EngineOptions, Phase, TrainingOptions
+from thawline.options import DatasetOptions, EngineOptions, Phase
 from thawline.thaw.cache import ActivationCache
 from thawline.thaw.device import keep_freed_memory
 from thawline.thaw.frozen_part import CPU_CHUNK_SIZE
@@ -279,10 +279,9 @@ def seconds_of(stage: str, folder: Path, batch: int) -> float:
 def fill_seconds(splits: pd.DataFrame, folder: Path, workers: int) -> float:
     """Return how long the frozen part takes for all views, without what it takes to begin."""
     phase = Phase(trainable={"last": 1}, epochs=VIEWS, lr=0.01)
-    arguments = arguments_of(splits, folder, "head_only") | {"views": VIEWS}
-    engine = connected(workers)
-    arguments = ray_engine.worker_arguments(arguments, engine)
-    ray_cluster.compute_activations(arguments, phase, ray_cluster.divide(engine))
+    given = arguments_of(splits, folder, "head_only", VIEWS, connected(workers))
+    arguments = ray_engine.worker_arguments(*given)
+    ray_cluster.compute_activations(arguments, phase, ray_cluster.divide(arguments[0].engine))
     files = [path.stat() for path in folder.rglob("*.safetensors")]
     times, sizes = np.array(sorted((file.st_mtime, file.st_size) for file in files)).T
     written = sizes.cumsum() / sizes.sum()
@@ -300,8 +299,8 @@ def views_of(splits: pd.DataFrame) -> int:
 def epoch_seconds(splits: pd.DataFrame, folder: Path, workers: int) -> float:
     """Return how long an epoch of full fine-tuning takes whose images are all decoded already."""
     phase = Phase(trainable="all", epochs=4, lr=0.001)
-    arguments = arguments_of(splits, folder, "full")
-    result = ray_engine.train(arguments, [phase], connected(workers))
+    arguments = arguments_of(splits, folder, "full", 1, connected(workers))
+    result = ray_engine.train(arguments, [phase])
     return float(result.history["seconds"].iloc[1:].mean())
 
 
@@ -315,20 +314,14 @@ def connected(workers: int) -> EngineOptions:
     return engine
 
 
-def arguments_of(splits: pd.DataFrame, folder: Path, strategy: str) -> dict[str, Any]:
-    """Return the arguments of `setup.prepare` for one random view of each image."""
+def arguments_of(
+    splits: pd.DataFrame, folder: Path, strategy: str, views: int, engine: EngineOptions
+) -> ray_cluster.Arguments:
+    """Return the arguments of `setup.prepare`."""
     network, transforms = common.build(BACKBONE, strategy)
-    return {
-        "network": network,
-        "splits": splits,
-        "transforms": transforms,
-        "options": TrainingOptions(precision="fp32", batch_size=BATCH),
-        "seed": 0,
-        "views": 1,
-        "store": ActivationCache(folder, 10),
-        "log_probabilities": False,
-        "mix": None,
-    }
+    chosen = common.parameters(views, precision="fp32", batch_size=BATCH)
+    chosen = chosen.model_copy(update={"engine": engine})
+    return chosen, network, splits, transforms, ActivationCache(folder, 10)
 
 
 def timed(function: Callable[[], Any], images: int, stage: str) -> float:

@@ -24,7 +24,7 @@ from scipy.stats import t
 
 from benchmarks import common
 from thawline.data.splitting import class_names
-from thawline.data.transforms import build_transforms, make_mix
+from thawline.data.transforms import build_transforms
 from thawline.evaluation.predictions import predict_split
 from thawline.evaluation.significance import effective_images
 from thawline.networks.building import build_network, pretrained_preprocessing
@@ -111,16 +111,8 @@ def measure(
             effective_images,
             cache,
         )
-        setup = prepare(
-            network,
-            splits,
-            transforms,
-            parameters.training,
-            seed,
-            views=parameters.augmentation.views_per_image,
-            store=cache,
-            mix=make_mix(parameters.augmentation, len(names)),
-        )
+        chosen = parameters.model_copy(update={"seed": seed})
+        setup = prepare(chosen, network, splits, transforms, cache)
         result = train(setup, choice.strategy.phases)
     seconds = time.perf_counter() - start
     network.load_state_dict(result.best)

@@ -20,7 +20,6 @@ from rich.progress import track
 
 from benchmarks import common, tutorial
 from thawline.networks.libraries import BUNDLED_BACKBONE
-from thawline.options import TrainingOptions
 from thawline.thaw.cache import ActivationCache
 from thawline.training.loop import train
 from thawline.training.setup import prepare
@@ -73,12 +72,10 @@ def measure(arguments: argparse.Namespace, how: str, seed: int) -> tuple[float, 
         )  # fmt: skip
     else:
         with tempfile.TemporaryDirectory() as folder:
-            options = TrainingOptions(batch_size=arguments.batch_size)
-            setup = prepare(
-                network, splits, transforms, options, seed,
-                views=None if how == NULL else int(how),
-                store=ActivationCache(Path(folder), max_gb=10),
-            )  # fmt: skip
+            views = None if how == NULL else int(how)
+            chosen = common.parameters(views, seed, batch_size=arguments.batch_size)
+            cache = ActivationCache(Path(folder), max_gb=10)
+            setup = prepare(chosen, network, splits, transforms, cache)
             result = train(setup, [phase])
         network.load_state_dict(result.best)
     seconds = time.perf_counter() - start

@@ -80,7 +80,8 @@ def test_an_earlier_training_goes_on_or_is_named_and_an_earlier_store_is_no_obst
     transforms = build_transforms(TransformOptions(size=32), IMAGENET, seed=0)
     network, _ = build_network(records.SMALL_NET, 10, 32, seed=0)
     options = records.FP32.model_copy(update={"resume": True})
-    setup = prepare(network, splits, transforms, options, seed=0, views=1, store=store)
+    parameters = records.PARAMETERS.model_copy(update={"training": options})
+    setup = prepare(parameters, network, splits, transforms, store)
     states = TrainingCheckpoints(tmp_path / "old" / "training_states")
     with caplog.at_level(logging.INFO):
         history = train(setup, [records.HEAD, records.ALL], states).history

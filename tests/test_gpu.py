@@ -17,12 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from conftest import copy_project, start_kedro
-from helpers.training import EVERYTHING, FROZEN_NORM, HEAD, transforms, without_dropout
+from helpers.training import (
+    EVERYTHING,
+    FROZEN_NORM,
+    HEAD,
+    parameters,
+    transforms,
+    without_dropout,
+)
 from helpers.training import options as cpu_options
 from thawline.cli.doctor_checks import check_device
 from thawline.data.decoding import hash_files
 from thawline.data.loading import ViewLoader, ViewRequest, decode
-from thawline.data.transforms import make_mix, normalize
+from thawline.data.transforms import normalize
 from thawline.errors import TrainingError
 from thawline.evaluation.explanations import explain
 from thawline.evaluation.predictions import predict_split
@@ -31,7 +38,6 @@ from thawline.networks.building import IMAGENET, build_network
 from thawline.networks.classifier import Classifier, load_classifier, save_classifier
 from thawline.networks.libraries import BUNDLED_BACKBONE
 from thawline.options import (
-    AugmentationOptions,
     LrFindOptions,
     ModelOptions,
     Phase,
@@ -86,10 +92,8 @@ def context_of(
     mixup: float = 0,
     **changes: object,
 ) -> TrainingContext:
-    mix = make_mix(AugmentationOptions(mixup=mixup), 2)
-    return prepare(
-        network or small(), splits, transforms(size), options(**changes), 0, 1, store, mix=mix
-    )
+    chosen = parameters(views=1, mixup=mixup, **{"device": CUDA.type, **changes})
+    return prepare(chosen, network or small(), splits, transforms(size), store)
 
 
 def run(splits: pd.DataFrame, *phases: Phase, **changes: object) -> TrainingResult:

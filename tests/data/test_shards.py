@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from helpers.training import parameters
 from thawline.data.decoding import ImageError, hash_files, image_size, read_image
 from thawline.data.near_duplicates.search import find_pairs
 from thawline.data.screening.file_records import read_records
@@ -29,7 +30,6 @@ from thawline.options import (
     Phase,
     ScreeningOptions,
     SplitFractions,
-    TrainingOptions,
     TransformOptions,
 )
 from thawline.training.loop import train
@@ -85,8 +85,7 @@ def test_shards_train_the_same_weights_as_the_folder_they_were_made_of(
             ModelOptions(backbone="helpers.networks:SmallNet", weights="none"), 2, 32, 0
         )
         transforms = build_transforms(TransformOptions(size=32), IMAGENET)
-        options = TrainingOptions(num_workers=0, precision="fp32", batch_size=8)
-        setup = prepare(network, splits.drop(columns="sha256"), transforms, options, seed=0)
+        setup = prepare(parameters(), network, splits.drop(columns="sha256"), transforms)
         weights.append(train(setup, [Phase(trainable="all", epochs=1, lr=0.003)]).last)
     pd.testing.assert_frame_equal(*tables)
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())

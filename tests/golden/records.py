@@ -29,9 +29,12 @@ from thawline.data.transforms import build_transforms
 from thawline.evaluation.significance import paired_test
 from thawline.networks.building import IMAGENET, build_network, pretrained_preprocessing
 from thawline.options import (
+    AugmentationOptions,
+    CompareOptions,
     ModelOptions,
     Parameters,
     Phase,
+    Strategy,
     TrainingOptions,
     TransformOptions,
     validate_parameters,
@@ -49,6 +52,12 @@ FP32 = TrainingOptions(
     optimizer="sgd", batch_size=16, device="cpu", precision="fp32", num_workers=0, warmup_ratio=0
 )
 HEAD = Phase(trainable={"last": 1}, epochs=2, lr=0.005)
+PARAMETERS = Parameters(
+    strategies={"head_only": Strategy(phases=[HEAD])},
+    compare=CompareOptions(strategies=("head_only",)),
+    augmentation=AugmentationOptions(views_per_image=1),
+    training=FP32,
+)
 ALL = Phase(trainable="all", epochs=2, lr=0.02, lr_decay=0.5)
 # Batch norm of 16 small images in training would multiply rounding beyond what is compared.
 CALM = Phase(trainable="all", epochs=2, lr=0.002, lr_decay=0.5, batch_norm="eval")
@@ -93,9 +102,7 @@ def losses_of_steps(
     logger.addHandler(listener)
     logger.setLevel(logging.DEBUG)
     try:
-        setup = prepare(
-            network, splits, transforms, FP32, seed=0, views=1, store=ActivationCache(store, 1)
-        )
+        setup = prepare(PARAMETERS, network, splits, transforms, ActivationCache(store, 1))
         history = train(setup, phases).history
     finally:
         logger.removeHandler(listener)

@@ -9,12 +9,15 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
-from thawline.data.transforms import Transforms, build_transforms, make_mix
+from thawline.data.transforms import Transforms, build_transforms
 from thawline.networks.building import IMAGENET, build_network
 from thawline.options import (
     AugmentationOptions,
+    CompareOptions,
     ModelOptions,
+    Parameters,
     Phase,
+    Strategy,
     TrainingOptions,
     TransformOptions,
 )
@@ -29,7 +32,9 @@ STAGES = ["stem", "layer1", "layer2", "head"]
 
 random_phases = st.lists(
     st.builds(
+        Parameters,
         Phase,
+        Strategy,
         trainable=st.one_of(
             st.just("all"),
             st.builds(lambda last: {"last": last}, st.integers(1, 6)),
@@ -49,6 +54,19 @@ random_phases = st.lists(
 def options(**changes: Any) -> TrainingOptions:
     """Return options of a training in fp32 without decoding processes."""
     return TrainingOptions(**{"num_workers": 0, "precision": "fp32", "batch_size": 8, **changes})
+
+
+def parameters(
+    seed: int = 0, views: int | None = None, mixup: float = 0, **training: Any
+) -> Parameters:
+    """Return the parameters of a training with these options."""
+    return Parameters(
+        seed=seed,
+        strategies={"head_only": Strategy(phases=[HEAD])},
+        compare=CompareOptions(strategies=("head_only",)),
+        augmentation=AugmentationOptions(views_per_image=views, mixup=mixup),
+        training=options(**training),
+    )
 
 
 def transforms(size: int = 32) -> Transforms:
@@ -77,8 +95,8 @@ def prepared(
     **changes: Any,
 ) -> TrainingContext:
     """Return a training of the small network, or of another one."""
-    mix = make_mix(AugmentationOptions(mixup=mixup), 2)
-    return prepare(network or network_of(), splits, transforms(), options(**changes), seed, mix=mix)
+    chosen = parameters(seed, mixup=mixup, **changes)
+    return prepare(chosen, network or network_of(), splits, transforms())
 
 
 def run(splits: pd.DataFrame, *phases: Phase, **changes: Any) -> TrainingResult:

@@ -23,13 +23,14 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from conftest import child_process
+from helpers.training import parameters
 from thawline.data import atomic_write, loading
 from thawline.data.decoding import codec_versions, hash_files
 from thawline.data.loading import ViewLoader
 from thawline.data.transforms import DECODING_VERSION, build_transforms
 from thawline.errors import DataError
 from thawline.networks.building import IMAGENET, build_network
-from thawline.options import ModelOptions, Phase, TrainingOptions, TransformOptions
+from thawline.options import ModelOptions, Phase, TransformOptions
 from thawline.thaw import features as activations
 from thawline.thaw import partition
 from thawline.thaw.cache import ActivationCache, Cost, fastest_that_fits
@@ -419,10 +420,6 @@ def test_where_memory_is_short_fewer_images_run_at_once(
 # Training
 
 
-def options(**changes: object) -> TrainingOptions:
-    return TrainingOptions(**{"num_workers": 0, "precision": "fp32", "batch_size": 8, **changes})
-
-
 def run(
     splits: pd.DataFrame,
     store: ActivationCache | None,
@@ -434,7 +431,7 @@ def run(
 ) -> TrainingResult:
     transforms = build_transforms(TransformOptions(size=32), IMAGENET, seed)
     network = network_of(backbone=backbone)
-    setup = prepare(network, splits, transforms, options(**changes), seed, views, store)
+    setup = prepare(parameters(seed, views, **changes), network, splits, transforms, store)
     return train(setup, phases)
 
 
@@ -518,7 +515,7 @@ def test_a_view_is_computed_in_the_epoch_that_first_needs_it(
         seen.append(int(contents.loc[random_views, "entries"].sum()))
 
     transforms = build_transforms(TransformOptions(size=32), IMAGENET)
-    setup = prepare(network_of(), splits, transforms, options(), 0, views, store)
+    setup = prepare(parameters(views=views), network_of(), splits, transforms, store)
     train(setup, [HEAD], on_epoch=count)
     assert [b - a for a, b in zip([0, *seen], seen, strict=False)] == computed
 

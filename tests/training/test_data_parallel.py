@@ -16,9 +16,10 @@ import torch.distributed as dist
 from torch import nn
 
 from conftest import child_process
+from helpers.training import parameters
 from thawline.data.transforms import build_transforms
 from thawline.networks.building import IMAGENET, build_network
-from thawline.options import ModelOptions, Phase, TrainingOptions, TransformOptions
+from thawline.options import ModelOptions, Phase, TransformOptions
 from thawline.thaw.cache import ActivationCache
 from thawline.training import data_parallel
 from thawline.training.loop import train
@@ -43,12 +44,10 @@ def run(splits: pd.DataFrame, folder: Path, backbone: str, phase: Phase, changes
     for module in network.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    options = TrainingOptions(
-        **{"num_workers": 0, "precision": "fp32", "batch_size": 10, "optimizer": "sgd", **changes}
-    )
+    chosen = parameters(views=2, **{"batch_size": 10, "optimizer": "sgd", **changes})
     transforms = build_transforms(TransformOptions(size=32), IMAGENET)
     store = ActivationCache(folder / "store", 1)
-    return train(prepare(network, splits, transforms, options, 0, 2, store), [HEAD, phase])
+    return train(prepare(chosen, network, splits, transforms, store), [HEAD, phase])
 
 
 def meet(rank: int, folder: Path) -> None:

@@ -10,7 +10,7 @@ from helpers.training import (
     FROZEN_NORM,
     HEAD,
     network_of,
-    options,
+    parameters,
     random_phases,
     run,
     same,
@@ -32,7 +32,7 @@ from thawline.training.setup import prepare
 
 def test_a_pretrained_network_learns_to_tell_two_photographs_apart(splits: pd.DataFrame) -> None:
     network, _ = build_network(ModelOptions(), 2, 64, seed=0)
-    result = train(prepare(network, splits, transforms(64), options(), seed=0), [HEAD])
+    result = train(prepare(parameters(), network, splits, transforms(64)), [HEAD])
     assert result.history["val_accuracy"].max() > 0.9
     assert result.history["train_loss"].is_monotonic_decreasing
 
@@ -61,7 +61,7 @@ def test_frozen_stages_keep_every_tensor_to_the_bit(splits: pd.DataFrame, traina
     network, _ = build_network(ModelOptions(), 2, 64, seed=0)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     phase = Phase(trainable=trainable, epochs=2, lr=0.01)
-    result = train(prepare(network, splits, transforms(64), options(), seed=0), [phase])
+    result = train(prepare(parameters(), network, splits, transforms(64)), [phase])
     thawed = ("classifier.", "blocks.6", "conv_head", "bn2")[: 1 if trainable["last"] == 1 else 4]
     for name, tensor in result.last.items():
         if not name.startswith(thawed):
@@ -78,7 +78,7 @@ def test_frozen_stages_keep_every_tensor_to_the_bit(splits: pd.DataFrame, traina
 def test_a_network_that_writes_to_its_frozen_weights_is_caught(splits: pd.DataFrame) -> None:
     restless = network_of("helpers.networks:RestlessNet")
     with pytest.raises(TrainingError, match="Freeze contract broken in phase 1"):
-        train(prepare(restless, splits, transforms(), options(), seed=0), [HEAD])
+        train(prepare(parameters(), restless, splits, transforms()), [HEAD])
 
 
 def test_the_best_epoch_is_the_one_that_the_monitor_names(splits: pd.DataFrame) -> None:
@@ -115,11 +115,10 @@ def test_accumulated_batches_equal_one_large_batch(splits: pd.DataFrame) -> None
     one, two = (
         train(
             prepare(
+                parameters(batch_size=size, gradient_accumulation_steps=16 // size, **kwargs),
                 without_dropout(network_of()),
                 even,
                 still,
-                options(batch_size=size, gradient_accumulation_steps=16 // size, **kwargs),
-                seed=0,
             ),
             [FROZEN_NORM],
         ).last
@@ -144,11 +143,10 @@ def test_the_last_update_of_an_epoch_counts_all_its_images_alike(
     results = [
         train(
             prepare(
+                parameters(batch_size=size, gradient_accumulation_steps=accumulate, **kwargs),
                 without_dropout(network_of()),
                 uneven,  # 23 training images: batches of 5 are 5, 5, 5, 5 and 3
                 transforms(),
-                options(batch_size=size, gradient_accumulation_steps=accumulate, **kwargs),
-                seed=0,
             ),
             [FROZEN_NORM],
         )
@@ -167,7 +165,7 @@ def test_fp16_learns_what_fp32_learns_and_skips_updates_that_overflow(
     assert "CPUs compute fp16 slowly" in caplog.text
     losses = [result.history["train_loss"].tolist() for result in results]
     assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]
-    setup = prepare(network_of(), splits, transforms(), options(precision="fp16"), seed=0)
+    setup = prepare(parameters(precision="fp16"), network_of(), splits, transforms())
     assert setup.scaler.is_enabled()
     before = {name: tensor.clone() for name, tensor in setup.network.state_dict().items()}
     state = setup.scaler.state_dict()
@@ -179,7 +177,7 @@ def test_fp16_learns_what_fp32_learns_and_skips_updates_that_overflow(
 def test_every_epoch_is_reported_as_it_ends(splits: pd.DataFrame) -> None:
     told = []
     result = train(
-        prepare(network_of(), splits, transforms(), options(), seed=0),
+        prepare(parameters(), network_of(), splits, transforms()),
         [HEAD, EVERYTHING],
         on_epoch=lambda metrics, epoch: told.append((epoch, metrics["val_loss"])),
     )
@@ -191,12 +189,12 @@ def test_nll_on_log_probabilities_trains_like_cross_entropy_on_logits(splits: pd
     logits, log = (
         train(
             prepare(
+                parameters().model_copy(
+                    update={"model": ModelOptions(log_probabilities=log_probabilities)}
+                ),
                 network_of(log_probabilities=log_probabilities),
                 splits,
                 transforms(),
-                options(),
-                seed=0,
-                log_probabilities=log_probabilities,
             ),
             [HEAD],
         )

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.training import parameters
 from thawline.data.transforms import build_transforms
 from thawline.networks.building import IMAGENET, build_network
-from thawline.options import LrFindOptions, ModelOptions, Phase, TrainingOptions, TransformOptions
+from thawline.options import LrFindOptions, ModelOptions, Phase, TransformOptions
 from thawline.reports.figures.training import lr_curve
 from thawline.thaw.cache import ActivationCache
 from thawline.training.lr_find import find_lr, suggest_lr
@@ -18,7 +19,6 @@ from thawline.training.setup import prepare
 
 SIZE = 64
 HEAD = Phase(trainable={"last": 1}, epochs=1, lr=0.005)
-OPTIONS = TrainingOptions(num_workers=0, precision="fp32", batch_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def network() -> nn.Module:
 def sweep(network: nn.Module, splits: pd.DataFrame, phase: Phase = HEAD, **kwargs) -> pd.DataFrame:
     transforms = build_transforms(TransformOptions(size=SIZE), IMAGENET)
     options = LrFindOptions(**kwargs.pop("sweep", {}))
-    setup = prepare(network, splits, transforms, OPTIONS, seed=0, views=1, **kwargs)
+    setup = prepare(parameters(views=1), network, splits, transforms, **kwargs)
     return find_lr(setup, phase, options)
 
 
@@ -48,7 +48,7 @@ def test_it_stops_where_the_loss_explodes_and_suggests_less(
 ) -> None:
     store = ActivationCache(tmp_path, 1)
     curve = sweep(
-        network, splits, sweep={"start_lr": 1e-4, "end_lr": 1e5, "steps": 90}, store=store
+        network, splits, sweep={"start_lr": 1e-4, "end_lr": 1e5, "steps": 90}, cache=store
     )
     assert len(curve) < 90
     assert curve["smoothed"].iloc[-1] > 4 * curve["smoothed"].min()
@@ -56,7 +56,7 @@ def test_it_stops_where_the_loss_explodes_and_suggests_less(
     assert 1e-4 <= suggested < curve["lr"].iloc[-1]
     assert curve.loc[curve["lr"] > suggested, "smoothed"].min() < curve["smoothed"].iloc[0]
     again = sweep(
-        network, splits, sweep={"start_lr": 1e-4, "end_lr": 1e5, "steps": 90}, store=store
+        network, splits, sweep={"start_lr": 1e-4, "end_lr": 1e5, "steps": 90}, cache=store
     )
     pd.testing.assert_frame_equal(curve, again)
 

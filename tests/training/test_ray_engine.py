@@ -10,12 +10,14 @@ import pandas as pd
 import pytest
 import torch
 
+from helpers.training import parameters
 from thawline.data.transforms import build_transforms
 from thawline.errors import DataError, ParameterError
 from thawline.networks.building import IMAGENET, build_network
-from thawline.options import EngineOptions, ModelOptions, Phase, TrainingOptions, TransformOptions
+from thawline.options import EngineOptions, ModelOptions, Phase, TransformOptions
 from thawline.thaw.cache import ActivationCache
 from thawline.training import loop, ray_cluster, ray_engine
+from thawline.training.ray_cluster import Arguments
 from thawline.training.setup import prepare
 from thawline.training.state import TrainingCheckpoints
 
@@ -36,28 +38,27 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-def arguments_of(splits: pd.DataFrame, folder: Path) -> dict[str, Any]:
+def arguments_of(splits: pd.DataFrame, folder: Path) -> Arguments:
     """Return a training without dropout, of which every worker draws its own."""
     model = ModelOptions(backbone="timm/resnet10t", weights="none")
-    return {
-        "network": build_network(model, 2, 32, 0)[0],
-        "splits": splits,
-        "transforms": build_transforms(TransformOptions(size=32), IMAGENET),
-        "options": TrainingOptions(num_workers=0, precision="fp32", batch_size=10, optimizer="sgd"),
-        "seed": 0,
-        "views": 2,
-        "store": ActivationCache(folder / "store", 1),
-    }
+    chosen = parameters(views=2, batch_size=10, optimizer="sgd")
+    return (
+        chosen.model_copy(update={"engine": ENGINE}),
+        build_network(model, 2, 32, 0)[0],
+        splits,
+        build_transforms(TransformOptions(size=32), IMAGENET),
+        ActivationCache(folder / "store", 1),
+    )
 
 
 @pytest.mark.slow  # 45 s, most of which Ray takes to start workers
 def test_two_workers_return_what_one_process_does(splits: pd.DataFrame, tmp_path: Path) -> None:
     arguments = arguments_of(splits, tmp_path / "ray")
-    before = {name: tensor.clone() for name, tensor in arguments["network"].state_dict().items()}
+    before = {name: tensor.clone() for name, tensor in arguments[1].state_dict().items()}
     rows: list[dict[str, Any]] = []
     states = TrainingCheckpoints(tmp_path / "states")
-    found = ray_engine.train(arguments, PHASES, ENGINE, states, lambda row, _: rows.append(row))
-    alone = loop.train(prepare(**arguments_of(splits, tmp_path / "alone")), PHASES)
+    found = ray_engine.train(arguments, PHASES, states, lambda row, _: rows.append(row))
+    alone = loop.train(prepare(*arguments_of(splits, tmp_path / "alone")), PHASES)
 
     for name, tensor in alone.last.items():
         torch.testing.assert_close(found.last[name], tensor, atol=1e-4, rtol=1e-4)
@@ -67,7 +68,7 @@ def test_two_workers_return_what_one_process_does(splits: pd.DataFrame, tmp_path
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert found.freeze_contract == alone.freeze_contract
     # What this process was given stays as it is, and nothing is left but what is to be resumed.
-    network = arguments["network"].state_dict()
+    network = arguments[1].state_dict()
     assert all(torch.equal(tensor, network[name]) for name, tensor in before.items())
     assert {path.suffix for path in states.folder.iterdir()} == {".pt"}
     states.forget()
@@ -82,4 +83,4 @@ def test_more_workers_than_there_are_processors_are_refused() -> None:
 def test_an_image_that_has_vanished_is_named(splits: pd.DataFrame, tmp_path: Path) -> None:
     gone = splits.assign(path=splits["path"].where(splits.index != 3, str(tmp_path / "gone.jpg")))
     with pytest.raises(DataError, match=r"gone\.jpg: this image was there when the run began"):
-        ray_engine.train(arguments_of(gone, tmp_path), PHASES, ENGINE)
+        ray_engine.train(arguments_of(gone, tmp_path), PHASES)

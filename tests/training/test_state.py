@@ -12,14 +12,13 @@ import pytest
 import torch
 
 from conftest import child_process
-from thawline.data.transforms import build_transforms, make_mix
+from helpers.training import parameters
+from thawline.data.transforms import build_transforms
 from thawline.errors import DataError, TrainingError
 from thawline.networks.building import IMAGENET, build_network
 from thawline.options import (
-    AugmentationOptions,
     ModelOptions,
     Phase,
-    TrainingOptions,
     TransformOptions,
 )
 from thawline.thaw.cache import ActivationCache
@@ -46,14 +45,11 @@ def run(
 ) -> TrainingResult:
     model = ModelOptions(backbone="helpers.networks:SmallNet", weights="none")
     setup = prepare(
+        parameters(views=2, mixup=mixup, **options),
         build_network(model, 2, 32, seed=0)[0],
         splits,
         build_transforms(TransformOptions(size=32), IMAGENET),
-        TrainingOptions(**{**OPTIONS, **options}),
-        seed=0,
-        views=2,
-        store=store,
-        mix=make_mix(AugmentationOptions(mixup=mixup), 2),
+        store,
     )
     return train(setup, phases, states, on_epoch)
 

@@ -104,7 +104,7 @@ def run_epoch(
 ) -> None:
     """Make one pass over the training images, validate, and keep the weights if they are best."""
     start, description = time.perf_counter(), current.describe()  # rates as the epoch begins
-    seed_own_dropout(run.seed, progress.epoch)
+    seed_own_dropout(run.parameters.seed, progress.epoch)
     steps = run.plan_epoch(progress.micro_batch)
     boundaries = run.load_steps(current.features, steps, progress.epoch - 1)
     metrics = RunningMetrics(run.train_set, [step.positions for step in steps])

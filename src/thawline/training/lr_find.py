@@ -30,7 +30,8 @@ def find_lr(run: TrainingContext, phase: Phase, sweep: LrFindOptions) -> pd.Data
     Raises:
         TrainingError: if the device has no memory for a batch.
     """
-    run = replace(run, options=run.options.model_copy(update={"gradient_accumulation_steps": 1}))
+    options = run.options.model_copy(update={"gradient_accumulation_steps": 1})
+    run = replace(run, parameters=run.parameters.model_copy(update={"training": options}))
     initial = {name: tensor.clone() for name, tensor in run.network.state_dict().items()}
     current = prepare_phase(run, phase)
     factor = (sweep.end_lr / sweep.start_lr) ** (1 / (sweep.steps - 1))

@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import nn
 
+from thawline.data.transforms import Transforms
 from thawline.errors import DataError, ParameterError
-from thawline.options import EngineOptions, Phase
+from thawline.options import EngineOptions, Parameters, Phase
+from thawline.thaw.cache import ActivationCache
 from thawline.thaw.device import MALLOC_ENVIRONMENT
 from thawline.thaw.frozen_part import CPU_CHUNK_SIZE
 from thawline.thaw.image_set import ImageView
@@ -21,6 +24,9 @@ from thawline.training.setup import prepare, prepare_phase
 MAX_TASK_IMAGES = 1024  # between two tasks the decoders of an actor wait
 TASKS_PER_WORKER = 4  # at least, so that all are busy until the end
 EVALUATION = -1  # number of the evaluation view, since a column cannot lack one
+
+# Of `setup.prepare`, which each process calls with them.
+Arguments = tuple[Parameters, nn.Module, pd.DataFrame, Transforms, ActivationCache | None]
 
 
 def connect(engine: EngineOptions) -> None:
@@ -79,7 +85,7 @@ def divide(engine: EngineOptions) -> Any:
     return ScalingConfig(num_workers=count, use_gpu=gpus_each > 0, resources_per_worker=resources)
 
 
-def compute_activations(arguments: dict[str, Any], phase: Phase, scaling: Any) -> None:
+def compute_activations(arguments: Arguments, phase: Phase, scaling: Any) -> None:
     """Fill the activation cache for a phase, by actors of Ray Data that hold the frozen layers.
 
     The `arguments` are those of `prepare`, with hashes in the splits and an absolute cache folder;
@@ -90,8 +96,10 @@ def compute_activations(arguments: dict[str, Any], phase: Phase, scaling: Any) -
     """
     import ray.data
 
-    splits = arguments["splits"][["split", "path", "sha256"]]
-    train_images, views = splits[splits["split"] == "train"], min(arguments["views"], phase.epochs)
+    parameters, _, splits, *_ = arguments
+    splits = splits[["split", "path", "sha256"]]
+    train_images = splits[splits["split"] == "train"]
+    views = min(parameters.augmentation.views_per_image or phase.epochs, phase.epochs)
     rows = pd.concat(
         [splits[splits["split"] == "val"].assign(view=EVALUATION)]
         + [train_images.assign(view=number) for number in range(views)]
@@ -120,9 +128,9 @@ def compute_activations(arguments: dict[str, Any], phase: Phase, scaling: Any) -
 class FrozenLayers:
     """An actor of Ray Data that puts the activations of images into the cache."""
 
-    def __init__(self, arguments: dict[str, Any], phase: Phase) -> None:
+    def __init__(self, arguments: Arguments, phase: Phase) -> None:
         """Split the network of a phase at its thaw line."""
-        self._features = prepare_phase(prepare(**arguments), phase).features
+        self._features = prepare_phase(prepare(*arguments), phase).features
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return how many images there were, or why one of them cannot be read."""

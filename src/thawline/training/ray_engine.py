@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch import nn
 
 from thawline.data.decoding import hash_files
+from thawline.data.transforms import Transforms
 from thawline.errors import ThawlineError, TrainingError
-from thawline.options import EngineOptions, Phase
+from thawline.options import Parameters, Phase
 from thawline.thaw.cache import GB, ActivationCache
 from thawline.training import loop
 from thawline.training.data_parallel import all_reduce_sum, rank
 from thawline.training.progress import OnEpoch, TrainingResult, progress_bar
-from thawline.training.ray_cluster import compute_activations, connect, divide
+from thawline.training.ray_cluster import Arguments, compute_activations, connect, divide
 from thawline.training.setup import prepare
 from thawline.training.state import TrainingCheckpoints
 
@@ -30,9 +32,8 @@ LOG = "thawline"  # the logger whose lines come from the workers
 
 
 def train(
-    arguments: dict[str, Any],
+    arguments: Arguments,
     phases: Sequence[Phase],
-    engine: EngineOptions,
     checkpoints: TrainingCheckpoints | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> TrainingResult:
@@ -43,18 +44,20 @@ def train(
     random numbers are drawn above the thaw line (dropout, mixup). If a worker dies, all are
     restarted from the last saved state.
 
-    The `arguments` are those of `prepare`, by name. All machines find the same files under their
-    paths, and share the folder of `checkpoints`. `on_epoch` is called in this process.
+    The `arguments` are those of `prepare`. All machines find the same files under their paths, and
+    share the folder of `checkpoints`. `on_epoch` is called in this process.
 
     Raises:
         DataError: if an image file cannot be read.
         ParameterError: if Ray is missing, does not answer, or has less than is asked for.
         ThawlineError: what training raises, or if workers have died too often.
     """
-    connect(engine)
-    scaling, arguments = divide(engine), worker_arguments(arguments, engine)
-    store, options = arguments.get("store"), arguments["options"]
-    if store and store.max_bytes and arguments.get("views") and not arguments.get("mix"):
+    parameters, options = arguments[0], arguments[0].training
+    connect(parameters.engine)
+    scaling, arguments = divide(parameters.engine), worker_arguments(*arguments)
+    cache, augmentation = arguments[-1], parameters.augmentation
+    is_mixed = augmentation.mixup or augmentation.cutmix
+    if cache and cache.max_bytes and augmentation.views_per_image and not is_mixed:
         compute_activations(arguments, phases[0], scaling)
     logger.info(
         "Ray: each of %d worker(s) computes its share of an effective batch of %d images. Learning"
@@ -65,27 +68,27 @@ def train(
     return _fit(arguments, phases, scaling, checkpoints, on_epoch)
 
 
-def worker_arguments(arguments: dict[str, Any], engine: EngineOptions) -> dict[str, Any]:
+def worker_arguments(
+    parameters: Parameters,
+    network: nn.Module,
+    splits: pd.DataFrame,
+    transforms: Transforms,
+    cache: ActivationCache | None = None,
+) -> Arguments:
     """Return the arguments with hashes of the images, which all would compute, and absolute paths.
 
     Raises:
         DataError: if an image file cannot be read.
     """
-    splits: pd.DataFrame = arguments["splits"]
     used = splits[splits["split"] != "test"]
     if "sha256" not in used:
         used = used.assign(sha256=hash_files(used["path"].tolist()))
-    store = arguments.get("store")
-    return {
-        **arguments,
-        "splits": used,
-        "store": store and ActivationCache(store.folder.resolve(), store.max_bytes / GB),
-        "sync_batch_norm": engine.sync_batch_norm,
-    }
+    shared = cache and ActivationCache(cache.folder.resolve(), cache.max_bytes / GB)
+    return parameters, network, used, transforms, shared
 
 
 def _fit(
-    arguments: dict[str, Any],
+    arguments: Arguments,
     phases: Sequence[Phase],
     scaling: Any,
     checkpoints: TrainingCheckpoints | None,
@@ -176,13 +179,14 @@ def _work(config: dict[str, Any]) -> None:
     marker.parent.mkdir(parents=True, exist_ok=True)
     marker.touch()
     if restarted:
-        resumed = arguments["options"].model_copy(update={"resume": True})
-        arguments = {**arguments, "options": resumed}
+        parameters, *others = arguments
+        training = parameters.training.model_copy(update={"resume": True})
+        arguments = (parameters.model_copy(update={"training": training}), *others)
         if is_first:
             logger.warning("A worker died: all were restarted from the last saved state")
     report: OnEpoch | None = (lambda row, _: queue.put(row)) if is_first else None
     try:
-        result = loop.train(prepare(**arguments), config["phases"], checkpoints, report)
+        result = loop.train(prepare(*arguments), config["phases"], checkpoints, report)
     except ThawlineError as error:
         queue.put(error)
         raise

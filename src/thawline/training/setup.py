@@ -51,6 +51,7 @@ class Step:
 class TrainingContext:
     """What all phases have in common; it serves for one training. See also `prepare`."""
 
+    parameters: Parameters
     network: nn.Module
     accelerator: Accelerator  # device and precision
     train_set: ImageSet
@@ -60,13 +61,14 @@ class TrainingContext:
     loader: ViewLoader
     cache: ActivationCache
     transforms: Transforms
-    options: TrainingOptions
-    seed: int
-    views: int | None
     mix: BatchMixer | None
-    sync_batch_norm: bool
     scaler: torch.amp.GradScaler  # of the loss in fp16
     shuffle_rng: torch.Generator
+
+    @property
+    def options(self) -> TrainingOptions:
+        """The group `training` of the parameters."""
+        return self.parameters.training
 
     def shuffled_batches(self, rng: torch.Generator) -> list[np.ndarray]:
         """Return positions of training images in batches."""
@@ -94,9 +96,10 @@ class TrainingContext:
         self, features: FeatureLoader, steps: Sequence[Step], epoch: int
     ) -> Iterator[Tensors]:
         """Yield what crosses the thaw line in an epoch, counted from 0, from its random views."""
-        view = epoch % self.views if self.views else epoch
-        views = self.train_set.take([step.positions for step in steps], view)
-        return features.load(views, keep=self.views is not None)
+        count = self.parameters.augmentation.views_per_image
+        batches = [step.positions for step in steps]
+        views = self.train_set.take(batches, epoch % count if count else epoch)
+        return features.load(views, keep=count is not None)
 
     def mix_images(self, boundary: Tensors, labels: Tensor) -> tuple[Tensors, Tensor]:
         """Return a batch as it is, or mixed images and the shares of their classes (N, C)."""
@@ -140,41 +143,37 @@ class PhaseContext:
 
 
 def prepare(
+    parameters: Parameters,
     network: nn.Module,
     splits: pd.DataFrame,
     transforms: Transforms,
-    options: TrainingOptions,
-    seed: int,
-    views: int | None = None,
-    store: ActivationCache | None = None,
-    log_probabilities: bool = False,
-    mix: BatchMixer | None = None,
-    sync_batch_norm: bool = False,
+    cache: ActivationCache | None = None,
 ) -> TrainingContext:
     """Seed all generators, move the network to its device and return what will train it there.
 
     On one CPU, the same seed gives the same bits. The network returns logits, or with
-    `log_probabilities` log-probabilities, (N, C). `views` random views per image are used in turn;
-    if None, each epoch has a new one. `store` caches what the frozen layers return; if None, or
-    with a `mix`, they run in every epoch. With `sync_batch_norm`, batch norm on GPUs sees the
-    images of all workers.
+    `model.log_probabilities` log-probabilities, (N, C). `cache` holds what the frozen layers
+    return; without it, or with mixup or CutMix, they run in every epoch.
 
     Raises:
         ParameterError: if the device is not available.
         DataError: if an image file cannot be read.
     """
-    set_seed(seed)
+    options = parameters.training
+    set_seed(parameters.seed)
     accelerator = make_accelerator(options)
     device, dtype = accelerator.device, accelerator.dtype
     if device.type == "cpu":
         keep_freed_memory()
     network.to(device).to(memory_format=torch.channels_last)
     logger.info("Training on %s in %s", device, dtype)
+    mix = make_mix(parameters.augmentation, splits["class_index"].nunique())
     if mix:
         logger.info("%s is on: the whole network runs in every step and nothing is cached", mix)
-    loss_function = make_loss(splits, options, log_probabilities)
+    loss_function = make_loss(splits, options, parameters.model.log_probabilities)
     train_set = image_set(splits, "train", device)
     return TrainingContext(
+        parameters=parameters,
         network=network,
         accelerator=accelerator,
         train_set=train_set,
@@ -182,17 +181,13 @@ def prepare(
         loss_function=loss_function.to(device),
         image_weights=_image_weights(train_set, None if mix else loss_function.weight),
         loader=ViewLoader(transforms, options.num_workers, device.type == "cuda"),
-        cache=store if store and not mix else ActivationCache(Path(), max_gb=0),
+        cache=cache if cache and not mix else ActivationCache(Path(), max_gb=0),
         transforms=transforms,
-        options=options,
-        seed=seed,
-        views=views,
         mix=mix,
-        sync_batch_norm=sync_batch_norm,
         scaler=torch.amp.GradScaler(
             device.type, INITIAL_LOSS_SCALE, enabled=dtype == torch.float16
         ),
-        shuffle_rng=torch.Generator().manual_seed(seed),
+        shuffle_rng=torch.Generator().manual_seed(parameters.seed),
     )
 
 
@@ -207,6 +202,7 @@ def prepare_phase(
         ParameterError: if the phase names no stage of the network.
     """
     network, options = run.network, run.options
+    views = run.parameters.augmentation.views_per_image or 0
     freeze_layers(network, phase)
     line = (
         ThawLine(None, network, network)  # mixed images cross it: none is ever seen again
@@ -215,13 +211,13 @@ def prepare_phase(
     )
     features = FeatureLoader(
         line, run.transforms, run.loader, run.cache, run.accelerator,
-        entries=(run.views or 0) * len(run.train_set.labels) + len(run.val_set.labels),
+        entries=views * len(run.train_set.labels) + len(run.val_set.labels),
     )  # fmt: skip
     optimizer = make_optimizer(network, phase, options, previous)
     return PhaseContext(
         line,
         features,
-        wrap_for_workers(line.above_train, run.sync_batch_norm),
+        wrap_for_workers(line.above_train, run.parameters.engine.sync_batch_norm),
         optimizer,
         make_schedule(optimizer, phase, len(run.shuffled_batches(torch.Generator())), options),
         make_ema(line.above_train, options.ema_decay) if options.ema_decay is not None else None,
@@ -245,24 +241,3 @@ def _image_weights(images: ImageSet, class_weights: Tensor | None) -> np.ndarray
     if class_weights is None:
         return np.broadcast_to(1.0, len(images.labels))  # which takes no memory
     return class_weights.cpu().double()[images.labels.cpu()].numpy()
-
-
-def training_arguments(
-    parameters: Parameters,
-    network: nn.Module,
-    splits: pd.DataFrame,
-    transforms: Transforms,
-    activations: Path,
-) -> dict[str, Any]:
-    """Return the arguments of `prepare`, with a cache in the folder `activations`."""
-    return {
-        "network": network,
-        "splits": splits,
-        "transforms": transforms,
-        "options": parameters.training,
-        "seed": parameters.seed,
-        "views": parameters.augmentation.views_per_image,
-        "store": ActivationCache(activations, parameters.activations.max_gb),
-        "log_probabilities": parameters.model.log_probabilities,
-        "mix": make_mix(parameters.augmentation, splits["class_index"].nunique()),
-    }

@@ -119,10 +119,10 @@ def training_key(run: TrainingContext, phases: Sequence[Phase], initial: dict[st
         "precision": str(run.accelerator.dtype),
         "torch": torch.__version__,
         "loss": type(run.loss_function).__name__,
-        "seed": run.seed,
-        "views": run.views,
+        "seed": run.parameters.seed,
+        "views": run.parameters.augmentation.views_per_image,
         "mix": repr(run.mix),
-        "workers": [world_size(), run.sync_batch_norm],
+        "workers": [world_size(), run.parameters.engine.sync_batch_norm],
     }
     return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:32]
 

@@ -100,14 +100,13 @@ def train_model(
     metric_logger: OnEpoch,
 ) -> tuple[Classifier, Classifier, pd.DataFrame, list[dict[str, Any]], go.Figure]:
     """Return the best and the last classifier, history, freeze contract and learning curves."""
-    arguments = setup.training_arguments(
-        parameters, frozen_network, splits, image_transforms, activations
-    )
-    phases, engine = chosen_strategy.strategy.phases, parameters.engine
-    if engine.name == "ray":
-        result = ray_engine.train(arguments, phases, engine, training_checkpoints, metric_logger)
+    cache = ActivationCache(activations, parameters.activations.max_gb)
+    arguments = parameters, frozen_network, splits, image_transforms, cache
+    phases = chosen_strategy.strategy.phases
+    if parameters.engine.name == "ray":
+        result = ray_engine.train(arguments, phases, training_checkpoints, metric_logger)
     else:
-        context = setup.prepare(**arguments)
+        context = setup.prepare(*arguments)
         result = loop.train(context, phases, training_checkpoints, metric_logger)
     if result.best_epoch:
         best_val_accuracy = result.history["val_accuracy"].iloc[result.best_epoch - 1]
@@ -173,8 +172,9 @@ def find_lr(
     phase = chosen_strategy.strategy.phases[0]
     unmixed = parameters.augmentation.model_copy(update={"mixup": 0, "cutmix": 0})
     own = parameters.model_copy(update={"augmentation": unmixed})
-    arguments = setup.training_arguments(own, network, splits, image_transforms, activations)
-    curve = lr_find.find_lr(setup.prepare(**arguments), phase, parameters.lr_find)
+    cache = ActivationCache(activations, parameters.activations.max_gb)
+    context = setup.prepare(own, network, splits, image_transforms, cache)
+    curve = lr_find.find_lr(context, phase, parameters.lr_find)
     suggested = lr_find.suggest_lr(curve)
     logger.info("Suggested: training.lr=%.2g (the first phase has %g)", suggested, phase.lr)
     return curve, {"suggested_lr": suggested}, lr_curve(curve, suggested, phase.lr)

@@ -17,6 +17,7 @@ from thawline.reports.figures.sweep import importance, optimization_history, par
 from thawline.sweep import study as sweeping
 from thawline.sweep.space import with_values
 from thawline.sweep.storage import open_storage
+from thawline.thaw.cache import ActivationCache
 from thawline.training import loop, setup
 from thawline.training.progress import OnEpoch, TrainingResult
 
@@ -79,8 +80,9 @@ def train_trial(
     choice, *_ = finetune.choose_strategy(
         parameters, network, splits, image_transforms, activations
     )
-    arguments = setup.training_arguments(parameters, network, splits, image_transforms, activations)
-    return loop.train(setup.prepare(**arguments), choice.strategy.phases, on_epoch=on_epoch)
+    cache = ActivationCache(activations, parameters.activations.max_gb)
+    context = setup.prepare(parameters, network, splits, image_transforms, cache)
+    return loop.train(context, choice.strategy.phases, on_epoch=on_epoch)
 
 
 def select_best_trial(
