@@ -32,9 +32,7 @@ STAGES = ["stem", "layer1", "layer2", "head"]
 
 random_phases = st.lists(
     st.builds(
-        Parameters,
         Phase,
-        Strategy,
         trainable=st.one_of(
             st.just("all"),
             st.builds(lambda last: {"last": last}, st.integers(1, 6)),
