@@ -44,7 +44,7 @@ from thawline.options import (
     TrainingOptions,
 )
 from thawline.serving.requests import classify
-from thawline.thaw.cache import ActivationCache
+from thawline.thaw.cache import NO_CACHE, ActivationCache
 from thawline.thaw.device import Accelerator, make_accelerator
 from thawline.thaw.features import ACTIVATIONS, FeatureLoader
 from thawline.thaw.freezing import freeze_layers
@@ -67,7 +67,6 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 SIZE = 64
 AMPERE = (8, 0)  # compute capability of the first GPUs with TF32
 TWO_STAGES = Phase(trainable={"last": 2}, epochs=2, lr=0.01)
-NO_CACHE = ActivationCache(Path(), max_gb=0)
 
 
 def options(**changes: object) -> TrainingOptions:
@@ -87,7 +86,7 @@ def pretrained() -> nn.Module:
 def context_of(
     splits: pd.DataFrame,
     network: nn.Module | None = None,
-    store: ActivationCache | None = None,
+    store: ActivationCache = NO_CACHE,
     size: int = SIZE,
     mixup: float = 0,
     **changes: object,

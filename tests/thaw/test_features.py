@@ -33,7 +33,7 @@ from thawline.networks.building import IMAGENET, build_network
 from thawline.options import ModelOptions, Phase, TransformOptions
 from thawline.thaw import features as activations
 from thawline.thaw import partition
-from thawline.thaw.cache import ActivationCache, Cost, fastest_that_fits
+from thawline.thaw.cache import NO_CACHE, ActivationCache, Cost, fastest_that_fits
 from thawline.thaw.device import Accelerator
 from thawline.thaw.features import (
     ACTIVATIONS,
@@ -431,7 +431,9 @@ def run(
 ) -> TrainingResult:
     transforms = build_transforms(TransformOptions(size=32), IMAGENET, seed)
     network = network_of(backbone=backbone)
-    setup = prepare(parameters(seed, views, **changes), network, splits, transforms, store)
+    setup = prepare(
+        parameters(seed, views, **changes), network, splits, transforms, store or NO_CACHE
+    )
     return train(setup, phases)
 
 

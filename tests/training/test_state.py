@@ -21,7 +21,7 @@ from thawline.options import (
     Phase,
     TransformOptions,
 )
-from thawline.thaw.cache import ActivationCache
+from thawline.thaw.cache import NO_CACHE, ActivationCache
 from thawline.training import state
 from thawline.training.loop import train
 from thawline.training.progress import TrainingResult
@@ -38,7 +38,7 @@ def run(
     splits: pd.DataFrame,
     states: TrainingCheckpoints | None = None,
     phases: tuple[Phase, ...] = GRADUAL,
-    store: ActivationCache | None = None,
+    store: ActivationCache = NO_CACHE,
     mixup: float = 0,
     on_epoch: object = None,
     **options: object,

@@ -12,7 +12,7 @@ from thawline.data.transforms import Transforms
 from thawline.evaluation.stage_summary import is_in_stage
 from thawline.networks.stages import HEAD, find_stages
 from thawline.options import TrainingOptions
-from thawline.thaw.cache import ActivationCache
+from thawline.thaw.cache import NO_CACHE, ActivationCache
 from thawline.thaw.image_set import image_set
 from thawline.thaw.probing import stage_features
 
@@ -25,7 +25,7 @@ def measure_weight_change(
     splits: pd.DataFrame,
     transforms: Transforms,
     options: TrainingOptions,
-    store: ActivationCache | None = None,
+    store: ActivationCache = NO_CACHE,
 ) -> pd.DataFrame:
     """Return how far training moved each stage, one row per stage from the input on.
 

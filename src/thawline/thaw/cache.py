@@ -39,13 +39,8 @@ def describe_entries(
 ) -> dict[str, Any]:
     """Return all that cached entries depend on. When any of it changes, they are not read again.
 
-    The image's content and the view's number are in the entry's key instead.
-
-    Args:
-        transforms: how files become views.
-        random: random views, not those for evaluation.
-        network: its class and the boundary, for activations; empty for views.
-        fingerprint: see `FrozenPart.fingerprint`.
+    The image's content and the view's number are in the entry's key instead. Activations also
+    depend on a `network`, by its class and boundary, and its `FrozenPart.fingerprint`.
     """
     kind = "random views" if random else "evaluation views"
     description: dict[str, Any] = {
@@ -132,6 +127,9 @@ class ActivationCache:
             return len(data) / (time.perf_counter() - start)
         finally:
             probe.unlink(missing_ok=True)
+
+
+NO_CACHE = ActivationCache(Path(), max_gb=0)
 
 
 class Cost(NamedTuple):

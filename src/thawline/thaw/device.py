@@ -55,8 +55,7 @@ def make_accelerator(options: TrainingOptions) -> Accelerator:
     use_full_float32()
     precision = options.precision
     if precision == "auto":
-        is_native = _computes_bf16_on_cpu() if device == "cpu" else _computes_bf16_on_cuda()
-        precision = "bf16" if is_native else "fp32"
+        precision = "bf16" if _computes_bf16(device) else "fp32"
     if (device, precision) == ("cpu", "fp16"):
         logger.warning("training.precision: CPUs compute fp16 slowly; bf16 or fp32 is faster.")
     return Accelerator(torch.device(device), DTYPES[precision])
@@ -86,10 +85,9 @@ def keep_freed_memory() -> None:
     mallopt(TRIM_THRESHOLD, MAX_KEPT_BYTES)
 
 
-def _computes_bf16_on_cpu() -> bool:
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def _computes_bf16_on_cuda() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+def _computes_bf16(device: str) -> bool:
+    """Return whether the hardware itself computes bf16."""
+    if device == "cpu":
+        capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+    return device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

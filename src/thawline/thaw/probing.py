@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +20,7 @@ from thawline.data.transforms import Transforms
 from thawline.errors import DataError
 from thawline.networks.stages import find_stages
 from thawline.options import AUTO, AutoOptions, LastStages, Parameters, Strategy, TrainingOptions
-from thawline.thaw.cache import ActivationCache
+from thawline.thaw.cache import NO_CACHE, ActivationCache
 from thawline.thaw.device import Accelerator, make_accelerator
 from thawline.thaw.features import FeatureLoader
 from thawline.thaw.image_set import ImageView, image_set
@@ -117,7 +116,7 @@ def probe_stages(
     options: TrainingOptions,
     seed: int,
     effective_images: EffectiveImages,
-    store: ActivationCache | None = None,
+    store: ActivationCache = NO_CACHE,
 ) -> pd.DataFrame:
     """Return how well a linear probe classifies by the pooled output of each stage but the head.
 
@@ -151,7 +150,7 @@ def stage_features(
     images: Sequence[ImageView],
     transforms: Transforms,
     options: TrainingOptions,
-    store: ActivationCache | None = None,
+    store: ActivationCache = NO_CACHE,
     dtype: torch.dtype | None = None,
     keep: bool = True,
 ) -> dict[str, np.ndarray]:
@@ -169,7 +168,7 @@ def stage_features(
         ThawLine(stages, network, network, tuple(stages.outputs)),
         transforms,
         ViewLoader(transforms, options.num_workers, accelerator.device.type == "cuda"),
-        store or ActivationCache(Path(), max_gb=0),
+        store,
         Accelerator(accelerator.device, dtype or accelerator.dtype),
         entries=len(images),
     )

@@ -26,7 +26,7 @@ TASKS_PER_WORKER = 4  # at least, so that all are busy until the end
 EVALUATION = -1  # number of the evaluation view, since a column cannot lack one
 
 # Of `setup.prepare`, which each process calls with them.
-Arguments = tuple[Parameters, nn.Module, pd.DataFrame, Transforms, ActivationCache | None]
+Arguments = tuple[Parameters, nn.Module, pd.DataFrame, Transforms, ActivationCache]
 
 
 def connect(engine: EngineOptions) -> None:
@@ -88,8 +88,7 @@ def divide(engine: EngineOptions) -> Any:
 def compute_activations(arguments: Arguments, phase: Phase, scaling: Any) -> None:
     """Fill the activation cache for a phase, by actors of Ray Data that hold the frozen layers.
 
-    The `arguments` are those of `prepare`, with hashes in the splits and an absolute cache folder;
-    `scaling` is what `divide` returns.
+    The `arguments` have hashes in the splits and an absolute cache folder.
 
     Raises:
         DataError: if an image file cannot be read.

@@ -17,7 +17,7 @@ from thawline.data.decoding import hash_files
 from thawline.data.transforms import Transforms
 from thawline.errors import ThawlineError, TrainingError
 from thawline.options import Parameters, Phase
-from thawline.thaw.cache import GB, ActivationCache
+from thawline.thaw.cache import GB, NO_CACHE, ActivationCache
 from thawline.training import loop
 from thawline.training.data_parallel import all_reduce_sum, rank
 from thawline.training.progress import OnEpoch, TrainingResult, progress_bar
@@ -57,7 +57,7 @@ def train(
     scaling, arguments = divide(parameters.engine), worker_arguments(*arguments)
     cache, augmentation = arguments[-1], parameters.augmentation
     is_mixed = augmentation.mixup or augmentation.cutmix
-    if cache and cache.max_bytes and augmentation.views_per_image and not is_mixed:
+    if cache.max_bytes and augmentation.views_per_image and not is_mixed:
         compute_activations(arguments, phases[0], scaling)
     logger.info(
         "Ray: each of %d worker(s) computes its share of an effective batch of %d images. Learning"
@@ -73,7 +73,7 @@ def worker_arguments(
     network: nn.Module,
     splits: pd.DataFrame,
     transforms: Transforms,
-    cache: ActivationCache | None = None,
+    cache: ActivationCache = NO_CACHE,
 ) -> Arguments:
     """Return the arguments with hashes of the images, which all would compute, and absolute paths.
 
@@ -83,7 +83,7 @@ def worker_arguments(
     used = splits[splits["split"] != "test"]
     if "sha256" not in used:
         used = used.assign(sha256=hash_files(used["path"].tolist()))
-    shared = cache and ActivationCache(cache.folder.resolve(), cache.max_bytes / GB)
+    shared = ActivationCache(cache.folder.resolve(), cache.max_bytes / GB)
     return parameters, network, used, transforms, shared
 
 

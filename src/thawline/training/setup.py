@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from thawline.data.loading import ViewLoader
 from thawline.data.transforms import BatchMixer, Transforms, make_mix
 from thawline.options import Parameters, Phase, TrainingOptions
-from thawline.thaw.cache import ActivationCache
+from thawline.thaw.cache import NO_CACHE, ActivationCache
 from thawline.thaw.device import Accelerator, keep_freed_memory, make_accelerator
 from thawline.thaw.features import FeatureLoader
 from thawline.thaw.freezing import freeze_layers
@@ -147,7 +146,7 @@ def prepare(
     network: nn.Module,
     splits: pd.DataFrame,
     transforms: Transforms,
-    cache: ActivationCache | None = None,
+    cache: ActivationCache = NO_CACHE,
 ) -> TrainingContext:
     """Seed all generators, move the network to its device and return what will train it there.
 
@@ -181,7 +180,7 @@ def prepare(
         loss_function=loss_function.to(device),
         image_weights=_image_weights(train_set, None if mix else loss_function.weight),
         loader=ViewLoader(transforms, options.num_workers, device.type == "cuda"),
-        cache=cache if cache and not mix else ActivationCache(Path(), max_gb=0),
+        cache=NO_CACHE if mix else cache,
         transforms=transforms,
         mix=mix,
         scaler=torch.amp.GradScaler(
