@@ -257,14 +257,13 @@ def _make_folds(
     targets: np.ndarray, groups: np.ndarray | None, seed: int
 ) -> StratifiedKFold | StratifiedGroupKFold:
     """Return folds that each have several images, or groups, of each class."""
-    if groups is None:
-        count = max(2, min(NUM_FOLDS, int(np.bincount(targets).min())))
-        return StratifiedKFold(count, shuffle=True, random_state=seed)
-    pairs = pd.DataFrame({"class": targets, "group": groups}).drop_duplicates()
-    if pairs["group"].nunique() == 1:
+    units = np.arange(len(targets)) if groups is None else groups
+    pairs = pd.DataFrame({"class": targets, "unit": units}).drop_duplicates()
+    if pairs["unit"].nunique() == 1:
         raise DataError(
             "auto.by: probe needs training images of at least two groups, to fit on one and predict"
             " the other; found one group. Set auto.by=size, or name more groups."
         )
     count = max(2, min(NUM_FOLDS, int(np.bincount(pairs["class"]).min())))
-    return StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    folds = StratifiedKFold if groups is None else StratifiedGroupKFold
+    return folds(count, shuffle=True, random_state=seed)
