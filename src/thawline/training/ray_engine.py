@@ -120,9 +120,15 @@ def _fit(
             failure_config=FailureConfig(max_failures=MAX_RESTARTS),
         ),
     )
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        finally:
+            queue.put(None)  # after all that workers send
+
     with ThreadPoolExecutor(1) as pool:
-        future = pool.submit(trainer.fit)
-        future.add_done_callback(lambda _: queue.put(None))  # after all that workers send
+        future = pool.submit(fit)
         try:
             done = _pass_on(iter(queue.get, None), phases, on_epoch)
             future.result()
