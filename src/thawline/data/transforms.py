@@ -55,8 +55,7 @@ def build_transforms(
     Raises:
         ParameterError: if the center crop would be larger than the resized image.
     """
-    own = {name: getattr(options, name) for name in Preprocessing.model_fields}
-    changes = {name: value for name, value in own.items() if value is not None}
+    changes = options.model_dump(include={*Preprocessing.model_fields}, exclude_none=True)
     if "size" in changes and "resize" not in changes:  # keep the ratio of crop and image
         changes["resize"] = round(pretrained.resize * changes["size"] / pretrained.size)
     preprocessing = pretrained.model_copy(update=changes)

@@ -26,10 +26,10 @@ RENAMED = {
     "transforms.crop_scale": "transforms.min_crop_scale",
 }
 REMOVED = {  # by dotted name: why, and what to do
-    "evaluation.bootstrap_samples": "the accuracy's confidence interval needs no resampling; delete"
-    " this parameter",
-    "tracking": "MLflow itself retries; delete tracking.on_failure, and repeat a run that an outage"
-    " has ended with training.resume=true",
+    "evaluation.bootstrap_samples": "removed: the accuracy's confidence interval needs no"
+    " resampling; delete this parameter",
+    "tracking": "removed: MLflow itself retries; delete tracking.on_failure, and repeat a run that"
+    " an outage has ended with training.resume=true",
 }
 
 
@@ -59,7 +59,9 @@ def _describe(problem: Any) -> str:
     name = ".".join(map(str, location))
     message = problem["msg"].removeprefix("Value error, ")
     if kind == "extra_forbidden":
-        return f"{name}: {_describe_unknown(name, location)}"
+        unknown = f"unknown{alternatives(str(location[-1]), _known_names(location[:-1]))}"
+        renamed = f"renamed to {RENAMED[name]}" if name in RENAMED else ""
+        return f"{name}: {renamed or REMOVED.get(name, unknown)}"
     if not location:  # a check across groups names its parameter itself
         return message
     if kind == "value_error":  # a check across a group may begin with the field's name
@@ -69,15 +71,6 @@ def _describe(problem: Any) -> str:
         allowed = re.findall("'(.*?)'", problem["ctx"]["expected"])
         near = did_you_mean(str(problem["input"]), allowed)
     return f"{name}: {message}, given {problem['input']!r}{near}"
-
-
-def _describe_unknown(name: str, location: tuple[int | str, ...]) -> str:
-    """Return why a name is not known: renamed, removed or misspelled."""
-    if name in RENAMED:
-        return f"renamed to {RENAMED[name]}"
-    if name in REMOVED:
-        return f"removed: {REMOVED[name]}"
-    return f"unknown{alternatives(str(location[-1]), _known_names(location[:-1]))}"
 
 
 def _known_names(location: tuple[int | str, ...]) -> list[str]:
