@@ -1,10 +1,10 @@
 """Build a network: backbone, pretrained weights and a new head."""
 
-import importlib
 import inspect
 import logging
+import pkgutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,14 +130,13 @@ def _build_own(options: ModelOptions, classes: int) -> nn.Module:
     return network
 
 
-def _import_factory(backbone: str) -> Callable[..., Any]:
+def _import_factory(backbone: str) -> Any:
     """Import ``package.module:Factory`` from installed packages or the current folder."""
-    module, _, factory = backbone.partition(":")
     if "" not in sys.path:  # last, so that no file in the project hides an installed module
         sys.path.append("")
     try:
-        return getattr(importlib.import_module(module), factory)
-    except (ImportError, AttributeError) as error:
+        return pkgutil.resolve_name(backbone)
+    except (ImportError, AttributeError, ValueError) as error:
         raise ParameterError(
             f"model.backbone: '{backbone}' cannot be imported ({error}). Give"
             " package.module:Factory, importable from the folder that you run the command in."
@@ -146,16 +145,15 @@ def _import_factory(backbone: str) -> Callable[..., Any]:
 
 def _load_weights(network: nn.Module, options: ModelOptions) -> tuple[LoadReport, PretrainedHead]:
     """Load a weights file, and return the report and the head of the pretrained weights."""
-    head = head_name(network)
+    position = head_name(network) if options.head == "builtin" else head_position(network)
     if is_weights_file(options.weights):
         checkpoint = read_checkpoint(Path(options.weights).expanduser(), options.trust_pickle)
-        position = head if options.head == "builtin" else head_position(network)
         return load_backbone(network, position, checkpoint, options.min_loaded)
     if options.weights == "none" or ":" in options.backbone:
         return LoadReport(options.weights), PretrainedHead({})
     names = libraries.find_weights(options).class_names
-    pretrained = PretrainedHead(network.get_submodule(head).state_dict(), names)
-    replaced = tuple(f"{head}.{name}" for name in pretrained.tensors)
+    pretrained = PretrainedHead(network.get_submodule(position).state_dict(), names)
+    replaced = tuple(f"{position}.{name}" for name in pretrained.tensors)
     return LoadReport(options.weights, replaced=replaced), pretrained
 
 
