@@ -86,7 +86,8 @@ def with_temperature(predictions: pd.DataFrame, temperature: float) -> pd.DataFr
     """Return the predictions with all logits divided by a temperature; the classes stay."""
     probabilities, *_ = as_arrays(predictions)
     scaled = softmax(_logits(probabilities) / temperature, axis=1)
-    return predictions.assign(**dict(zip(probability_columns(predictions), scaled.T, strict=True)))
+    columns = probability_columns(predictions).values()
+    return predictions.assign(**dict(zip(columns, scaled.T, strict=True)))
 
 
 def _logits(probabilities: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from thawline.evaluation.predictions import PROBABILITY, probability_columns
+from thawline.evaluation.predictions import probability_columns
 from thawline.evaluation.significance import CONFIDENCE, SIGNIFICANT, holm_correction, paired_test
 
 DECIMALS_BELOW_SECONDS = 10  # from so many seconds on, decimals are noise
@@ -90,10 +90,8 @@ def group_by_strategy(trials: Sequence[TrainingOutcome]) -> dict[str, list[Train
 
 def pool_confusion(trials: Sequence[TrainingOutcome]) -> pd.DataFrame:
     """Return counts summed over trainings, one row per true and one column per predicted class."""
-    columns = probability_columns(trials[0].predictions)
-    names = [name.removeprefix(PROBABILITY) for name in columns]
-    tables = [trial.predictions[["label", "prediction"]] for trial in trials]
-    pooled = pd.concat(tables, ignore_index=True)  # pandas 3.0 takes no index twice in a crosstab
+    names = [*probability_columns(trials[0].predictions)]
+    pooled = pd.concat([trial.predictions for trial in trials], ignore_index=True)
     counts = pd.crosstab(pooled["label"], pooled["prediction"])
     return counts.reindex(index=names, columns=names, fill_value=0)
 
@@ -153,34 +151,30 @@ def _decide(table: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Any]:
         alone = {"significant": False, "recommended": best, "sentence": sentence}
         return {"best": best, **unknown, **alone}
     closest = pairs.iloc[0]
+    other, p_value = closest["strategy"], float(closest["p_holm"])
+    limits = {name: float(closest[name]) for name in ("difference", "low", "high")}
     equals = [best, *pairs.loc[pairs["p_holm"] >= SIGNIFICANT, "strategy"]]
     seconds = table.set_index("strategy")["seconds"]
-    significant = bool(closest["p_holm"] < SIGNIFICANT)
-    verdict = {
-        "best": best,
-        "next": closest["strategy"],
-        **{name: float(closest[name]) for name in ("difference", "low", "high")},
-        "p_value": float(closest["p_holm"]),
-        "significant": significant,
-        "recommended": best if significant else str(seconds[equals].idxmin()),
-    }
-    sentence = _sentence(verdict, len(equals), seconds)
+    cheapest = best if p_value < SIGNIFICANT else str(seconds[equals].idxmin())
+    takes = seconds.map(format_seconds)
+    corrected = "corrected " if len(pairs) > 1 else ""
+    found = f"{format_points(**limits)} points, {corrected}p {format_p(p_value)}"
+    if p_value < SIGNIFICANT:
+        sentence = f"{best} beats {other}: {found}, in {takes[best]} instead of {takes[other]}."
+    else:
+        compared = takes[best] if cheapest == best else f"{takes[cheapest]}; {best} {takes[best]}"
+        sentence = (
+            f"No significant difference between {best} and {other}: {found}. Take {cheapest}, the"
+            f" cheapest of {len(equals)} without a significant difference ({compared})."
+        )
     if (table["seeds"] == 1).any():
         sentence += " With one seed, the variation between seeds is unknown."
-    return verdict | {"sentence": sentence}
-
-
-def _sentence(verdict: dict[str, Any], equals: int, seconds: pd.Series) -> str:
-    """Return the verdict in words."""
-    best, other, cheapest = verdict["best"], verdict["next"], verdict["recommended"]
-    points = format_points(verdict["difference"], verdict["low"], verdict["high"])
-    corrected = "corrected " if len(seconds) > 2 else ""  # noqa: PLR2004
-    found = f"{points} points, {corrected}p {format_p(verdict['p_value'])}"
-    takes = {name: format_seconds(seconds[name]) for name in (best, other, cheapest)}
-    if verdict["significant"]:
-        return f"{best} beats {other}: {found}, in {takes[best]} instead of {takes[other]}."
-    compared = takes[cheapest] if cheapest == best else f"{takes[cheapest]}; {best} {takes[best]}"
-    return (
-        f"No significant difference between {best} and {other}: {found}. Take {cheapest}, the"
-        f" cheapest of {equals} without a significant difference ({compared})."
-    )
+    return {
+        "best": best,
+        "next": other,
+        **limits,
+        "p_value": p_value,
+        "significant": p_value < SIGNIFICANT,
+        "recommended": cheapest,
+        "sentence": sentence,
+    }

@@ -23,12 +23,8 @@ def find_label_errors(splits: pd.DataFrame, features: np.ndarray, seed: int) -> 
 
     A logistic regression on the features of other images predicts each image, and confident
     learning (Northcutt et al. 2021, arXiv:1911.00068) finds the labels that contradict it by more
-    than chance. Images of one group do not predict one another.
-
-    Args:
-        splits: perhaps with a column `group`.
-        features: (N, features) of its rows, from a pretrained network.
-        seed: of the folds.
+    than chance. Images of one group do not predict one another. `features` (N, features) are those
+    of a pretrained network for the rows of `splits`.
 
     Returns:
         path, split, label, suggested (the more probable class), probability (0 to 1, of the label).
@@ -55,13 +51,9 @@ def find_label_errors(splits: pd.DataFrame, features: np.ndarray, seed: int) -> 
 def out_of_sample_probabilities(
     features: np.ndarray, labels: np.ndarray, groups: pd.Series | None, seed: int
 ) -> np.ndarray:
-    """Return each image's class probabilities (N, C), from models fitted on other images.
+    """Return each image's class probabilities (N, C), from models fitted on images of other groups.
 
-    Args:
-        features: (N, features).
-        labels: (N,) from 0 to C - 1, at least two of each.
-        groups: which images belong together; None: none do.
-        seed: of the folds.
+    Features are (N, features), labels (N,) from 0 to C - 1, at least two of each.
     """
     together = np.arange(len(labels)) if groups is None else groups.to_numpy()
     count = max(2, min(FOLDS, int(np.bincount(labels).min()), len(np.unique(together))))

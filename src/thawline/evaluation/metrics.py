@@ -10,7 +10,7 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
-from thawline.evaluation.predictions import PROBABILITY, as_arrays, probability_columns
+from thawline.evaluation.predictions import as_arrays, probability_columns
 from thawline.evaluation.significance import accuracy_interval
 from thawline.options import EvaluationOptions
 
@@ -27,7 +27,7 @@ def compute_metrics(
         per_class: label, images, precision, recall and f1, one row per class.
         confusion: counts, one row per true and one column per predicted class.
     """
-    names = [name.removeprefix(PROBABILITY) for name in probability_columns(predictions)]
+    names = [*probability_columns(predictions)]
     probabilities, targets, correct = (torch.tensor(array) for array in as_arrays(predictions))
     predicted = torch.tensor([names.index(label) for label in predictions["prediction"]])
     count = len(names)

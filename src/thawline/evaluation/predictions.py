@@ -79,18 +79,19 @@ def predict_files(
     return predictions
 
 
-def probability_columns(predictions: pd.DataFrame) -> list[str]:
-    """Return the names of the columns with probabilities, in class order."""
-    return [name for name in predictions.columns.astype(str) if name.startswith(PROBABILITY)]
+def probability_columns(predictions: pd.DataFrame) -> dict[str, str]:
+    """Return the names of the classes, in their order, each with that of its column."""
+    columns = [name for name in predictions.columns.astype(str) if name.startswith(PROBABILITY)]
+    return {name.removeprefix(PROBABILITY): name for name in columns}
 
 
 def as_arrays(predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return probabilities (N, C), target class indices (N,) and whether each is right (N,)."""
     columns = probability_columns(predictions)
-    index = {name.removeprefix(PROBABILITY): idx for idx, name in enumerate(columns)}
+    index = {name: idx for idx, name in enumerate(columns)}
     targets = predictions["label"].map(index).to_numpy(dtype=np.int64)
     correct = (predictions["label"] == predictions["prediction"]).to_numpy(dtype=bool)
-    return predictions[columns].to_numpy(), targets, correct
+    return predictions[[*columns.values()]].to_numpy(), targets, correct
 
 
 def worst_first(predictions: pd.DataFrame) -> pd.DataFrame:

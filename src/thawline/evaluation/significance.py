@@ -17,7 +17,8 @@ from thawline.errors import DataError
 CONFIDENCE = 0.95
 SIGNIFICANT = 0.05  # p-values below it are significant
 
-Groups = Sequence[Any] | np.ndarray | pd.Series | None  # name or number of each image's group
+# Name or number of each image's group; None: each image is a group of its own.
+Groups = Sequence[Any] | np.ndarray | pd.Series | None
 
 
 class PairedTest(NamedTuple):
@@ -35,10 +36,6 @@ def accuracy_interval(correct: np.ndarray, groups: Groups = None) -> tuple[float
     With groups it is that of `effective_images` images, as in Korn and Graubard (1998). In
     simulations of 12 to 100 groups with 1 to 30 images each, all correlations within groups and
     accuracies from 0.5 to 0.99, it covered the true accuracy at least 94 times in 100.
-
-    Args:
-        correct: bool (images,).
-        groups: of the images; None: each is a group of its own.
     """
     correct = np.asarray(correct, dtype=float)
     images = effective_images(correct, groups)
@@ -70,11 +67,8 @@ def effective_images(correct: np.ndarray, groups: Groups = None) -> float:
 def _design_effect(rest: np.ndarray, group: np.ndarray, size: float, added: float) -> float:
     """Return the factor by which groups widen the variance of a mean, at least 1.
 
-    Args:
-        rest: deviation of each image from the mean (images,).
-        group: number of its group.
-        size: images of a group that is added.
-        added: mean square of these images' deviations, which are all equal.
+    `rest` is each image's deviation from the mean. A group of `size` images is added, whose
+    deviations are all equal and have the mean square `added`.
     """
     between = (np.bincount(group, rest) ** 2).sum() + added * size**2
     return float(max(1, between / ((rest**2).sum() + added * size)))
@@ -106,7 +100,7 @@ def paired_test(correct_a: np.ndarray, correct_b: np.ndarray, groups: Groups = N
     Args:
         correct_a: bool (images,), or (trainings, images).
         correct_b: the same images in the same order; trainings may differ in number.
-        groups: of the images; None: each is a group of its own.
+        groups: of the images.
 
     Raises:
         DataError: if the numbers of images differ or are below 2.

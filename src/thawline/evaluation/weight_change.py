@@ -80,11 +80,7 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
     """Return the linear centered kernel alignment of two sets of features of the same images.
 
     Kornblith et al. 2019, arXiv:1905.00414: from 0 to 1, whatever the rotation and the scale, and
-    exactly 1 for equal features.
-
-    Args:
-        first: (N, features).
-        second: (N, features), in another number.
+    exactly 1 for equal features. The two (N, features) may differ in the number of features.
     """
     if torch.equal(first, second):
         return 1.0

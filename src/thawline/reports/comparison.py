@@ -53,7 +53,15 @@ def comparison_sections(trials: Sequence[TrainingOutcome], comparison: Compariso
         Section("Confusion matrices", CONFUSION, illustrations=matrices),
     ]
     if not comparison.pairs.empty:
-        sections.append(Section("Significance", SIGNIFICANCE, _pairs_table(comparison.pairs)))
+        pairs, best = comparison.pairs, comparison.verdict["best"]
+        limits = pairs[["difference", "low", "high"]].to_numpy()
+        shown = {
+            f"{best} against": pairs["strategy"],
+            "Points [95 %]": [format_points(*each) for each in limits],
+            "p": pairs["p_value"].map(format_p).str.removeprefix("= "),
+            "Corrected p": pairs["p_holm"].map(format_p).str.removeprefix("= "),
+        }
+        sections.append(Section("Significance", SIGNIFICANCE, pd.DataFrame(shown)))
     text = "Other parameters have their defaults."
     return [*sections, Section("Reproduce", text, recipes=recipes)]
 
@@ -85,18 +93,6 @@ def console_table(table: pd.DataFrame) -> Table:
     for row in texts.itertuples(index=False):
         shown.add_row(*map(escape, row))
     return shown
-
-
-def _pairs_table(pairs: pd.DataFrame) -> pd.DataFrame:
-    limits = pairs[["difference", "low", "high"]].to_numpy()
-    return pd.DataFrame(
-        {
-            f"{pairs['best'].iloc[0]} against": pairs["strategy"],
-            "Points [95 %]": [format_points(*each) for each in limits],
-            "p": [format_p(value).removeprefix("= ") for value in pairs["p_value"]],
-            "Corrected p": [format_p(value).removeprefix("= ") for value in pairs["p_holm"]],
-        }
-    )
 
 
 def _recipe(name: str, trials: Sequence[TrainingOutcome]) -> Recipe:

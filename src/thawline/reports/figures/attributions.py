@@ -27,10 +27,7 @@ def attribution_grid(
 ) -> Image.Image:
     """Return each image as the network sees it, beside the same with its attribution in colors.
 
-    Args:
-        explained: of `explanations.explain`, or None.
-        method: attribution method.
-        problem: text of a picture without images.
+    `problem` is the text of a picture without images.
     """
     title = f"{NAMES[method]}: attribution to the predicted class (violet: none, yellow: highest)"
     if explained is None:

@@ -9,7 +9,14 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from thawline.evaluation.comparison import TrainingOutcome
-from thawline.reports.figures.style import COLORS, LINE, MAX_TICK_LETTERS, as_text, finish, shorten
+from thawline.reports.figures.style import (
+    COLORS,
+    MAX_TICK_LETTERS,
+    as_text,
+    finish,
+    legend_below,
+    shorten,
+)
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "hexagon")
 DASHES = ("solid", "dash", "dot")
@@ -21,9 +28,7 @@ CURVES = {"val_loss": "Validation loss", "val_accuracy": "Validation accuracy"}
 def comparison_figure(trials: Sequence[TrainingOutcome], table: pd.DataFrame) -> go.Figure:
     """Return test accuracy per seed, with mean and 95 % interval, and accuracy by training time.
 
-    Args:
-        trials: the trainings.
-        table: of `comparison.compare`; it gives the order of strategies.
+    `table` is that of `compare` and gives the order of strategies.
     """
     look = _look(table)
     rows = table.assign(strategy=table["strategy"].map(as_text))
@@ -112,7 +117,4 @@ def _finish(figure: go.Figure, title: str, height: int, table: pd.DataFrame) -> 
     """Add a legend with one line per strategy below the plots."""
     short = {as_text(name): shorten(name, MAX_LEGEND_LETTERS) for name in table["strategy"]}
     figure.for_each_trace(lambda trace: trace.update(name=short[trace.name]))
-    space = round(1.4 * LINE * len(table))
-    legend = {"yref": "container", "y": 0, "yanchor": "bottom", "x": 0}
-    margin = {"b": 70 + space}
-    return finish(figure, title, height=height + space, margin=margin, legend=legend)
+    return finish(figure, title, **legend_below(height, len(table)))

@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from thawline.evaluation.predictions import worst_first
 from thawline.reports.figures.grids import image_grid, thumbnail
-from thawline.reports.figures.style import COLORS, LINE, class_axis, finish
+from thawline.reports.figures.style import COLORS, class_axis, finish, legend_below
 
 MAX_NUMBERED_CLASSES = 30  # up to which the cells of the confusion matrix hold numbers
 MAX_SHOWN = 25  # misclassified images
@@ -39,10 +39,8 @@ def reliability_diagram(
 ) -> go.Figure:
     """Return accuracy by confidence, with and without temperature scaling, and image counts.
 
-    Args:
-        before: of `calibration.reliability`, uncalibrated.
-        after: the same with temperature scaling.
-        errors: temperature, test_calibration_error and the same _scaled and _by_chance.
+    `before` and `after` are tables of `calibration.reliability`; `errors` has temperature,
+    test_calibration_error and the same _scaled and _by_chance.
     """
     names = {
         f"uncalibrated: ECE {errors['test_calibration_error']:.1%}": before,
@@ -73,21 +71,11 @@ def reliability_diagram(
     figure.update_xaxes(title_text="Confidence", row=2, col=1)
     figure.update_yaxes(title_text="Accuracy", range=[0, 1.05], tickformat=".0%", row=1, col=1)
     figure.update_yaxes(title_text="Images", rangemode="tozero", nticks=4, row=2, col=1)
-    return finish(
-        figure,
-        "Reliability diagram (test split)",
-        height=560,
-        legend={"orientation": "h", "y": -0.16, "yanchor": "top", "x": 0},
-        margin={"b": 120},
-    )
+    return finish(figure, "Reliability diagram (test split)", **legend_below(500, 3))
 
 
 def per_class_bars(per_class: pd.DataFrame) -> go.Figure:
-    """Return precision and recall of each class, the class with the lowest F1 on top.
-
-    Args:
-        per_class: of `compute_metrics`.
-    """
+    """Return precision and recall of each class, the class with the lowest F1 on top."""
     meanings = {
         "recall": "recall: correct among the images of the class",
         "precision": "precision: correct among the predictions of the class",
@@ -101,14 +89,8 @@ def per_class_bars(per_class: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(range=[0, 1.02], tickformat=".0%")
     axis = class_axis(rows["label"])
     figure.update_yaxes(axis, title=None, dtick=1, autorange="reversed", automargin=True)
-    return finish(
-        figure,
-        "Precision and recall per class (test split), lowest F1 on top",
-        height=150 + 2 * LINE + CLASS_HEIGHT * len(rows),
-        bargap=0.25,
-        legend={"yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "traceorder": "normal"},
-        margin={"b": 70 + 2 * LINE},
-    )
+    title = "Precision and recall per class (test split), lowest F1 on top"
+    return finish(figure, title, bargap=0.25, **legend_below(150 + CLASS_HEIGHT * len(rows), 2))
 
 
 def mistakes_grid(predictions: pd.DataFrame) -> Image.Image:

@@ -31,14 +31,8 @@ def image_grid(
 ) -> Image.Image:
     """Return images in rows, each in a square with its caption below, as one RGB picture.
 
-    Small images are enlarged without smoothing, so that their pixels are visible.
-
-    Args:
-        title: above the grid.
-        images: of any size and mode.
-        captions: one per image; long lines are wrapped.
-        columns: images per row.
-        empty: text of a picture without images.
+    Small images are enlarged without smoothing, so that their pixels are visible. Long lines are
+    wrapped. `empty` is the text of a picture without images.
     """
     texts = [_fold(caption) for caption in captions]
     caption_height = 0.12 + TEXT_LINE * max((text.count("\n") + 1 for text in texts), default=0)

@@ -22,11 +22,7 @@ HEADING = "<b>Stage, from the input</b><br>output · parameters · compute"
 
 
 def stage_figure(table: pd.DataFrame) -> go.Figure:
-    """Return the stages from input to head, one column per phase, with the thaw line.
-
-    Args:
-        table: of `describe_stages`.
-    """
+    """Return the `describe_stages` from input to head, one column per phase, with the thaw line."""
     names = [shorten(str(name), MAX_STAGE_LETTERS) for name in table["stage"]]
     sizes = [
         f"{str(stage.output) or 'no output'} · {stage.parameters:,} · {stage.compute:.1%}"
@@ -75,12 +71,9 @@ def stage_figure(table: pd.DataFrame) -> go.Figure:
 
 
 def weight_change_figure(change: pd.DataFrame) -> go.Figure:
-    """Return the weight change of each stage and the CKA of its output.
+    """Return the `measure_weight_change` of each stage and the CKA of its output.
 
     The change of the new head is given as a number: a bar would dwarf all others.
-
-    Args:
-        change: the table of `measure_weight_change`.
     """
     names = [shorten(str(name), MAX_STAGE_LETTERS) for name in change["stage"]]
     titles = {"relative_l2": "weights", "statistics_l2": "batch norm statistics"}

@@ -20,6 +20,13 @@ def finish(figure: go.Figure, title: str, **layout: Any) -> go.Figure:
     return figure.update_layout(title={"text": title}, template="plotly_white", **layout)
 
 
+def legend_below(height: int, lines: int) -> dict[str, Any]:
+    """Return the layout of plots of `height` px with a legend of so many lines below them."""
+    space = round(1.4 * LINE * lines)
+    legend = {"yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "traceorder": "normal"}
+    return {"height": height + space, "margin": {"b": 70 + space}, "legend": legend}
+
+
 def empty_figure(title: str) -> go.Figure:
     """Return a figure that says why there is nothing to show; reports leave it out."""
     return finish(go.Figure(), title)

@@ -11,12 +11,7 @@ COMPLETE = optuna.trial.TrialState.COMPLETE
 
 
 def optimization_history(trials: pd.DataFrame, monitor: str) -> go.Figure:
-    """Return the best epoch of each trial, and the best of the complete trials so far.
-
-    Args:
-        trials: the table of `study.trial_table`.
-        monitor: val_accuracy or val_loss.
-    """
+    """Return the best epoch of each trial of `trial_table`, and the best complete one so far."""
     colors = {"complete": TRAIN, "pruned": "silver"}
     figure = px.scatter(trials, "trial", monitor, color="state", color_discrete_map=colors)
     complete = trials[trials["state"] == "complete"].set_index("trial")[monitor]
