@@ -31,7 +31,7 @@ def explain_predictions(
     A network that the method does not fit is no reason for a run to fail: the picture says so.
     """
     if options.images == "worst":
-        images = worst_first(predictions).head(options.count)[["path", "label"]]
+        images = worst_first(predictions).head(options.count)
     else:
         files = name_files(options.images, splits.attrs.get(ROOT, ""), base=project)
         images = pd.DataFrame({"path": files})
