@@ -20,9 +20,9 @@ class ResourceDataset(AbstractDataset[None, Any]):
 
     resource: Any
 
-    def __init__(self, metadata: dict[str, Any] | None = None) -> None:
-        """Keep the metadata of the entry."""
-        self.metadata = metadata
+    def __init__(self, filepath: str = "", metadata: dict[str, Any] | None = None) -> None:
+        """Keep the metadata of the entry, and the path that Kedro-Viz shows, if any."""
+        self.metadata, self._filepath = metadata, filepath
 
     def load(self) -> Any:
         """Return the object."""
@@ -40,7 +40,7 @@ class ResourceDataset(AbstractDataset[None, Any]):
         return True
 
     def _describe(self) -> dict[str, Any]:
-        return {"resource": self.resource}
+        return {"filepath": self._filepath} if self._filepath else {}
 
 
 class PathDataset(ResourceDataset):
@@ -51,7 +51,7 @@ class PathDataset(ResourceDataset):
 
     def __init__(self, filepath: str, metadata: dict[str, Any] | None = None) -> None:
         """Take the path, which Kedro makes absolute."""
-        super().__init__(metadata)
+        super().__init__(filepath, metadata)
         self.resource = Path(filepath)
 
 
@@ -60,7 +60,7 @@ class TrainingCheckpointsDataset(ResourceDataset):
 
     def __init__(self, filepath: str, metadata: dict[str, Any] | None = None) -> None:
         """Take their folder."""
-        super().__init__(metadata)
+        super().__init__(filepath, metadata)
         self.resource = TrainingCheckpoints(Path(filepath))
 
 
@@ -74,7 +74,7 @@ class RegistryDataset(ResourceDataset):
 
         Kedro makes the first two absolute; the third is relative to `path`.
         """
-        super().__init__(metadata)
+        super().__init__(filepath, metadata)
         self.resource = ProjectFolders(Path(filepath), Path(path, registrations), Path(path))
 
 
