@@ -1,5 +1,6 @@
 """Check what a run needs, change nothing, and say what to fix."""
 
+import logging
 import platform
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -41,8 +42,10 @@ def examine(env: str | None = None, params: str = "") -> Iterator[CheckResult]:
     if versions.state == "problem":
         return
     yield run_check("extra onnx", check_extra)
-    from thawline.cli.doctor_checks import examine_project  # imports what may be missing
+    logging.disable(logging.INFO)  # imported, Kedro tells where its logging is configured
+    from thawline.cli.doctor_checks import examine_project
 
+    logging.disable(logging.NOTSET)
     yield from examine_project(env, params)
 
 
