@@ -50,6 +50,8 @@ def test_modules_and_tests_that_mutants_are_made_of_exist() -> None:
     named = [*MUTMUT["only_mutate"], *(text.removeprefix("--deselect=") for text in selection)]
     assert len(named) > 9
     for text in named:
-        file, _, test = text.partition("::")
-        assert (ROOT / file).is_file(), text
-        assert f"def {test.partition('[')[0]}" in (ROOT / file).read_text("utf-8"), text
+        path, _, test = text.partition("::")
+        files = [*ROOT.glob(path)]
+        assert files, text
+        if test:
+            assert f"def {test.partition('[')[0]}" in files[0].read_text("utf-8"), text
