@@ -27,14 +27,13 @@ from torch import Tensor, nn
 
 from benchmarks import common, tutorial
 from benchmarks.memory import generate
-from thawline.data.loading import MAX_WORKERS, ViewLoader, ViewRequest
+from thawline.data.loading import MAX_WORKERS, ImageView, ViewLoader
 from thawline.data.transforms import Transforms, build_transforms, normalize
 from thawline.networks.libraries import BUNDLED_BACKBONE
 from thawline.options import TransformOptions
 from thawline.thaw.cache import ActivationCache
 from thawline.thaw.device import Accelerator, use_full_float32
 from thawline.thaw.features import FeatureLoader
-from thawline.thaw.image_set import ImageView
 from thawline.thaw.line import ThawLine, split_at_thaw_line
 from thawline.training.loop import train
 from thawline.training.setup import prepare
@@ -148,7 +147,7 @@ class ReadyViews(ViewLoader):
         """Store views (N, 3, size, size) uint8."""
         self.views = views
 
-    def load(self, batches: Sequence[list[ViewRequest]]) -> Iterator[Tensor]:
+    def load(self, batches: Sequence[list[ImageView]]) -> Iterator[Tensor]:
         """Yield as many views as each batch requests."""
         return (self.views[: len(batch)] for batch in batches)
 
@@ -248,7 +247,7 @@ def measure_decoding(scale: Scale) -> Rows:
     for workers in sorted({min(1, scale.workers), min(4, scale.workers), scale.workers}):
         loader = ViewLoader(transforms, workers, scale.device.type == "cuda")
         count = min(len(paths), 500 * max(1, workers))
-        views = [ViewRequest(path, seed) for seed, path in enumerate(paths[:count])]
+        views = [ImageView(path, "", view) for view, path in enumerate(paths[:count])]
         batches = [views[at : at + scale.batch] for at in range(0, count, scale.batch)]
         for _ in loader.load(batches[: max(1, workers)]):
             pass  # the processes have started

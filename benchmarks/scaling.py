@@ -31,7 +31,7 @@ from torch import nn
 
 from benchmarks import common
 from benchmarks.screening import write_photographs
-from thawline.data.loading import ViewLoader, ViewRequest
+from thawline.data.loading import ImageView, ViewLoader
 from thawline.data.splitting import split_dataset
 from thawline.options import DatasetOptions, EngineOptions, Phase
 from thawline.thaw.cache import ActivationCache
@@ -250,7 +250,7 @@ def seconds_of(stage: str, folder: Path, batch: int) -> float:
     if stage == "decode":
         paths = itertools.cycle(sorted(map(str, (folder / "images").rglob("*.jpg"))))
         batches = [
-            [ViewRequest(next(paths), n) for n in range(CPU_CHUNK_SIZE)]
+            [ImageView(next(paths), "", n) for n in range(CPU_CHUNK_SIZE)]
             for _ in range(2 * ROUNDS[stage])
         ]
         views = ViewLoader(transforms, workers=1).load(batches)

@@ -23,14 +23,13 @@ import torch
 from torch import nn
 
 from benchmarks import common
-from thawline.data.loading import ViewLoader
+from thawline.data.loading import ImageView, ViewLoader
 from thawline.data.transforms import build_transforms
 from thawline.networks.building import IMAGENET
 from thawline.options import TransformOptions
 from thawline.thaw.cache import ActivationCache
 from thawline.thaw.device import Accelerator
 from thawline.thaw.features import ACTIVATIONS, FeatureLoader
-from thawline.thaw.image_set import ImageView
 from thawline.thaw.line import ThawLine
 
 BATCH = 32

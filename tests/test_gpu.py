@@ -28,7 +28,7 @@ from helpers.training import (
 from helpers.training import options as cpu_options
 from thawline.cli.doctor_checks import check_device
 from thawline.data.decoding import hash_files
-from thawline.data.loading import ViewLoader, ViewRequest, decode
+from thawline.data.loading import ImageView, ViewLoader, decode
 from thawline.data.transforms import normalize
 from thawline.errors import TrainingError
 from thawline.evaluation.explanations import explain
@@ -48,7 +48,6 @@ from thawline.thaw.cache import NO_CACHE, ActivationCache
 from thawline.thaw.device import Accelerator, make_accelerator
 from thawline.thaw.features import ACTIVATIONS, FeatureLoader
 from thawline.thaw.freezing import freeze_layers
-from thawline.thaw.image_set import ImageView
 from thawline.thaw.line import split_at_thaw_line
 from thawline.thaw.probing import probe_stages
 from thawline.training import state
@@ -135,7 +134,7 @@ class Features:
     def error(self) -> float:
         """Return the distance from float64 on the CPU, relative to its norm."""
         below = split_at_thaw_line(copy.deepcopy(self.network).double(), SIZE).below
-        views = decode(self.transforms, [ViewRequest(path) for path in self.paths])
+        views = decode(self.transforms, self.images)
         (exact,) = below(normalize(views, self.transforms.preprocessing).double())
         found, _ = self.load()
         return ((found.cpu().double() - exact).norm() / exact.norm()).item()
@@ -194,7 +193,7 @@ def test_views_and_cached_activations_are_in_page_locked_memory(
 ) -> None:
     features = Features(splits, torch.float32, ActivationCache(tmp_path, 1))
     loader = ViewLoader(features.transforms, workers=2, pin_memory=True)
-    (views,) = loader.load([[ViewRequest(path) for path in features.paths]])
+    (views,) = loader.load([features.images])
     assert views.is_pinned()
     _, loaded = features.load()
     image = features.images[0]

@@ -12,8 +12,8 @@ from torchvision.models import resnet18
 
 from helpers.networks import SmallNet
 from thawline.cli.main import main
+from thawline.data.loading import ImageView
 from thawline.thaw.cache import ActivationCache
-from thawline.thaw.image_set import ImageView
 
 
 def thawline(*arguments: str) -> Result:

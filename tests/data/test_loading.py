@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from thawline.data import loading
-from thawline.data.loading import ViewLoader, ViewRequest
+from thawline.data.loading import ImageView, ViewLoader
 from thawline.data.transforms import build_transforms, evaluation_view, training_view
 from thawline.networks.building import IMAGENET
 from thawline.options import TransformOptions
 
+SHA256 = "0" * 64
 TRANSFORMS = build_transforms(TransformOptions(size=32), IMAGENET)
 
 
@@ -21,9 +22,9 @@ def test_batches_hold_what_was_asked_for_epoch_after_epoch(
     paths = splits["path"].tolist()
     for epoch in range(3):
         asked = [
-            [ViewRequest(p, epoch) for p in paths[:3]],
-            [ViewRequest(paths[3])],
-            [ViewRequest(paths[4], 7)],
+            [ImageView(p, SHA256, epoch) for p in paths[:3]],
+            [ImageView(paths[3], SHA256)],
+            [ImageView(paths[4], SHA256, 7)],
         ]
         first, second, third = loader.load(asked[epoch:] + asked[:epoch])
         found = dict(zip(range(3), (first, second, third), strict=True))
@@ -36,9 +37,9 @@ def test_batches_hold_what_was_asked_for_epoch_after_epoch(
 def test_an_epoch_that_was_left_early_does_not_spill_into_the_next(splits: pd.DataFrame) -> None:
     loader = ViewLoader(TRANSFORMS, workers=2)
     paths = splits["path"].tolist()
-    next(loader.load([[ViewRequest(path)] for path in paths]))
-    (only,) = loader.load([[ViewRequest(paths[-1])]])
-    assert torch.equal(only[0], _view(ViewRequest(paths[-1])))
+    next(loader.load([[ImageView(path, SHA256)] for path in paths]))
+    (only,) = loader.load([[ImageView(paths[-1], SHA256)]])
+    assert torch.equal(only[0], _view(ImageView(paths[-1], SHA256)))
 
 
 def test_as_many_processes_decode_as_a_container_allows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,11 +57,11 @@ def test_decoding_takes_no_randomness_from_training(splits: pd.DataFrame) -> Non
     for workers in (0, 2):
         torch.manual_seed(0)
         state = torch.random.get_rng_state()
-        list(ViewLoader(TRANSFORMS, workers).load([[ViewRequest(splits["path"][0], 3)]]))
+        list(ViewLoader(TRANSFORMS, workers).load([[ImageView(splits["path"][0], SHA256, 3)]]))
         assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def _view(view: ViewRequest) -> torch.Tensor:
-    if view.seed is None:
-        return evaluation_view(view.path, TRANSFORMS.preprocessing)
-    return training_view(view.path, TRANSFORMS, view.seed)
+def _view(image: ImageView) -> torch.Tensor:
+    if image.view is None:
+        return evaluation_view(image.path, TRANSFORMS.preprocessing)
+    return training_view(image.path, TRANSFORMS, image.seed(TRANSFORMS))

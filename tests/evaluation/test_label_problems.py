@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from thawline.data.decoding import hash_files
+from thawline.data.loading import ImageView
 from thawline.data.sources import find_images
 from thawline.data.splitting import class_names, split_dataset
 from thawline.data.transforms import build_transforms
@@ -17,7 +18,6 @@ from thawline.evaluation.label_problems import (
 )
 from thawline.networks.building import build_network, pretrained_preprocessing
 from thawline.options import DatasetOptions, ModelOptions, TrainingOptions, TransformOptions
-from thawline.thaw.image_set import ImageView
 from thawline.thaw.probing import stage_features
 
 pytestmark = pytest.mark.xdist_group("digits")  # so that their features are computed once

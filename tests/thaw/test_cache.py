@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from conftest import child_process
+from thawline.data.loading import ImageView
 from thawline.thaw.cache import ActivationCache
-from thawline.thaw.image_set import ImageView
 from thawline.thaw.partition import CachePartition
 
 FULL = 10.0  # GB

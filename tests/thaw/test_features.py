@@ -26,7 +26,7 @@ from conftest import child_process
 from helpers.training import parameters
 from thawline.data import atomic_write, loading
 from thawline.data.decoding import codec_versions, hash_files
-from thawline.data.loading import ViewLoader
+from thawline.data.loading import ImageView, ViewLoader
 from thawline.data.transforms import DECODING_VERSION, build_transforms
 from thawline.errors import DataError
 from thawline.networks.building import IMAGENET, build_network
@@ -43,7 +43,6 @@ from thawline.thaw.features import (
     merge,
 )
 from thawline.thaw.freezing import freeze_layers
-from thawline.thaw.image_set import ImageView, view_seed
 from thawline.thaw.line import split_at_thaw_line
 from thawline.thaw.partition import CachePartition
 from thawline.training.loop import train
@@ -391,7 +390,7 @@ def test_what_is_stored_says_how_it_came_about(setting: Setting) -> None:
 
 def test_the_seed_of_a_view_is_the_same_in_every_version() -> None:
     transforms = build_transforms(TransformOptions(size=32), IMAGENET, seed=5)
-    assert view_seed(ImageView("any.jpg", "0" * 64, 2), transforms) == 32957317658254044
+    assert ImageView("any.jpg", "0" * 64, 2).seed(transforms) == 32957317658254044
 
 
 def test_where_memory_is_short_fewer_images_run_at_once(

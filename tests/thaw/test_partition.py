@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from thawline.data.loading import ImageView
 from thawline.thaw import partition as shards
 from thawline.thaw.cache import ActivationCache
-from thawline.thaw.image_set import ImageView
 from thawline.thaw.partition import CachePartition
 
 FULL = 10.0  # GB

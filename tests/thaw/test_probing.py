@@ -15,6 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from thawline.data.decoding import hash_files
+from thawline.data.loading import ImageView
 from thawline.data.transforms import build_transforms, evaluation_view, normalize
 from thawline.errors import DataError
 from thawline.evaluation.significance import effective_images
@@ -29,7 +30,6 @@ from thawline.options import (
 )
 from thawline.thaw.cache import ActivationCache
 from thawline.thaw.freezing import find_stages
-from thawline.thaw.image_set import ImageView
 from thawline.thaw.probing import (
     choose_by_probes,
     choose_by_size,

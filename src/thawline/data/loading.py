@@ -1,5 +1,6 @@
-"""Decode views in parallel processes, in the order of the requests."""
+"""Name views of images, and decode them in parallel processes, in order."""
 
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,24 +17,36 @@ from thawline.data.transforms import Transforms, evaluation_view, training_view
 MAX_WORKERS = 32
 
 
-class ViewRequest(NamedTuple):
-    """A file and the seed of its random view, or None for the evaluation view."""
+class ImageView(NamedTuple):
+    """A view of an image file: the nth random one, or if `view` is None that for evaluation."""
 
     path: str
-    seed: int | None = None
+    sha256: str  # of the file, 64 hexadecimal digits
+    view: int | None = None
+
+    @property
+    def key(self) -> bytes:
+        """Key of its entries in the cache: 12 bytes of the hash, 4 of the view's number."""
+        number = 0 if self.view is None else self.view + 1
+        return bytes.fromhex(self.sha256[-24:]) + number.to_bytes(4, "little")
+
+    def seed(self, transforms: Transforms) -> int:
+        """Return the seed of a random view: a hash of image, number and `transforms.seed`."""
+        digest = hashlib.sha256(f"{transforms.seed} {self.sha256} {self.view}".encode()).digest()
+        return int.from_bytes(digest[:7], "big")
 
 
 @dataclass
 class ViewDataset(Dataset[Tensor]):
-    """Views (3, size, size) uint8, indexed by a `ViewRequest`."""
+    """Views (3, size, size) uint8, indexed by an `ImageView`."""
 
     transforms: Transforms
 
-    def __getitem__(self, request: ViewRequest) -> Tensor:
+    def __getitem__(self, image: ImageView) -> Tensor:
         """Decode a view."""
-        if request.seed is None:
-            return evaluation_view(request.path, self.transforms.preprocessing)
-        return training_view(request.path, self.transforms, request.seed)
+        if image.view is None:
+            return evaluation_view(image.path, self.transforms.preprocessing)
+        return training_view(image.path, self.transforms, image.seed(self.transforms))
 
 
 class ViewLoader:
@@ -47,7 +60,7 @@ class ViewLoader:
         `workers` 0 decodes in this process; None starts one per core that it may use, at most
         `MAX_WORKERS`. `pin_memory` locks batches in memory, for copies to a GPU.
         """
-        self._requested: list[list[ViewRequest]] = []
+        self._requested: list[list[ImageView]] = []
         # joblib respects CPU affinity and a container's limits.
         workers = min(joblib.cpu_count(), MAX_WORKERS) if workers is None else workers
         self._loader = DataLoader(
@@ -60,7 +73,7 @@ class ViewLoader:
             pin_memory=pin_memory,
         )
 
-    def load(self, batches: Sequence[list[ViewRequest]]) -> Iterator[Tensor]:
+    def load(self, batches: Sequence[list[ImageView]]) -> Iterator[Tensor]:
         """Yield each batch as (N, 3, size, size) uint8, in order.
 
         Raises:
@@ -71,24 +84,24 @@ class ViewLoader:
         return _name_unreadable(views, batches)
 
 
-def decode(transforms: Transforms, requests: list[ViewRequest]) -> Tensor:
+def decode(transforms: Transforms, images: list[ImageView]) -> Tensor:
     """Return views (N, 3, size, size) uint8, decoded in this process.
 
     Raises:
         DataError: if a file cannot be decoded.
     """
-    return next(ViewLoader(transforms, workers=0).load([requests]))
+    return next(ViewLoader(transforms, workers=0).load([images]))
 
 
 def _name_unreadable(
-    views: Iterator[Tensor], batches: Sequence[list[ViewRequest]]
+    views: Iterator[Tensor], batches: Sequence[list[ImageView]]
 ) -> Iterator[Tensor]:
     """Yield the views of each batch; an error of a worker names the file only in a traceback."""
     for batch in batches:
         try:
             yield next(views)
         except ImageError:
-            for path, _ in batch:
+            for path, *_ in batch:
                 try:
                     read_image(path)
                 except ImageError as error:

@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from thawline.data.loading import ViewLoader, ViewRequest, decode
+from thawline.data.loading import ImageView, ViewLoader, decode
 from thawline.data.transforms import Transforms
 from thawline.thaw.cache import ActivationCache, Cost, describe_entries, fastest_that_fits
 from thawline.thaw.device import Accelerator
 from thawline.thaw.frozen_part import FrozenPart
-from thawline.thaw.image_set import ImageView, view_seed
 from thawline.thaw.line import ThawLine
 from thawline.thaw.partition import CachePartition, Tensors
 
@@ -97,7 +96,7 @@ class FeatureLoader:
         for partition in self._partitions.values():
             partition.refresh()
         requests = self._plan(batches, keep) if batches else []
-        to_decode = [[*map(self._view, r.to_decode.values())] for r in requests if r.to_decode]
+        to_decode = [[*r.to_decode.values()] for r in requests if r.to_decode]
         views = self._loader.load(to_decode)
         for request in requests:
             if request.to_decode:
@@ -192,10 +191,10 @@ class FeatureLoader:
             return (request.decoded,)
         views = dict(zip(request.to_decode, request.decoded, strict=True))
         for key in images.keys() - views.keys():  # evicted since
-            (views[key],) = decode(self._transforms, [self._view(images[key])])
+            (views[key],) = decode(self._transforms, [images[key]])
         return (torch.stack([views[key] for key in images]),)
 
-    def _choose(self, some: Sequence[ImageView]) -> str:
+    def _choose(self, some: list[ImageView]) -> str:
         """Return what to cache, as timed on some images, and log it."""
         size, limit = self._transforms.preprocessing.size, self._store.max_bytes
         if 0 < self._bytes <= 3 * size**2 and self._bytes * self._entries <= limit:
@@ -203,7 +202,7 @@ class FeatureLoader:
             logger.info(said, self._bytes / 1e3)
             return ACTIVATIONS
         start = time.perf_counter()
-        views = decode(self._transforms, [*map(self._view, some)])
+        views = decode(self._transforms, some)
         decoding = (time.perf_counter() - start) / len(some)
         below = self._frozen.seconds(views) / len(some)
         try:
@@ -221,10 +220,6 @@ class FeatureLoader:
         rest = ", ".join(f"{name} {cost}" for name, cost in costs.items() if name != chosen)
         logger.info("Caching %s (%s; %s)", chosen, costs[chosen], rest)
         return chosen
-
-    def _view(self, image: ImageView) -> ViewRequest:
-        seed = None if image.view is None else view_seed(image, self._transforms)
-        return ViewRequest(image.path, seed)
 
 
 def merge(is_known: np.ndarray, known: Tensors, computed: Tensors) -> Tensors:

@@ -1,4 +1,4 @@
-"""Hold the images of a split as columns, and identify their views."""
+"""Hold the images of a split as columns."""
 
 import hashlib
 from collections.abc import Sequence
@@ -11,23 +11,9 @@ import torch
 from torch import Tensor
 
 from thawline.data.decoding import hash_files
-from thawline.data.transforms import Transforms
+from thawline.data.loading import ImageView
 
 Positions = Sequence[int] | np.ndarray  # of the images of a batch in their split
-
-
-class ImageView(NamedTuple):
-    """A view of an image file: the nth random one, or if `view` is None that for evaluation."""
-
-    path: str
-    sha256: str  # of the file, 64 hexadecimal digits
-    view: int | None = None
-
-    @property
-    def key(self) -> bytes:
-        """Key of its entries in the cache: 12 bytes of the hash, 4 of the view's number."""
-        number = 0 if self.view is None else self.view + 1
-        return bytes.fromhex(self.sha256[-24:]) + number.to_bytes(4, "little")
 
 
 class ImageSet(NamedTuple):
@@ -94,9 +80,3 @@ def image_set(splits: pd.DataFrame, split: str, device: torch.device) -> ImageSe
         hashes = pa.array(found.reindex(range(len(splits))))
     paths = pa.array(splits["path"])
     return ImageSet(paths, hashes, rows, torch.from_numpy(labels).to(device))
-
-
-def view_seed(image: ImageView, transforms: Transforms) -> int:
-    """Return the seed of a random view: a hash of image, number and `transforms.seed`."""
-    digest = hashlib.sha256(f"{transforms.seed} {image.sha256} {image.view}".encode()).digest()
-    return int.from_bytes(digest[:7], "big")

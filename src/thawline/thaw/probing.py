@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from thawline.data.loading import ViewLoader
+from thawline.data.loading import ImageView, ViewLoader
 from thawline.data.transforms import Transforms
 from thawline.errors import DataError
 from thawline.networks.stages import find_stages
@@ -23,7 +23,7 @@ from thawline.options import AUTO, AutoOptions, LastStages, Parameters, Strategy
 from thawline.thaw.cache import NO_CACHE, ActivationCache
 from thawline.thaw.device import Accelerator, make_accelerator
 from thawline.thaw.features import FeatureLoader
-from thawline.thaw.image_set import ImageView, image_set
+from thawline.thaw.image_set import image_set
 from thawline.thaw.line import ThawLine
 from thawline.thaw.partition import Tensors
 

@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 from torch import nn
 
+from thawline.data.loading import ImageView
 from thawline.data.transforms import Transforms
 from thawline.errors import DataError, ParameterError
 from thawline.options import EngineOptions, Parameters, Phase
 from thawline.thaw.cache import ActivationCache
 from thawline.thaw.device import MALLOC_ENVIRONMENT
 from thawline.thaw.frozen_part import CPU_CHUNK_SIZE
-from thawline.thaw.image_set import ImageView
 from thawline.training.progress import progress_bar
 from thawline.training.setup import prepare, prepare_phase
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from thawline.data.decoding import hash_files
+from thawline.data.loading import ImageView
 from thawline.data.splitting import SPLITS
 from thawline.data.transforms import Preprocessing, Transforms, evaluation_view, training_view
 from thawline.options import AugmentationOptions, TransformOptions
 from thawline.reports.figures import data, grids
-from thawline.thaw.image_set import ImageView, view_seed
 
 PREPROCESSING = Preprocessing(
     size=64, resize=64, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
@@ -75,7 +75,7 @@ def test_the_views_are_those_that_training_takes(
     (row,) = [idx for idx, view in enumerate(evaluation) if torch.equal(view, pixels[0])]
     (sha256,) = hash_files([paths[row]])
     for number in (0, 1):
-        seed = view_seed(ImageView(paths[row], sha256, number), TRANSFORMS)
+        seed = ImageView(paths[row], sha256, number).seed(TRANSFORMS)
         assert torch.equal(training_view(paths[row], TRANSFORMS, seed), pixels[1 + number])
 
 

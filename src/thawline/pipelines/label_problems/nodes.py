@@ -9,12 +9,12 @@ from PIL import Image
 from torch import nn
 
 from thawline.data.decoding import hash_files
+from thawline.data.loading import ImageView
 from thawline.data.transforms import Transforms
 from thawline.evaluation import label_problems
 from thawline.options import Parameters
 from thawline.reports.figures.data import problem_grid
 from thawline.thaw.cache import ActivationCache
-from thawline.thaw.image_set import ImageView
 from thawline.thaw.probing import stage_features
 
 logger = logging.getLogger(__name__)

@@ -13,18 +13,12 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from thawline.data.decoding import hash_files, image_size
+from thawline.data.loading import ImageView, decode
 from thawline.data.splitting import SPLITS
-from thawline.data.transforms import (
-    BatchMixer,
-    Transforms,
-    evaluation_view,
-    make_mix,
-    training_view,
-)
+from thawline.data.transforms import BatchMixer, Transforms, make_mix
 from thawline.options import AugmentationOptions
 from thawline.reports.figures.grids import image_grid, thumbnail
 from thawline.reports.figures.style import COLORS, LINE, class_axis, finish
-from thawline.thaw.image_set import ImageView, view_seed
 
 SYMBOLS = ("circle-open", "diamond-open", "square-open")
 SAMPLES_PER_SPLIT = 12
@@ -99,19 +93,16 @@ def training_views(
         DataError: if an image file cannot be read.
     """
     some = _mixed(splits[splits["split"] == "train"], VIEWED_IMAGES, seed)
-    paths, preprocessing = some["path"].tolist(), transforms.preprocessing
-    hashes = hash_files(paths)
-    columns = {"evaluation": torch.stack([evaluation_view(path, preprocessing) for path in paths])}
+    paths = some["path"].tolist()
+    images = [ImageView(*pair) for pair in zip(paths, hash_files(paths), strict=True)]
+    columns = {"evaluation": decode(transforms, images)}
     mix = make_mix(augmentation, splits["class_index"].nunique())
     for number in range(min(augmentation.views_per_image or MAX_VIEWS, MAX_VIEWS)):
-        views = [
-            training_view(path, transforms, view_seed(ImageView(path, sha256, number), transforms))
-            for path, sha256 in zip(paths, hashes, strict=True)
-        ]
-        columns[f"view {number + 1}"] = _mix(torch.stack(views), mix, seed + number)
+        views = decode(transforms, [image._replace(view=number) for image in images])
+        columns[f"view {number + 1}"] = _mix(views, mix, seed + number)
     mixed = ", mixed" if mix else ""
     return image_grid(
-        f"Training images as the network sees them{mixed}, {preprocessing.size} px",
+        f"Training images as the network sees them{mixed}, {transforms.preprocessing.size} px",
         [
             functional.to_pil_image(views[idx])
             for idx in range(len(some))
