@@ -24,7 +24,7 @@ from thawline.options import (
     AutoOptions,
     LastStages,
     ModelOptions,
-    Strategies,
+    Parameters,
     TrainingOptions,
     TransformOptions,
 )
@@ -39,7 +39,7 @@ from thawline.thaw.probing import (
 )
 
 CONF = Path(__file__).parents[2] / "conf" / "base" / "parameters_strategies.yml"
-STRATEGIES = Strategies(yaml.safe_load(CONF.read_text())["strategies"]).root
+STRATEGIES = Parameters(**yaml.safe_load(CONF.read_text())).strategies
 OPTIONS = TrainingOptions(num_workers=0, precision="fp32")
 SIZE = 64
 

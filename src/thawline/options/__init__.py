@@ -36,7 +36,6 @@ from thawline.options.training import (
     LrFindOptions,
     ModelOptions,
     Phase,
-    Strategies,
     Strategy,
     TrainingOptions,
 )
@@ -49,6 +48,6 @@ __all__ = [
     "DatasetOptions", "Dimension", "EngineOptions", "EvaluationOptions", "ExplainOptions",
     "ExportOptions", "Interpolation", "LastStages", "LrFindOptions", "ModelOptions", "Options",
     "Parameters", "Phase", "PredictOptions", "RegistryOptions", "ScreeningOptions",
-    "SplitFractions", "Strategies", "Strategy", "SweepOptions",
+    "SplitFractions", "Strategy", "SweepOptions",
     "TrainingOptions", "TransformOptions", "flatten", "validate_parameters",
 ]  # fmt: skip

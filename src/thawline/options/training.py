@@ -3,13 +3,11 @@
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    RootModel,
     field_validator,
     model_validator,
 )
@@ -88,12 +86,6 @@ class Strategy(Options):
 
     weights: Literal["none"] | None = None
     phases: tuple[Phase, ...] = Field(min_length=1)
-
-
-class Strategies(RootModel[dict[str, Strategy]]):
-    """All strategies in parameters_strategies.yml, by name."""
-
-    model_config = ConfigDict(frozen=True)
 
 
 class AutoOptions(Options):
