@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from conftest import child_process
 from helpers.training import parameters
 from thawline.data import atomic_write, loading
-from thawline.data.decoding import codec_versions, hash_files
+from thawline.data.decoding import CODEC_VERSIONS, hash_files
 from thawline.data.loading import ImageView, ViewLoader
 from thawline.data.transforms import DECODING_VERSION, build_transforms
 from thawline.errors import DataError
@@ -377,7 +377,7 @@ def test_what_is_stored_says_how_it_came_about(setting: Setting) -> None:
     assert evaluation["preprocessing"] == transforms.preprocessing.model_dump(mode="json")
     assert evaluation["packages"] == {n: version(n) for n in ("torch", "torchvision", "pillow")}
     assert evaluation["decoding"] == DECODING_VERSION
-    assert evaluation["codecs"] == codec_versions() and "jpg" in evaluation["codecs"]
+    assert evaluation["codecs"] == CODEC_VERSIONS and "jpg" in evaluation["codecs"]
     assert evaluation["below"].keys() == {"weights", "structure", "precision", "answer"}
     assert evaluation["below"]["precision"] == "torch.float32"
     assert told["SmallNet up to flatten, random views"] == {

@@ -109,12 +109,8 @@ def check_shared_memory(
 ) -> str:
     """Return how large shared memory is, which holds the batches of decoding processes.
 
-    Nothing is returned if there are no such processes, or no shared memory as a folder.
-
-    Args:
-        options: batch size and number of decoding processes.
-        size: px, side of the images; None: that of the weights, unknown here.
-        folder: where shared memory is, as a file system.
+    Nothing is returned if there are no such processes, or no shared memory as a folder. `size` is
+    the side of the images in px; None: that of the weights, unknown here.
     """
     workers = options.num_workers
     if workers is None:

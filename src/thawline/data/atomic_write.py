@@ -14,10 +14,7 @@ DISK_FULL = re.compile("No space left on device|Disk quota exceeded|disk is full
 def write_atomic(target: Path, write: Callable[[Path], Any], previous: Path | None = None) -> None:
     """Write a file that never exists half-written, not even after a power failure.
 
-    Args:
-        target: the file, in an existing folder; a file of that name is replaced.
-        write: writes to the path that it receives.
-        previous: where to keep a replaced file.
+    `write` writes to the path that it receives. A file that is replaced is kept as `previous`.
     """
     unfinished = target.with_name(f"{uuid.uuid4().hex}.unfinished")
     try:

@@ -26,6 +26,7 @@ FORMATS: list[str] = [
     if name in Image.OPEN
 ]
 CODECS = ("jpg", "libjpeg_turbo", "jpg_2000", "libtiff", "webp", "avif")
+CODEC_VERSIONS = {name: found for name in CODECS if (found := features.version(name))}
 ORIENTATIONS_ON_SIDE = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 # Pillow's default for `Image.thumbnail`. On photographs, the resized image then differs from that
 # of a full decoding by 1/255 on average; with a gap of 1 it differs by 2.6/255.
@@ -101,7 +102,7 @@ def to_rgb(
     16-bit colors, Pillow reads the upper 8 bits.
 
     Args:
-        file: as `open_image` opens it.
+        file: of `open_image`.
         scale: by how much the image will be resized. A JPEG is decoded at 1/2, 1/4 or 1/8 of its
             size if that keeps at least `REDUCING_GAP` times as many pixels per side as needed.
         bit_depth: white is 2^bit_depth - 1 and above. "auto": 65,535 in integer files, 1 in float
@@ -157,12 +158,6 @@ def became_unreadable(path: str, problem: object) -> DataError:
         f"{path}: this image was there when the run began and can no longer be read ({problem})."
         " Restore it and repeat the command with training.resume=true, or start a run without it."
     )
-
-
-def codec_versions() -> dict[str, str]:
-    """Return the versions of the libraries that decode pixels, by Pillow's names for them."""
-    found = {name: features.version(name) for name in CODECS}
-    return {name: version for name, version in found.items() if version}
 
 
 def map_threads(

@@ -37,10 +37,8 @@ class Table(NamedTuple):
 def read_manifest(file: Path, allow_external_paths: bool) -> pd.DataFrame:
     """Read the manifest in a CSV or Parquet file, whose paths are relative to the file's folder.
 
-    Args:
-        file: has the columns path, label and optionally split and group. A Parquet file may have
-            sha256, the hash of each image's content, as 64 hexadecimal digits or 32 bytes.
-        allow_external_paths: whether it may list files outside its folder.
+    It has the columns path, label and optionally split and group. A Parquet file may have sha256,
+    the hash of each image's content, as 64 hexadecimal digits or 32 bytes.
 
     Returns:
         One row per image, sorted by path. All columns are text; paths are absolute, with all links

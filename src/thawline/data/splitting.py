@@ -30,10 +30,7 @@ def split_dataset(manifest: pd.DataFrame, fractions: SplitFractions, seed: int) 
     brings are kept. A given `val` without `test` becomes the test split, and validation images are
     drawn from `train`, so the reported accuracy never chose the model.
 
-    Args:
-        manifest: path, label and optionally split, group and sha256; one row per image.
-        fractions: share of each class's images in train, val and test.
-        seed: equal seeds give equal splits.
+    The manifest has path, label and optionally split, group and sha256; one row per image.
 
     Returns:
         path, label, class_index, split and, if given, group and sha256, sorted by path.
@@ -59,12 +56,8 @@ def split_dataset(manifest: pd.DataFrame, fractions: SplitFractions, seed: int) 
 def move_seen(splits: pd.DataFrame, seen: Collection[str]) -> tuple[pd.DataFrame, int]:
     """Move test images that a model has seen, with their groups and copies, to the train split.
 
-    Args:
-        splits: with sha256.
-        seen: SHA-256 of the images that the model was trained or validated on.
-
-    Returns:
-        The splits, and the number of moved images.
+    `seen` is the SHA-256 of the images that it was trained or validated on. The number of moved
+    images is returned, too.
 
     Raises:
         DataError: if no test image of a class remains.

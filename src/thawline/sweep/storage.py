@@ -24,10 +24,7 @@ def open_storage(url: str) -> RDBStorage:
     """Open a database for Optuna and create its tables if there are none.
 
     A trial without a heartbeat for `GRACE_SECONDS` fails and is queued again, by whichever process
-    starts the next trial.
-
-    Args:
-        url: as SQLAlchemy takes it; `postgresql://` is short for `postgresql+psycopg://`.
+    starts the next trial. `postgresql://` is short for `postgresql+psycopg://`.
 
     Raises:
         ParameterError: if it cannot be opened; the message holds no password.

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from thawline.data.atomic_write import sync
-from thawline.data.decoding import codec_versions
+from thawline.data.decoding import CODEC_VERSIONS
 from thawline.data.transforms import DECODING_VERSION, Transforms
 from thawline.thaw.partition import KEY_BYTES, CachePartition, read_metadata
 
@@ -48,7 +48,7 @@ def describe_entries(
         "preprocessing": transforms.preprocessing.model_dump(mode="json"),
         "packages": {name: version(name) for name in ("torch", "torchvision", "pillow")},
         "decoding": DECODING_VERSION,
-        "codecs": codec_versions(),
+        "codecs": CODEC_VERSIONS,
     }
     if random:
         augmentation = transforms.options.model_dump(mode="json")

@@ -15,12 +15,7 @@ PACKAGES = ("thawline", "torch", "torchvision", "timm", "kedro", "mlflow")
 
 
 def describe_run(run_params: dict[str, Any], device: str) -> dict[str, str]:
-    """Return the tags of a run.
-
-    Args:
-        run_params: as Kedro passes them to `before_pipeline_run`; those that are set become tags.
-        device: `training.device`.
-    """
+    """Return the tags of a run: what is set of Kedro's `run_params`, and how it came about."""
     given = {name: mask(str(value)) for name, value in run_params.items() if value}
     return given | {
         "kedro_command": mask(_command_line()),

@@ -25,11 +25,7 @@ def group_alike(images: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
 
     Group names do not depend on file locations: a name is the first, in text order, of the existing
     names of the group's images, or else of their sha256. If the group is in several splits, the
-    split is appended.
-
-    Args:
-        images: path, sha256 and optionally split and group.
-        pairs: of `find_pairs`; only `near` ones are used.
+    split is appended. Of the pairs of `find_pairs`, only `near` ones are used.
     """
     near = pairs[pairs["kind"] == "near"]
     split = images["split"] if "split" in images else pd.Series("", index=images.index)

@@ -59,8 +59,7 @@ def find_pairs(images: pd.DataFrame) -> pd.DataFrame:
     `similar` unless `fixed_cameras` finds it to be the same image. 5,000 linked images take half a
     minute on two cores and 0.6 GB; time grows with the square of their number.
 
-    Args:
-        images: path, label and sha256. Each content counts once, in all of its classes.
+    `images` has path, label and sha256. Each content counts once, in all of its classes.
 
     Returns:
         One row per pair: sha256, other_sha256, distance (1 - correlation of the pixels) and kind.
