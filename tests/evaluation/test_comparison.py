@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -158,23 +158,24 @@ def test_the_table_has_means_and_students_interval_best_first() -> None:
     table = compare(trials).table.set_index("strategy")
     assert table["test_accuracy"].is_monotonic_decreasing
     for name, row in table.iterrows():
-        own = [trial for trial in trials if trial.strategy == name]
-        scores = [trial.metrics["test_accuracy"] for trial in own]
+        scores = trials.table.loc[trials.table["strategy"] == name, "test_accuracy"]
         low, high = stats.t.interval(0.95, 2, np.mean(scores), stats.sem(scores))
         assert row["test_accuracy"] == pytest.approx(np.mean(scores))
         assert row["test_accuracy_low"] == pytest.approx(low)
         assert row["test_accuracy_high"] == pytest.approx(min(1, high))
-        train = np.mean([trial.history["train_accuracy"].iloc[-1] for trial in own])
+        last = trials.histories[trials.histories["epoch"] == 5]
+        train = last.loc[last["strategy"] == name, "train_accuracy"].mean()
         assert row["generalization_gap"] == pytest.approx(train - np.mean(scores))
         assert row["seeds"] == 3
 
 
 def test_training_accuracy_is_that_of_the_epoch_that_was_kept() -> None:
-    trial = make_trials({"full": 0.9}, seeds=1)[0]
-    table = compare([replace(trial, best_epoch=2)]).table
-    assert table["train_accuracy"].item() == trial.history["train_accuracy"].iloc[1]
-    untrained = replace(trial, best_epoch=0, history=trial.history.iloc[:0])
-    row = compare([untrained]).table.iloc[0]
+    trial = make_trials({"full": 0.9}, seeds=1)
+    table = compare(trial._replace(table=trial.table.assign(best_epoch=2))).table
+    assert table["train_accuracy"].item() == trial.histories["train_accuracy"].iloc[1]
+    none = pd.DataFrame(columns=trial.histories.columns)
+    untrained = trial._replace(table=trial.table.assign(best_epoch=0), histories=none)
+    row = compare(untrained).table.iloc[0]
     assert np.isnan(row["train_accuracy"])
     assert row["trainable_parameters"] == 0
 
@@ -182,18 +183,10 @@ def test_training_accuracy_is_that_of_the_epoch_that_was_kept() -> None:
 def test_images_of_a_group_are_compared_together() -> None:
     trials = make_trials({"full": 0.9, "head_only": 0.75})
     groups = [f"patient {number // 20}" for number in range(153)]
-    grouped = [
-        replace(trial, predictions=trial.predictions.assign(group=groups)) for trial in trials
-    ]
+    grouped = trials._replace(predictions=trials.predictions.assign(group=groups * 6))
     answers = {
-        name: np.stack(
-            [
-                trial.predictions["label"] == trial.predictions["prediction"]
-                for trial in trials
-                if trial.strategy == name
-            ]
-        )
-        for name in ("full", "head_only")
+        name: np.stack([each["label"] == each["prediction"] for _, each in rows.groupby("seed")])
+        for name, rows in trials.predictions.groupby("strategy")
     }
     for found, of in ((compare(trials), None), (compare(grouped), groups)):
         row = found.pairs.iloc[0]
@@ -204,9 +197,9 @@ def test_images_of_a_group_are_compared_together() -> None:
 def test_one_seed_has_the_interval_of_its_metrics_and_a_caveat() -> None:
     trials = make_trials(SETS, seeds=1)
     comparison = compare(trials)
-    best = next(t for t in trials if t.strategy == comparison.verdict["best"])
+    best = trials.table.set_index("strategy").loc[comparison.verdict["best"]]
     row = comparison.table.iloc[0]
-    assert row["test_accuracy_low"] == best.metrics["test_accuracy_low"]
+    assert row["test_accuracy_low"] == best["test_accuracy_low"]
     assert "the variation between seeds is unknown" in comparison.verdict["sentence"]
 
 
@@ -219,8 +212,9 @@ def test_a_clear_winner_beats_the_next() -> None:
 
 
 def test_without_a_significant_difference_the_cheaper_one_is_taken() -> None:
-    first, *others = make_trials({"head_only": 0.9, "full": 0.9})
-    verdict = compare([replace(first, seconds=1.0), *others]).verdict
+    trials = make_trials({"head_only": 0.9, "full": 0.9})
+    trials.table.loc[0, "seconds"] = 1.0
+    verdict = compare(trials).verdict
     assert not verdict["significant"]
     assert verdict["recommended"] == "head_only"
     assert "No significant difference between" in verdict["sentence"]
@@ -245,8 +239,9 @@ def test_one_strategy_alone_is_compared_with_nothing() -> None:
 
 
 def test_the_summary_is_json() -> None:
-    trial = make_trials({"full": 0.9}, seeds=1)[0]
-    comparison = compare([replace(trial, best_epoch=0), *make_trials({"head_only": 0.8})])
+    trials = make_trials({"full": 0.9, "head_only": 0.8})
+    trials.table.loc[trials.table["strategy"] == "full", "best_epoch"] = 0
+    comparison = compare(trials)
     read = json.loads(json.dumps(comparison.summary(), allow_nan=False))
     assert read["verdict"] == comparison.verdict
     by_name = {row["strategy"]: row for row in read["strategies"]}
@@ -255,13 +250,11 @@ def test_the_summary_is_json() -> None:
 
 
 def test_the_pooled_confusion_counts_every_seed() -> None:
-    trials = make_trials({"full": 0.7}, classes=("7", "NA", "bee"))
-    counts = pool_confusion(trials)
+    predictions = make_trials({"full": 0.7}, classes=("7", "NA", "bee")).predictions
+    counts = pool_confusion(predictions)
     names = ["7", "NA", "bee"]
-    expected = sum(
-        confusion_matrix(t.predictions["label"], t.predictions["prediction"], labels=names)
-        for t in trials
-    )
+    expected = confusion_matrix(predictions["label"], predictions["prediction"], labels=names)
+    assert expected.sum() == 3 * 153
     assert (list(counts.index), list(counts.columns)) == (names, names)
     assert (counts.to_numpy() == expected).all()
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from thawline.evaluation.comparison import TrainingOutcome
+from thawline.evaluation.comparison import Trainings
 from thawline.evaluation.metrics import compute_metrics
 from thawline.options import EvaluationOptions
+from thawline.pipelines.compare.nodes import stack
 
 OPTIONS = EvaluationOptions()
 
@@ -18,16 +19,21 @@ def make_trials(
     images: int = 153,
     classes: tuple[str, ...] = ("ants", "bees"),
     epochs: int = 5,
-) -> list[TrainingOutcome]:
+) -> Trainings:
     """Return a training for each strategy and seed; images differ in how hard they are."""
     rng = np.random.default_rng(0)
     truth = rng.integers(0, len(classes), images)
     hard = rng.normal(0, 1.5, images)
-    return [
-        make_trial(rng, name, seed, accuracy, truth, hard, classes, epochs, 7.0 * (place + 1) ** 2)
+    trials = {
+        (name, seed): make_trial(
+            rng, name, seed, accuracy, truth, hard, classes, epochs, 7.0 * (place + 1) ** 2
+        )
         for place, (name, accuracy) in enumerate(accuracies.items())
         for seed in range(seeds)
-    ]
+    }
+    rows, histories, predictions, settings = zip(*trials.values(), strict=True)
+    stacked = (stack(dict(zip(trials, each, strict=True))) for each in (histories, predictions))
+    return Trainings(pd.DataFrame(rows), *stacked, [*settings])
 
 
 def make_trial(
@@ -40,8 +46,8 @@ def make_trial(
     classes: tuple[str, ...],
     epochs: int,
     seconds: float,
-) -> TrainingOutcome:
-    """Return one training with about that test accuracy."""
+) -> tuple[dict[str, object], pd.DataFrame, pd.DataFrame, dict[str, str]]:
+    """Return one training with about that test accuracy: row, history, predictions, settings."""
     noisy = hard + rng.normal(0, 1, len(truth))
     right = noisy < np.quantile(noisy, np.clip(accuracy + rng.normal(0, 0.01), 0, 1))
     wrong = (truth + rng.integers(1, len(classes), len(truth))) % len(classes)
@@ -78,7 +84,6 @@ def make_trial(
         "dataset.root": "../shared/my photographs",
         "training.epochs": str(epochs),
     }
-    return TrainingOutcome(
-        strategy, seed, metrics, predictions, history, epochs, seconds * rng.uniform(0.9, 1.1),
-        settings,
-    )  # fmt: skip
+    row = {"strategy": strategy, "seed": seed, "best_epoch": epochs}
+    row["seconds"] = seconds * rng.uniform(0.9, 1.1)
+    return row | metrics, history, predictions, settings

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -145,9 +144,9 @@ def test_a_row_is_repeated_by_its_command() -> None:
     )
     quoted = kedro_command({"dataset.root": "my photos; rm *"})
     assert quoted == "kedro run --pipeline=finetune '--params=dataset.root=my photos; rm *'"
-    trial = make_trials({"full": 0.9}, seeds=1)[0]
-    trial = replace(trial, settings=trial.settings | {"transforms.mean": "[0.5, 0.5, 0.5]"})
-    recipe = comparison_sections([trial], compare([trial]))[-1].recipes[0]
+    trial = make_trials({"full": 0.9}, seeds=1)
+    trial.settings[0]["transforms.mean"] = "[0.5, 0.5, 0.5]"
+    recipe = comparison_sections(trial, compare(trial))[-1].recipes[0]
     assert recipe.commands.endswith(" # first put transforms.mean into conf/local/parameters.yml")
 
 
@@ -211,7 +210,8 @@ def test_names_are_text_in_what_is_drawn_and_in_what_a_pointer_shows(
 ) -> None:
     rows = [(f"{name}/{LINK}.jpg", name, "train") for name in CLASSES]
     balance = class_balance(pd.DataFrame(rows, columns=["path", "label", "split"]))
-    counts = pool_confusion(make_trials({"full": 0.9}, seeds=1, images=200, classes=CLASSES))
+    trials = make_trials({"full": 0.9}, seeds=1, images=200, classes=CLASSES)
+    counts = pool_confusion(trials.predictions)
     figures = [balance, confusion_matrix(counts)]
     sections = [Section(IMAGE, LINK, illustrations=[Illustration(IMAGE, one) for one in figures])]
     for name, text in (

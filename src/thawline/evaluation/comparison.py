@@ -1,7 +1,5 @@
 """Compare strategies by their trainings, and recommend one."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,18 +12,16 @@ from thawline.evaluation.significance import CONFIDENCE, SIGNIFICANT, holm_corre
 DECIMALS_BELOW_SECONDS = 10  # from so many seconds on, decimals are noise
 
 
-@dataclass(frozen=True)
-class TrainingOutcome:
-    """The result of one training of one strategy; the splits are the same for all."""
+class Trainings(NamedTuple):
+    """The trainings of a comparison, strategy by strategy; the splits are the same for all.
 
-    strategy: str
-    seed: int
-    metrics: dict[str, float]  # of the test split, see `compute_metrics`
+    The tables have the columns strategy and seed.
+    """
+
+    table: pd.DataFrame  # one row per training: best_epoch (0: none), seconds, `compute_metrics`
+    histories: pd.DataFrame  # one row per epoch
     predictions: pd.DataFrame  # of the test split, see `predict_split`
-    history: pd.DataFrame  # one row per epoch
-    best_epoch: int  # that was kept, from 1; 0 if there was none
-    seconds: float
-    settings: dict[str, str]  # what to set to repeat it: a parameter's dotted name, its value
+    settings: list[dict[str, str]]  # to repeat each training: a parameter's dotted name, its value
 
 
 class Comparison(NamedTuple):
@@ -56,23 +52,20 @@ class Comparison(NamedTuple):
         return {"verdict": self.verdict, **rows}
 
 
-def compare(trials: Sequence[TrainingOutcome]) -> Comparison:
+def compare(trainings: Trainings) -> Comparison:
     """Rank the strategies, and test whether the best beats each of the others.
 
     Equal test accuracies are ordered by seconds. If the predictions have groups, the images of a
     group are tested together.
     """
-    by_strategy = group_by_strategy(trials)
-    rows = [_summarize(name, group) for name, group in by_strategy.items()]
-    table = pd.DataFrame(rows).sort_values(
+    table = _summarize(trainings).sort_values(
         ["test_accuracy", "seconds", "strategy"], ascending=[False, True, True], ignore_index=True
     )
-    correct = {
-        name: np.stack([t.predictions["label"] == t.predictions["prediction"] for t in group])
-        for name, group in by_strategy.items()
-    }  # bool (seeds, images)
+    predictions, seeds = trainings.predictions, table.set_index("strategy")["seeds"]
+    is_right = (predictions["label"] == predictions["prediction"]).groupby(predictions["strategy"])
+    correct = {name: rows.to_numpy().reshape(seeds[name], -1) for name, rows in is_right}
     best, *others = table["strategy"]
-    groups = trials[0].predictions.get("group")
+    groups = predictions["group"][: correct[best].shape[1]] if "group" in predictions else None
     tests = [(best, name, *paired_test(correct[best], correct[name], groups)) for name in others]
     columns = ["best", "strategy", "difference", "low", "high", "p_value"]
     pairs = pd.DataFrame(tests, columns=columns).astype({"p_value": float})
@@ -80,19 +73,10 @@ def compare(trials: Sequence[TrainingOutcome]) -> Comparison:
     return Comparison(table, pairs, _decide(table, pairs))
 
 
-def group_by_strategy(trials: Sequence[TrainingOutcome]) -> dict[str, list[TrainingOutcome]]:
-    """Return the trainings of each strategy, by seed."""
-    groups: dict[str, list[TrainingOutcome]] = {}
-    for trial in sorted(trials, key=lambda trial: trial.seed):
-        groups.setdefault(trial.strategy, []).append(trial)
-    return groups
-
-
-def pool_confusion(trials: Sequence[TrainingOutcome]) -> pd.DataFrame:
+def pool_confusion(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return counts summed over trainings, one row per true and one column per predicted class."""
-    names = [*probability_columns(trials[0].predictions)]
-    pooled = pd.concat([trial.predictions for trial in trials], ignore_index=True)
-    counts = pd.crosstab(pooled["label"], pooled["prediction"])
+    names = [*probability_columns(predictions)]
+    counts = pd.crosstab(predictions["label"], predictions["prediction"])
     return counts.reindex(index=names, columns=names, fill_value=0)
 
 
@@ -111,33 +95,36 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < DECIMALS_BELOW_SECONDS else f"{seconds:,.0f} s"
 
 
-def _summarize(strategy: str, trials: Sequence[TrainingOutcome]) -> dict[str, Any]:
-    """Return the row of a strategy in the table of `compare`."""
+def _summarize(trainings: Trainings) -> pd.DataFrame:
+    """Return the table of `compare` in the order of names."""
+    by_strategy = trainings.table.groupby("strategy")
+    best = trainings.table.set_index(["strategy", "seed"])["best_epoch"]
+    histories = trainings.histories.set_index(["strategy", "seed"])
+    kept = histories[histories["epoch"] == best.reindex(histories.index)]
     # Rounded: sums in another order of seeds must not tell equal strategies apart.
-    accuracy = round(float(np.mean([trial.metrics["test_accuracy"] for trial in trials])), 12)
-    low, high = _interval([trial.metrics for trial in trials])
-    kept = [trial.history[trial.history["epoch"] == trial.best_epoch] for trial in trials]
-    train = float(np.mean([epoch["train_accuracy"].mean() for epoch in kept]))  # NaN: no epoch
-    parameters = pd.concat([trial.history["trainable_parameters"] for trial in trials])
-    return {
-        "strategy": strategy,
-        "seeds": len(trials),
+    accuracy = by_strategy["test_accuracy"].mean().round(12)
+    limits = pd.DataFrame({name: _interval(rows) for name, rows in by_strategy}, ["low", "high"]).T
+    train = kept.groupby("strategy")["train_accuracy"].mean().reindex(accuracy.index).astype(float)
+    parameters = histories.groupby("strategy")["trainable_parameters"].max()
+    columns = {
+        "seeds": by_strategy.size(),
         "test_accuracy": accuracy,
-        "test_accuracy_low": low,
-        "test_accuracy_high": high,
-        "test_loss": float(np.mean([trial.metrics["test_loss"] for trial in trials])),
+        "test_accuracy_low": limits["low"],
+        "test_accuracy_high": limits["high"],
+        "test_loss": by_strategy["test_loss"].mean(),
         "train_accuracy": train,
         "generalization_gap": train - accuracy,
-        "seconds": float(np.mean([trial.seconds for trial in trials])),
-        "trainable_parameters": 0 if parameters.empty else int(parameters.max()),
+        "seconds": by_strategy["seconds"].mean(),
+        "trainable_parameters": parameters.reindex(accuracy.index, fill_value=0).astype(int),
     }
+    return pd.DataFrame(columns).rename_axis("strategy").reset_index()
 
 
-def _interval(metrics: Sequence[dict[str, float]]) -> tuple[float, float]:
+def _interval(rows: pd.DataFrame) -> tuple[float, float]:
     """Return the 95 % interval of the mean test accuracy, over images if there is one seed."""
-    if len(metrics) == 1:
-        return metrics[0]["test_accuracy_low"], metrics[0]["test_accuracy_high"]
-    values = [each["test_accuracy"] for each in metrics]
+    if len(rows) == 1:
+        return rows["test_accuracy_low"].item(), rows["test_accuracy_high"].item()
+    values = rows["test_accuracy"].to_numpy()
     half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values)
     return float(max(0, np.mean(values) - half)), float(min(1, np.mean(values) + half))
 

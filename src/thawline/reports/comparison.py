@@ -9,11 +9,10 @@ from rich.table import Table
 
 from thawline.evaluation.comparison import (
     Comparison,
-    TrainingOutcome,
+    Trainings,
     format_p,
     format_points,
     format_seconds,
-    group_by_strategy,
     pool_confusion,
 )
 from thawline.reports.figures.comparison import compared_curves, comparison_figure
@@ -38,18 +37,21 @@ SIGNIFICANCE = (
 )
 
 
-def comparison_sections(trials: Sequence[TrainingOutcome], comparison: Comparison) -> list[Section]:
+def comparison_sections(trainings: Trainings, comparison: Comparison) -> list[Section]:
     """Return the sections of the report, strategies in the order of the comparison's table."""
-    table, groups = comparison.table, group_by_strategy(trials)
+    table, predictions = comparison.table, trainings.predictions
     matrices, recipes = [], []
     for name in table["strategy"]:
-        matrix = confusion_matrix(pool_confusion(groups[name])).update_coloraxes(showscale=False)
+        counts = pool_confusion(predictions[predictions["strategy"] == name])
+        matrix = confusion_matrix(counts).update_coloraxes(showscale=False)
         matrices.append(Illustration(name, matrix))
-        recipes.append(_recipe(name, groups[name]))
+        recipes.append(_recipe(name, [s for s in trainings.settings if s["strategy"] == name]))
+    results = comparison_figure(trainings.table, table)
+    curves = compared_curves(trainings.histories, table)
     sections = [
         Section("Strategies", STRATEGIES, strategy_table(table)),
-        Section("Accuracy and cost", illustrations=[illustrate(comparison_figure(trials, table))]),
-        Section("Learning curves", illustrations=[illustrate(compared_curves(trials, table))]),
+        Section("Accuracy and cost", illustrations=[illustrate(results)]),
+        Section("Learning curves", illustrations=[illustrate(curves)]),
         Section("Confusion matrices", CONFUSION, illustrations=matrices),
     ]
     if not comparison.pairs.empty:
@@ -95,8 +97,8 @@ def console_table(table: pd.DataFrame) -> Table:
     return shown
 
 
-def _recipe(name: str, trials: Sequence[TrainingOutcome]) -> Recipe:
+def _recipe(name: str, settings: Sequence[dict[str, str]]) -> Recipe:
     """Return the commands that reproduce the trainings of a strategy, and their settings."""
-    settings = pd.DataFrame([trial.settings for trial in trials])
-    values = {str(key): " | ".join(column.dropna().unique()) for key, column in settings.items()}
-    return Recipe(name, "\n".join(kedro_command(trial.settings) for trial in trials), values)
+    columns = pd.DataFrame(settings).items()
+    values = {str(key): " | ".join(column.dropna().unique()) for key, column in columns}
+    return Recipe(name, "\n".join(map(kedro_command, settings)), values)

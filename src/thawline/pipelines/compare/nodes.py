@@ -1,7 +1,6 @@
 """Nodes of the comparison of strategies."""
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from rich.markup import escape
 
 from thawline.data.transforms import Transforms
 from thawline.datasets.resource_datasets import OpenRun
-from thawline.evaluation.comparison import TrainingOutcome, compare
+from thawline.evaluation.comparison import Trainings, compare
 from thawline.networks.classifier import Classifier
 from thawline.options import TRAINING_GROUPS, Parameters, flatten
 from thawline.pipelines.finetune import nodes as finetune
@@ -33,18 +32,18 @@ def train_strategies(
     training_checkpoints: TrainingCheckpoints,
     metric_logger: OnEpoch,
     child_runs: OpenRun,
-) -> tuple[list[TrainingOutcome], dict[str, Classifier], pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+) -> tuple[Trainings, dict[str, Classifier], pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Train and evaluate every strategy with every seed, each in an MLflow run of its own.
 
     Returns:
-        What the comparison needs of each training, the classifiers by `STRATEGY.seed_N`, and three
-        tables for all trainings: one row per training, per epoch and per test image.
+        What the comparison needs, the classifiers by `STRATEGY.seed_N`, and three tables of it: one
+        row per training, per epoch and per test image.
     """
-    outcomes, classifiers = [], {}
+    rows, settings, histories, predictions, classifiers = [], [], {}, {}, {}
     for own in list_trainings(parameters):
-        name = f"{own.strategy} seed {own.seed}"
+        name, key = f"{own.strategy} seed {own.seed}", {"strategy": own.strategy, "seed": own.seed}
         logger.info("Training %s", name)
-        tags = {"strategy": own.strategy, "seed": own.seed, "backbone": own.model.backbone}
+        tags = key | {"backbone": own.model.backbone}
         groups = {*TRAINING_GROUPS, "dataset"} - {"strategies"}
         depends_on = dict(flatten(own.model_dump(mode="json", include=groups)))
         with child_runs(name, depends_on, tags) as set_tags:
@@ -58,39 +57,36 @@ def train_strategies(
                 own, network, choice, splits, image_transforms, activations,
                 training_checkpoints, metric_logger,
             )  # fmt: skip
-            metrics, _, predictions, _ = finetune.evaluate_model(
+            metrics, _, predicted, _ = finetune.evaluate_model(
                 classifier, splits, own.evaluation, own.training
             )
             epoch, seconds = classifier.training["epoch"], float(history["seconds"].sum())
             metric_logger(metrics, epoch)
         classifiers[f"{own.strategy}.seed_{own.seed}"] = classifier
-        fixed = {"strategy": own.strategy, "seed": own.seed, "dataset.seed": own.dataset.seed}
-        settings = {key: str(value) for key, value in (fixed | own.changed()).items()}
-        outcome = TrainingOutcome(
-            own.strategy, own.seed, metrics, predictions, history, epoch, seconds, settings
-        )
-        outcomes.append(outcome)
-    columns = ("strategy", "seed", "best_epoch", "seconds")
-    rows = [{name: getattr(each, name) for name in columns} | each.metrics for each in outcomes]
-    predictions = _stack(outcomes, "predictions")
-    predictions.attrs = splits.attrs
-    return outcomes, classifiers, pd.DataFrame(rows), _stack(outcomes, "history"), predictions
+        rows.append(key | {"best_epoch": epoch, "seconds": seconds} | metrics)
+        values = key | {"dataset.seed": own.dataset.seed} | own.changed()
+        settings.append({name: str(value) for name, value in values.items()})
+        histories[own.strategy, own.seed] = history
+        predictions[own.strategy, own.seed] = predicted
+    tables = pd.DataFrame(rows), stack(histories), stack(predictions)
+    tables[-1].attrs = splits.attrs
+    return Trainings(*tables, settings), classifiers, *tables
 
 
 def compare_strategies(
-    parameters: Parameters, splits: pd.DataFrame, outcomes: list[TrainingOutcome]
+    parameters: Parameters, splits: pd.DataFrame, trainings: Trainings
 ) -> tuple[dict[str, Any], pd.DataFrame, go.Figure, str]:
     """Return verdict and tests as plain values, the table, the figure and the HTML page."""
-    comparison = compare(outcomes)
+    comparison = compare(trainings)
     rich_print(console_table(comparison.table))
     rich_print(f"[bold]{escape(comparison.verdict['sentence'])}[/bold]")
     page = html_report(
         "Comparison of strategies",
         data_facts(parameters.dataset.root, parameters.model.backbone, splits),
         comparison.verdict["sentence"],
-        comparison_sections(outcomes, comparison),
+        comparison_sections(trainings, comparison),
     )
-    figure = comparison_figure(outcomes, comparison.table)
+    figure = comparison_figure(trainings.table, comparison.table)
     return comparison.summary(), comparison.table, figure, page
 
 
@@ -108,8 +104,7 @@ def list_trainings(parameters: Parameters) -> list[Parameters]:
     ]
 
 
-def _stack(outcomes: Sequence[TrainingOutcome], table: str) -> pd.DataFrame:
-    """Return a table of all trainings as one, with the columns strategy and seed."""
-    tables = {(each.strategy, each.seed): getattr(each, table) for each in outcomes}
-    stacked = pd.concat(tables, names=["strategy", "seed"])
-    return stacked.reset_index(["strategy", "seed"]).reset_index(drop=True)
+def stack(tables: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
+    """Return the tables of all trainings as one, with the columns strategy and seed."""
+    stacked = pd.concat(tables, names=["strategy", "seed"]).reset_index(["strategy", "seed"])
+    return stacked.reset_index(drop=True).infer_objects()  # a history without epochs has objects

@@ -1,6 +1,5 @@
 """Draw strategies side by side."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -8,7 +7,6 @@ import plotly.express as px
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from thawline.evaluation.comparison import TrainingOutcome
 from thawline.reports.figures.style import (
     COLORS,
     MAX_TICK_LETTERS,
@@ -25,20 +23,17 @@ MAX_LEGEND_LETTERS = 24  # of a strategy's name
 CURVES = {"val_loss": "Validation loss", "val_accuracy": "Validation accuracy"}
 
 
-def comparison_figure(trials: Sequence[TrainingOutcome], table: pd.DataFrame) -> go.Figure:
+def comparison_figure(trainings: pd.DataFrame, table: pd.DataFrame) -> go.Figure:
     """Return test accuracy per seed, with mean and 95 % interval, and accuracy by training time.
 
-    `table` is that of `compare` and gives the order of strategies.
+    `trainings` has a row per training; `table` is that of `compare` and gives the order.
     """
     look = _look(table)
     rows = table.assign(strategy=table["strategy"].map(as_text))
     rows["above"] = rows["test_accuracy_high"] - rows["test_accuracy"]
     rows["below"] = rows["test_accuracy"] - rows["test_accuracy_low"]
     rows["mean seconds"] = rows["seconds"].clip(lower=0.01)  # a logarithmic axis has no 0
-    seeds = pd.DataFrame(
-        [(as_text(t.strategy), t.seed, t.metrics["test_accuracy"]) for t in trials],
-        columns=["strategy", "seed", "test_accuracy"],
-    )
+    seeds = trainings.assign(strategy=trainings["strategy"].map(as_text))
     percent = {"test_accuracy": ":.2%"}
     limits = {"test_accuracy_low": ":.2%", "test_accuracy_high": ":.2%"}
     means = px.scatter(
@@ -75,15 +70,13 @@ def comparison_figure(trials: Sequence[TrainingOutcome], table: pd.DataFrame) ->
     return _finish(figure, title, 480 + top, table)
 
 
-def compared_curves(trials: Sequence[TrainingOutcome], table: pd.DataFrame) -> go.Figure:
+def compared_curves(histories: pd.DataFrame, table: pd.DataFrame) -> go.Figure:
     """Return validation loss and accuracy by epoch: bold the mean over seeds, faint each seed.
 
     A mean ends where the first of its seeds ends. `table` gives the order of strategies.
     """
     look = _look(table) | {"line_dash": "strategy", "line_dash_sequence": DASHES}
-    histories = pd.concat(
-        [t.history.assign(strategy=as_text(t.strategy), seed=t.seed) for t in trials]
-    )
+    histories = histories.assign(strategy=histories["strategy"].map(as_text))
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
     for row, (metric, title) in enumerate(CURVES.items(), start=1):
         by_seed = histories.pivot(index=["strategy", "epoch"], columns="seed", values=metric)
@@ -96,7 +89,7 @@ def compared_curves(trials: Sequence[TrainingOutcome], table: pd.DataFrame) -> g
         faint.update_traces(line={"width": 1}, opacity=0.5, showlegend=False)
         figure.add_traces([*faint.data, *bold.data], rows=row, cols=1)
         figure.update_yaxes(title_text=title, row=row, col=1)
-    epochs = max(1, *(len(trial.history) for trial in trials))
+    epochs = max([1, *histories["epoch"]])
     figure.update_xaxes(range=[0.5, epochs + 0.5], tick0=1, dtick=max(1, epochs // 6))
     figure.update_xaxes(title_text="Epoch", row=2, col=1)
     figure.update_yaxes(tickformat=".0%", row=2, col=1)
