@@ -155,8 +155,11 @@ def test_all_that_a_file_holds_is_told(tmp_path: Path) -> None:
         },
         "classifier": None,
     }  # fmt: skip
+    torch.save({"weight": torch.zeros(2, 2), "epoch": 4, "lr": 0.1}, tmp_path / "beside.pth")
+    assert describe_checkpoint(tmp_path / "beside.pth")["other"] == {"epoch": 4, "lr": 0.1}
     torch.save({"bias": nn.Parameter(torch.zeros(3))}, tmp_path / "plain.pth")
     told = describe_checkpoint(tmp_path / "plain.pth")
+    assert read_checkpoint(tmp_path / "plain.pth").path == tmp_path / "plain.pth"
     assert (told["kind"], told["head"], told["prefixes"]) == ("a plain state dict", None, [])
     assert not read_checkpoint(tmp_path / "plain.pth").tensors["bias"].requires_grad
 

@@ -56,6 +56,34 @@ def test_an_absent_device_is_refused_and_the_cpu_is_always_there() -> None:
             make_accelerator(options(device="cuda"))
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": False, "avx2": True}, torch.float32),
+        ({}, torch.float32),
+    ],
+)
+def test_a_cpu_computes_bf16_if_its_instructions_do(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert make_accelerator(options(device="cpu", precision="auto")).dtype == dtype
+
+
+@pytest.mark.parametrize(("has_bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_gpu_computes_bf16_unless_it_would_emulate_it(
+    monkeypatch: pytest.MonkeyPatch, has_bf16: bool, dtype: torch.dtype
+) -> None:
+    def is_bf16_supported(including_emulation: bool = True) -> bool:
+        return has_bf16 or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_bf16_supported)
+    assert make_accelerator(options(device="cuda", precision="auto")).dtype == dtype
+
+
 def test_precision_can_be_chosen_twice_in_one_process() -> None:
     assert make_accelerator(options(precision="bf16")).dtype == torch.bfloat16
     assert make_accelerator(options(precision="fp32")).dtype == torch.float32

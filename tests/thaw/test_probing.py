@@ -1,6 +1,7 @@
 """The strategy `auto` follows from the number of images, or from what is measured on them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from helpers import training as helper
 from thawline.data.decoding import hash_files
 from thawline.data.loading import ImageView
 from thawline.data.transforms import build_transforms, evaluation_view, normalize
@@ -31,9 +33,12 @@ from thawline.options import (
 from thawline.thaw.cache import ActivationCache
 from thawline.thaw.freezing import find_stages
 from thawline.thaw.probing import (
+    Choice,
     choose_by_probes,
     choose_by_size,
+    choose_strategy,
     cross_validate,
+    pool,
     probe_stages,
     stage_features,
 )
@@ -129,6 +134,50 @@ def test_every_stage_is_probed_in_one_pass_that_the_store_keeps(
     assert contents["entries"].sum() == (splits["split"] == "train").sum()
     again = probe_stages(network, splits, transforms, OPTIONS, 0, effective_images, store)
     pd.testing.assert_frame_equal(again, probes)
+
+
+def chosen(splits: pd.DataFrame, **changes: Any) -> tuple[Choice, pd.DataFrame]:
+    training = TrainingOptions(num_workers=0, precision="fp32", **changes.pop("training", {}))
+    parameters = Parameters(strategies=STRATEGIES, training=training, **changes)
+    network, views = helper.network_of(), helper.transforms()
+    cache = ActivationCache(Path(), max_gb=0)
+    return choose_strategy(parameters, network, splits, views, effective_images, cache)
+
+
+def test_a_named_strategy_is_taken_as_it_is(splits: pd.DataFrame) -> None:
+    choice, probes = chosen(splits, strategy="gradual")
+    assert (choice.name, choice.strategy) == ("gradual", STRATEGIES["gradual"])
+    assert choice.reason == "named by the parameter strategy"
+    assert probes.empty and "accuracy" in probes
+
+
+def test_auto_counts_training_images_or_probes_the_stages(splits: pd.DataFrame) -> None:
+    train_images = int((splits["split"] == "train").sum())
+    choice, probes = chosen(splits, strategy="auto", auto=AutoOptions(by="size"))
+    assert choice == choose_by_size(train_images, STRATEGIES, AutoOptions())
+    assert probes.empty
+    choice, probes = chosen(splits, strategy="auto", auto=AutoOptions(by="probe"))
+    assert choice == choose_by_probes(probes, STRATEGIES, AutoOptions())
+
+
+def test_epochs_and_rate_of_a_training_hold_in_every_phase(splits: pd.DataFrame) -> None:
+    changes = {"epochs": 7, "lr": 0.123}
+    choice, _ = chosen(splits, strategy="gradual", training=changes)
+    assert len(choice.strategy.phases) > 1
+    for phase, own in zip(choice.strategy.phases, STRATEGIES["gradual"].phases, strict=True):
+        assert phase == own.model_copy(update=changes)
+
+
+@pytest.mark.parametrize(
+    ("shape", "width"), [((2, 3, 4, 4), 3), ((2, 4, 4, 3), 3), ((2, 5, 3), 3), ((2, 3), 3)]
+)
+def test_outputs_of_every_layout_are_pooled_to_one_vector(
+    shape: tuple[int, ...], width: int
+) -> None:
+    output = torch.arange(torch.Size(shape).numel(), dtype=torch.float32).reshape(shape)
+    pooled = pool(output)
+    assert pooled.shape == (2, width)
+    torch.testing.assert_close(pooled.mean(1), output.flatten(1).mean(1))
 
 
 def score(

@@ -26,7 +26,7 @@ class ImageSet(NamedTuple):
     labels: Tensor  # their class indices, (N,) int64 on the training device
 
     def shuffle(
-        self, orders: torch.Generator, batch_size: int, balanced: bool = False, fewest: int = 2
+        self, orders: torch.Generator, batch_size: int, balanced: bool, fewest: int
     ) -> list[np.ndarray]:
         """Return positions in a new order, in batches (B,) int64.
 
