@@ -15,7 +15,7 @@ from torch import nn
 
 from helpers.networks import SmallNet
 from thawline.data.transforms import build_transforms
-from thawline.evaluation.weight_change import linear_cka, measure_weight_change
+from thawline.evaluation.stage_summary import linear_cka, measure_weight_change
 from thawline.networks.building import IMAGENET
 from thawline.options import TrainingOptions, TransformOptions
 from thawline.reports.figures.model import weight_change_figure

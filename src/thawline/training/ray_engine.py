@@ -10,14 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-from torch import nn
-
 from thawline.data.decoding import hash_files
-from thawline.data.transforms import Transforms
 from thawline.errors import ThawlineError, TrainingError
-from thawline.options import Parameters, Phase
-from thawline.thaw.cache import GB, NO_CACHE, ActivationCache
+from thawline.options import Phase
+from thawline.thaw.cache import GB, ActivationCache
 from thawline.training import loop
 from thawline.training.data_parallel import all_reduce_sum, rank
 from thawline.training.progress import OnEpoch, TrainingResult, progress_bar
@@ -54,7 +50,7 @@ def train(
     """
     parameters, options = arguments[0], arguments[0].training
     connect(parameters.engine)
-    scaling, arguments = divide(parameters.engine), worker_arguments(*arguments)
+    scaling, arguments = divide(parameters.engine), worker_arguments(arguments)
     cache, augmentation = arguments[-1], parameters.augmentation
     is_mixed = augmentation.mixup or augmentation.cutmix
     if cache.max_bytes and augmentation.views_per_image and not is_mixed:
@@ -68,18 +64,13 @@ def train(
     return _fit(arguments, phases, scaling, checkpoints, on_epoch)
 
 
-def worker_arguments(
-    parameters: Parameters,
-    network: nn.Module,
-    splits: pd.DataFrame,
-    transforms: Transforms,
-    cache: ActivationCache = NO_CACHE,
-) -> Arguments:
-    """Return the arguments with hashes of the images, which all would compute, and absolute paths.
+def worker_arguments(arguments: Arguments) -> Arguments:
+    """Return them with hashes of the images, which all workers would compute, and absolute paths.
 
     Raises:
         DataError: if an image file cannot be read.
     """
+    parameters, network, splits, transforms, cache = arguments
     used = splits[splits["split"] != "test"]
     if "sha256" not in used:
         used = used.assign(sha256=hash_files(used["path"].tolist()))

@@ -17,7 +17,7 @@ from thawline.data.decoding import hash_files
 from thawline.data.shards import read_bytes
 from thawline.data.splitting import class_names
 from thawline.datasets.served_model_dataset import ServedModel
-from thawline.evaluation import stage_summary, weight_change
+from thawline.evaluation import stage_summary
 from thawline.evaluation.metrics import compute_metrics
 from thawline.evaluation.predictions import predict_split
 from thawline.evaluation.significance import effective_images
@@ -82,9 +82,11 @@ def freeze_layers(
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Return the network as the first phase trains it, and the report on all phases."""
     report = freezing.freeze_report(network, chosen_strategy.strategy.phases)
-    table = Table(*report.columns, title="Trainable parameters")
-    for row in report.itertuples(index=False):
-        table.add_row(*(_format_cell(value) for value in row))
+    formats = {"parameters": "{:,}", "trainable": "{:,}", "lr": "{:.3g}"}
+    texts = report.assign(**{name: report[name].map(f.format) for name, f in formats.items()})
+    table = Table(*texts.columns, title="Trainable parameters")
+    for row in texts.astype(str).itertuples(index=False):
+        table.add_row(*row)
     rich_print(table)
     return network, report
 
@@ -154,7 +156,7 @@ def measure_weight_change(
 ) -> tuple[pd.DataFrame, go.Figure]:
     """Return how far training moved each stage from its initial weights, and the same drawn."""
     cache = ActivationCache(activations, parameters.activations.max_gb)
-    change = weight_change.measure_weight_change(
+    change = stage_summary.measure_weight_change(
         network, classifier.network, splits, image_transforms, parameters.training, cache
     )
     return change, weight_change_figure(change)
@@ -236,10 +238,3 @@ def _seen_images(
     if chosen_strategy.strategy.weights is None:
         seen |= read_ancestors(parameters.model) or frozenset()
     return seen
-
-
-def _format_cell(value: Any) -> str:
-    """Return a value of the freeze report as it is printed."""
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
