@@ -1,9 +1,7 @@
 """A trained classifier: network, class names and preprocessing, and the folder it is saved in."""
 
 import json
-import os
 import platform
-import shutil
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -41,13 +39,11 @@ class Classifier:
 
 
 def save_classifier(classifier: Classifier, folder: Path) -> None:
-    """Save weights as safetensors and the rest as JSON and text in a new folder, atomically.
+    """Save weights as safetensors and the rest as JSON and text in a new folder.
 
     Raises:
-        FileExistsError: if the folder exists.
+        FileExistsError: if the folder exists: a classifier is never overwritten.
     """
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists. A classifier is never overwritten.")
     description = {
         "format": FORMAT,
         "class_names": classifier.class_names,
@@ -59,16 +55,11 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
     }
     text = json.dumps(description, indent=2, ensure_ascii=False)
     network, metadata = classifier.network, {WRITER: version(WRITER)}
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}")
-    unfinished.mkdir(parents=True)
-    try:
-        weights = unfinished / WEIGHTS_FILE
-        write_atomic(weights, lambda file: save_model(network, str(file), metadata))
-        (unfinished / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
-        (unfinished / SEEN_FILE).write_text("\n".join(sorted(classifier.seen)), encoding="ascii")
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    folder.mkdir(parents=True)
+    write_atomic(folder / WEIGHTS_FILE, lambda file: save_model(network, str(file), metadata))
+    (folder / SEEN_FILE).write_text("\n".join(sorted(classifier.seen)), encoding="ascii")
+    # Last, since a folder without it contains no classifier.
+    (folder / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
 
 
 def load_classifier(folder: Path, own: ModelOptions | None = None) -> Classifier:
