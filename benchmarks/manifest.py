@@ -71,7 +71,7 @@ def measure(file: Path) -> dict[str, list[tuple[str, float, float, float]]]:
     note("split")
     train, _ = (image_set(splits, split, torch.device("cpu")) for split in ("train", "val"))
     note("index")
-    batches = train.shuffle(torch.Generator().manual_seed(0), BATCH)
+    batches = train.shuffle(torch.Generator().manual_seed(0), BATCH, balanced=False, fewest=2)
     note(f"shuffle {len(train.labels):,} images")
     for batch in batches[:BATCHES]:
         train.take([batch], view=0)

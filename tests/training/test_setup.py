@@ -34,7 +34,7 @@ def test_every_epoch_shows_each_image_once_but_no_batch_of_one(
     length: int, size: int, seed: int
 ) -> None:
     orders = torch.Generator().manual_seed(seed)
-    batches = train_set_of(torch.zeros(length, dtype=torch.int64)).shuffle(orders, size)
+    batches = train_set_of(torch.zeros(length, dtype=torch.int64)).shuffle(orders, size, False, 2)
     seen = [idx for batch in batches for idx in batch]
     assert len(set(seen)) == len(seen) >= length - 1
     assert set(seen) <= set(range(length))
@@ -50,7 +50,7 @@ def test_soft_labels_and_class_weights_go_together(splits: pd.DataFrame) -> None
 @settings(max_examples=30)
 def test_balanced_sampling_shows_every_class_equally_often(seed: int) -> None:
     labels = torch.tensor([0] * 950 + [1] * 50)
-    order = train_set_of(labels).shuffle(torch.Generator().manual_seed(seed), 32, balanced=True)
+    order = train_set_of(labels).shuffle(torch.Generator().manual_seed(seed), 32, True, 2)
     drawn = labels[[idx for batch in order for idx in batch]]
     assert len(drawn) == 1000
     assert 0.4 < drawn.float().mean() < 0.6

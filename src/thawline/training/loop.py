@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from thawline.options import Phase
-from thawline.thaw.freezing import evaluation_mode
+from thawline.thaw.freezing import check_frozen, evaluation_mode
 from thawline.thaw.partition import Tensors
 from thawline.training.data_parallel import (
     average_batch_norm_stats,
@@ -91,7 +91,8 @@ def train(
                     checkpoints.save(state, progress)
             load_ema(run.network, current.ema)
             logger.info("Phase %d: %s", number, current.features.summary())
-            progress.end_phase(run.network)
+            contract = check_frozen(run.network, progress.sha256_before, number)
+            progress.contract.append(contract)
     run.network.eval()
     return progress.result(initial, run.network)
 

@@ -10,7 +10,6 @@ import torch
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from thawline.options import Phase, TrainingOptions
 from thawline.thaw.freezing import parameter_groups
@@ -62,14 +61,6 @@ def find_undecayed(network: nn.Module) -> set[nn.Parameter]:
     listed = [n for n in names if any(fnmatchcase(n, p) for p in (*own(), *UNDECAYED))]
     groups = param_groups_weight_decay(network, weight_decay=1.0, no_weight_decay_list=listed)
     return {p for group in groups if not group["weight_decay"] for p in group["params"]}
-
-
-def make_schedule(
-    optimizer: torch.optim.Optimizer, phase: Phase, batches_per_epoch: int, options: TrainingOptions
-) -> LambdaLR:
-    """Return the learning-rate schedule of a phase, to step after each update."""
-    updates = math.ceil(batches_per_epoch / options.gradient_accumulation_steps)
-    return LambdaLR(optimizer, lambda update: lr_factor(update, phase, updates, options))
 
 
 def lr_factor(step: int, phase: Phase, updates_per_epoch: int, options: TrainingOptions) -> float:

@@ -16,9 +16,9 @@ from rich import get_console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from thawline.errors import TrainingError
+from thawline.errors import TrainingError, summarize_names
 from thawline.options import Phase, TrainingOptions
-from thawline.thaw.freezing import check_frozen, frozen_tensors, hash_tensors
+from thawline.thaw.freezing import frozen_tensors, hash_tensors
 from thawline.thaw.image_set import ImageSet
 from thawline.training.data_parallel import all_reduce_sum
 from thawline.training.setup import PhaseContext
@@ -29,7 +29,6 @@ COLUMNS = [  # of the history, with lr/STAGE
     "epoch", "phase", "train_loss", "train_accuracy", "images_per_second", "val_loss",
     "val_accuracy", "seconds", "thaw_line", "trainable_parameters", "lr",
 ]  # fmt: skip
-MAX_NAMES_IN_MESSAGE = 3  # images
 READ_EVERY = 10  # steps, where reading metrics means waiting for the device
 
 OnEpoch = Callable[[dict[str, Any], int], None]
@@ -82,10 +81,6 @@ class TrainingProgress:
             logger.info("Phase %d: early stop, no improvement in %d epochs", self.phase, patience)
             return True
         return sum(row["phase"] == self.phase for row in self.history) >= phase.epochs
-
-    def end_phase(self, network: nn.Module) -> None:
-        """Check that nothing frozen has changed in the phase."""
-        self.contract.append(check_frozen(network, self.sha256_before, self.phase))
 
     def record(self, row: dict[str, Any], network: nn.Module, monitor: str) -> None:
         """Add an epoch to the history, and keep the weights of the network if it is the best."""
@@ -174,10 +169,9 @@ class RunningMetrics:
         if not math.isfinite(loss):
             step = int(self._losses.isfinite().int().argmin())
             paths = [image.path for image in self._images.take([self._batches[step]])[0]]
-            names, more = paths[:MAX_NAMES_IN_MESSAGE], len(paths) - MAX_NAMES_IN_MESSAGE
             raise FloatingPointError(
                 f"The loss is {self._losses[step].item()} in batch {step + 1} of"
-                f" {len(self._batches)} ({', '.join(names)}{f' and {more} more' * (more > 0)})"
+                f" {len(self._batches)}, with the images {summarize_names(paths)},"
             )
         return loss, self._weight, self._correct.item(), self._count
 

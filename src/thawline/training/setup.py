@@ -25,7 +25,7 @@ from thawline.thaw.image_set import ImageSet, image_set
 from thawline.thaw.line import ThawLine, split_at_thaw_line
 from thawline.thaw.partition import Tensors
 from thawline.training.data_parallel import local_slice, world_size, wrap_for_workers
-from thawline.training.optimizer import make_ema, make_optimizer, make_schedule
+from thawline.training.optimizer import lr_factor, make_ema, make_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -213,12 +213,14 @@ def prepare_phase(
         entries=views * len(run.train_set.labels) + len(run.val_set.labels),
     )  # fmt: skip
     optimizer = make_optimizer(network, phase, options, previous)
+    batches = len(run.shuffled_batches(torch.Generator()))
+    updates = math.ceil(batches / options.gradient_accumulation_steps)  # per epoch
     return PhaseContext(
         line,
         features,
         wrap_for_workers(line.above_train, run.parameters.engine.sync_batch_norm),
         optimizer,
-        make_schedule(optimizer, phase, len(run.shuffled_batches(torch.Generator())), options),
+        LambdaLR(optimizer, lambda update: lr_factor(update, phase, updates, options)),
         make_ema(line.above_train, options.ema_decay) if options.ema_decay is not None else None,
     )
 
