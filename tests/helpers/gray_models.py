@@ -15,7 +15,6 @@ from golden.records import default_parameters
 from thawline.data.decoding import hash_files
 from thawline.data.transforms import Preprocessing
 from thawline.datasets import ServedModelDataset
-from thawline.datasets.served_model_dataset import ServedModel
 from thawline.evaluation.predictions import predict_split
 from thawline.networks.building import build_network
 from thawline.networks.classifier import Classifier
@@ -79,7 +78,7 @@ def log_model(model: Classifier, splits: pd.DataFrame) -> str:
     """Return where a classifier was logged."""
     dataset = ServedModelDataset("classifier")
     with mlflow.start_run():
-        dataset.save(ServedModel(model, [Path(splits["path"][0]).read_bytes()]))
+        dataset.save((model, [Path(splits["path"][0]).read_bytes()]))
     return str(dataset.load())
 
 

@@ -4,7 +4,7 @@ import logging
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -41,11 +41,7 @@ SIGNATURE = ModelSignature(
 )
 
 
-class ServedModel(NamedTuple):
-    """A classifier as it is served."""
-
-    classifier: Classifier
-    examples: list[bytes]  # of a few image files, as the input example
+ServedModel = tuple[Classifier, list[bytes]]  # and a few image files as the input example
 
 
 class ServedModelDataset(AbstractDataset[ServedModel, str | None]):
@@ -64,9 +60,10 @@ class ServedModelDataset(AbstractDataset[ServedModel, str | None]):
         if not mlflow.active_run():
             logger.warning("No MLflow run is active: the model is kept in the catalog only.")
             return
+        classifier, examples = data
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary, CLASSIFIER)
-            save_classifier(data.classifier, folder)
+            save_classifier(classifier, folder)
             info = mlflow.pyfunc.log_model(
                 name=self._name,
                 python_model=str(PACKAGE / "serving" / "mlflow_model.py"),
@@ -74,9 +71,9 @@ class ServedModelDataset(AbstractDataset[ServedModel, str | None]):
                 code_paths=[str(PACKAGE)],
                 model_config=RequestLimits().model_dump(),  # so that a server may change them
                 signature=SIGNATURE,
-                input_example=pd.DataFrame({0: data.examples}),
+                input_example=pd.DataFrame({0: examples}),
                 pip_requirements=[f"{name}=={version(name)}" for name in REQUIREMENTS],
-                metadata={"class_names": list(data.classifier.class_names)},
+                metadata={"class_names": list(classifier.class_names)},
             )
         self._uri = info.model_uri
 

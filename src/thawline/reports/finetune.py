@@ -42,6 +42,10 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (  # heading, text, cat
         ("label_errors_grid", "near_duplicates_grid", "outliers_grid"),
     ),
 )
+VERDICT = (
+    "{test_accuracy:.1%} of {test_images:,.0f} test images are classified correctly (95 % interval"
+    " {test_accuracy_low:.1%} to {test_accuracy_high:.1%})."
+)
 FIGURES = tuple(name for *_, entries in SECTIONS for name in entries)
 
 
@@ -65,12 +69,3 @@ def finetune_sections(
     recipe = Recipe("Command and parameters", kedro_command(changed), changed)
     text = "Other parameters have their defaults."
     return [*sections, Section("Reproduce", text, recipes=[recipe])]
-
-
-def accuracy_sentence(metrics: Mapping[str, float]) -> str:
-    """Return the test accuracy and its 95 % interval in one sentence."""
-    low, high = metrics["test_accuracy_low"], metrics["test_accuracy_high"]
-    return (
-        f"{metrics['test_accuracy']:.1%} of {metrics['test_images']:,.0f} test images are"
-        f" classified correctly (95 % interval {low:.1%} to {high:.1%})."
-    )

@@ -203,8 +203,7 @@ def evaluate_model(
 def package_model(classifier: Classifier, splits: pd.DataFrame) -> ServedModel:
     """Return the classifier with two files that show how it is asked."""
     paths = splits.loc[splits["split"] == "test", "path"].head(EXAMPLES)
-    examples = [read_bytes(path) for path in paths]
-    return ServedModel(classifier, examples)
+    return classifier, [read_bytes(path) for path in paths]
 
 
 def register_model(

@@ -12,7 +12,7 @@ from thawline.evaluation.predictions import predict_split
 from thawline.networks.classifier import Classifier
 from thawline.options import AUTO, EvaluationOptions, Parameters, TrainingOptions
 from thawline.reports.figures.evaluation import mistakes_grid, per_class_bars, reliability_diagram
-from thawline.reports.finetune import accuracy_sentence, finetune_sections
+from thawline.reports.finetune import VERDICT, finetune_sections
 from thawline.reports.html import data_facts, html_report
 
 logger = logging.getLogger(__name__)
@@ -71,6 +71,6 @@ def write_report(
     return html_report(
         "Fine-tuning report",
         facts,
-        accuracy_sentence(metrics),
+        VERDICT.format(**metrics),
         finetune_sections(parameters, figures),
     )
