@@ -13,7 +13,7 @@ from conftest import empty_tracking_store
 from thawline.cli.doctor import Advice
 from thawline.cli.doctor_checks import check_tracking
 from thawline.errors import TrackingError
-from thawline.tracking.process_context import BEGAN, process_tags
+from thawline.tracking.process_context import BEGAN, ProcessContext
 
 
 def test_the_tracking_store_is_opened_and_its_schema_compared(tmp_path: Path) -> None:
@@ -53,9 +53,9 @@ def test_runs_whose_process_is_gone_are_told(tmp_path: Path) -> None:
     uri = f"sqlite:///{shutil.copy(empty_tracking_store(), tmp_path / 'mlflow.db')}"
     client = MlflowClient(uri)
     experiment = client.create_experiment("thawline")
-    client.create_run(experiment, tags=process_tags())
+    client.create_run(experiment, tags=ProcessContext().tags())
     assert check_tracking(uri, "thawline") == uri
-    earlier = process_tags() | {BEGAN: "0"}  # of another process with the same number
+    earlier = ProcessContext().tags() | {BEGAN: "0"}  # of another process with the same number
     run = client.create_run(experiment, tags=earlier, run_name="finetune")
     with pytest.raises(Advice, match=rf"finetune \({run.info.run_id}\): RUNNING"):
         check_tracking(uri, "thawline")

@@ -21,7 +21,6 @@ from thawline.tracking.process_context import (
     ProcessContext,
     find_stale_runs,
     mark_stale_runs,
-    process_tags,
 )
 
 
@@ -33,8 +32,8 @@ def client(tmp_path: Path) -> MlflowClient:
 
 def _create_run_and_wait(uri: str, began: Any) -> None:
     client = MlflowClient(uri)
-    run = client.create_run("0", tags=process_tags(), run_name="doomed")
-    client.create_run("0", tags=process_tags() | {"mlflow.parentRunId": run.info.run_id})
+    run = client.create_run("0", tags=ProcessContext().tags(), run_name="doomed")
+    client.create_run("0", tags=ProcessContext().tags() | {"mlflow.parentRunId": run.info.run_id})
     began.touch()
     signal.pause()
 
@@ -52,7 +51,7 @@ def test_the_runs_of_a_killed_process_are_marked_and_no_others(
     while not began.exists():
         assert child.is_alive()
         child.join(0.02)
-    mine = process_tags()
+    mine = ProcessContext().tags()
     alive = client.create_run("0", tags=mine)
     elsewhere = client.create_run("0", tags=mine | {HOST: "another-machine", PID: "1"})
     untagged = client.create_run("0")
@@ -72,7 +71,7 @@ def test_the_runs_of_a_killed_process_are_marked_and_no_others(
 
 
 def test_a_later_process_with_the_same_number_is_another_one(client: MlflowClient) -> None:
-    tags = process_tags()
+    tags = ProcessContext().tags()
     earlier = tags | {BEGAN: f"{float(tags[BEGAN]) - 3600:.2f}"}
     run = client.create_run("0", tags=earlier)
     assert [dead.info.run_id for dead in find_stale_runs(client, "0")] == [run.info.run_id]
@@ -84,4 +83,4 @@ def test_mlflow_tags_a_run_with_its_process_when_it_is_created(client: MlflowCli
     mlflow.set_tracking_uri(client.tracking_uri)
     mlflow.set_experiment(experiment_id="0")  # not one that an earlier test has left
     with mlflow.start_run() as run:
-        assert process_tags().items() <= run.data.tags.items()
+        assert ProcessContext().tags().items() <= run.data.tags.items()

@@ -72,15 +72,16 @@ def examine_project(env: str | None, params: str) -> Iterator[CheckResult]:
         return
     yield CheckResult("configuration", "ok", f"{project / 'conf'}, environment {env or 'local'}")
     uri, experiment = config.server.mlflow_tracking_uri or "mlruns", config.tracking.experiment.name
+    free_memory, free_disk = psutil.virtual_memory().available, shutil.disk_usage(project).free
     planned: list[tuple[Any, ...]] = [
         ("device", check_device, options.training),
-        ("memory", check_memory),
+        ("memory", check_room, free_memory, "", "close something, or lower training.batch_size"),
         ("shared memory", check_shared_memory, options.training, options.transforms.size),
         ("weights", check_weights, options.model),
         ("data", check_data, options.dataset, options.data_seed, project, images),
         ("activations", check_activations, store, options.activations.max_gb),
         ("tracking", check_tracking, uri, experiment),
-        ("disk", check_disk, project),
+        ("disk", check_room, free_disk, f" in {project}", "each run logs its model"),
     ]
     results = (run_check(*check) for check in planned)
     yield from (result for result in results if result.message)
@@ -95,12 +96,11 @@ def check_device(options: TrainingOptions) -> str:
     return f"{name}; trains in {str(accelerator.dtype).removeprefix('torch.')}"
 
 
-def check_memory() -> str:
-    """Return the free memory."""
-    free = psutil.virtual_memory().available
-    found = f"{free / 1e9:.1f} GB are free"
+def check_room(free: float, where: str, advice: str) -> str:
+    """Return how many bytes are free, if they are enough for a run."""
+    found = f"{free / 1e9:.1f} GB are free{where}"
     if free < MIN_FREE_BYTES:
-        raise Advice(f"{found}; close something, or lower training.batch_size")
+        raise Advice(f"{found}; {advice}")
     return found
 
 
@@ -184,15 +184,6 @@ def check_activations(folder: Path, max_gb: float) -> str:
     if used + free < max_gb:
         raise Advice(f"{size}, but only {free:.1f} GB are free on disk; lower activations.max_gb")
     return size
-
-
-def check_disk(project: Path) -> str:
-    """Return how much room the disk has for what runs log."""
-    free = shutil.disk_usage(project).free
-    found = f"{free / 1e9:.1f} GB are free in {project}"
-    if free < MIN_FREE_BYTES:
-        raise Advice(f"{found}; each run logs its model")
-    return found
 
 
 def check_tracking(uri: str, experiment: str) -> str:

@@ -19,7 +19,6 @@ class FolderDataset(AbstractVersionedDataset[Any, Any]):
     def __init__(
         self, filepath: str, version: Version | None = None, metadata: dict[str, Any] | None = None
     ) -> None:
-        """Take the folder that the versions are kept in."""
         self.metadata = metadata
         super().__init__(PurePosixPath(filepath), version)
 

@@ -29,11 +29,7 @@ class ResourceDataset(AbstractDataset[None, Any]):
         return self.resource
 
     def save(self, data: None) -> None:
-        """Refuse: the catalog saves nothing here.
-
-        Raises:
-            DatasetError: always.
-        """
+        """Raise a DatasetError: the catalog saves nothing here."""
         raise DatasetError(f"{type(self).__name__} is used by nodes as an input only.")
 
     def _exists(self) -> bool:
@@ -50,7 +46,6 @@ class PathDataset(ResourceDataset):
     """
 
     def __init__(self, filepath: str, metadata: dict[str, Any] | None = None) -> None:
-        """Take the path, which Kedro makes absolute."""
         super().__init__(filepath, metadata)
         self.resource = Path(filepath)
 
@@ -59,7 +54,6 @@ class TrainingCheckpointsDataset(ResourceDataset):
     """Loads the states of interrupted trainings, to be forgotten when a run has ended well."""
 
     def __init__(self, filepath: str, metadata: dict[str, Any] | None = None) -> None:
-        """Take their folder."""
         super().__init__(filepath, metadata)
         self.resource = TrainingCheckpoints(Path(filepath))
 

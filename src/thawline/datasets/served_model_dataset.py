@@ -48,7 +48,6 @@ class ServedModelDataset(AbstractDataset[ServedModel, str | None]):
     """Logs the model to the active MLflow run; loads its URI."""
 
     def __init__(self, name: str, metadata: dict[str, Any] | None = None) -> None:
-        """Take the name of the model within its run."""
         self._name, self.metadata = name, metadata
         self._uri: str | None = None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 from typing import TYPE_CHECKING
 
@@ -31,20 +30,16 @@ class ProcessContext(RunContextProvider):
         return True
 
     def tags(self) -> dict[str, str]:
-        """Return `process_tags`."""
-        return process_tags()
-
-
-def process_tags() -> dict[str, str]:
-    """Return host name, process id and start of this process (seconds since 1970), as texts."""
-    began = psutil.Process().create_time()
-    return {HOST: socket.gethostname(), PID: str(os.getpid()), BEGAN: f"{began:.2f}"}
+        """Return host name, process id and start of this process (seconds since 1970)."""
+        process = psutil.Process()
+        began = f"{process.create_time():.2f}"
+        return {HOST: socket.gethostname(), PID: str(process.pid), BEGAN: began}
 
 
 def find_stale_runs(client: MlflowClient, experiment_id: str) -> list[Run]:
     """Return the runs with status RUNNING whose process on this machine is gone.
 
-    Runs of other machines, or without the tags of `process_tags`, are not judged.
+    Runs of other machines, or without the tags of `ProcessContext`, are not judged.
     """
     here = f"attributes.status = 'RUNNING' and tags.{HOST} = '{socket.gethostname()}'"
     running = client.search_runs([experiment_id], here)

@@ -1,5 +1,6 @@
 """Nodes of the comparison of strategies."""
 
+import itertools
 import logging
 from pathlib import Path
 from typing import Any
@@ -39,35 +40,37 @@ def train_strategies(
         What the comparison needs, the classifiers by `STRATEGY.seed_N`, and three tables of it: one
         row per training, per epoch and per test image.
     """
+    data = splits, image_transforms, activations
     rows, settings, histories, predictions, classifiers = [], [], {}, {}, {}
-    for own in list_trainings(parameters):
-        name, key = f"{own.strategy} seed {own.seed}", {"strategy": own.strategy, "seed": own.seed}
+    # All have the splits and random views of the first seed.
+    dataset = parameters.dataset.model_copy(update={"seed": parameters.data_seed})
+    seeds = range(parameters.seed, parameters.seed + parameters.compare.num_seeds)
+    for strategy, seed in itertools.product(parameters.compare.strategies, seeds):
+        name, key = f"{strategy} seed {seed}", {"strategy": strategy, "seed": seed}
+        own = parameters.model_copy(update=key | {"dataset": dataset})
         logger.info("Training %s", name)
         tags = key | {"backbone": own.model.backbone}
         groups = {*TRAINING_GROUPS, "dataset"} - {"strategies"}
         depends_on = dict(flatten(own.model_dump(mode="json", include=groups)))
         with child_runs(name, depends_on, tags) as set_tags:
             network, _ = finetune.build_model(own, splits, image_transforms)
-            choice, texts, *_ = finetune.choose_strategy(
-                own, network, splits, image_transforms, activations
-            )
+            choice, texts, *_ = finetune.choose_strategy(own, network, *data)
             set_tags(texts)
             network, _ = finetune.freeze_layers(network, choice)
             classifier, _, history, *_ = finetune.train_model(
-                own, network, choice, splits, image_transforms, activations,
-                training_checkpoints, metric_logger,
-            )  # fmt: skip
+                own, network, choice, *data, training_checkpoints, metric_logger
+            )
             metrics, _, predicted, _ = finetune.evaluate_model(
                 classifier, splits, own.evaluation, own.training
             )
             epoch, seconds = classifier.training["epoch"], float(history["seconds"].sum())
             metric_logger(metrics, epoch)
-        classifiers[f"{own.strategy}.seed_{own.seed}"] = classifier
+        classifiers[f"{strategy}.seed_{seed}"] = classifier
         rows.append(key | {"best_epoch": epoch, "seconds": seconds} | metrics)
-        values = key | {"dataset.seed": own.dataset.seed} | own.changed()
+        values = key | {"dataset.seed": dataset.seed} | own.changed()
         settings.append({name: str(value) for name, value in values.items()})
-        histories[own.strategy, own.seed] = history
-        predictions[own.strategy, own.seed] = predicted
+        histories[strategy, seed] = history
+        predictions[strategy, seed] = predicted
     tables = pd.DataFrame(rows), stack(histories), stack(predictions)
     tables[-1].attrs = splits.attrs
     return Trainings(*tables, settings), classifiers, *tables
@@ -88,20 +91,6 @@ def compare_strategies(
     )
     figure = comparison_figure(trainings.table, comparison.table)
     return comparison.summary(), comparison.table, figure, page
-
-
-def list_trainings(parameters: Parameters) -> list[Parameters]:
-    """Return the parameters of each training of a comparison, strategy by strategy.
-
-    All have the splits and random views of the first seed.
-    """
-    seeds = range(parameters.seed, parameters.seed + parameters.compare.num_seeds)
-    dataset = parameters.dataset.model_copy(update={"seed": parameters.data_seed})
-    return [
-        parameters.model_copy(update={"strategy": strategy, "seed": seed, "dataset": dataset})
-        for strategy in parameters.compare.strategies
-        for seed in seeds
-    ]
 
 
 def stack(tables: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:

@@ -8,8 +8,6 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from rich import print as rich_print
-from rich.table import Table
 from torch import nn
 
 from thawline.data import transforms
@@ -82,12 +80,8 @@ def freeze_layers(
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Return the network as the first phase trains it, and the report on all phases."""
     report = freezing.freeze_report(network, chosen_strategy.strategy.phases)
-    formats = {"parameters": "{:,}", "trainable": "{:,}", "lr": "{:.3g}"}
-    texts = report.assign(**{name: report[name].map(f.format) for name, f in formats.items()})
-    table = Table(*texts.columns, title="Trainable parameters")
-    for row in texts.astype(str).itertuples(index=False):
-        table.add_row(*row)
-    rich_print(table)
+    formats = {"parameters": "{:,}".format, "trainable": "{:,}".format, "lr": "{:.3g}".format}
+    print(f"Trainable parameters\n{report.to_string(index=False, formatters=formats)}")
     return network, report
 
 
@@ -113,7 +107,9 @@ def train_model(
     if result.best_epoch:
         best_val_accuracy = result.history["val_accuracy"].iloc[result.best_epoch - 1]
         metric_logger({"best_val_accuracy": best_val_accuracy}, result.best_epoch)
-    seen = _seen_images(parameters, chosen_strategy, splits)
+    seen = frozenset(hash_files(splits.loc[splits["split"] != "test", "path"].tolist()))
+    if chosen_strategy.strategy.weights is None:
+        seen |= read_ancestors(parameters.model) or frozenset()
 
     def make_classifier(state: State, epoch: int) -> Classifier:
         network = copy.deepcopy(frozen_network).cpu().eval()
@@ -227,13 +223,3 @@ def describe_choice(parameters: Parameters, choice: probing.Choice) -> dict[str,
         "chosen_strategy": choice.name,
         "strategy_reason": choice.reason,
     }
-
-
-def _seen_images(
-    parameters: Parameters, chosen_strategy: probing.Choice, splits: pd.DataFrame
-) -> frozenset[str]:
-    """Return the hashes of all images that the classifier or its ancestors were trained on."""
-    seen = frozenset(hash_files(splits.loc[splits["split"] != "test", "path"].tolist()))
-    if chosen_strategy.strategy.weights is None:
-        seen |= read_ancestors(parameters.model) or frozenset()
-    return seen

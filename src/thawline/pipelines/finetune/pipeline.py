@@ -9,6 +9,7 @@ from thawline.reports.figures.data import training_views
 DATA = ["splits", "transforms", "activations"]
 RESOURCES = ["training_checkpoints", "metric_logger"]
 CHOICE = ["chosen_strategy", "strategy_choice", "stage_probes", "stage_probes_figure"]
+FROZEN = ["frozen_network", "freeze_report"]
 TRAINED = ["classifier", "last_classifier", "history", "freeze_contract", "learning_curves"]
 EVALUATED = ["metrics", "per_class_metrics", "predictions", "confusion_matrix"]
 
@@ -39,11 +40,7 @@ def create_training() -> Pipeline:
     trained = ["classifier", "splits", "params:evaluation", "params:training"]
     return Pipeline(
         [
-            make_node(
-                nodes.freeze_layers,
-                ["network", "chosen_strategy"],
-                ["frozen_network", "freeze_report"],
-            ),
+            make_node(nodes.freeze_layers, ["network", "chosen_strategy"], FROZEN),
             make_node(nodes.train_model, frozen, TRAINED),
             make_node(nodes.evaluate_model, trained, EVALUATED),
         ]
