@@ -24,7 +24,7 @@ from thawline.reports.comparison import comparison_sections
 from thawline.reports.figures.data import class_balance
 from thawline.reports.figures.evaluation import confusion_matrix
 from thawline.reports.finetune import FIGURES, finetune_sections
-from thawline.reports.html import Illustration, Section, html_report, kedro_command
+from thawline.reports.html import Section, html_report, kedro_command
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -213,7 +213,7 @@ def test_names_are_text_in_what_is_drawn_and_in_what_a_pointer_shows(
     trials = make_trials({"full": 0.9}, seeds=1, images=200, classes=CLASSES)
     counts = pool_confusion(trials.predictions)
     figures = [balance, confusion_matrix(counts)]
-    sections = [Section(IMAGE, LINK, illustrations=[Illustration(IMAGE, one) for one in figures])]
+    sections = [Section(IMAGE, LINK, illustrations={IMAGE: figures[0], "Counts": figures[1]})]
     for name, text in (
         ("report.html", html_report(LINK, {}, IMAGE, sections)),
         ("balance.html", balance.to_html(include_plotlyjs=True)),  # as MLflow keeps it
@@ -247,12 +247,8 @@ def test_any_sections_make_a_page(browser: playwright.Browser, tmp_path: Path) -
     sections = [
         Section("Only text", "Nothing else."),
         Section("A table", table=pd.DataFrame({"name": ["a"], "value": ["1"]})),
-        Section(
-            "A figure", illustrations=[Illustration("A line", go.Figure(go.Scatter(y=[1, 2])))]
-        ),
-        Section(
-            "A picture", illustrations=[Illustration("Red", Image.new("RGB", (300, 40), "red"))]
-        ),
+        Section("A figure", illustrations={"A line": go.Figure(go.Scatter(y=[1, 2]))}),
+        Section("A picture", illustrations={"Red": Image.new("RGB", (300, 40), "red")}),
     ]
     file = tmp_path / "report.html"
     file.write_text(html_report("Title", {}, "Verdict.", sections), encoding="utf-8")
@@ -265,14 +261,16 @@ def test_any_sections_make_a_page(browser: playwright.Browser, tmp_path: Path) -
 
 
 def test_the_report_on_a_training_leaves_out_what_is_empty_and_says_how_to_repeat_it() -> None:
-    drawn = go.Figure(go.Scatter(y=[1]), layout={"title": {"text": "Drawn"}})
-    shown: dict[str, go.Figure | Image.Image] = dict.fromkeys(FIGURES, drawn)
+    shown: dict[str, go.Figure | Image.Image] = {
+        name: go.Figure(go.Scatter(y=[1]), layout={"title": {"text": f"Drawn {name}"}})
+        for name in FIGURES
+    }
     shown |= {"stage_probes_figure": go.Figure(), "misclassified_images": Image.new("RGB", (9, 9))}
     strategies = {name: {"phases": [PHASE]} for name in ("mine", *CompareOptions().strategies)}
     parameters = validate_parameters({"seed": 3, "strategy": "mine", "strategies": strategies})
     *sections, repeat = finetune_sections(parameters, shown)
-    captions = [figure.caption for section in sections for figure in section.illustrations]
-    assert captions.count("Drawn.") == len(FIGURES) - 2
+    captions = [caption for section in sections for caption in section.illustrations]
+    assert sum(caption.startswith("Drawn ") for caption in captions) == len(FIGURES) - 2
     assert captions.count("Misclassified images.") == 1
     (recipe,) = repeat.recipes
     assert recipe.commands == "kedro run --pipeline=finetune --params=seed=3,strategy=mine"

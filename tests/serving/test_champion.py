@@ -32,14 +32,10 @@ from helpers.gray_models import (
 )
 from thawline.data.decoding import hash_files
 from thawline.networks.classifier import Classifier
-from thawline.options import ModelOptions, Parameters
+from thawline.options import ModelOptions
 from thawline.serving import champion as champion_module
-from thawline.serving.champion import (
-    Champion,
-    Verdict,
-    compare_with_champion,
-    register_model,
-)
+from thawline.serving import registry
+from thawline.serving.champion import Verdict, compare_with_champion, register_model
 from thawline.serving.registry import ProjectFolders, find_version
 
 
@@ -64,7 +60,9 @@ def challenge(
     threshold: int, splits: pd.DataFrame, champion: Classifier, labels: Mapping[str, str] = {}
 ) -> Verdict:
     own, rows = candidate(threshold, splits)
-    return compare_with_champion(own, rows, Champion("1", champion, labels), parameters_of(None))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(registry, "load_logged", lambda *_: (champion, labels))
+        return compare_with_champion(own, rows, "grays", "1", parameters_of(None))
 
 
 def difference(verdict: Verdict) -> float:
@@ -151,24 +149,13 @@ def test_the_registry_keeps_the_champion_and_says_why(
 
 
 def test_a_champion_s_lineage_and_its_labels_come_with_it(
-    folders: ProjectFolders,
-    uris: dict[int, str],
-    grays: pd.DataFrame,
-    monkeypatch: pytest.MonkeyPatch,
+    folders: ProjectFolders, uris: dict[int, str], grays: pd.DataFrame
 ) -> None:
     register(folders, "lineage", uris[BAD], BAD, grays)
-    met: list[Champion] = []
-
-    def compare(_: Classifier, __: pd.DataFrame, champion: Champion, ___: Parameters) -> Verdict:
-        met.append(champion)
-        return Verdict(False, "not compared")
-
-    monkeypatch.setattr(champion_module, "compare_with_champion", compare)
-    register(folders, "lineage", uris[GOOD], GOOD, grays)
-    (champion,) = met
-    assert champion.classifier.seen == seen_in(grays)
+    champion, labels = registry.load_logged("models:/lineage/1", parameters_of(None).model)
+    assert champion.seen == seen_in(grays)
     _, rows = candidate(BAD, grays)
-    assert champion.labels == dict(zip(rows["sha256"], rows["prediction"], strict=True))
+    assert labels == dict(zip(rows["sha256"], rows["prediction"], strict=True))
 
 
 def test_what_hinders_the_registry_ends_no_run(

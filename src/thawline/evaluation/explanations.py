@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -85,7 +85,14 @@ def attribute(
 
     twin = _copy_without_inplace(network)
     is_integrated = method == "integrated_gradients"
-    integrated, guided = IntegratedGradients(twin), _guide_backpropagation(twin)
+
+    def keep_positive(_: nn.Module, gradients: Any, __: object) -> tuple[Tensor]:
+        return (gradients[0].relu(),)
+
+    integrated, guided = IntegratedGradients(twin), copy.deepcopy(twin)
+    for module in guided.modules():
+        if isinstance(module, nn.ReLU | nn.ReLU6):
+            module.register_full_backward_hook(keep_positive)
     stage = "" if is_integrated else find_spatial_stage(twin, images[:1])
     maps = []
     inputs = [image.detach().clone().requires_grad_() for image in images.split(1)]
@@ -144,21 +151,6 @@ def _grad_cam(network: nn.Module, stage: str, image: Tensor, target: int) -> Ten
     assert maps is not None and gradients is not None
     cam = (maps * gradients.mean(dim=(2, 3), keepdim=True)).sum(dim=1, keepdim=True).relu()
     return functional.interpolate(cam, image.shape[2:], mode="bilinear")
-
-
-def _guide_backpropagation(network: nn.Module) -> nn.Module:
-    """Return a copy whose ReLUs pass on positive gradients only."""
-
-    def keep_positive(
-        _: nn.Module, gradients: tuple[Tensor, ...] | Tensor, __: object
-    ) -> tuple[Tensor]:
-        return (gradients[0].relu(),)
-
-    guided = copy.deepcopy(network)
-    for module in guided.modules():
-        if isinstance(module, nn.ReLU | nn.ReLU6):
-            module.register_full_backward_hook(keep_positive)
-    return guided
 
 
 def _copy_without_inplace(network: nn.Module) -> nn.Module:

@@ -61,10 +61,8 @@ def out_of_sample_probabilities(
     # long and finds the same.
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, tol=0.01, max_iter=1000))
     tables = []
-    with (
-        warnings.catch_warnings(),
-        threadpool_limits(1),
-    ):  # threads wait for each other: 9 s, not 0.8
+    # Threads would wait for each other: 9 s, not 0.8.
+    with warnings.catch_warnings(), threadpool_limits(1):
         # of classes with fewer groups than folds
         warnings.filterwarnings("ignore", "The least populated class|Number of classes in training")
         for repeat in track(range(REPEATS), "Cross-validating labels", transient=True):

@@ -17,7 +17,7 @@ from thawline.evaluation.comparison import (
 )
 from thawline.reports.figures.comparison import compared_curves, comparison_figure
 from thawline.reports.figures.evaluation import confusion_matrix
-from thawline.reports.html import Illustration, Recipe, Section, illustrate, kedro_command
+from thawline.reports.html import Recipe, Section, kedro_command, with_captions
 
 STRATEGIES = (
     "Means over seeds on the test split, best first. The interval is Student's t over seeds; with"
@@ -40,18 +40,17 @@ SIGNIFICANCE = (
 def comparison_sections(trainings: Trainings, comparison: Comparison) -> list[Section]:
     """Return the sections of the report, strategies in the order of the comparison's table."""
     table, predictions = comparison.table, trainings.predictions
-    matrices, recipes = [], []
+    matrices, recipes = {}, []
     for name in table["strategy"]:
         counts = pool_confusion(predictions[predictions["strategy"] == name])
-        matrix = confusion_matrix(counts).update_coloraxes(showscale=False)
-        matrices.append(Illustration(name, matrix))
+        matrices[name] = confusion_matrix(counts).update_coloraxes(showscale=False)
         recipes.append(_recipe(name, [s for s in trainings.settings if s["strategy"] == name]))
-    results = comparison_figure(trainings.table, table)
-    curves = compared_curves(trainings.histories, table)
+    results = {"": comparison_figure(trainings.table, table)}
+    curves = {"": compared_curves(trainings.histories, table)}
     sections = [
         Section("Strategies", STRATEGIES, strategy_table(table)),
-        Section("Accuracy and cost", illustrations=[illustrate(results)]),
-        Section("Learning curves", illustrations=[illustrate(curves)]),
+        Section("Accuracy and cost", illustrations=with_captions(results)),
+        Section("Learning curves", illustrations=with_captions(curves)),
         Section("Confusion matrices", CONFUSION, illustrations=matrices),
     ]
     if not comparison.pairs.empty:

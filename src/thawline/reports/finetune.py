@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 from PIL import Image
 
 from thawline.options import Parameters
-from thawline.reports.html import Recipe, Section, illustrate, kedro_command
+from thawline.reports.html import Recipe, Section, kedro_command, with_captions
 
 SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (  # heading, text, catalog entries
     ("Training", "", ("learning_curves", "stage_probes_figure")),
@@ -56,13 +56,8 @@ def finetune_sections(
 
     `figures` has the names of `FIGURES`; an empty Plotly figure is left out.
     """
-    drawn = {
-        name: illustrate(figure, name.removesuffix("_grid").replace("_", " ").capitalize())
-        for name, figure in figures.items()
-        if isinstance(figure, Image.Image) or figure.data
-    }
     sections = [
-        Section(title, text, illustrations=[drawn[name] for name in names if name in drawn])
+        Section(title, text, illustrations=with_captions({name: figures[name] for name in names}))
         for title, text, names in SECTIONS
     ]
     changed = {name: str(value) for name, value in parameters.changed().items()}

@@ -5,7 +5,7 @@ import io
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -19,13 +19,6 @@ from thawline.data.splitting import class_names
 
 HEIGHT = 420  # px, of a figure without a height of its own
 MAX_LISTED_CLASSES = 10
-
-
-class Illustration(NamedTuple):
-    """A figure or picture of a report with its caption."""
-
-    caption: str
-    figure: go.Figure | Image.Image
 
 
 class Recipe(NamedTuple):
@@ -43,7 +36,8 @@ class Section:
     title: str
     text: str = ""
     table: pd.DataFrame | None = None  # of texts; the first column names the row
-    illustrations: Sequence[Illustration] = ()  # side by side where there is room
+    # figures and pictures by caption, side by side where there is room
+    illustrations: Mapping[str, go.Figure | Image.Image] = field(default_factory=dict)
     recipes: Sequence[Recipe] = ()  # folded up
 
 
@@ -74,10 +68,21 @@ def html_report(
     )
 
 
-def illustrate(figure: go.Figure | Image.Image, name: str = "") -> Illustration:
-    """Return a figure captioned by its title, or a picture, which contains its title, by a name."""
-    title = figure.layout.title.text if isinstance(figure, go.Figure) else name
-    return Illustration(f"{title}.", figure)
+def with_captions(
+    figures: Mapping[str, go.Figure | Image.Image],
+) -> dict[str, go.Figure | Image.Image]:
+    """Return figures by their titles, and pictures, which contain theirs, by their entries' names.
+
+    An empty figure is left out.
+    """
+    captions = {
+        name: figure.layout.title.text
+        if isinstance(figure, go.Figure)
+        else name.removesuffix("_grid").replace("_", " ").capitalize()
+        for name, figure in figures.items()
+        if isinstance(figure, Image.Image) or figure.data
+    }
+    return {f"{caption}.": figures[name] for name, caption in captions.items()}
 
 
 def data_facts(root: str, backbone: str, splits: pd.DataFrame) -> dict[str, str]:

@@ -19,14 +19,6 @@ from thawline.serving.registry import CHAMPION, ProjectFolders
 MIN_SHARED_IMAGES = 2  # images that two models can be compared on
 
 
-class Champion(NamedTuple):
-    """The model to beat."""
-
-    version: str
-    classifier: Classifier
-    labels: Mapping[str, str] = {}  # its predictions for its own test images, by SHA-256
-
-
 class Verdict(NamedTuple):
     """Whether the candidate becomes champion, and why."""
 
@@ -70,18 +62,30 @@ def register_model(
 
 
 def compare_with_champion(
-    classifier: Classifier, rows: pd.DataFrame, champion: Champion | None, parameters: Parameters
+    classifier: Classifier,
+    rows: pd.DataFrame,
+    name: str,
+    version: str | None,
+    parameters: Parameters,
 ) -> Verdict:
     """Test whether a candidate beats the champion on test images that neither has seen.
 
     An image that either was trained or validated on, by content, does not count. Images of one
     group are tested together. Without a champion, the candidate wins. `rows` has path, sha256,
-    label, prediction and perhaps group of the candidate's test images.
+    label, prediction and perhaps group of the candidate's test images; `version` is the champion's.
     """
-    if champion is None:
+    if version is None:
         return Verdict(True, "it is the first version")
-    refused = f"not comparable: the champion (version {champion.version})"
-    known, own = sorted(champion.classifier.class_names), sorted(classifier.class_names)
+    refused = f"not comparable: the champion (version {version})"
+    try:
+        champion, stored = registry.load_logged(f"models:/{name}/{version}", parameters.model)
+    except registry.LOAD_ERRORS as error:
+        return Verdict(
+            False,
+            f"{refused} cannot be used ({error}). In MLflow's UI, move the alias to a version that"
+            " can",
+        )
+    known, own = sorted(champion.class_names), sorted(classifier.class_names)
     if known != own:
         return Verdict(
             False,
@@ -89,7 +93,7 @@ def compare_with_champion(
             " models with other classes a name of their own (registry.name), or move the alias in"
             " MLflow's UI",
         )
-    unseen = rows[~rows["sha256"].isin(champion.classifier.seen | classifier.seen)]
+    unseen = rows[~rows["sha256"].isin(champion.seen | classifier.seen)]
     if len(unseen) < MIN_SHARED_IMAGES:
         return Verdict(
             False,
@@ -97,13 +101,13 @@ def compare_with_champion(
             f" {len(rows)} test images. Keep seed and data of its run, so that both have the same"
             " test images",
         )
-    labels = unseen["sha256"].map(champion.labels).astype("object")
+    labels = unseen["sha256"].map(stored).astype("object")
     new = labels.isna()
     if paths := unseen.loc[new, "path"].tolist():
         batch_size, training = parameters.evaluation.batch_size, parameters.training
-        predicted = predict_files(champion.classifier, paths, batch_size, 1, training)
+        predicted = predict_files(champion, paths, batch_size, 1, training)
         labels[new] = predicted["label"].to_numpy()
-    return _test_difference(unseen, labels, champion.version)
+    return _test_difference(unseen, labels, version)
 
 
 def _test_difference(unseen: pd.DataFrame, labels: pd.Series, version: str) -> Verdict:
@@ -151,7 +155,7 @@ def _register(
         version = str(mlflow.register_model(uri, name).version)
     while True:
         current = registry.find_version(name, CHAMPION)
-        verdict = _challenge(name, current, classifier, rows, parameters)
+        verdict = compare_with_champion(classifier, rows, name, current, parameters)
         with lock:
             if registry.find_version(name, CHAMPION) != current:
                 continue
@@ -172,28 +176,6 @@ def _register(
     for tag, text in result.items():
         client.set_model_version_tag(name, version, tag, text)
     return result
-
-
-def _challenge(
-    name: str,
-    current: str | None,
-    classifier: Classifier,
-    rows: pd.DataFrame,
-    parameters: Parameters,
-) -> Verdict:
-    """Compare a candidate with the current champion, if there is one that can be loaded."""
-    champion = None
-    if current:
-        try:
-            logged = registry.load_logged(f"models:/{name}/{current}", parameters.model)
-        except registry.LOAD_ERRORS as error:
-            return Verdict(
-                False,
-                f"not comparable: the champion (version {current}) cannot be used ({error}). In"
-                " MLflow's UI, move the alias to a version that can",
-            )
-        champion = Champion(current, *logged)
-    return compare_with_champion(classifier, rows, champion, parameters)
 
 
 def _next_prediction(result: Mapping[str, Any], classes: str) -> str:

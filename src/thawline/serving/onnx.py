@@ -117,7 +117,6 @@ def _describe(classifier: Classifier, difference: float) -> dict[str, Any]:
     return {
         "input": {
             "name": INPUT,
-            "dtype": "float32",
             "shape": ["batch", 3, size, size],
             "axes": "image, channel (red, green, blue), row, column",
         },
@@ -138,17 +137,13 @@ def _describe(classifier: Classifier, difference: float) -> dict[str, Any]:
             "bit_depth": preprocessing.bit_depth,
             "resize_shorter_side": preprocessing.resize,
             "interpolation": preprocessing.interpolation,
-            "antialias": preprocessing.interpolation != "nearest",
             "center_crop": size,
-            "channel_order": "RGB",
             "scale": 1 / 255,
             "mean": list(preprocessing.mean),
             "std": list(preprocessing.std),
         },
         "output": {
             "name": OUTPUT,
-            "dtype": "float32",
-            "shape": ["batch", len(classifier.class_names)],
             "softmax": "not applied: a softmax over the classes gives probabilities",
         },
         "class_names": list(classifier.class_names),

@@ -60,36 +60,32 @@ def open_storage(url: str) -> RDBStorage:
 
 
 def _connect(url: sqlalchemy.URL) -> RDBStorage:
-    if url.get_backend_name() != "sqlite":
-        return _create_tables(
-            url, {"pool_pre_ping": True}
-        )  # replaces connections lost by a restart
-    Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
-    connection = {"timeout": SQLITE_TIMEOUT_SECONDS, "isolation_level": None}
-    storage = _create_tables(url, {"connect_args": connection})
-    # Optuna locks rows by SELECT FOR UPDATE, which SQLite ignores: two processes could take the
-    # same trial. https://docs.sqlalchemy.org/en/20/dialects/sqlite.html#pysqlite-sqlite-serializable
-    sqlalchemy.event.listen(
-        storage.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE")
-    )
-    return storage
-
-
-def _create_tables(url: sqlalchemy.URL, engine_kwargs: dict[str, Any]) -> RDBStorage:
     """Connect, again if another process has just created a table of the same name."""
-    attempts = 0
-    while True:
+    is_sqlite = url.get_backend_name() == "sqlite"
+    engine: dict[str, Any] = {"pool_pre_ping": True}  # replaces connections lost by a restart
+    if is_sqlite:
+        Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
+        connection = {"timeout": SQLITE_TIMEOUT_SECONDS, "isolation_level": None}
+        engine = {"connect_args": connection}
+    for attempt in range(MAX_ATTEMPTS):
         try:
-            return RDBStorage(
+            storage = RDBStorage(
                 url.render_as_string(hide_password=False),
-                engine_kwargs,
+                engine,
                 heartbeat_interval=HEARTBEAT_SECONDS,
                 grace_period=GRACE_SECONDS,
                 heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(MAX_RETRIES),
             )
+            break
         except (SQLAlchemyError, StorageInternalError) as error:
-            attempts += 1
             is_race = isinstance(error, IntegrityError) or "already exists" in str(error)
-            if attempts == MAX_ATTEMPTS or not is_race:
+            if attempt == MAX_ATTEMPTS - 1 or not is_race:
                 raise
             time.sleep(0.2)
+    if is_sqlite:
+        # Optuna locks rows by SELECT FOR UPDATE, which SQLite ignores: two processes could take the
+        # same trial. docs.sqlalchemy.org/en/20/dialects/sqlite.html#pysqlite-sqlite-serializable
+        sqlalchemy.event.listen(
+            storage.engine, "begin", lambda begun: begun.exec_driver_sql("BEGIN IMMEDIATE")
+        )
+    return storage
