@@ -30,7 +30,6 @@ from thawline.training.progress import (
     TrainingProgress,
     TrainingResult,
     copy_tensors,
-    explain_divergence,
     log_step,
     progress_bar,
 )
@@ -83,16 +82,14 @@ def train(
             epoch = partial(run_epoch, run, current, progress, update_bar)
             state = capture_state(run, current, progress.changed)
             while not progress.phase_has_ended(phase, run.options):
-                with explain_divergence(current, progress):
-                    retry_on_smaller_micro_batches(epoch, state, run, current, progress)
+                retry_on_smaller_micro_batches(epoch, state, run, current, progress)
                 report(progress.history[-1], len(progress.history))
                 state = capture_state(run, current, progress.changed)
                 if checkpoints:
                     checkpoints.save(state, progress)
             load_ema(run.network, current.ema)
             logger.info("Phase %d: %s", number, current.features.summary())
-            contract = check_frozen(run.network, progress.sha256_before, number)
-            progress.contract.append(contract)
+            progress.contract.append(check_frozen(run.network, progress.sha256_before, number))
     run.network.eval()
     return progress.result(initial, run.network)
 
@@ -108,7 +105,7 @@ def run_epoch(
     seed_own_dropout(run.parameters.seed, progress.epoch)
     steps = run.plan_epoch(progress.micro_batch)
     boundaries = run.load_steps(current.features, steps, progress.epoch - 1)
-    metrics = RunningMetrics(run.train_set, [step.positions for step in steps])
+    metrics = RunningMetrics(run.train_set, [s.positions for s in steps], current, progress)
     update_bar(completed=progress.epoch - 1, epoch=str(progress.epoch))
     for step, boundary in zip(steps, boundaries, strict=True):
         loss, logits, labels = train_step(run, current, step, boundary)
@@ -119,7 +116,7 @@ def run_epoch(
     row = {"train_loss": loss_mean, "train_accuracy": accuracy, "images_per_second": speed}
     average_batch_norm_stats(current.line.above_train, current.ema)
     with ema_weights(run.network, current.ema):
-        row |= validate(run, current, progress.micro_batch)
+        row |= validate(run, current, progress)
         row |= {"seconds": time.perf_counter() - start, **description}
         progress.record(row, run.network, run.options.monitor)
 
@@ -149,12 +146,14 @@ def train_step(
 
 
 @torch.no_grad()
-def validate(run: TrainingContext, current: PhaseContext, batch_size: int) -> dict[str, float]:
+def validate(
+    run: TrainingContext, current: PhaseContext, progress: TrainingProgress
+) -> dict[str, float]:
     """Return cross-entropy and accuracy on the validation images, in evaluation mode."""
-    positions = local_slice(np.arange(len(run.val_set.labels)))
-    batches = [positions[at : at + batch_size] for at in range(0, len(positions), batch_size)]
+    positions, size = local_slice(np.arange(len(run.val_set.labels))), progress.micro_batch
+    batches = [positions[at : at + size] for at in range(0, len(positions), size)]
     boundaries = current.features.load(run.val_set.take(batches))
-    metrics = RunningMetrics(run.val_set, batches)
+    metrics = RunningMetrics(run.val_set, batches, current, progress)
     with evaluation_mode(run.network):
         for batch, boundary in zip(batches, boundaries, strict=True):
             labels = run.val_set.labels_of(batch)

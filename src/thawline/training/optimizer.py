@@ -38,15 +38,15 @@ def make_optimizer(
         for is_spared, weight_decay in ((False, options.weight_decay), (True, 0.0))
         if (some := [p for p in group["params"] if (p in spared) == is_spared])
     ]
-    optimizer: torch.optim.Optimizer
-    if (phase.optimizer or options.optimizer) == "adamw":
-        optimizer = torch.optim.AdamW(groups)
-    else:
-        optimizer = torch.optim.SGD(groups, momentum=options.momentum)
+    is_adamw = (phase.optimizer or options.optimizer) == "adamw"
+    optimizer = (
+        torch.optim.AdamW(groups)
+        if is_adamw
+        else torch.optim.SGD(groups, momentum=options.momentum)
+    )
     if type(previous) is type(optimizer):
-        for parameter in network.parameters():
-            if parameter.requires_grad and parameter in previous.state:
-                optimizer.state[parameter] = previous.state[parameter]
+        trained = [p for group in groups for p in group["params"]]
+        optimizer.state.update({p: previous.state[p] for p in trained if p in previous.state})
     return optimizer
 
 

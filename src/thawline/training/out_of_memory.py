@@ -32,15 +32,13 @@ def retry_on_smaller_micro_batches(
     Raises:
         TrainingError: if the smallest micro-batch does not fit, or other workers wait for this one.
     """
-    while True:
+    while progress.micro_batch > MIN_IMAGES and world_size() == 1:
         try:
-            return epoch()
+            epoch()
+            return
         except RuntimeError as error:
             if not should_reduce_batch_size(error):
                 raise
-            if progress.micro_batch <= MIN_IMAGES or world_size() > 1:
-                parts = f"micro-batches of {progress.micro_batch} images"
-                raise _explain(error, f"in epoch {progress.epoch} with {parts}", run) from error
         # Not above: there the error still holds what did not fit.
         progress.micro_batch = max(MIN_IMAGES, progress.micro_batch // 2)
         clear_device_cache(garbage_collection=True)
@@ -52,6 +50,9 @@ def retry_on_smaller_micro_batches(
             progress.epoch,
             progress.micro_batch,
         )
+    parts = f"micro-batches of {progress.micro_batch} images"
+    with explain_out_of_memory(f"in epoch {progress.epoch} with {parts}", run):
+        epoch()
 
 
 @contextmanager
@@ -66,14 +67,9 @@ def explain_out_of_memory(when: str, run: TrainingContext) -> Iterator[None]:
     except RuntimeError as error:
         if not should_reduce_batch_size(error):
             raise
-        raise _explain(error, when, run) from error
-
-
-def _explain(error: RuntimeError, when: str, run: TrainingContext) -> TrainingError:
-    """Return the error that says what to do."""
-    ema = ", set training.ema_decay to null" if run.options.ema_decay is not None else ""
-    return TrainingError(
-        f"Out of device memory {when} ({first_line(error)}). End other processes that use"
-        f" the device, lower transforms.size or training.batch_size{ema}, or choose a smaller"
-        " model.backbone or a strategy that freezes more."
-    )
+        ema = ", set training.ema_decay to null" if run.options.ema_decay is not None else ""
+        raise TrainingError(
+            f"Out of device memory {when} ({first_line(error)}). End other processes that use"
+            f" the device, lower transforms.size or training.batch_size{ema}, or choose a smaller"
+            " model.backbone or a strategy that freezes more."
+        ) from error

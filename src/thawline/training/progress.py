@@ -57,8 +57,6 @@ class TrainingProgress:
     contract: list[dict[str, Any]] = field(default_factory=list)
     best: State = field(default_factory=dict)  # the changed tensors in the best epoch
     best_epoch: int = 0  # 0 before the first
-    best_score: tuple[float, float] = (-math.inf, -math.inf)
-    epochs_since_best: int = 0  # in this phase
 
     @property
     def epoch(self) -> int:
@@ -70,26 +68,25 @@ class TrainingProgress:
         if phase == self.phase:  # it is resumed
             return
         frozen = frozen_tensors(network)
-        self.phase, self.epochs_since_best, self.sha256_before = phase, 0, hash_tensors(frozen)
+        self.phase, self.sha256_before = phase, hash_tensors(frozen)
         known = {*frozen, *self.changed}
         self.changed += [name for name in network.state_dict() if name not in known]
 
     def phase_has_ended(self, phase: Phase, options: TrainingOptions) -> bool:
         """Return whether the phase has had its epochs, or stops early."""
+        epochs = sum(row["phase"] == self.phase for row in self.history)
         patience = phase.patience or options.patience
-        if patience and self.epochs_since_best >= patience:
+        if patience and min(epochs, len(self.history) - self.best_epoch) >= patience:
             logger.info("Phase %d: early stop, no improvement in %d epochs", self.phase, patience)
             return True
-        return sum(row["phase"] == self.phase for row in self.history) >= phase.epochs
+        return epochs >= phase.epochs
 
     def record(self, row: dict[str, Any], network: nn.Module, monitor: str) -> None:
         """Add an epoch to the history, and keep the weights of the network if it is the best."""
-        reached = score(row, monitor)
-        self.epochs_since_best += 1
-        if reached > self.best_score:
-            self.best, self.best_score = copy_tensors(network, self.changed), reached
-            self.best_epoch, self.epochs_since_best = self.epoch, 0
         self.history.append({"epoch": self.epoch, "phase": self.phase, **row})
+        best = max(self.history, key=partial(score, monitor=monitor))  # the first of equals
+        if best is self.history[-1]:
+            self.best, self.best_epoch = copy_tensors(network, self.changed), best["epoch"]
         logger.info(
             "Epoch %(epoch)d (phase %(phase)d): train loss %(train_loss).3f, accuracy"
             " %(train_accuracy).3f; val loss %(val_loss).3f, accuracy %(val_accuracy).3f;"
@@ -123,9 +120,16 @@ def copy_tensors(network: nn.Module, names: Sequence[str] | None = None) -> Stat
 class RunningMetrics:
     """Mean loss and accuracy of an epoch, accumulated on the device."""
 
-    def __init__(self, images: ImageSet, batches: Sequence[np.ndarray]) -> None:
-        """Take the images, and their positions in each step."""
+    def __init__(
+        self,
+        images: ImageSet,
+        batches: Sequence[np.ndarray],
+        current: PhaseContext,
+        progress: TrainingProgress,
+    ) -> None:
+        """Take the images, their positions in each step, and the phase and epoch they are of."""
         self._images, self._batches, device = images, batches, images.labels.device
+        self._current, self._progress = current, progress
         self._losses = torch.zeros(len(batches), device=device)  # one tensor: fragments no memory
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self._loss_sum = torch.zeros((), dtype=dtype, device=device)
@@ -138,7 +142,7 @@ class RunningMetrics:
         """Add a step: its mean loss with its weight, outputs (N, C) and class indices (N,).
 
         Raises:
-            FloatingPointError: if the loss of this or an earlier step is not finite.
+            TrainingError: if the loss of this or an earlier step is not finite.
         """
         self._losses[self.steps] = loss
         self._loss_sum += loss * weight
@@ -154,7 +158,7 @@ class RunningMetrics:
         """Return mean loss, accuracy and images per second of all workers.
 
         Raises:
-            FloatingPointError: if the loss of a step is not finite.
+            TrainingError: if the loss of a step is not finite.
         """
         return self._rates(*all_reduce_sum(*self._read(), device=self._losses.device))
 
@@ -168,26 +172,17 @@ class RunningMetrics:
         loss = self._loss_sum.item()
         if not math.isfinite(loss):
             step = int(self._losses.isfinite().int().argmin())
-            paths = [image.path for image in self._images.take([self._batches[step]])[0]]
-            raise FloatingPointError(
+            (images,) = self._images.take([self._batches[step]])
+            raise TrainingError(
                 f"The loss is {self._losses[step].item()} in batch {step + 1} of"
-                f" {len(self._batches)}, with the images {summarize_names(paths)},"
+                f" {len(self._batches)} of epoch {self._progress.epoch} (phase"
+                f" {self._progress.phase}), at a learning rate of"
+                f" {self._current.optimizer.param_groups[0]['lr']:g}. Lower training.lr, or set"
+                " training.clip_norm, for instance to 1. If it is always the same batch, look at"
+                f" its images: {summarize_names([image.path for image in images])}. The state of"
+                " earlier epochs is kept."
             )
         return loss, self._weight, self._correct.item(), self._count
-
-
-@contextmanager
-def explain_divergence(current: PhaseContext, progress: TrainingProgress) -> Iterator[None]:
-    """Turn the FloatingPointError of a loss that is not finite into a TrainingError."""
-    try:
-        yield
-    except FloatingPointError as error:
-        raise TrainingError(
-            f"{error} of epoch {progress.epoch} (phase {progress.phase}), at a learning rate of"
-            f" {current.describe()['lr']:g}. Lower training.lr, or set training.clip_norm, for"
-            " instance to 1. If it is always the same batch, look at its images. The state of"
-            " earlier epochs is kept."
-        ) from error
 
 
 def log_step(epoch: int, step: int, loss: Tensor, weight: float) -> None:

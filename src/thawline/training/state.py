@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
+from pydantic import BaseModel
 from torch import Tensor
 
 from thawline.data.atomic_write import write_atomic
@@ -106,25 +107,21 @@ def begin_or_resume(
 
 def training_key(run: TrainingContext, phases: Sequence[Phase], initial: dict[str, Tensor]) -> str:
     """Return 32 hexadecimal digits that differ between trainings with different outcomes."""
-    everything = {
-        "weights": hash_tensors(initial),
-        "structure": repr(run.network),
-        "phases": [phase.model_dump(mode="json") for phase in phases],
-        "images": [images.digest() for images in (run.train_set, run.val_set)],
-        "preprocessing": run.transforms.preprocessing.model_dump(mode="json"),
-        "augmentation": run.transforms.options.model_dump(mode="json"),
-        "views_seed": run.transforms.seed,
-        "options": run.options.model_dump(mode="json", exclude={"resume", "num_workers"}),
-        "device": str(run.accelerator.device),
-        "precision": str(run.accelerator.dtype),
-        "torch": torch.__version__,
-        "loss": type(run.loss_function).__name__,
-        "seed": run.parameters.seed,
-        "views": run.parameters.augmentation.views_per_image,
-        "mix": repr(run.mix),
-        "workers": [world_size(), run.parameters.engine.sync_batch_norm],
-    }
-    return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:32]
+    everything = [
+        hash_tensors(initial),
+        repr(run.network),
+        phases,
+        [images.digest() for images in (run.train_set, run.val_set)],
+        run.transforms,
+        run.parameters.augmentation,
+        run.options.model_dump(exclude={"resume", "num_workers"}),
+        repr(run.loss_function),
+        run.parameters.seed,
+        [*map(str, run.accelerator), torch.__version__],
+        [world_size(), run.parameters.engine.sync_batch_norm],
+    ]
+    text = json.dumps(everything, default=BaseModel.model_dump)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def capture_state(
@@ -155,8 +152,7 @@ def restore_state(state: dict[str, Any], run: TrainingContext, current: PhaseCon
     current.schedule.load_state_dict(state["schedule"])
     if current.ema:
         current.ema.module.load_state_dict(state["ema"])
-    if state["scaler"]:  # of fp16 alone
-        run.scaler.load_state_dict(state["scaler"])
+    run.scaler.load_state_dict(state["scaler"])
     run.shuffle_rng.set_state(state["shuffle_rng"])
     torch.set_rng_state(state["cpu_rng"])
     torch.cuda.set_rng_state_all(state["cuda_rng"])
