@@ -17,7 +17,8 @@ from sklearn.metrics import confusion_matrix
 
 from helpers.trials import make_trials
 from thawline.errors import DataError
-from thawline.evaluation.comparison import compare, pool_confusion
+from thawline.evaluation.comparison import compare
+from thawline.evaluation.metrics import count_confusion
 from thawline.evaluation.significance import holm_correction, paired_test
 from thawline.reports.comparison import console_table
 
@@ -251,7 +252,7 @@ def test_the_summary_is_json() -> None:
 
 def test_the_pooled_confusion_counts_every_seed() -> None:
     predictions = make_trials({"full": 0.7}, classes=("7", "NA", "bee")).predictions
-    counts = pool_confusion(predictions)
+    counts = count_confusion(predictions)
     names = ["7", "NA", "bee"]
     expected = confusion_matrix(predictions["label"], predictions["prediction"], labels=names)
     assert expected.sum() == 3 * 153

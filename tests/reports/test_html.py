@@ -17,7 +17,8 @@ from PIL import Image
 
 from conftest import ROOT
 from helpers.trials import make_trials
-from thawline.evaluation.comparison import compare, pool_confusion
+from thawline.evaluation.comparison import compare
+from thawline.evaluation.metrics import count_confusion
 from thawline.hooks.configuration import read_configuration
 from thawline.options import CompareOptions, validate_parameters
 from thawline.reports.comparison import comparison_sections
@@ -211,7 +212,7 @@ def test_names_are_text_in_what_is_drawn_and_in_what_a_pointer_shows(
     rows = [(f"{name}/{LINK}.jpg", name, "train") for name in CLASSES]
     balance = class_balance(pd.DataFrame(rows, columns=["path", "label", "split"]))
     trials = make_trials({"full": 0.9}, seeds=1, images=200, classes=CLASSES)
-    counts = pool_confusion(trials.predictions)
+    counts = count_confusion(trials.predictions)
     figures = [balance, confusion_matrix(counts)]
     sections = [Section(IMAGE, LINK, illustrations={IMAGE: figures[0], "Counts": figures[1]})]
     for name, text in (

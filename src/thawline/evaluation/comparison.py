@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from thawline.evaluation.predictions import probability_columns
 from thawline.evaluation.significance import CONFIDENCE, SIGNIFICANT, holm_correction, paired_test
 
 DECIMALS_BELOW_SECONDS = 10  # from so many seconds on, decimals are noise
@@ -71,13 +70,6 @@ def compare(trainings: Trainings) -> Comparison:
     pairs = pd.DataFrame(tests, columns=columns).astype({"p_value": float})
     pairs["p_holm"] = holm_correction(pairs["p_value"].to_numpy())
     return Comparison(table, pairs, _decide(table, pairs))
-
-
-def pool_confusion(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return counts summed over trainings, one row per true and one column per predicted class."""
-    names = [*probability_columns(predictions)]
-    counts = pd.crosstab(predictions["label"], predictions["prediction"])
-    return counts.reindex(index=names, columns=names, fill_value=0)
 
 
 def format_p(p_value: float) -> str:

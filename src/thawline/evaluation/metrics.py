@@ -4,7 +4,6 @@ import pandas as pd
 import torch
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
-    multiclass_confusion_matrix,
     multiclass_f1_score,
     multiclass_precision,
     multiclass_recall,
@@ -25,7 +24,7 @@ def compute_metrics(
             `significance.accuracy_interval`), test_top{k}_accuracy, test_macro_f1, test_loss (mean
             cross-entropy in nats), test_images.
         per_class: label, images, precision, recall and f1, one row per class.
-        confusion: counts, one row per true and one column per predicted class.
+        confusion: `count_confusion`.
     """
     names = [*probability_columns(predictions)]
     probabilities, targets, correct = (torch.tensor(array) for array in as_arrays(predictions))
@@ -44,7 +43,7 @@ def compute_metrics(
         "test_loss": -of_targets.clamp_min(torch.finfo(torch.float32).tiny).log().mean().item(),
         "test_images": float(len(targets)),
     }
-    confusion = multiclass_confusion_matrix(predicted, targets, count).numpy()
+    confusion = count_confusion(predictions)
     measures = {
         "precision": multiclass_precision,
         "recall": multiclass_recall,
@@ -54,6 +53,12 @@ def compute_metrics(
         name: measure(predicted, targets, count, average="none").numpy()
         for name, measure in measures.items()
     }
-    images = torch.bincount(targets, minlength=count).numpy()
-    per_class = pd.DataFrame({"label": names, "images": images, **by_class})
-    return metrics, per_class, pd.DataFrame(confusion, index=names, columns=names)
+    images = confusion.sum(axis=1).to_numpy()
+    return metrics, pd.DataFrame({"label": names, "images": images, **by_class}), confusion
+
+
+def count_confusion(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return counts, one row per true and one column per predicted class."""
+    names = [*probability_columns(predictions)]
+    counts = pd.crosstab(predictions["label"], predictions["prediction"])
+    return counts.reindex(index=names, columns=names, fill_value=0)

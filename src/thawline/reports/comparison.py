@@ -13,8 +13,8 @@ from thawline.evaluation.comparison import (
     format_p,
     format_points,
     format_seconds,
-    pool_confusion,
 )
+from thawline.evaluation.metrics import count_confusion
 from thawline.reports.figures.comparison import compared_curves, comparison_figure
 from thawline.reports.figures.evaluation import confusion_matrix
 from thawline.reports.html import Recipe, Section, kedro_command, with_captions
@@ -42,7 +42,7 @@ def comparison_sections(trainings: Trainings, comparison: Comparison) -> list[Se
     table, predictions = comparison.table, trainings.predictions
     matrices, recipes = {}, []
     for name in table["strategy"]:
-        counts = pool_confusion(predictions[predictions["strategy"] == name])
+        counts = count_confusion(predictions[predictions["strategy"] == name])
         matrices[name] = confusion_matrix(counts).update_coloraxes(showscale=False)
         recipes.append(_recipe(name, [s for s in trainings.settings if s["strategy"] == name]))
     results = {"": comparison_figure(trainings.table, table)}
