@@ -52,8 +52,8 @@ def test_another_description_is_another_partition(store: ActivationCache) -> Non
     partition = store.partition({"holds": "numbers", "seed": 0})
     partition.add(keys_of([1]), tensors_of([1]))
     partition.flush()
-    assert len(store.partition({"seed": 0, "holds": "numbers"})) == 1
-    assert len(store.partition({"seed": 1, "holds": "numbers"})) == 0
+    assert store.partition({"seed": 0, "holds": "numbers"}).contains(keys_of([1])).all()
+    assert not store.partition({"seed": 1, "holds": "numbers"}).contains(keys_of([1])).any()
 
 
 def test_the_least_recently_used_goes_first_and_the_bound_holds(
@@ -89,7 +89,7 @@ def test_what_a_killed_process_left_is_never_read_and_later_removed(store: Activ
     for file in (old, new):
         file.write_bytes(b"half a shard")
     os.utime(old, (0, 0))
-    assert len(store.partition({"holds": "numbers"})) == 1
+    assert store.partition({"holds": "numbers"}).contains(keys_of([1])).all()
     store.evict()
     assert not old.exists() and new.exists()  # the new one may still be being written
 

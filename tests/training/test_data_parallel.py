@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -106,7 +107,7 @@ def test_where_batch_norm_sees_shares_workers_hold_the_same_network_all_the_same
 
 
 def test_one_process_alone_shares_with_nobody() -> None:
-    assert data_parallel.local_slice(range(3)) == range(3)
+    assert data_parallel.local_slice(np.arange(3)).tolist() == [0, 1, 2]
     assert data_parallel.all_reduce_sum(0.1, 2, device=torch.device("cpu")) == (0.1, 2)
     network = nn.Linear(1, 1)
     assert data_parallel.wrap_for_workers(network, sync_batch_norm=True) is network

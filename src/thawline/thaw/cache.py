@@ -10,17 +10,16 @@ import logging
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from thawline.data.atomic_write import sync
 from thawline.data.decoding import CODEC_VERSIONS
 from thawline.data.transforms import DECODING_VERSION, Transforms
 from thawline.thaw.partition import KEY_BYTES, CachePartition, read_metadata
@@ -117,16 +116,13 @@ class ActivationCache:
     def bytes_per_second(self) -> float:
         """Measure how fast a file is written to the disk and read back once."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        probe = self.folder / f"{uuid.uuid4().hex}.unfinished"
         data = os.urandom(PROBE_BYTES)
-        start = time.perf_counter()
-        try:
-            probe.write_bytes(data)
-            sync(probe)
-            probe.read_bytes()
+        with NamedTemporaryFile(dir=self.folder, buffering=0) as probe:
+            start = time.perf_counter()
+            probe.write(data)
+            os.fsync(probe)
+            Path(probe.name).read_bytes()
             return len(data) / (time.perf_counter() - start)
-        finally:
-            probe.unlink(missing_ok=True)
 
 
 NO_CACHE = ActivationCache(Path(), max_gb=0)

@@ -159,16 +159,14 @@ def _trainable_names(network: nn.Module, stages: dict[str, Stage], phase: Phase)
 
 def _unknown_names(network: nn.Module, stages: dict[str, Stage], phase: Phase) -> list[str]:
     """Return a clause for each name in a phase that the network does not have."""
-
-    def problem(key: str, name: str, kind: str) -> str:
-        hint = f"{did_you_mean(name, stages)} (stages: {', '.join(stages)})"
-        return f"{key}: '{name}' matches no {kind} of this network{hint}"
-
     patterns = phase.trainable if isinstance(phase.trainable, tuple) else ()
-    unmatched = [pattern for pattern in patterns if not _matches(network, stages, pattern)]
+    unmatched = [name for name in patterns if not _matches(network, stages, name)]
+    unknown = [("trainable", name, "stage or parameter") for name in unmatched]
+    unknown += [("stage_lr", name, "stage") for name in phase.stage_lr if name not in stages]
     return [
-        *(problem("trainable", pattern, "stage or parameter") for pattern in unmatched),
-        *(problem("stage_lr", name, "stage") for name in phase.stage_lr if name not in stages),
+        f"{key}: '{name}' matches no {kind} of this network{did_you_mean(name, stages)}"
+        f" (stages: {', '.join(stages)})"
+        for key, name, kind in unknown
     ]
 
 
@@ -177,9 +175,7 @@ def _matches(network: nn.Module, stages: dict[str, Stage], pattern: str) -> list
     if pattern in stages:
         return stages[pattern].parameters
     names = [name for name, _ in network.named_parameters()]
-    return [name for name in names if fnmatchcase(name, pattern)] or [
-        name for name in names if fnmatchcase(name, f"{pattern}.*")
-    ]
+    return [n for n in names if fnmatchcase(n, pattern) or fnmatchcase(n, f"{pattern}.*")]
 
 
 def _batch_norm_mode(network: nn.Module, stage: Stage) -> str:

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import sys
 import time
 
 import torch
@@ -31,8 +30,7 @@ class FrozenPart:
         """Move the part to the device and to the dtype that it computes in."""
         self._below, self.is_empty = line.below, line.below is None
         self._preprocessing, self._accelerator = preprocessing, accelerator
-        self._is_on_cpu = accelerator.device.type == "cpu"
-        self._chunk = CPU_CHUNK_SIZE if self._is_on_cpu else sys.maxsize
+        self._chunk = CPU_CHUNK_SIZE if accelerator.device.type == "cpu" else None
         if self._below is not None:
             self._below.to(*accelerator).to(memory_format=torch.channels_last)
 
@@ -41,7 +39,7 @@ class FrozenPart:
         if self._below is None:
             return (self._normalized(views),)
         while True:
-            chunk = self._chunk if self._is_on_cpu else min(self._chunk, len(views))
+            chunk = self._chunk or len(views)
             try:
                 return self._run_in_chunks(views, chunk)
             except RuntimeError as error:

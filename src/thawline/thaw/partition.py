@@ -54,10 +54,6 @@ class CachePartition:
         self._set_layout([])
         self.refresh()
 
-    def __len__(self) -> int:
-        """Return the number of entries on disk."""
-        return len(self._index) - 1
-
     def refresh(self) -> None:
         """Index the shards that other processes have written, and forget those evicted."""
         names = {path.name for path in self._folder.glob("*.safetensors")}

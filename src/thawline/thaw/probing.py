@@ -68,8 +68,7 @@ def choose_strategy(
             network, splits, transforms, training, parameters.seed, effective_images, cache
         )
         choice = choose_by_probes(probes, strategies, auto)
-    overrides = {"epochs": training.epochs, "lr": training.lr}
-    update = {key: value for key, value in overrides.items() if value is not None}
+    update = training.model_dump(include={"epochs", "lr"}, exclude_none=True)
     return choice._replace(strategy=_change_phases(choice.strategy, update)), probes
 
 

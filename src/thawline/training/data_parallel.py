@@ -2,17 +2,14 @@
 
 import hashlib
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
 from timm.utils import ModelEmaV3
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.parallel import DistributedDataParallel
-
-Items = TypeVar("Items", Tensor, np.ndarray, range)
 
 
 def world_size() -> int:
@@ -25,9 +22,9 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def local_slice(items: Items) -> Items:
-    """Return this worker's share of some items: every nth one."""
-    return items[rank() :: world_size()]
+def local_slice(positions: np.ndarray) -> np.ndarray:
+    """Return this worker's share of some images: every nth one."""
+    return positions[rank() :: world_size()]
 
 
 def all_reduce_sum(*values: float, device: torch.device) -> tuple[float, ...]:
