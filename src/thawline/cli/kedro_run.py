@@ -24,11 +24,6 @@ from thawline.tracking.entries import entry_kinds, log_entry
 from thawline.tracking.redaction import mask, mask_traceback
 
 
-@click.group(name="thawline")
-def cli() -> None:
-    """Commands that Kedro adds to, or replaces among, its own."""
-
-
 def _run(*args: Any, **kwargs: Any) -> Any:
     """Run as Kedro does, but end with one message, not a traceback, if the user can act on it."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # closes everything
@@ -115,6 +110,5 @@ run = click.Command(  # by this name `python -m thawline` finds it
     help=kedro_run.help,
     short_help="Run a pipeline.",
 )
-cli.add_command(run)
-cli.add_command(activations)
-cli.add_command(log_run)
+# Kedro adds these commands to its own, or replaces its own by them.
+cli = click.Group("thawline", [run, activations, log_run])

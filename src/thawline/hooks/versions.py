@@ -7,7 +7,6 @@ from kedro.framework.hooks import hook_impl
 from kedro.io import Version
 from kedro.pipeline import Pipeline
 
-from thawline.datasets import TrainingCheckpointsDataset
 from thawline.errors import DataError
 from thawline.hooks.catalog import RunCatalog
 from thawline.tracking.entries import log_entry
@@ -66,7 +65,5 @@ class VersionsHook:
         """Log which model predicts next, and remove the checkpoints of trainings that ended."""
         if "registration" in pipeline.all_outputs():
             logger.info("%s", catalog.load("registration")["next_prediction"])
-        for name in pipeline.inputs():
-            dataset = catalog.get(name)
-            if isinstance(dataset, TrainingCheckpointsDataset):
-                dataset.load().forget()
+        if "training_checkpoints" in pipeline.inputs():
+            catalog["training_checkpoints"].load().forget()
