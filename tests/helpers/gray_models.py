@@ -93,4 +93,5 @@ def register(
     folders: ProjectFolders, name: str, uri: str, threshold: int, splits: pd.DataFrame
 ) -> dict[str, Any]:
     """Register the model of a threshold, which was logged."""
-    return register_model(uri, *candidate(threshold, splits), parameters_of(name), folders)
+    model, rows = candidate(threshold, splits)
+    return register_model(parameters_of(name), uri, rows, model, folders)

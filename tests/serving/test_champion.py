@@ -161,8 +161,10 @@ def test_a_champion_s_lineage_and_its_labels_come_with_it(
 def test_what_hinders_the_registry_ends_no_run(
     folders: ProjectFolders, uris: dict[int, str], grays: pd.DataFrame
 ) -> None:
+    model, rows = candidate(GOOD, grays)
+
     def reason(uri: str | None, name: str | None) -> str:
-        result = register_model(uri, *candidate(GOOD, grays), parameters_of(name), folders)
+        result = register_model(parameters_of(name), uri, rows, model, folders)
         assert "predict.model=latest" in result["next_prediction"]
         return result["registration_reason"]
 
@@ -200,7 +202,8 @@ def test_a_champion_that_names_other_code_is_not_imported(
 ) -> None:
     register(folders, "foreign", uris[BAD], BAD, grays)
     parameters = parameters_of("foreign", model=ModelOptions())
-    result = register_model(uris[GOOD], *candidate(GOOD, grays), parameters, folders)
+    model, rows = candidate(GOOD, grays)
+    result = register_model(parameters, uris[GOOD], rows, model, folders)
     assert result["champion_version"] == "1"
     assert "cannot be used (model.trust_code:" in result["registration_reason"]
 

@@ -1,5 +1,6 @@
 """Register a model, and make it the champion if it is significantly better than the last one."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from thawline.options import AUTO, Parameters
 from thawline.serving import registry
 from thawline.serving.registry import CHAMPION, ProjectFolders
 
+logger = logging.getLogger(__name__)
+
 MIN_SHARED_IMAGES = 2  # images that two models can be compared on
 
 
@@ -29,10 +32,10 @@ class Verdict(NamedTuple):
 
 
 def register_model(
-    uri: str | None,
-    classifier: Classifier,
-    predictions: pd.DataFrame,
     parameters: Parameters,
+    uri: str | None,
+    predictions: pd.DataFrame,
+    classifier: Classifier,
     folders: ProjectFolders,
 ) -> dict[str, Any]:
     """Register a logged model as a new version, and move the alias `champion` to it if it wins.
@@ -57,6 +60,8 @@ def register_model(
             result = _register(uri, name, classifier, rows, parameters, folders)
         except MlflowException as error:
             result = {"registration_reason": f"not registered as '{name}': {error}"}
+    level = logging.INFO if "registered_version" in result else logging.WARNING
+    logger.log(level, "Registry: %s", result["registration_reason"])
     classes = registry.list_classes(classifier.class_names)
     return result | {"next_prediction": _next_prediction(result, classes)}
 

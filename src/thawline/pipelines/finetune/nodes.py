@@ -25,8 +25,6 @@ from thawline.options import AUTO, EvaluationOptions, Parameters, TrainingOption
 from thawline.reports.figures.evaluation import confusion_matrix
 from thawline.reports.figures.model import stage_figure, weight_change_figure
 from thawline.reports.figures.training import learning_curves, lr_curve, stage_probes
-from thawline.serving import champion
-from thawline.serving.registry import ProjectFolders
 from thawline.thaw import freezing, probing
 from thawline.thaw.cache import ActivationCache
 from thawline.training import loop, lr_find, ray_engine, setup
@@ -200,20 +198,6 @@ def package_model(classifier: Classifier, splits: pd.DataFrame) -> ServedModel:
     """Return the classifier with two files that show how it is asked."""
     paths = splits.loc[splits["split"] == "test", "path"].head(EXAMPLES)
     return classifier, [read_bytes(path) for path in paths]
-
-
-def register_model(
-    parameters: Parameters,
-    model_uri: str | None,
-    predictions: pd.DataFrame,
-    classifier: Classifier,
-    registry: ProjectFolders,
-) -> dict[str, Any]:
-    """Register the model; return its version, the champion's, and why."""
-    result = champion.register_model(model_uri, classifier, predictions, parameters, registry)
-    level = logging.INFO if "registered_version" in result else logging.WARNING
-    logger.log(level, "Registry: %s", result["registration_reason"])
-    return result
 
 
 def describe_choice(parameters: Parameters, choice: probing.Choice) -> dict[str, str]:

@@ -5,6 +5,7 @@ from kedro.pipeline import Pipeline
 from thawline.pipelines import make_node
 from thawline.pipelines.finetune import nodes
 from thawline.reports.figures.data import training_views
+from thawline.serving.champion import register_model
 
 DATA = ["splits", "transforms", "activations"]
 RESOURCES = ["training_checkpoints", "metric_logger"]
@@ -68,6 +69,6 @@ def create_registration() -> Pipeline:
     return Pipeline(
         [
             make_node(nodes.package_model, ["classifier", "splits"], "served_model"),
-            make_node(nodes.register_model, inputs, "registration"),
+            make_node(register_model, inputs, "registration"),
         ]
     )
