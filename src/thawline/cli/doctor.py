@@ -66,7 +66,7 @@ def check_extra() -> str:
 
 
 def _unmet(package: str, extra: str = "") -> list[str]:
-    """Return what is missing or does not fit of what a package, or its extra, requires."""
+    """Return the requirements of a package, or of its extra, that are not met."""
     problems = []
     for needed in map(Requirement, requires(package) or []):
         if needed.marker and not needed.marker.evaluate({"extra": extra}):

@@ -93,7 +93,7 @@ def stages(backbone: str, size: int | None, own_head: bool) -> None:
 @main.command(epilog=_examples("thawline inspect best.pth"))
 @click.argument("file", type=click.Path(path_type=Path))
 def inspect(file: Path) -> None:
-    """Show what a checkpoint FILE holds, without executing anything in it.
+    """Describe a weights FILE without executing anything in it.
 
     FILE is what model.weights takes (.pth, .pt, .safetensors, …), or the folder of a classifier
     that a run saved.
@@ -158,10 +158,10 @@ def activations(env: str | None, clear: bool, empty: bool) -> None:
     "--params", default="", metavar="NAME=VALUE,…", help="Parameters, as of `kedro run --params`."
 )
 def doctor(env: str | None, params: str) -> None:
-    """Check what a run needs, and say what to fix; nothing is changed, nothing is downloaded.
+    """Check your setup and say what to fix. Changes and downloads nothing.
 
     Looks at versions, device and memory, the weights that the configuration names, the images, the
-    store of activations, and MLflow's store. Ends with status 1 if a run would fail.
+    activation cache, and MLflow's store. Ends with status 1 if a run would fail.
     """
     from thawline.cli.doctor import examine
 

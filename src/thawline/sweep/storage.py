@@ -33,7 +33,7 @@ def open_storage(url: str) -> RDBStorage:
         parsed = sqlalchemy.make_url(url)
     except ArgumentError as error:
         raise ParameterError(
-            "sweep.storage: this is no URL of a database. Give one such as"
+            "sweep.storage: the value is not a database URL. Give one such as"
             " sqlite:///sweep.db or postgresql://user:password@host/name."
         ) from error
     if parsed.drivername == "postgresql":

@@ -152,7 +152,7 @@ class FeatureLoader:
         return requests
 
     def _load_request(self, request: Request) -> Tensors:
-        """Return what crosses the line (N, …) for the N images of a request, on the device."""
+        """Return the tensors (N, …) that cross the line for the N images of a request."""
         images = dict(zip(request.keys, request.images, strict=True))  # one may be drawn twice
         tensors = self._recall(self._levels, images, request)
         if self._frozen.is_empty:

@@ -107,7 +107,7 @@ def freeze_report(network: nn.Module, phases: Sequence[Phase]) -> pd.DataFrame:
 
 
 def frozen_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Return what training must not change: frozen parameters, and buffers in eval mode."""
+    """Return the tensors that must not change: frozen parameters, and buffers in eval mode."""
     frozen = {n: p.data for n, p in network.named_parameters() if not p.requires_grad}
     for prefix, module in network.named_modules():
         if not module.training:

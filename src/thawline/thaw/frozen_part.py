@@ -35,7 +35,7 @@ class FrozenPart:
             self._below.to(*accelerator).to(memory_format=torch.channels_last)
 
     def __call__(self, views: Tensor) -> Tensors:
-        """Return what crosses the line (N, …) for views (N, 3, size, size) uint8."""
+        """Return the tensors (N, …) that cross the line for views (N, 3, size, size) uint8."""
         if self._below is None:
             return (self._normalized(views),)
         while True:
@@ -51,7 +51,7 @@ class FrozenPart:
             logger.warning(said, chunk, self._chunk)
 
     def fingerprint(self) -> tuple[dict[str, str], int]:
-        """Return what identifies the part, and the bytes that cross the line per image.
+        """Return a fingerprint of the part, and the bytes that cross the line per image.
 
         Its outputs for noise are included, because they change even with the code of its modules.
         """
@@ -79,7 +79,7 @@ class FrozenPart:
         return time.perf_counter() - start
 
     def _run_in_chunks(self, views: Tensor, chunk: int) -> Tensors:
-        """Return what crosses the line for views, computed for `chunk` of them at a time."""
+        """Return the tensors that cross the line, computed for `chunk` views at a time."""
         assert self._below is not None
         parts = []
         # Tensors of inference mode could not be saved for the backward pass above the line.

@@ -69,7 +69,7 @@ def read_settings(settings: dict[str, Any]) -> KedroMlflowConfig:
 
 
 def find_server_problem(uri: str) -> str:
-    """Return what is wrong with an MLflow server, or nothing if it answers or is none."""
+    """Return the problem with an MLflow server; empty if it answers or there is none."""
     if not is_server(uri):
         return ""
     try:

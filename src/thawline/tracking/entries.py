@@ -36,7 +36,7 @@ def log_entry(catalog: DataCatalog, name: str, data: Any) -> None:
 
 
 def entry_kinds(catalog: DataCatalog, name: str) -> list[str]:
-    """Return what is logged of an entry; nothing if its metadata says nothing."""
+    """Return how an entry is logged, as a metric, artifact or other; empty if it is not."""
     metadata = getattr(catalog.get(name), "metadata", None) or {}
     return list(metadata.get("mlflow", []))
 

@@ -28,7 +28,7 @@ def describe_run(run_params: dict[str, Any], device: str) -> dict[str, str]:
 
 
 def _command_line() -> str:
-    """Return what was typed, by the name of the command instead of where it is installed."""
+    """Return the command line as typed, without the path of the command."""
     packaged = Path(sys.argv[0]).parts[-2:] == ("thawline", "__main__.py")
     return " ".join(["python -m thawline" if packaged else "kedro", *sys.argv[1:]])
 

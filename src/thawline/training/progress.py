@@ -95,7 +95,7 @@ class TrainingProgress:
         )
 
     def result(self, initial: State, network: nn.Module) -> TrainingResult:
-        """Return what training leaves behind, given the state that it began with."""
+        """Return the result of the training, given the state that it began with."""
         return TrainingResult(
             initial | self.best,
             initial | copy_tensors(network, self.changed),
@@ -106,7 +106,7 @@ class TrainingProgress:
 
 
 def score(metrics: dict[str, float], monitor: str) -> tuple[float, float]:
-    """Return what is larger for a better epoch; the loss decides between equal accuracies."""
+    """Return a score that is larger for a better epoch; loss breaks ties of accuracy."""
     loss = -metrics["val_loss"]
     return (loss, loss) if monitor == "val_loss" else (metrics["val_accuracy"], loss)
 
