@@ -83,12 +83,12 @@ class OnnxDataset(FolderDataset):
         """Return the given, or else the latest, version."""
         folder = Path(self._get_load_path())
         description = json.loads((folder / "model.json").read_text("utf-8"))
-        return OnnxModel((folder / "model.onnx").read_bytes(), description)
+        return (folder / "model.onnx").read_bytes(), description
 
     def save(self, data: OnnxModel) -> None:
         """Write a new version."""
-        folder = Path(self._get_save_path())
+        folder, (model, description) = Path(self._get_save_path()), data
         folder.mkdir(parents=True)
-        (folder / "model.onnx").write_bytes(data.model)
-        text = json.dumps(data.description, indent=2, ensure_ascii=False)
+        (folder / "model.onnx").write_bytes(model)
+        text = json.dumps(description, indent=2, ensure_ascii=False)
         (folder / "model.json").write_text(text, "utf-8")

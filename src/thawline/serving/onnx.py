@@ -3,7 +3,7 @@
 import platform
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +21,7 @@ TOLERANCE = 1e-4
 MAX_BYTES = 2**31  # of a file in protobuf's format
 INPUT, OUTPUT = "images", "logits"
 
-
-class OnnxModel(NamedTuple):
-    """The bytes of an ONNX file, and a description of how to use it without Thawline."""
-
-    model: bytes
-    description: dict[str, Any]
+OnnxModel = tuple[bytes, dict[str, Any]]  # a file, and how to use it without Thawline
 
 
 def export_onnx(classifier: Classifier) -> OnnxModel:
@@ -48,7 +43,7 @@ def export_onnx(classifier: Classifier) -> OnnxModel:
     network = classifier.network.cpu().eval()
     model = _to_onnx(network, images[:2])
     difference = _check(model, network, images)
-    return OnnxModel(model, _describe(classifier, difference))
+    return model, _describe(classifier, difference)
 
 
 def _to_onnx(network: nn.Module, images: Tensor) -> bytes:

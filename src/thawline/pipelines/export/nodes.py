@@ -18,11 +18,11 @@ def export_model(
 ) -> OnnxModel:
     """Return the model as ONNX, checked, with a description of its inputs and outputs."""
     found = find_model("export.model", options.model, registry_options.name, model, registry)
-    exported = export_onnx(found.classifier)
+    onnx_file, description = export_onnx(found.classifier)
     logger.info(
         "%s as ONNX, %.1f MB; its outputs differ from the network's by at most %.1e",
         found,
-        len(exported.model) / 1e6,
-        exported.description["check"]["largest_difference"],
+        len(onnx_file) / 1e6,
+        description["check"]["largest_difference"],
     )
-    return exported
+    return onnx_file, description
