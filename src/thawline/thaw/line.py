@@ -8,7 +8,7 @@ statistics. So the line follows from `requires_grad` and the modules' modes.
 import logging
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import timm.layers
@@ -70,7 +70,7 @@ def split_at_thaw_line(network: nn.Module, size: int) -> ThawLine:
         return whole
 
 
-def modules_below_line(network: nn.Module, boundary: Iterable[str]) -> dict[str, bool]:
+def modules_below_line(network: nn.Module, boundary: Collection[str]) -> dict[str, bool]:
     """Return for each module and bare parameter in a forward whether it is below a line.
 
     They come in the order of the forward; there are none if it cannot be traced. The network has
@@ -81,12 +81,9 @@ def modules_below_line(network: nn.Module, boundary: Iterable[str]) -> dict[str,
     except CannotSplitError:
         return {}
     below: set[fx.Node] = set()
-    waiting = [node for node in graph.nodes if node.name in {*boundary}]
-    while waiting:
-        node = waiting.pop()
-        if node not in below:
+    for node in reversed(graph.nodes):
+        if node.name in boundary or not below.isdisjoint(node.users):
             below.add(node)
-            waiting += node.all_input_nodes
     used = (node for node in graph.nodes if node.op in ("call_module", "get_attr"))
     return {str(node.target): node in below for node in used}
 

@@ -68,7 +68,7 @@ def train(
     for row in progress.history:
         report(row, row["epoch"])
     optimizer = None
-    with progress_bar("Training, epoch", sum(phase.epochs for phase in phases)) as update_bar:
+    with progress_bar("Training", sum(phase.epochs for phase in phases)) as update_bar:
         for number, phase in enumerate(phases, start=1):
             if number < progress.phase:
                 continue
@@ -106,7 +106,7 @@ def run_epoch(
     steps = run.plan_epoch(progress.micro_batch)
     boundaries = run.load_steps(current.features, steps, progress.epoch - 1)
     metrics = RunningMetrics(run.train_set, [s.positions for s in steps], current, progress)
-    update_bar(completed=progress.epoch - 1, epoch=str(progress.epoch))
+    update_bar(completed=progress.epoch - 1, description=f"Training, epoch {progress.epoch}")
     for step, boundary in zip(steps, boundaries, strict=True):
         loss, logits, labels = train_step(run, current, step, boundary)
         metrics.add(loss, logits, labels, step.weight)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from rich import get_console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn
 from torch import Tensor, nn
 
 from thawline.errors import TrainingError, summarize_names
@@ -194,15 +194,8 @@ def log_step(epoch: int, step: int, loss: Tensor, weight: float) -> None:
 
 @contextmanager
 def progress_bar(what: str, total: float | None) -> Iterator[Callable[..., None]]:
-    """Show a bar and yield what updates it: completed, advance, epoch and figures, both text."""
-    bar = Progress(
-        TextColumn(what + " {task.fields[epoch]}"),
-        BarColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeRemainingColumn(),
-        console=get_console(),  # Kedro's logging writes to the same one, above the bar
-        transient=True,
-    )
-    task = bar.add_task("", total=total, epoch="", figures="")
-    with bar:
-        yield partial(bar.update, task)
+    """Show a bar and yield `Progress.update` of its task, which has a field of text, `figures`."""
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[figures]}"))
+    # Kedro's logging writes to the same console, above the bar.
+    with Progress(*columns, console=get_console(), transient=True) as bar:
+        yield partial(bar.update, bar.add_task(what, total=total, figures=""))

@@ -145,7 +145,7 @@ def _pass_on(
 ) -> tuple[TrainingResult, list[str]] | None:
     """Log, report and raise here what workers send; return the result and its keys."""
     done, seen, epochs = None, 0, sum(phase.epochs for phase in phases)
-    with progress_bar("Training on Ray, epoch", epochs) as update_bar:
+    with progress_bar("Training on Ray", epochs) as update_bar:
         for message in messages:
             if isinstance(message, logging.LogRecord):
                 logging.getLogger(message.name).handle(message)
@@ -155,7 +155,7 @@ def _pass_on(
                 done = message
             elif message["epoch"] > seen:  # restarted workers report its epochs again
                 seen = message["epoch"]
-                update_bar(completed=seen, epoch=f"{seen}/{epochs}")
+                update_bar(completed=seen, description=f"Training on Ray, epoch {seen}/{epochs}")
                 if on_epoch:
                     on_epoch(message, seen)
     return done

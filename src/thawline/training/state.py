@@ -43,7 +43,7 @@ class TrainingCheckpoints:
         self.keys.append(training_key(run, phases, initial))
         if not run.options.resume:
             return None
-        for path in filter(Path.is_file, self._paths()):
+        for path in filter(Path.is_file, self._paths(self.keys[-1])):
             try:
                 return torch.load(path, map_location="cpu", weights_only=True)
             except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -67,7 +67,7 @@ class TrainingCheckpoints:
         if rank() or start < self._not_before:
             return
         state = state | {"progress": vars(progress)}
-        newest, previous = self._paths()
+        newest, previous = self._paths(self.keys[-1])
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomic(newest, lambda path: torch.save(state, path), previous)
@@ -83,9 +83,8 @@ class TrainingCheckpoints:
                 path.unlink(missing_ok=True)
         self.keys.clear()
 
-    def _paths(self, key: str | None = None) -> tuple[Path, Path]:
-        """Return the files of the newest state and of the previous one, of the last key."""
-        key = key or self.keys[-1]
+    def _paths(self, key: str) -> tuple[Path, Path]:
+        """Return the files of the newest state of a training and of the previous one."""
         return self.folder / f"{key}.pt", self.folder / f"{key}.previous.pt"
 
 
