@@ -37,8 +37,8 @@ def main() -> None:
         manifest = write_photographs(Path(folder), arguments.files, arguments.side)
         cache = Path(folder, "screening.parquet")
         raw = seconds(lambda: decode(manifest["path"].tolist()))
-        first = seconds(lambda: screen_images(manifest, ScreeningOptions(), cache))
-        again = seconds(lambda: screen_images(manifest, ScreeningOptions(), cache))
+        first = seconds(lambda: screen_images(manifest, ScreeningOptions(), cache=cache))
+        again = seconds(lambda: screen_images(manifest, ScreeningOptions(), cache=cache))
     rows = [
         {
             "what": what,

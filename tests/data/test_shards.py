@@ -77,7 +77,7 @@ def test_shards_train_the_same_weights_as_the_folder_they_were_made_of(
     weights, tables = [], []
     for folder in (photos, shards):
         cache = tmp_path / f"{folder.name}.parquet"
-        clean, quarantine = screen_images(scan(folder), ScreeningOptions(), cache)
+        clean, quarantine = screen_images(scan(folder), ScreeningOptions(), cache=cache)
         assert quarantine.empty and find_pairs(clean).empty
         splits = split_dataset(clean, SplitFractions(), seed=3)
         tables.append(splits[["sha256", "label", "class_index", "split"]].astype("str"))
@@ -166,7 +166,7 @@ def test_what_is_wrong_with_one_image_is_for_the_quarantine(photos: Path, tmp_pa
     )
     cache = tmp_path / "facts.parquet"
     for _ in range(2):  # the second time all but the broken ones are remembered
-        clean, quarantine = screen_images(scan(tmp_path / "s"), ScreeningOptions(), cache)
+        clean, quarantine = screen_images(scan(tmp_path / "s"), ScreeningOptions(), cache=cache)
         assert len(clean) == 10
         found = {Path(row.path).name: row.problem for row in quarantine.itertuples()}
         assert found == {

@@ -25,7 +25,7 @@ from thawline.data.screening.screen import screen_images
 from thawline.data.sources import find_images
 from thawline.data.splitting import split_dataset
 from thawline.errors import DataError
-from thawline.options import DatasetOptions, ScreeningOptions
+from thawline.options import DatasetOptions, ScreeningOptions, TransformOptions
 
 OPTIONS = ScreeningOptions()
 LIMITED = ScreeningOptions(max_mb=0.05, max_megapixels=0.5)
@@ -310,20 +310,20 @@ def test_only_what_has_changed_is_opened_again(
         "_decode",
         lambda facts, _: opened.append(facts.path) or decode(facts, OPTIONS),
     )
-    first = screen_images(manifest, OPTIONS, cache)
+    first = screen_images(manifest, OPTIONS, cache=cache)
     assert len(opened) == len(manifest)
-    second = screen_images(manifest, OPTIONS, cache)
+    second = screen_images(manifest, OPTIONS, cache=cache)
     assert len(opened) == len(manifest)
     for one, other in zip(first, second, strict=True):
         pd.testing.assert_frame_equal(one, other)
     changed = save(corpus / "ants" / "0.png", seed=50)
     later = time.time_ns() + 10**9
     os.utime(changed, ns=(later, later))
-    clean, _ = screen_images(manifest, OPTIONS, cache)
+    clean, _ = screen_images(manifest, OPTIONS, cache=cache)
     assert opened[len(manifest) :] == [changed.as_posix()]
     assert (clean["sha256"] != first[0]["sha256"]).sum() == 1
     cache.write_bytes(b"no table")
-    assert len(screen_images(manifest, OPTIONS, cache)[0]) == 2 * ANTS
+    assert len(screen_images(manifest, OPTIONS, cache=cache)[0]) == 2 * ANTS
 
 
 def test_other_limits_judge_what_is_known_anew(corpus: Path, tmp_path: Path) -> None:
@@ -331,11 +331,11 @@ def test_other_limits_judge_what_is_known_anew(corpus: Path, tmp_path: Path) -> 
     save(corpus / "ants" / "0.png", side=400)
     for megapixels, kept in ((89, 8), (0.1, 7), (89, 8)):
         options = ScreeningOptions(max_megapixels=megapixels)
-        assert len(screen_images(manifest, options, cache)[0]) == kept
+        assert len(screen_images(manifest, options, cache=cache)[0]) == kept
     options = ScreeningOptions(min_side=100, min_images=1)
     with pytest.raises(DataError, match="class 'bees' has no readable image"):
-        screen_images(manifest, options, cache)
-    assert len(screen_images(manifest, OPTIONS, cache)[0]) == 8
+        screen_images(manifest, options, cache=cache)
+    assert len(screen_images(manifest, OPTIONS, cache=cache)[0]) == 8
 
 
 @settings(max_examples=60)
@@ -367,7 +367,7 @@ def test_values_that_a_bit_depth_does_not_fit_are_told_with_the_one_that_does(
     for seed in range(3):
         pixels = np.random.default_rng(seed).integers(0, 4096, (20, 20)).astype(values)
         Image.fromarray(pixels).save(corpus / "ants" / f"deep {seed}.tiff")
-    good, _ = screen_images(find(corpus), OPTIONS, bit_depth=depth)
+    good, _ = screen_images(find(corpus), OPTIONS, transforms=TransformOptions(bit_depth=depth))
     assert len(good) == 2 * ANTS + 3
     text = " ".join(caplog.messages)
     assert ("Set transforms.bit_depth=12" in text) == bool(said) and said in text
@@ -381,6 +381,6 @@ def test_values_from_0_to_1_with_a_bit_depth_are_told(
     )
     screen_images(find(corpus), OPTIONS)
     assert "bit_depth" not in caplog.text
-    screen_images(find(corpus), OPTIONS, bit_depth=12)
+    screen_images(find(corpus), OPTIONS, transforms=TransformOptions(bit_depth=12))
     assert "12 makes 1 image(s) black" in caplog.text
     assert "Set transforms.bit_depth=auto" in caplog.text

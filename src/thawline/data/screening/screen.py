@@ -10,7 +10,7 @@ from PIL import Image
 
 from thawline.data.screening.file_records import Problem, examine_all
 from thawline.errors import DataError, first_lines
-from thawline.options import BitDepth, ScreeningOptions
+from thawline.options import BitDepth, ScreeningOptions, TransformOptions
 
 logger = logging.getLogger(__name__)
 
@@ -20,14 +20,14 @@ COLUMNS = ["path", "label", "problem", "detail", "kept"]
 def screen_images(
     manifest: pd.DataFrame,
     options: ScreeningOptions,
+    transforms: TransformOptions | None = None,
     cache: Path | None = None,
-    bit_depth: BitDepth = "auto",
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Split a manifest into usable images and a quarantine.
 
     Every file is read and decoded once, several at a time. Files in the Parquet file `cache`, which
     is updated, are skipped if their size and time of change are the same. A warning says if
-    `bit_depth`, of the transforms, does not fit the files.
+    the bit depth of `transforms` does not fit the files, and others count what is in quarantine.
 
     Returns:
         The manifest with a column `sha256`. And the quarantine, one row per observation: path,
@@ -48,7 +48,7 @@ def screen_images(
         table.loc[details.index, "detail"] = details
     is_usable = table["problem"] == ""
     usable, excluded = table[is_usable], table[~is_usable]
-    _check_bit_depth(usable, bit_depth)
+    _check_bit_depth(usable, transforms.bit_depth if transforms else "auto")
     if options.on_problem == "error" and len(excluded):
         raise DataError(_describe(excluded))
     observed = [excluded.assign(kept=False)]
@@ -67,7 +67,18 @@ def screen_images(
             f"dataset.root: class '{first['label']}' has no readable image ({first['path']}:"
             f" {first['detail']}). Fix its images or remove the class."
         )
-    return usable[[*manifest.columns, "sha256"]].reset_index(drop=True), quarantine
+    for kept, fate in ((False, "left out"), (True, "kept all the same")):
+        rows = quarantine[quarantine["kept"] == kept]
+        if len(rows):
+            counts = rows["problem"].value_counts().items()
+            problems = ", ".join(f"{count} {problem}" for problem, count in counts)
+            logger.warning(
+                "%d file(s) are %s (%s), first %s: %s; all are in the table 'quarantine'",
+                *(rows["path"].nunique(), fate, problems, *rows[["path", "detail"]].iloc[0]),
+            )
+    clean = usable[[*manifest.columns, "sha256"]].reset_index(drop=True)
+    clean.attrs = quarantine.attrs = manifest.attrs
+    return clean, quarantine
 
 
 def _find_conflicting_labels(images: pd.DataFrame, options: ScreeningOptions) -> pd.Series:

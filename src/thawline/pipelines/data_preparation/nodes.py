@@ -9,10 +9,9 @@ from PIL import Image
 
 from thawline.data import sources, splitting
 from thawline.data.near_duplicates import leakage, search
-from thawline.data.screening import screen
 from thawline.errors import DataError
 from thawline.networks.classifier import read_ancestors
-from thawline.options import DatasetOptions, ModelOptions, ScreeningOptions, TransformOptions
+from thawline.options import DatasetOptions, ModelOptions, ScreeningOptions
 from thawline.reports.figures import data as figures
 
 logger = logging.getLogger(__name__)
@@ -23,29 +22,6 @@ def scan_images(project: Path, raw_images: Path, dataset: DatasetOptions) -> pd.
     manifest = sources.find_images(dataset.root, project, raw_images, dataset.allow_external_paths)
     logger.info("%d images of %d classes", len(manifest), manifest["label"].nunique())
     return manifest
-
-
-def screen_images(
-    manifest: pd.DataFrame,
-    options: ScreeningOptions,
-    transforms: TransformOptions,
-    screening_cache: Path,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the manifest of the usable images, and a table of what is odd with the reason."""
-    clean_manifest, quarantine = screen.screen_images(
-        manifest, options, screening_cache, transforms.bit_depth
-    )
-    clean_manifest.attrs = quarantine.attrs = manifest.attrs
-    for kept, fate in ((False, "left out"), (True, "kept all the same")):
-        rows = quarantine[quarantine["kept"] == kept]
-        if len(rows):
-            counts = rows["problem"].value_counts().items()
-            problems = ", ".join(f"{count} {problem}" for problem, count in counts)
-            logger.warning(
-                "%d file(s) are %s (%s), first %s: %s; all are in the table 'quarantine'",
-                *(rows["path"].nunique(), fate, problems, *rows[["path", "detail"]].iloc[0]),
-            )
-    return clean_manifest, quarantine
 
 
 def split_dataset(

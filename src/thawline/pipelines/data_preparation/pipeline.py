@@ -2,6 +2,7 @@
 
 from kedro.pipeline import Pipeline
 
+from thawline.data.screening.screen import screen_images
 from thawline.pipelines import make_node
 from thawline.pipelines.data_preparation import nodes
 
@@ -15,7 +16,7 @@ def create_pipeline() -> Pipeline:
     return Pipeline(
         [
             make_node(nodes.scan_images, ["project", "raw_images", "params:dataset"], "manifest"),
-            make_node(nodes.screen_images, found, ["clean_manifest", "quarantine"]),
+            make_node(screen_images, found, ["clean_manifest", "quarantine"]),
             make_node(nodes.split_dataset, usable, ["splits", "near_duplicates"]),
             make_node(nodes.plot_dataset, ["splits", "params:seed"], FIGURES),
         ]
