@@ -8,6 +8,8 @@ from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from rich import print as rich_print
+from rich.table import Table
 from torch import nn
 
 from thawline.data import transforms
@@ -78,8 +80,11 @@ def freeze_layers(
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Return the network as the first phase trains it, and the report on all phases."""
     report = freezing.freeze_report(network, chosen_strategy.strategy.phases)
-    formats = {"parameters": "{:,}".format, "trainable": "{:,}".format, "lr": "{:.3g}".format}
-    print(f"Trainable parameters\n{report.to_string(index=False, formatters=formats)}")
+    table = Table(*report.columns, title="Trainable parameters")
+    formats = {int: ",", float: ".3g"}
+    for row in report.itertuples(index=False):
+        table.add_row(*(format(value, formats.get(type(value), "")) for value in row))
+    rich_print(table)
     return network, report
 
 
