@@ -106,6 +106,7 @@ def test_a_newer_model_that_has_other_classes_causes_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     register(folders, "shared", uris[GOOD], GOOD, grays)
+    caplog.clear()
     find("champion", "shared", folders)
     assert not caplog.messages
     other = log_model(classifier(GOOD, ("ant", "bee")), grays)
