@@ -22,10 +22,18 @@ def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
         rows=1, cols=2, subplot_titles=("Loss (nats)", "Accuracy"), horizontal_spacing=0.1
     )
     for column, metric in enumerate(("loss", "accuracy"), start=1):
-        splits = {"training": history[f"train_{metric}"], "validation": history[f"val_{metric}"]}
-        values = pd.DataFrame(splits).set_index(history["epoch"])
-        lines = px.line(values, markers=True, color_discrete_sequence=COLORS)
-        figure.add_traces(lines.update_traces(showlegend=column == 1).data, rows=1, cols=column)
+        for split, name, color in (("train", "training", TRAIN), ("val", "validation", VALIDATION)):
+            figure.add_scatter(
+                x=history["epoch"],
+                y=history[f"{split}_{metric}"],
+                name=name,
+                mode="lines+markers",
+                line={"color": color},
+                legendgroup=name,
+                showlegend=column == 1,
+                row=1,
+                col=column,
+            )
     for number in history["phase"].unique():
         rows = history[history["phase"] == number]
         figure.add_vrect(
