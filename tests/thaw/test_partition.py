@@ -169,6 +169,18 @@ def test_the_index_takes_at_most_64_bytes_per_entry(store: ActivationCache) -> N
     assert reader.read(keys[-3:])[1][0].tolist() == [count - 3, count - 2, count - 1]
 
 
+def test_more_shards_than_may_be_open_are_all_read(
+    store: ActivationCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "MAX_OPEN_SHARDS", 2)
+    partition = store.partition({"holds": "numbers"})
+    for number in range(7):
+        partition.add(keys_of([number]), tensors_of([number]))
+        partition.flush()
+    assert_read(partition, [6, 0, 5, 1, 4, 2, 3])
+    assert_read(partition, [0, 1, 2, 3, 4, 5, 6])
+
+
 def test_a_process_that_may_open_few_files_reads_all_and_forgets_none(
     store: ActivationCache,
 ) -> None:

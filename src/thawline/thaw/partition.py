@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 32_000_000  # entries wait in memory until they have so many bytes,
 SHARD_ENTRIES = 65_536  # or until there are so many: their keys lie in the header of the file
+MAX_OPEN_SHARDS = 128  # files per partition
 ALIGNMENT = 8  # bytes, of each tensor in a row
 KEY_BYTES = 16
 ENTRY = np.dtype([("key", f"S{KEY_BYTES}"), ("shard", np.int32), ("row", np.int32)])
@@ -49,7 +50,7 @@ class CachePartition:
         self._index = np.array([(LAST_KEY, MISSING, 0)], ENTRY)
         self._shards: dict[int, tuple[str, int]] = {}  # file name, and offset of the first row
         self._numbers = count()  # of shards
-        self._used: set[int] = set()  # shards that were read since the last refresh
+        self._files: dict[int, FileIO] = {}  # shards that are being read
         self._waiting: dict[bytes, np.ndarray] = {}
         self._set_layout([])
         self.refresh()
@@ -60,7 +61,6 @@ class CachePartition:
         for number, (name, _) in [*self._shards.items()]:
             if name not in names:
                 self._forget(number)
-        self._used.clear()
         if new := sorted(names - {name for name, _ in self._shards.values()}):
             index = np.concatenate([self._index, *map(self._add_shard, new)])
             _, first = np.unique(index["key"], return_index=True)
@@ -79,11 +79,12 @@ class CachePartition:
         shape = (len(keys), self._offsets[-1])
         tensor = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin_memory)
         rows, places = tensor.numpy(), self._find(keys)
-        is_known = np.zeros(len(keys), bool)
-        for number in np.unique(places["shard"]).tolist():
-            positions = np.flatnonzero(places["shard"] == number)
-            if number != MISSING:
-                is_known[positions] = self._read_shard(number, positions, places, rows)
+        is_known, buffer, size = np.zeros(len(keys), bool), rows.reshape(-1).data, shape[1]
+        order = places["shard"].argsort(kind="stable")  # shard by shard
+        for position, (_, number, row) in zip(order.tolist(), places[order].tolist(), strict=True):
+            if number in self._shards:
+                target = buffer[position * size : (position + 1) * size]
+                is_known[position] = self._read_row(number, row, target)
         for position in np.flatnonzero(~is_known).tolist():
             if keys[position] in self._waiting:
                 rows[position], is_known[position] = self._waiting[keys[position]], True
@@ -102,7 +103,8 @@ class CachePartition:
             self.flush()
 
     def flush(self) -> None:
-        """Write the waiting entries to a shard."""
+        """Write the waiting entries to a shard, and close the shards that were read."""
+        self._close_files()
         if not self._waiting:
             return
         path = self._folder / f"{uuid.uuid4().hex}.safetensors"
@@ -144,29 +146,42 @@ class CachePartition:
         places["shard"][places["key"] != wanted] = MISSING
         return places
 
-    def _read_shard(
-        self, number: int, positions: np.ndarray, places: np.ndarray, rows: np.ndarray
-    ) -> bool:
-        """Read a shard's entries into their positions in uint8 rows (N, bytes), if it is there."""
-        (name, start), size, buffer = self._shards[number], rows.shape[1], rows.reshape(-1).data
-        if number not in self._used:
-            self._used.add(number)
-            with suppress(OSError):  # the file belongs to another user, or has been evicted
-                os.utime(self._folder / name)  # the time by which `ActivationCache.evict` sorts
+    def _read_row(self, number: int, row: int, target: memoryview) -> bool:
+        """Read an entry into `target`, if its shard is there."""
         try:
-            with FileIO(self._folder / name) as file:
-                starts = start + places["row"][positions].astype(np.int64) * size
-                for position, at in zip(positions.tolist(), starts.tolist(), strict=True):
-                    file.seek(at)
-                    if file.readinto(buffer[position * size : (position + 1) * size]) != size:
-                        raise EOFError
-        except (OSError, EOFError):  # evicted; on a network file system also while it is open
-            self._forget(number)
-            return False
-        return True
+            file = self._open(number)
+            file.seek(self._shards[number][1] + row * len(target))
+            if file.readinto(target) == len(target):
+                return True
+        except OSError:  # evicted; on a network file system also while it is open
+            pass
+        self._forget(number)
+        return False
+
+    def _open(self, number: int) -> FileIO:
+        """Open a shard, unless it is open, and set the time by which `ActivationCache` evicts."""
+        if number not in self._files:
+            path = self._folder / self._shards[number][0]
+            if len(self._files) >= MAX_OPEN_SHARDS:
+                self._close_files()
+            try:
+                self._files[number] = FileIO(path)
+            except OSError:  # evicted, or the process may open no more files
+                self._close_files()
+                self._files[number] = FileIO(path)
+            with suppress(OSError):  # the file belongs to another user
+                os.utime(path)
+        return self._files[number]
+
+    def _close_files(self) -> None:
+        """Close the shards that are being read."""
+        while self._files:
+            self._files.popitem()[1].close()
 
     def _forget(self, number: int) -> None:
         """Remove a shard from the index."""
+        if number in self._files:
+            self._files.pop(number).close()
         self._index = self._index[self._index["shard"] != number]
         del self._shards[number]
 
