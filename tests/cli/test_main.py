@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from kedro.framework.cli.utils import find_run_command
 from torchvision.models import resnet18
 
 from helpers.networks import SmallNet
+from thawline import cli
 from thawline.cli.main import main
 from thawline.data.loading import ImageView
 from thawline.thaw.cache import ActivationCache
@@ -181,3 +183,8 @@ def test_every_help_page_ends_with_examples() -> None:
     for page in ([], *([name] for name in main.commands)):
         help_page = thawline(*page, "--help").output
         assert "Examples:\n    thawline" in help_page
+
+
+def test_kedro_finds_the_commands_of_the_project_and_of_its_package() -> None:
+    assert {"run", "activations", "log-run"} <= {*cli.cli.commands}
+    assert find_run_command("thawline") is cli.cli.commands["run"]

@@ -4,9 +4,12 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """Return Kedro's group of this project's commands; `thawline --help` need not import Kedro."""
-    if name != "cli":
-        raise AttributeError(f"module 'thawline.cli' has no attribute {name!r}")
-    from thawline.cli.kedro_run import cli
+    """Return what Kedro looks for here, since `thawline --help` need not import Kedro.
 
-    return cli
+    It is `cli`, its group of this project's commands, and `run` for `python -m thawline`.
+    """
+    if name not in ("cli", "run"):
+        raise AttributeError(f"module 'thawline.cli' has no attribute {name!r}")
+    from thawline.cli import kedro_run
+
+    return getattr(kedro_run, name)
