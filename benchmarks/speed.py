@@ -28,9 +28,7 @@ from benchmarks import common, tutorial
 from thawline.options import (
     AugmentationOptions,
     ModelOptions,
-    Parameters,
     Strategy,
-    TrainingOptions,
 )
 from thawline.thaw.probing import Choice
 from thawline.training.state import TrainingCheckpoints
@@ -131,14 +129,9 @@ def measure(task: argparse.Namespace) -> dict[str, Any]:
     else:
         from thawline.pipelines.finetune.nodes import train_model
 
-        parameters = Parameters.model_construct(
-            strategies={},  # the strategy is the phase above
-            model=ModelOptions(backbone=task.backbone),
-            training=TrainingOptions(batch_size=task.batch_size, device=task.device),
-            augmentation=AugmentationOptions(
-                views_per_image=None if task.what == "null" else int(task.what)
-            ),
-        )
+        views = None if task.what == "null" else int(task.what)
+        chosen = common.parameters(views, batch_size=task.batch_size, device=task.device)
+        parameters = chosen.model_copy(update={"model": ModelOptions(backbone=task.backbone)})
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             for name in ("seconds", "again"):
