@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import fuse_conv_bn_eval
 
+from thawline.errors import first_line
+
 FEW, MANY = 2, 4  # images in two batches, which tell a batch's size from a constant
 TOLERANCE = 1e-3  # of the largest output; folding batch norm rounds differently
 # A subclass may do anything after it normalizes, so only these are folded: timm's also activate.
@@ -30,8 +32,7 @@ def refusing(reason: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a forward may raise anything, the more so without real tensors
-        line = str(error).partition("\n")[0]
-        raise CannotSplitError(f"{reason} ({line})") from error
+        raise CannotSplitError(f"{reason} ({first_line(error)})") from error
 
 
 @contextmanager
