@@ -126,6 +126,7 @@ def test_a_newer_model_that_cannot_be_looked_at_hinders_nothing(
     uris: dict[int, str],
     grays: pd.DataFrame,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     name = "somebody's"
     register(folders, name, uris[GOOD], GOOD, grays)
@@ -140,4 +141,8 @@ def test_a_newer_model_that_cannot_be_looked_at_hinders_nothing(
         assert find("champion", name, folders).name.endswith("/1")
     monkeypatch.setattr(mlflow.MlflowClient, "search_model_versions", away)
     assert find("champion", name, folders).name.endswith("/1")
+    broken.write_text('{"class_names": ["ant", "bee"]}')
+    caplog.clear()
+    find("champion", name, folders)
+    assert f"The classifier {broken.parent} is newer" in caplog.text
     shutil.rmtree(broken.parents[1])

@@ -145,6 +145,7 @@ def _warn_of_newer(found: FoundModel, parameter: str, folders: ProjectFolders) -
             title, names = f"Version {version.version} of", info.metadata["class_names"]
             time, reference = version.creation_timestamp / 1000, version.version
             newest.append((f"{title} '{version.name}'", time, names, reference))
+    with suppress(*registry.LOAD_ERRORS, LookupError, TypeError):
         if file := _newest_classifier(folders):
             names = json.loads(file.read_text(encoding="utf-8"))["class_names"]
             newest.append((f"The classifier {file.parent}", file.stat().st_mtime, names, LATEST))
