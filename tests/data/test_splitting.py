@@ -171,6 +171,17 @@ def test_shares_are_kept_as_far_as_every_split_has_an_image(
         assert tuple(of_class["split"].value_counts()[list(SPLITS)]) == expected
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_groups_with_an_image_of_every_class_are_shared_out_among_the_splits(seed: int) -> None:
+    rooms = {"bathroom": 60, "bedroom": 60, "kitchen": 59}
+    houses = [f"house_{idx}" for count in rooms.values() for idx in range(count)]
+    splits = split_dataset(manifest_of(rooms, group=houses), FRACTIONS, seed)
+    held = splits.groupby(["split", "label"]).size().unstack()
+    assert (held.loc[["val", "test"]] >= 6).all(axis=None)
+    assert (held.loc["train"] >= 36).all()
+    assert (splits.groupby("group")["split"].nunique() == 1).all()
+
+
 def test_a_group_of_several_classes_counts_to_the_most_frequent() -> None:
     labels = ["ant", "bee", "bee"] * 4 + ["ant"] * 4
     groups = [f"{idx // 3}" for idx in range(12)] + [f"ant {idx}" for idx in range(4)]

@@ -167,8 +167,8 @@ def _carve(
     The first share is taken from the lowest positions and the second from the highest, so a growing
     class moves only the images next to these two borders. Equal positions are one group.
     """
-    _, place, sizes = np.unique(position, return_inverse=True, return_counts=True)
-    label_of_group = _labels_of_groups(place, label)
+    group, place, sizes = np.unique(position, return_inverse=True, return_counts=True)
+    label_of_group = _labels_of_groups(group, place, label)
     by_class = np.argsort(label_of_group, kind="stable")  # and by position
     borders = np.cumsum(np.bincount(label_of_group, minlength=len(classes)))[:-1]
     split_of_group = np.full(len(sizes), TRAIN, np.int8)
@@ -202,12 +202,17 @@ def _too_few(name: str, images: int, groups: int, shares: dict[int, float]) -> s
     )
 
 
-def _labels_of_groups(place: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Return the most frequent label of each group, ties in class order; `place` numbers groups."""
+def _labels_of_groups(position: np.ndarray, place: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Return the most frequent label of each group; `place` is its index in `position`.
+
+    Ties are broken by the position, so that groups with one image of every class (the rooms of a
+    house) are shared out among the classes.
+    """
     classes = int(label.max(initial=0)) + 1
     pairs, counts = np.unique(place * classes + label, return_counts=True)
     groups, labels = np.divmod(pairs, classes)
-    order = np.lexsort((-labels, counts))  # the best label of a group is assigned last
-    label_of_group = np.empty(int(place.max(initial=-1)) + 1, np.int64)
+    turn = (labels.astype(np.uint64) + position[groups]) % np.uint64(classes)
+    order = np.lexsort((turn, counts))  # the best label of a group is assigned last
+    label_of_group = np.empty(len(position), np.int64)
     label_of_group[groups[order]] = labels[order]
     return label_of_group
