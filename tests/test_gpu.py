@@ -294,13 +294,13 @@ def test_an_interrupted_training_resumes_with_the_random_numbers_of_the_gpu(
             raise Interrupted
 
     undisturbed = losses()
-    checkpoints.forget()
+    checkpoints.finish()
     with pytest.raises(Interrupted):
         losses(interrupt)
     torch.cuda.manual_seed_all(12345)  # another process begins with another state
     assert losses(resume=True) == pytest.approx(undisturbed, rel=5e-3)
     if not changes:  # without its random numbers, dropout would drop other values
-        checkpoints.forget()
+        checkpoints.finish()
         with pytest.raises(Interrupted):
             losses(interrupt)
         monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *_: None)

@@ -63,7 +63,8 @@ def test_two_workers_train_the_run_that_one_process_does(
     pd.testing.assert_frame_equal(
         found.drop(columns=OF_TIME), expected.drop(columns=OF_TIME), atol=TOLERANCE
     )
-    assert not [*project.glob("data/06_models/training_checkpoints/*")]
+    (state,) = project.glob("data/06_models/training_checkpoints/*")
+    assert state.name.endswith(".finished.pt")
 
 
 @pytest.mark.parametrize("strategy", ["head_only", "frozen_norm"])

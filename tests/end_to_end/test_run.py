@@ -429,10 +429,36 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
     assert "Resuming after epoch" in done.stdout
     for name, tensor in weights(gradual).items():
         assert torch.equal(weights(project)[name], tensor), name
-    assert not list(states.iterdir())  # the run has ended, and with it its state
+    (state,) = states.iterdir()  # to add epochs to
+    assert state.name.endswith(".finished.pt")
     with sqlite3.connect(project / "mlflow.db") as database:
         statuses = database.execute("select status from runs order by start_time").fetchall()
     assert statuses == [("KILLED",), ("FINISHED",)]
+
+
+@shares_a_run
+def test_more_epochs_go_on_after_the_last_one(
+    finished_project: Path, photos: Path, tmp_path: Path
+) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(finished_project, project)
+    more = QUICK.replace("training.epochs=2", "training.epochs=3")
+    options = f"--params=dataset.root={photos},{more},training.resume=true"
+    done = kedro(project, "run", "--to-nodes=train_model", options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Resuming after epoch 2" in done.stdout and "Epoch 2 (phase 1)" not in done.stdout
+    first, history = (
+        pd.read_csv(latest(folder, "08_reporting/history.csv"))
+        for folder in (finished_project, project)
+    )
+    assert history["epoch"].tolist() == [1, 2, 3]
+    pd.testing.assert_frame_equal(history[:2], first)
+    with sqlite3.connect(project / "mlflow.db") as database:
+        (run,) = database.execute("select run_uuid from runs order by start_time desc limit 1")
+        rows = database.execute(
+            "select step from metrics where run_uuid = ? and key = 'val_loss' order by step", run
+        )
+        assert [step for (step,) in rows] == [1, 2, 3]
 
 
 def test_auto_chooses_by_probes_and_says_why(project: Path, photos: Path) -> None:

@@ -71,8 +71,8 @@ def test_two_workers_return_what_one_process_does(splits: pd.DataFrame, tmp_path
     network = arguments[1].state_dict()
     assert all(torch.equal(tensor, network[name]) for name, tensor in before.items())
     assert {path.suffix for path in states.folder.iterdir()} == {".pt"}
-    states.forget()
-    assert not [*states.folder.iterdir()]
+    states.finish()
+    assert [path.suffixes for path in states.folder.iterdir()] == [[".finished", ".pt"]]
 
 
 def test_more_workers_than_there_are_processors_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""A training that is killed goes on where it was, and ends as if nothing had happened."""
+"""A training that is killed or gets more epochs goes on as if nothing had happened."""
 
 import logging
 import os
@@ -144,7 +144,7 @@ def test_another_training_is_not_gone_on_with(
     ):  # fmt: skip
         caplog.clear()
         resumed = run(splits, states, resume=True, **changed)
-        assert "no interrupted training with these data" in caplog.text
+        assert "no training to go on with that has these data" in caplog.text
         assert len(resumed.history) == 8
     assert_same(resumed, run(splits, **changed))
 
@@ -157,10 +157,16 @@ def test_without_resume_it_starts_anew(splits: pd.DataFrame, states: TrainingChe
     assert epochs == list(range(1, 9))
 
 
-def test_a_training_that_has_ended_is_not_repeated_until_it_is_forgotten(
-    splits: pd.DataFrame, states: TrainingCheckpoints, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("run_has_ended", [False, True])
+def test_a_training_that_has_ended_is_not_repeated(
+    splits: pd.DataFrame,
+    states: TrainingCheckpoints,
+    caplog: pytest.LogCaptureFixture,
+    run_has_ended: bool,
 ) -> None:
     first = run(splits, states)
+    if run_has_ended:
+        states.finish()
     told = []
     caplog.clear()
     with caplog.at_level(logging.INFO):
@@ -169,8 +175,105 @@ def test_a_training_that_has_ended_is_not_repeated_until_it_is_forgotten(
     assert "Resuming after epoch 8" in caplog.text
     assert "epoch 8 (phase 4)" not in caplog.text  # that one was not trained again
     assert [row["val_loss"] for row in told] == first.history["val_loss"].tolist()
-    states.forget()
-    assert list(states.folder.iterdir()) == []
+
+
+def longer(epochs: int, phases: tuple[Phase, ...] = GRADUAL) -> tuple[Phase, ...]:
+    """Return the phases with other epochs of the last one."""
+    return (*phases[:-1], phases[-1].model_copy(update={"epochs": epochs}))
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"schedule": "constant", "warmup_ratio": 0},
+        {"schedule": "step", "step_epochs": 2, "warmup_ratio": 0, "ema_decay": 0.9},
+        {"schedule": "constant", "warmup_ratio": 0, "optimizer": "sgd", "precision": "bf16"},
+    ],
+    ids=str,
+)
+def test_more_epochs_after_the_last_are_those_of_a_longer_training(
+    splits: pd.DataFrame, tmp_path: Path, options: dict, interrupted: bool
+) -> None:
+    """Saving is as rare as it is outside of tests: the last state is saved all the same."""
+    states = TrainingCheckpoints(tmp_path)
+    run(splits, states, **options)
+    states.finish()
+    assert [path.suffixes for path in tmp_path.iterdir()] == [[".finished", ".pt"]]
+    if interrupted:
+        with pytest.raises(Interrupted):
+            run(splits, states, longer(5), on_epoch=interrupt(9), resume=True, **options)
+    told = []
+    again = run(
+        splits, states, longer(5), on_epoch=lambda _, epoch: told.append(epoch), resume=True,
+        **options,
+    )  # fmt: skip
+    assert_same(again, run(splits, phases=longer(5), **options))
+    assert told == list(range(1, 12))
+
+
+def test_a_cosine_is_planned_anew_over_all_epochs_and_the_best_epoch_is_carried_over(
+    splits: pd.DataFrame, states: TrainingCheckpoints, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = run(splits, states)
+    states.finish()
+    with caplog.at_level(logging.INFO):
+        again = run(splits, states, longer(6), resume=True)
+    assert "Resuming after epoch 8" in caplog.text and "epoch 8 (phase 4)" not in caplog.text
+    rates = again.history["lr"]
+    pd.testing.assert_series_equal(rates[8:], run(splits, phases=longer(6)).history["lr"][8:])
+    assert rates[8] > first.history["lr"][7]
+    common = ["train_loss", "val_loss", "val_accuracy", "lr"]
+    pd.testing.assert_frame_equal(again.history[common][:8], first.history[common])
+    best = again.history.sort_values(["val_accuracy", "val_loss"], ascending=[False, True])
+    assert again.best_epoch == best["epoch"].iloc[0]
+    assert len(again.freeze_contract) == 4
+
+
+def test_fewer_epochs_than_trained_or_more_in_an_earlier_phase_start_from_the_beginning(
+    splits: pd.DataFrame, states: TrainingCheckpoints, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(splits, states)
+    states.finish()
+    (file,) = states.folder.iterdir()
+    fewer, all_longer = longer(1), tuple(p.model_copy(update={"epochs": 3}) for p in GRADUAL)
+    for phases, said in (
+        (fewer, f"{file} has 2 epochs of the last phase, more than the 1 to be trained"),
+        (all_longer, "no training to go on with that has these data"),
+    ):
+        caplog.clear()
+        resumed = run(splits, states, phases, resume=True)
+        assert said in caplog.text and "Resuming" not in caplog.text
+        assert_same(resumed, run(splits, phases=phases))
+
+
+def test_a_phase_that_stopped_early_stays_stopped(
+    splits: pd.DataFrame, states: TrainingCheckpoints
+) -> None:
+    phases = (Phase(trainable="all", epochs=20, lr=0.1, patience=1, schedule="constant"),)
+    first = run(splits, states, phases)
+    assert len(first.history) < 20
+    states.finish()
+    assert_same(run(splits, states, longer(30, phases), resume=True), first)
+
+
+def test_of_finished_runs_the_last_ones_states_are_kept_and_of_interrupted_ones_all(
+    splits: pd.DataFrame, states: TrainingCheckpoints
+) -> None:
+    head = GRADUAL[:1]
+    with pytest.raises(Interrupted):
+        run(splits, states, head, on_epoch=interrupt(1), label_smoothing=0.3)
+    states.keys.clear()  # its process has ended
+    (unfinished,) = states.folder.iterdir()
+    for smoothings in ((0.0, 0.1), (0.2,)):  # a run with two trainings, then one with one
+        for smoothing in smoothings:
+            run(splits, states, head, label_smoothing=smoothing)
+        states.finish()
+        files = {*states.folder.iterdir()} - {unfinished}
+        assert len(files) == len(smoothings)
+        assert all(file.name.endswith(".finished.pt") for file in files)
+    states.finish()  # of a run without a training
+    assert {*states.folder.iterdir()} == {*files, unfinished}
 
 
 @pytest.mark.parametrize(("damaged", "goes_on"), [(1, "after epoch 2"), (2, None)])
@@ -271,7 +374,7 @@ def test_saving_takes_little_of_the_time(
         state, "write_atomic", lambda *a: (saves.append(1), time.sleep(0.1), write(*a))
     )
     run(splits, states)  # epochs of a few hundredths of a second
-    assert len(saves) == 1
+    assert len(saves) == 2  # the first and the last
 
 
 def _train_in_child(splits: pd.DataFrame, folder: Path, activations: Path) -> None:

@@ -51,7 +51,7 @@ class PathDataset(ResourceDataset):
 
 
 class TrainingCheckpointsDataset(ResourceDataset):
-    """Loads the states of interrupted trainings, to be forgotten when a run has ended well."""
+    """Loads the states of trainings; when a run has ended well, its last ones are kept."""
 
     def __init__(self, filepath: str, metadata: dict[str, Any] | None = None) -> None:
         super().__init__(filepath, metadata)

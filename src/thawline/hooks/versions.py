@@ -62,8 +62,8 @@ class VersionsHook:
 
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: RunCatalog) -> None:
-        """Log which model predicts next, and remove the checkpoints of trainings that ended."""
+        """Log which model predicts next, and keep the last checkpoints of this run."""
         if "registration" in pipeline.all_outputs():
             logger.info("%s", catalog.load("registration")["next_prediction"])
         if "training_checkpoints" in pipeline.inputs():
-            catalog["training_checkpoints"].load().forget()
+            catalog["training_checkpoints"].load().finish()

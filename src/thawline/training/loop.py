@@ -87,6 +87,8 @@ def train(
                 state = capture_state(run, current, progress.changed)
                 if checkpoints:
                     checkpoints.save(state, progress)
+            if checkpoints and number == len(phases):
+                checkpoints.save(state, progress, is_last=True)
             load_ema(run.network, current.ema)
             logger.info("Phase %d: %s", number, current.features.summary())
             progress.contract.append(check_frozen(run.network, progress.sha256_before, number))
