@@ -94,7 +94,8 @@ def measure(
     if strategy in parameters.strategies:
         weights = parameters.strategies[strategy].weights or model.weights
         model = model.model_copy(update={"weights": weights})
-    transforms = build_transforms(parameters.transforms, pretrained_preprocessing(model), seed)
+    options, augmentation = parameters.transforms, parameters.augmentation
+    transforms = build_transforms(options, pretrained_preprocessing(model), seed, augmentation)
     names = class_names(splits)
     network, _ = build_network(model, len(names), transforms.preprocessing.size, seed, names)
     start = time.perf_counter()

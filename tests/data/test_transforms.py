@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from thawline.data.transforms import (
 )
 from thawline.errors import ParameterError
 from thawline.networks.building import pretrained_preprocessing
-from thawline.options import ModelOptions, TransformOptions
+from thawline.options import AugmentationOptions, ModelOptions, TransformOptions
 
 
 def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -66,16 +67,61 @@ def test_evaluation_equals_timms_own_transform() -> None:
     torch.testing.assert_close(ours, theirs, atol=0.03, rtol=0)
 
 
-@given(st.integers(0, 2**56))
-@settings(max_examples=20)
-def test_a_seed_names_a_view_and_leaves_other_randomness_alone(seed: int) -> None:
-    both = transforms_for("resnet18")
+def augmented(**changes: object) -> Transforms:
+    return transforms_for("resnet18")._replace(augmentation=AugmentationOptions(**changes))
+
+
+AUGMENTATIONS = (
+    {}, {"policy": "trivial"}, {"policy": "rand"}, {"color_jitter": 0.4}, {"random_erasing": 1},
+    {"policy": "rand", "color_jitter": 0.4, "random_erasing": 1},
+)  # fmt: skip
+
+
+@given(st.sampled_from(AUGMENTATIONS), st.integers(0, 2**56))
+@settings(max_examples=30)
+def test_a_seed_names_a_view_and_leaves_other_randomness_alone(
+    changes: dict[str, object], seed: int
+) -> None:
+    both = augmented(**changes)
     state = torch.random.get_rng_state()
     view = training_view(FILE, both, seed)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.equal(view, training_view(FILE, both, seed))
     assert not torch.equal(view, training_view(FILE, both, seed + 1))
     assert view.shape == (3, 224, 224) and view.dtype == torch.uint8
+
+
+def test_every_augmentation_changes_views_and_unused_ones_change_none() -> None:
+    views = [
+        torch.stack([training_view(FILE, augmented(**changes), seed) for seed in range(8)])
+        for changes in AUGMENTATIONS
+    ]
+    for one, other in itertools.combinations(views, 2):
+        assert not torch.equal(one, other)
+    unused = augmented(views_per_image=None, mixup=0.2)
+    assert torch.equal(views[0][0], training_view(FILE, unused, 0))
+
+
+def test_a_policy_is_torchvisions_own_after_the_flip() -> None:
+    plain = transforms_for("resnet18", rotation=0, horizontal_flip=1)
+    for name, policy in (("trivial", v2.TrivialAugmentWide), ("rand", v2.RandAugment)):
+        ours = plain._replace(augmentation=AugmentationOptions(policy=name))
+        steps = [v2.RandomResizedCrop(224), v2.RandomRotation(0), v2.RandomHorizontalFlip(1)]
+        theirs = v2.Compose([*steps, policy(interpolation="bilinear"), v2.PILToTensor()])
+        for seed in range(10):
+            torch.manual_seed(seed)
+            assert torch.equal(training_view(FILE, ours, seed), theirs(NOISE))
+
+
+def test_random_erasing_leaves_a_rectangle_that_is_zero_for_the_network() -> None:
+    both = augmented(random_erasing=1)
+    plain = training_view(FILE, transforms_for("resnet18"), 3)
+    view = training_view(FILE, both, 3)
+    erased = (view != plain).any(dim=0)
+    rows, columns = erased.any(dim=1).nonzero(), erased.any(dim=0).nonzero()
+    inside = view[:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    assert 0.02 < inside[0].numel() / 224**2 < 0.34
+    assert normalize(inside[None], both.preprocessing).abs().max() < 0.01
 
 
 def test_a_training_view_is_torchvisions_random_resized_crop() -> None:

@@ -27,10 +27,10 @@ from helpers.training import parameters
 from thawline.data import atomic_write, loading
 from thawline.data.decoding import CODEC_VERSIONS, hash_files
 from thawline.data.loading import ImageView, ViewLoader
-from thawline.data.transforms import DECODING_VERSION, build_transforms
+from thawline.data.transforms import DECODING_VERSION, NO_AUGMENTATION, build_transforms
 from thawline.errors import DataError
 from thawline.networks.building import IMAGENET, build_network
-from thawline.options import ModelOptions, Phase, TransformOptions
+from thawline.options import AugmentationOptions, ModelOptions, Phase, TransformOptions
 from thawline.thaw import features as activations
 from thawline.thaw import partition
 from thawline.thaw.cache import NO_CACHE, ActivationCache, Cost, fastest_that_fits
@@ -139,14 +139,14 @@ class Setting:
     def __init__(self, store: ActivationCache, paths: list[str]) -> None:
         self.store, self.paths, self.network = store, paths, network_of()
         self.phase, self.seed, self.dtype, self.pretrained = HEAD, 0, torch.float32, IMAGENET
-        self.options = TransformOptions(size=32)
+        self.options, self.augmentation = TransformOptions(size=32), AugmentationOptions()
         self.before_each_run: Callable[[nn.Module, tuple], None] = lambda *_: None
         self.before_loading: Callable[[], None] = lambda: None
 
     def load(self, view: int | None = None) -> tuple[list[Tensor], int]:
         """Return what crosses the line in two batches, and how many images were computed."""
         freeze_layers(self.network, self.phase)
-        transforms = build_transforms(self.options, self.pretrained, self.seed)
+        transforms = build_transforms(self.options, self.pretrained, self.seed, self.augmentation)
         line = split_at_thaw_line(self.network, transforms.preprocessing.size)
         if line.below is not None:
             line.below.register_forward_pre_hook(self.before_each_run)
@@ -240,6 +240,8 @@ def _set(**changes: object) -> Callable[[Setting], None]:
         _set(dtype=torch.bfloat16),
         _set(options=TransformOptions(size=32, rotation=0)),
         _set(options=TransformOptions(size=48)),
+        _set(augmentation=AugmentationOptions(policy="trivial")),
+        _set(augmentation=AugmentationOptions(random_erasing=1)),
         _set(pretrained=IMAGENET.model_copy(update={"mean": (0.5, 0.5, 0.5)})),
         _set(pretrained=IMAGENET.model_copy(update={"interpolation": "bicubic"})),
     ],
@@ -426,9 +428,10 @@ def run(
     backbone: str = "helpers.networks:SmallNet",
     views: int | None = 1,
     seed: int = 0,
+    augmentation: AugmentationOptions = NO_AUGMENTATION,
     **changes: object,
 ) -> TrainingResult:
-    transforms = build_transforms(TransformOptions(size=32), IMAGENET, seed)
+    transforms = build_transforms(TransformOptions(size=32), IMAGENET, seed, augmentation)
     network = network_of(backbone=backbone)
     setup = prepare(
         parameters(seed, views, **changes), network, splits, transforms, store or NO_CACHE
@@ -452,6 +455,19 @@ def test_with_and_without_the_store_the_weights_are_equal(
     assert_same(without, run(splits, store, *phases, **kwargs))
     assert_same(without, run(splits, store, *phases, **kwargs))
     assert not store.contents().empty
+
+
+def test_with_a_policy_the_store_changes_no_weight_and_other_policies_do_not_read_it(
+    splits: pd.DataFrame, store: ActivationCache
+) -> None:
+    trivial, rand = (AugmentationOptions(policy=name) for name in ("trivial", "rand"))
+    phase = HEAD.model_copy(update={"epochs": 2})
+    without = run(splits, None, phase, augmentation=trivial)
+    assert_same(without, run(splits, store, phase, augmentation=trivial))
+    assert_same(without, run(splits, store, phase, augmentation=trivial))
+    assert_same(*(run(splits, kept, phase, augmentation=rand) for kept in (None, store)))
+    kinds = store.contents()["holds"]
+    assert kinds.str.contains("random").sum() == 2 and kinds.str.contains("evaluation").sum() == 1
 
 
 # The first operation above the line of each of these writes to its input.

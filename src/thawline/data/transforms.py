@@ -25,6 +25,9 @@ from thawline.options import (
 # tests/data/test_transforms.py compares it with the hashes of some views.
 DECODING_VERSION = 1
 
+POLICIES = {"trivial": v2.TrivialAugmentWide, "rand": v2.RandAugment}
+NO_AUGMENTATION = AugmentationOptions()
+
 BatchMixer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -45,10 +48,14 @@ class Transforms(NamedTuple):
     preprocessing: Preprocessing
     options: TransformOptions  # of the random training views
     seed: int = 0  # of the same; runs with equal seeds share cached views
+    augmentation: AugmentationOptions = NO_AUGMENTATION  # of the same, by `of_views`
 
 
 def build_transforms(
-    options: TransformOptions, pretrained: Preprocessing, seed: int = 0
+    options: TransformOptions,
+    pretrained: Preprocessing,
+    seed: int = 0,
+    augmentation: AugmentationOptions = NO_AUGMENTATION,
 ) -> Transforms:
     """Combine the user's options with the preprocessing that the weights were trained with.
 
@@ -64,11 +71,11 @@ def build_transforms(
             f"transforms.resize: {preprocessing.resize} px is smaller than the center crop of"
             f" {preprocessing.size} px (transforms.size, which the weights decide if it is null)."
         )
-    return Transforms(preprocessing, options, seed)
+    return Transforms(preprocessing, options, seed, augmentation)
 
 
 def training_view(source: Source, transforms: Transforms, seed: int) -> Tensor:
-    """Return a random crop, rotated and randomly mirrored, (3, size, size) uint8 RGB.
+    """Return a random crop, augmented by `augment`, (3, size, size) uint8 RGB.
 
     Equal files and seeds give equal views. The crop is drawn before decoding, so a large JPEG is
     decoded no larger than the crop requires.
@@ -76,7 +83,7 @@ def training_view(source: Source, transforms: Transforms, seed: int) -> Tensor:
     Raises:
         ImageError: if the file cannot be decoded.
     """
-    preprocessing, options, _ = transforms
+    preprocessing, options, *_ = transforms
     size = preprocessing.size
     with open_image(source) as file, torch.random.fork_rng(devices=[]):
         width, height = upright_size(file)
@@ -92,8 +99,31 @@ def training_view(source: Source, transforms: Transforms, seed: int) -> Tensor:
         view = functional.resized_crop(
             image, top, left, bottom - top, right - left, [size, size], interpolation
         )
-        view = v2.RandomRotation(options.rotation, InterpolationMode.BILINEAR)(view)
-        return functional.pil_to_tensor(v2.RandomHorizontalFlip(options.horizontal_flip)(view))
+        return augment(view, transforms)
+
+
+def augment(view: Image.Image, transforms: Transforms) -> Tensor:
+    """Return a crop, randomly rotated, mirrored and more as the options say, (3, H, W) uint8.
+
+    Policies are TrivialAugment (Müller and Hutter 2021, arXiv:2103.10158) and RandAugment (Cubuk et
+    al. 2020, arXiv:1909.13719), in the place that torchvision's training recipes give them. Random
+    erasing (Zhong et al. 2017, arXiv:1708.04896) leaves the mean color, 0 for the network.
+    """
+    preprocessing, options, _, chosen = transforms
+    bilinear, strength = InterpolationMode.BILINEAR, chosen.color_jitter
+    steps = [
+        v2.RandomRotation(options.rotation, bilinear),
+        v2.RandomHorizontalFlip(options.horizontal_flip),
+    ]
+    if strength:
+        steps.append(v2.ColorJitter(strength, strength, strength))
+    if chosen.policy in POLICIES:
+        steps.append(POLICIES[chosen.policy](interpolation=bilinear))
+    steps.append(v2.PILToTensor())
+    if chosen.random_erasing:
+        mean = [round(255 * channel) for channel in preprocessing.mean]
+        steps.append(v2.RandomErasing(chosen.random_erasing, value=mean))
+    return v2.Compose(steps)(view)
 
 
 def evaluation_view(source: Source, preprocessing: Preprocessing) -> Tensor:

@@ -1,6 +1,6 @@
 """Options for images: where they are, which are used, and how they are transformed."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -85,8 +85,19 @@ class TransformOptions(Options):
 
 
 class AugmentationOptions(Options):
-    """Random views per training image, and how images are mixed."""
+    """Random views per training image, what is done to them, and how images are mixed."""
 
     views_per_image: PositiveInt | None = 4
+    policy: Literal["basic", "trivial", "rand"] = "basic"
+    color_jitter: Probability = 0
+    random_erasing: Probability = 0
     mixup: NonNegativeFloat = 0
     cutmix: NonNegativeFloat = 0
+
+    def of_views(self) -> dict[str, Any]:
+        """Return what a random view depends on, as far as it is not the default.
+
+        So views at the defaults of these options keep the cache keys of versions without them.
+        """
+        names = {"policy", "color_jitter", "random_erasing"}
+        return self.model_dump(mode="json", include=names, exclude_defaults=True)

@@ -51,6 +51,7 @@ def describe_entries(
     }
     if random:
         augmentation = transforms.options.model_dump(mode="json")
+        augmentation |= transforms.augmentation.of_views()
         description |= {"augmentation": augmentation, "seed": transforms.seed}
     return description | ({"below": fingerprint} if fingerprint else {})
 

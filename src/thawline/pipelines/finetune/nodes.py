@@ -41,7 +41,8 @@ EXAMPLES = 2  # images in the input example of the served model
 def build_transforms(parameters: Parameters) -> transforms.Transforms:
     """Return the transforms for training and evaluation, by default those of the weights."""
     preprocessing = backbones.pretrained_preprocessing(parameters.model)
-    return transforms.build_transforms(parameters.transforms, preprocessing, parameters.data_seed)
+    options, augmentation = parameters.transforms, parameters.augmentation
+    return transforms.build_transforms(options, preprocessing, parameters.data_seed, augmentation)
 
 
 def build_model(
