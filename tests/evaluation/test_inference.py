@@ -1,16 +1,24 @@
-"""No damage to a file stops an inference."""
+"""No damage to a file stops an inference, and each image is predicted from its views."""
 
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms import v2
 
-from thawline.evaluation.inference import decode_view
-from thawline.networks.building import IMAGENET
+from thawline.data.transforms import normalize
+from thawline.evaluation.inference import NUM_VIEWS, decode_views, predict_batches
+from thawline.networks.building import IMAGENET, build_network
+from thawline.networks.classifier import Classifier
+from thawline.options import ModelOptions, Tta
 
 PREPROCESSING = IMAGENET.model_copy(update={"size": 32, "resize": 36})
 
@@ -26,6 +34,57 @@ def test_no_damage_to_a_file_raises(tmp_path: Path, photos: Path, data: st.DataO
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path / "damaged"
     path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
-    view, problem = decode_view(str(path), PREPROCESSING)
-    assert view.shape == (3, 32, 32) and isinstance(problem, str)
-    assert not problem or view.max() == 0
+    tta = data.draw(st.sampled_from([*NUM_VIEWS]))
+    views, problem = decode_views(str(path), PREPROCESSING, tta)
+    assert views.shape == (NUM_VIEWS[tta], 3, 32, 32) and isinstance(problem, str)
+    assert not problem or views.max() == 0
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def classifier() -> Classifier:
+    model = ModelOptions(backbone="helpers.networks:SmallNet", weights="none")
+    network, _ = build_network(model, 3, 32, seed=0)
+    return Classifier(network.eval(), ("a", "b", "c"), PREPROCESSING, model)
+
+
+def probabilities(classifier: Classifier, image: bytes, tta: Tta) -> torch.Tensor:
+    (batch,) = predict_batches(classifier, [image], 4, tta=tta)
+    return batch.probabilities[0]
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (36, 72, 3), dtype=np.uint8)
+
+
+def test_test_time_augmentation_is_the_mean_over_torchvisions_views(classifier: Classifier) -> None:
+    image = torch.from_numpy(PIXELS).permute(2, 0, 1)
+    center = v2.CenterCrop(32)(image)
+    views = {
+        "none": [center],
+        "flip": [center, v2.RandomHorizontalFlip(1)(center)],
+        "five_crop": v2.FiveCrop(32)(image),
+    }
+    for tta, chosen in views.items():
+        with torch.inference_mode():
+            logits = classifier.network(normalize(torch.stack([*chosen]), PREPROCESSING))
+        expected = logits.softmax(dim=1).mean(dim=0)
+        torch.testing.assert_close(probabilities(classifier, encoded(PIXELS), tta), expected)
+
+
+def test_views_that_are_equal_give_what_one_of_them_gives(classifier: Classifier) -> None:
+    mirrored = encoded(np.concatenate([PIXELS, PIXELS[:, ::-1]], axis=1))
+    square = replace(classifier, preprocessing=PREPROCESSING.model_copy(update={"resize": 32}))
+    for model, image, tta in (
+        (classifier, mirrored, "flip"),
+        (square, encoded(PIXELS[:, :36]), "five_crop"),
+    ):
+        expected = probabilities(model, image, "none")
+        torch.testing.assert_close(probabilities(model, image, tta), expected)
+    asymmetric = encoded(PIXELS)
+    expected = probabilities(classifier, asymmetric, "none")
+    assert not torch.equal(probabilities(classifier, asymmetric, "flip"), expected)

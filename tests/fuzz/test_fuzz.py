@@ -31,7 +31,7 @@ from thawline.data.screening.screen import screen_images
 from thawline.data.sources import find_images
 from thawline.data.splitting import split_dataset
 from thawline.errors import CheckpointError, DataError, ParameterError
-from thawline.evaluation.inference import decode_view
+from thawline.evaluation.inference import decode_views
 from thawline.networks.building import IMAGENET
 from thawline.networks.checkpoints import describe_checkpoint, read_checkpoint
 from thawline.networks.classifier import Classifier
@@ -259,7 +259,7 @@ def test_images(fuzz: Fuzz, tmp_path: Path) -> None:
             with suppress(DataError):
                 check_request([content], limits)
                 assert classify(classifier, [content])["probability"].between(0, 1).all()
-                _, problem = decode_view(str(file), PREPROCESSING)
+                _, problem = decode_views(str(file), PREPROCESSING)
                 assert not problem
 
     fuzz(check, st.sampled_from(encoded), damages())

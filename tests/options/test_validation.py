@@ -128,6 +128,13 @@ def test_label_smoothing_and_log_probabilities_exclude_each_other(raw: dict) -> 
         validate_parameters(raw)
 
 
+def test_digits_are_not_mirrored_in_evaluation_either(raw: dict) -> None:
+    put(put(raw, "evaluation.tta", "flip"), "transforms.horizontal_flip", 0)
+    with pytest.raises(ParameterError, match=r"evaluation\.tta: flip .*horizontal_flip is 0"):
+        validate_parameters(raw)
+    assert validate_parameters(put(raw, "evaluation.tta", "five_crop")).evaluation.tta
+
+
 def test_lists_may_be_given_as_words(raw: dict) -> None:
     put(put(raw, "compare.strategies", "full lp_ft"), "explain.images", "a.jpg b.jpg")
     parameters = validate_parameters(raw)

@@ -32,7 +32,7 @@ from helpers.gray_models import (
 )
 from thawline.data.decoding import hash_files
 from thawline.networks.classifier import Classifier
-from thawline.options import ModelOptions
+from thawline.options import EvaluationOptions, ModelOptions
 from thawline.serving import champion as champion_module
 from thawline.serving import registry
 from thawline.serving.champion import Verdict, compare_with_champion, register_model
@@ -57,12 +57,16 @@ def uris(folders: ProjectFolders, grays: pd.DataFrame) -> dict[int, str]:
 
 
 def challenge(
-    threshold: int, splits: pd.DataFrame, champion: Classifier, labels: Mapping[str, str] = {}
+    threshold: int,
+    splits: pd.DataFrame,
+    champion: Classifier,
+    labels: Mapping[str, str] = {},
+    **options: Any,
 ) -> Verdict:
     own, rows = candidate(threshold, splits)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "load_logged", lambda *_: (champion, labels))
-        return compare_with_champion(own, rows, "grays", "1", parameters_of(None))
+        return compare_with_champion(own, rows, "grays", "1", parameters_of(None, **options))
 
 
 def difference(verdict: Verdict) -> float:
@@ -120,6 +124,9 @@ def test_labels_that_are_known_are_not_predicted_again(grays: pd.DataFrame) -> N
     known = dict.fromkeys(hash_files(paths)[:10], "bright")  # all of them wrong
     verdict = challenge(GOOD, grays, classifier(GOOD), known)
     assert verdict.wins and difference(verdict) == pytest.approx(10 / 128)
+    evaluation = EvaluationOptions(tta="flip")  # as the known ones need not have been predicted
+    verdict = challenge(GOOD, grays, classifier(GOOD), known, evaluation=evaluation)
+    assert not verdict.wins and difference(verdict) == 0
 
 
 def test_what_cannot_be_compared_leaves_the_champion(grays: pd.DataFrame) -> None:

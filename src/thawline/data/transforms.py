@@ -19,6 +19,7 @@ from thawline.options import (
     Interpolation,
     Options,
     TransformOptions,
+    Tta,
 )
 
 # Increase it whenever files become other views, so that old cached views are not read.
@@ -132,6 +133,18 @@ def evaluation_view(source: Source, preprocessing: Preprocessing) -> Tensor:
     Raises:
         ImageError: if the file cannot be decoded, or is so narrow that resizing makes it enormous.
     """
+    return evaluation_views(source, preprocessing)[0]
+
+
+def evaluation_views(source: Source, preprocessing: Preprocessing, tta: Tta = "none") -> Tensor:
+    """Return all views that are predicted together, (views, 3, size, size) uint8 RGB.
+
+    The first is the `evaluation_view`. With `flip`, its mirror image follows, with `five_crop` the
+    four corners of the resized image.
+
+    Raises:
+        ImageError: as `evaluation_view`.
+    """
     with open_image(source) as file:
         size = upright_size(file)
         resized = [round(side * preprocessing.resize / min(size)) for side in size]
@@ -142,8 +155,16 @@ def evaluation_view(source: Source, preprocessing: Preprocessing) -> Tensor:
             )
         image = to_rgb(file, preprocessing.resize / min(size), preprocessing.bit_depth)
     interpolation = InterpolationMode(preprocessing.interpolation)
-    image = functional.resize(image, [preprocessing.resize], interpolation)
-    return functional.pil_to_tensor(functional.center_crop(image, [preprocessing.size]))
+    image, crop = (
+        functional.resize(image, [preprocessing.resize], interpolation),
+        preprocessing.size,
+    )
+    views = [functional.center_crop(image, [crop])]
+    if tta == "flip":
+        views.append(functional.horizontal_flip(views[0]))
+    if tta == "five_crop":
+        views += functional.five_crop(image, [crop])[:4]  # the fifth is the center
+    return torch.stack([functional.pil_to_tensor(view) for view in views])
 
 
 def normalize(views: Tensor, preprocessing: Preprocessing) -> Tensor:

@@ -13,7 +13,7 @@ from thawline.data.splitting import class_names
 from thawline.errors import DataError
 from thawline.evaluation.inference import PredictedBatch, predict_batches, top_k_predictions
 from thawline.networks.classifier import Classifier
-from thawline.options import TrainingOptions
+from thawline.options import TrainingOptions, Tta
 from thawline.thaw.device import make_accelerator
 
 PROBABILITY = "probability_"  # + class name: the columns of a split's predictions
@@ -25,6 +25,7 @@ def predict_split(
     split: str,
     batch_size: int,
     training: TrainingOptions,
+    tta: Tta = "none",
 ) -> pd.DataFrame:
     """Predict a split and return path, label, prediction, group (if any) and all probabilities.
 
@@ -41,7 +42,7 @@ def predict_split(
     paths = rows["path"].tolist()
     title = f"Predicting the {split} split"
     remaining, tables = iter(paths), []
-    for batch in _predict(classifier, paths, batch_size, training, title):
+    for batch in _predict(classifier, paths, batch_size, training, title, tta):
         for problem, path in zip(batch.problems, remaining, strict=False):
             if problem:
                 raise became_unreadable(path, problem)
@@ -60,6 +61,7 @@ def predict_files(
     batch_size: int,
     top_k: int,
     training: TrainingOptions,
+    tta: Tta = "none",
 ) -> pd.DataFrame:
     """Predict files, images or not, and return one row per file.
 
@@ -68,7 +70,7 @@ def predict_files(
         problem: why the file cannot be read, in which case the others are empty, or else empty.
     """
     tables = []
-    for batch in _predict(classifier, paths, batch_size, training, "Predicting"):
+    for batch in _predict(classifier, paths, batch_size, training, "Predicting", tta):
         table = top_k_predictions(batch.probabilities, classifier.class_names, top_k)
         problem = pd.Series(batch.problems, dtype="str").replace("", None)
         tables.append(table.where(problem.isna()).assign(problem=problem))
@@ -108,8 +110,13 @@ def worst_first(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def _predict(
-    classifier: Classifier, paths: Sequence[str], size: int, training: TrainingOptions, title: str
+    classifier: Classifier,
+    paths: Sequence[str],
+    size: int,
+    training: TrainingOptions,
+    title: str,
+    tta: Tta,
 ) -> Iterable[PredictedBatch]:
     """Predict batches of files with a progress bar."""
-    batches = predict_batches(classifier, paths, size, make_accelerator(training).device)
+    batches = predict_batches(classifier, paths, size, make_accelerator(training).device, tta)
     return track(batches, title, -(-len(paths) // size), transient=True)

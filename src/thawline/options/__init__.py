@@ -39,7 +39,7 @@ from thawline.options.training import (
     Strategy,
     TrainingOptions,
 )
-from thawline.options.types import AUTO, Options
+from thawline.options.types import AUTO, Options, Tta
 from thawline.options.validation import RENAMED, validate_parameters
 
 __all__ = [
@@ -49,5 +49,5 @@ __all__ = [
     "ExportOptions", "Interpolation", "LastStages", "LrFindOptions", "ModelOptions", "Options",
     "Parameters", "Phase", "PredictOptions", "RegistryOptions", "ScreeningOptions",
     "SplitFractions", "Strategy", "SweepOptions",
-    "TrainingOptions", "TransformOptions", "flatten", "validate_parameters",
+    "TrainingOptions", "TransformOptions", "Tta", "flatten", "validate_parameters",
 ]  # fmt: skip

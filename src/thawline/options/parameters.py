@@ -29,7 +29,7 @@ from thawline.options.training import (
     Strategy,
     TrainingOptions,
 )
-from thawline.options.types import AUTO, MAX_SEED, Options, Seed
+from thawline.options.types import AUTO, MAX_SEED, Options, Seed, Tta
 
 # The result of a training depends on these groups, and on the images.
 TRAINING_GROUPS = (
@@ -46,6 +46,7 @@ class EvaluationOptions(Options):
 
     top_k: PositiveInt = 5
     batch_size: PositiveInt = 16
+    tta: Tta = "none"
 
 
 class CompareOptions(Options):
@@ -187,6 +188,11 @@ class Parameters(Options):
             problems.append(
                 f"compare.num_seeds: {self.compare.num_seeds} seeds from {self.seed} exceed the"
                 f" largest seed, {MAX_SEED}; lower seed or compare.num_seeds"
+            )
+        if self.evaluation.tta == "flip" and not self.transforms.horizontal_flip:
+            problems.append(
+                "evaluation.tta: flip mirrors images, but transforms.horizontal_flip is 0, so left"
+                " and right differ; set evaluation.tta to five_crop or none"
             )
         needing_logits = [
             ("training.label_smoothing", self.training.label_smoothing),

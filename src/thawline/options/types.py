@@ -1,6 +1,6 @@
 """Types that several groups of parameters share."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -10,6 +10,7 @@ AUTO = "auto"  # Thawline chooses the value from the data
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Tta = Literal["none", "flip", "five_crop"]  # test-time augmentation
 
 
 class Options(BaseModel):

@@ -106,11 +106,13 @@ def compare_with_champion(
             f" {len(rows)} test images. Keep seed and data of its run, so that both have the same"
             " test images",
         )
+    options = parameters.evaluation
+    stored = stored if options.tta == "none" else {}  # both models have the same augmentation
     labels = unseen["sha256"].map(stored).astype("object")
     new = labels.isna()
     if paths := unseen.loc[new, "path"].tolist():
-        batch_size, training = parameters.evaluation.batch_size, parameters.training
-        predicted = predict_files(champion, paths, batch_size, 1, training)
+        how = options.batch_size, 1, parameters.training, options.tta
+        predicted = predict_files(champion, paths, *how)
         labels[new] = predicted["label"].to_numpy()
     return _test_difference(unseen, labels, version)
 
@@ -153,7 +155,8 @@ def _register(
     move finds most runs that moved the alias in between.
     """
     client = mlflow.MlflowClient()
-    registry.store_labels(uri, dict(zip(rows["sha256"], rows["prediction"], strict=True)))
+    if parameters.evaluation.tta == "none":
+        registry.store_labels(uri, dict(zip(rows["sha256"], rows["prediction"], strict=True)))
     folders.classifiers.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folders.classifiers.parent / "registry.lock")
     with lock:

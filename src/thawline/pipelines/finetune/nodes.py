@@ -189,7 +189,8 @@ def evaluate_model(
     training: TrainingOptions,
 ) -> tuple[dict[str, float], pd.DataFrame, pd.DataFrame, go.Figure]:
     """Return metrics, metrics by class, predictions and confusion matrix of the test split."""
-    predictions = predict_split(classifier, splits, "test", options.batch_size, training)
+    how = options.batch_size, training, options.tta
+    predictions = predict_split(classifier, splits, "test", *how)
     predictions.attrs = splits.attrs
     metrics, per_class, confusion = compute_metrics(predictions, options)
     logger.info(

@@ -30,7 +30,8 @@ def calibrate(
 
     The temperature is fitted on the validation split.
     """
-    validation = predict_split(classifier, splits, "val", options.batch_size, training)
+    how = options.batch_size, training, options.tta
+    validation = predict_split(classifier, splits, "val", *how)
     temperature = calibration.fit_temperature(validation)
     scaled = calibration.with_temperature(predictions, temperature)
     errors = {
