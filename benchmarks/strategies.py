@@ -118,8 +118,8 @@ def measure(
     seconds = time.perf_counter() - start
     network.load_state_dict(result.best)
     classifier = Classifier(network, names, transforms.preprocessing, model)
-    size = parameters.evaluation.batch_size
-    predictions = predict_split(classifier, splits, "test", size, parameters.training)
+    size, tta = parameters.evaluation.batch_size, parameters.evaluation.tta
+    predictions = predict_split(classifier, splits, "test", size, parameters.training, tta)
     return {
         "accuracy": float((predictions["prediction"] == predictions["label"]).mean()),
         "validation": float(result.history["val_accuracy"].max()),

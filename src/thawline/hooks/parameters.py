@@ -30,6 +30,8 @@ class ParametersHook:
         """Register ``${project_path:}`` for the configuration files, then validate."""
         register_project_path(context.project_path)
         options = self._parameters = validate_parameters(context.config_loader["parameters"])
+        # With the recipe's values; of this, Kedro makes what nodes take as `params:`.
+        context.config_loader["parameters"] = options.model_dump()
         ClassifierDataset.own = options.model
         project = Path(context.project_path)
         ImageTable.current_root = find_root(options.dataset.root, project, project)

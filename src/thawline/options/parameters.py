@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from thawline.errors import alternatives
+from thawline.errors import alternatives, did_you_mean
 from thawline.options.dataset import (
     AugmentationOptions,
     DatasetOptions,
@@ -35,6 +35,7 @@ from thawline.options.types import AUTO, MAX_SEED, Options, Seed, Tta
 TRAINING_GROUPS = (
     "seed", "strategy", "strategies", "transforms", "augmentation", "model", "auto", "training",
 )  # fmt: skip
+NO_RECIPE = "none"
 AttributionMethod = Literal["grad_cam", "guided_grad_cam", "integrated_gradients"]
 Words = Annotated[  # the command line passes a list as words
     tuple[str, ...], BeforeValidator(lambda text: text.split() if isinstance(text, str) else text)
@@ -152,6 +153,8 @@ class Parameters(Options):
     seed: Seed = 0
     strategy: str = "head_only"
     strategies: dict[str, Strategy]
+    recipe: str = NO_RECIPE
+    recipes: dict[str, dict[str, Any]] = Field({})  # values by dotted name, see `of_recipe`
     dataset: DatasetOptions = DatasetOptions()
     screening: ScreeningOptions = ScreeningOptions()
     transforms: TransformOptions = TransformOptions()
@@ -172,7 +175,7 @@ class Parameters(Options):
 
     @model_validator(mode="after")
     def _check_groups_fit_together(self) -> Self:
-        problems = []
+        problems = self._recipe_problems()
         known = [*self.strategies, AUTO]
         compared = [("compare.strategies", name) for name in self.compare.strategies]
         for parameter, name in [("strategy", self.strategy), *compared]:
@@ -214,14 +217,33 @@ class Parameters(Options):
         """The seed of splits and random views."""
         return self.seed if self.dataset.seed is None else self.dataset.seed
 
-    def changed(self) -> dict[str, Any]:
-        """Return by dotted name all values that affect test results and are not the default."""
+    def for_results(self) -> dict[str, Any]:
+        """Return by dotted name all values that affect test results, but not the strategies."""
         groups = {*TRAINING_GROUPS, "dataset", "screening", "evaluation"} - {"strategies"}
-        values, defaults = (
-            dict(flatten(parameters.model_dump(mode="json", include=groups)))
-            for parameters in (self, Parameters(strategies=self.strategies))
-        )
-        return {name: value for name, value in values.items() if value != defaults.get(name)}
+        return dict(flatten(self.model_dump(mode="json", include=groups)))
+
+    def changed(self) -> dict[str, Any]:
+        """Return those of them that are not the default."""
+        defaults = Parameters(strategies=self.strategies).for_results()
+        return {n: value for n, value in self.for_results().items() if value != defaults.get(n)}
+
+    def of_recipe(self) -> dict[str, Any]:
+        """Return by dotted name the recipe's values for parameters that are at their default."""
+        changed, values = self.changed(), self.recipes.get(self.recipe, {})
+        return {name: value for name, value in values.items() if name not in changed}
+
+    def _recipe_problems(self) -> list[str]:
+        """Return what is wrong with the recipes: no such recipe, or no such parameter in one."""
+        known, names, problems = [NO_RECIPE, *self.recipes], self.for_results(), []
+        if self.recipe not in known:
+            unknown = f"'{self.recipe}' is not a recipe{alternatives(self.recipe, known)}"
+            problems.append(f"recipe: {unknown}")
+        for recipe, values in self.recipes.items():
+            unknown_names = [name for name in values if name not in names]
+            problems += [
+                f"recipes.{recipe}.{n}: unknown{did_you_mean(n, names)}" for n in unknown_names
+            ]
+        return problems
 
 
 def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

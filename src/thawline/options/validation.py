@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Mapping
+from functools import reduce
+from operator import getitem
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -34,11 +36,23 @@ REMOVED = {  # by dotted name: why, and what to do
 
 
 def validate_parameters(raw: Mapping[str, Any]) -> Parameters:
-    """Validate all parameters.
+    """Validate all parameters, and give those at their default the values of the recipe.
 
     Raises:
         ParameterError: naming every wrong parameter, what was given and what is possible.
     """
+    parameters = _validate(raw, "These parameters")
+    if values := parameters.of_recipe():
+        tree = parameters.model_dump()
+        for name, value in values.items():
+            *groups, last = name.split(".")
+            reduce(getitem, groups, tree)[last] = value
+        parameters = _validate(tree, f"With recipe={parameters.recipe}, these parameters")
+    return parameters
+
+
+def _validate(raw: Mapping[str, Any], subject: str) -> Parameters:
+    """Validate parameters as they are; `subject` begins the message of an error."""
     try:
         return Parameters.model_validate(raw)
     except ValidationError as error:
@@ -49,7 +63,7 @@ def validate_parameters(raw: Mapping[str, Any]) -> Parameters:
                 Parameters.model_validate({k: v for k, v in raw.items() if k not in invalid})
             except ValidationError as across_groups:
                 problems += across_groups.errors()
-        lines = ["These parameters cannot be used:", *map(_describe, problems)]
+        lines = [f"{subject} cannot be used:", *map(_describe, problems)]
         raise ParameterError("\n  ".join(lines)) from error
 
 
