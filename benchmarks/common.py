@@ -81,9 +81,11 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def in_a_process_of_its_own(module: str, *arguments: object) -> dict[str, Any]:
+def in_a_process_of_its_own(
+    module: str, *arguments: object, python: str = sys.executable
+) -> dict[str, Any]:
     """Return what `python -m MODULE --one ARGUMENTS` prints as JSON in its last line."""
-    command = [sys.executable, "-m", module, "--one", *map(str, arguments)]
+    command = [python, "-m", module, "--one", *map(str, arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 

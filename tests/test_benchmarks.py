@@ -4,9 +4,12 @@ import json
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
-from conftest import ROOT, environment
+import pytest
+
+from conftest import QUICK, ROOT, environment
 
 
 def test_a_dry_run_takes_every_step_of_the_gpu_benchmark_on_a_cpu(tmp_path: Path) -> None:
@@ -28,3 +31,50 @@ def test_the_store_is_measured() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"\| 500 \| 1 \| 0 \| [\d.]+ \| \d+ \|", done.stdout)
+
+
+def measure_accuracy(photos: Path, *options: object) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable, "-m", "benchmarks.accuracy", f"--data={photos}",
+        "--strategies", "head_only", "--set", *QUICK.split(","), *map(str, options),
+    ]  # fmt: skip
+    return subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+    )
+
+
+def test_an_interrupted_table_of_accuracies_goes_on(photos: Path, tmp_path: Path) -> None:
+    file = tmp_path / "accuracy.jsonl"
+    task = {
+        "data": str(photos), "method": "head_only", "seed": 0, "per_class": None,
+        "changes": QUICK.split(","),
+    }  # fmt: skip
+    result = {"validation": 0.5, "test": 0.0125, "macro_f1": 0.25, "seconds": 8, "trained": "none"}
+    file.write_text(json.dumps({"task": task, "result": result}) + "\n")
+    done = measure_accuracy(photos, "--seeds=2", f"--results={file}")
+    assert done.returncode == 0, done.stderr
+    first, second = map(json.loads, file.read_text().splitlines())
+    assert first == {"task": task, "result": result}
+    assert second["task"] == task | {"seed": 1} and 0 <= second["result"]["test"] <= 1
+    accuracies = f"0.0125 {second['result']['test']:.4f}"
+    row = rf"\| {photos} \| head_only \|.+± .+\| {accuracies} \| none, head_only, 2 epochs \|"
+    assert re.search(row, done.stdout)
+
+
+@pytest.mark.skipif(not find_spec("fastai"), reason="fastai is not installed")
+def test_fastai_is_measured_on_the_same_splits(photos: Path) -> None:
+    done = measure_accuracy(photos, "--seeds=1", "--fastai")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"\| fastai \|.+\| fine_tune\(5\) \|", done.stdout)
+
+
+def test_without_fastai_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks import accuracy
+
+    monkeypatch.setattr(sys, "argv", ["accuracy", "--fastai", "--fastai-python=false"])
+    with pytest.raises(SystemExit):
+        accuracy.main()
+    assert "--fastai: false cannot import fastai. Run `pip install" in capsys.readouterr().err
