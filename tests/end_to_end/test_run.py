@@ -19,6 +19,9 @@ from torchvision import models
 
 from conftest import QUICK, ROOT, copy_project, divide_photos, kedro, start_kedro
 from thawline.data.decoding import hash_files
+from thawline.networks.building import build_network
+from thawline.networks.classifier import load_classifier
+from thawline.options import ModelOptions
 
 # The tests that need a finished run share one process, so that it is made once.
 shares_a_run = pytest.mark.xdist_group("finished project")
@@ -368,7 +371,8 @@ def test_a_strategy_of_ones_own_is_trained_and_without_a_store_nothing_is_writte
 ) -> None:
     (project / "conf" / "local" / "parameters_mine.yml").write_text(
         "strategies: {mine: {phases: [{trainable: {last: 1}, epochs: 1, lr: 0.1},"
-        " {trainable: [head, 'blocks.6.*.conv_pw.*'], epochs: 1, lr: 0.01, batch_norm: eval}]}}"
+        " {trainable: [head, 'blocks.6.*.conv_pw.*'], epochs: 1, lr: 0.01, batch_norm: eval},"
+        " {trainable: {lora: {stages: 2, rank: 4}}, epochs: 1, lr: 0.01}]}}"
     )
     options = f"dataset.root={photos},strategy=mine,transforms.size=32,training.num_workers=0"
     options += ",activations.max_gb=0"
@@ -378,8 +382,11 @@ def test_a_strategy_of_ones_own_is_trained_and_without_a_store_nothing_is_writte
     thawed = report[(report["phase"] == 2) & (report["trainable"] > 0)]
     assert thawed["stage"].tolist() == ["blocks.6", "head"]
     contract = json.loads(latest(project, "08_reporting/freeze_contract.json").read_text())
-    assert [record["phase"] for record in contract] == [1, 2]
+    assert [record["phase"] for record in contract] == [1, 2, 3]
     assert not (project / "data/04_feature").exists()
+    load_classifier(latest(project, "06_models/classifier"))
+    ordinary, _ = build_network(ModelOptions(weights="none"), 2, 32, seed=0)
+    assert weights(project).keys() == ordinary.state_dict().keys()
 
 
 GRADUAL = f"strategy=gradual,{QUICK.replace('training.epochs=2', 'training.epochs=1')}"

@@ -36,7 +36,10 @@ random_phases = st.lists(
         trainable=st.one_of(
             st.just("all"),
             st.builds(lambda last: {"last": last}, st.integers(1, 6)),
-            st.lists(st.sampled_from([*STAGES, "*.bias", "layer?.1.*"]), min_size=1, max_size=3),
+            st.builds(lambda n: {"lora": {"stages": n, "rank": 2}}, st.integers(2, 6)),
+            st.lists(
+                st.sampled_from([*STAGES, "norms", "*.bias", "layer?.1.*"]), min_size=1, max_size=3
+            ),
         ),
         epochs=st.just(1),
         lr=st.floats(1e-3, 1e-2),

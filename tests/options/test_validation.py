@@ -47,7 +47,7 @@ def test_conf_base_documents_every_parameter() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("strategy", "nonsense", ["strategy: 'nonsense'", "auto, finetune_then_freeze"]),
+        ("strategy", "nonsense", ["strategy: 'nonsense'", "auto, bias_only, finetune_then_freeze"]),
         ("trian.lr", 3, ["trian: unknown", "did you mean 'training'"]),
         ("training.ephocs", 3, ["training.ephocs: unknown", "did you mean 'epochs'"]),
         ("dataset.fractions.vla", 0.1, ["dataset.fractions.vla: unknown", "did you mean 'val'"]),
@@ -100,6 +100,11 @@ def test_conf_base_documents_every_parameter() -> None:
             "strategies.head_only.phases",
             [{"trainable": "all", "epochs": 1, "lr": 0.1, "lr_decya": 0.5}],
             ["strategies.head_only.phases.0.lr_decya: unknown", "did you mean 'lr_decay'"],
+        ),
+        (
+            "strategies.mine.phases",
+            [{"trainable": {"lora": {"stages": 1, "rnak": 2}}, "epochs": 1, "lr": 0.1}],
+            ["lora.stages: Input should be greater than or equal to 2", "did you mean 'rank'"],
         ),
     ],
 )

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from golden.records import default_parameters
 from helpers.networks import SmallNet
 from thawline.errors import ParameterError, TrainingError
 from thawline.networks.building import build_network, build_on_meta_device
@@ -57,6 +58,29 @@ def test_a_glob_trains_single_layers_and_leaves_their_batch_norm_frozen() -> Non
     convolutions = {f"layer4.{block}.conv{i}.weight" for block in (0, 1) for i in (1, 2)}
     assert trainable == convolutions | {"fc.weight", "fc.bias"}
     assert not RESNET.layer4[0].bn1.training
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    ["resnet18", "timm/convnext_atto", "timm/vit_tiny_patch16_224", "helpers.networks:SmallNet"],
+)
+def test_norms_are_trained_by_what_they_are_whatever_their_names(backbone: str) -> None:
+    size = {"img_size": 64} if "vit" in backbone else {}
+    options = ModelOptions(backbone=backbone, weights="none", backbone_kwargs=size)
+    network, _ = build_network(options, 3, 64, seed=0)
+    freeze_layers(network, phase(["norms"]))
+    kinds = (nn.BatchNorm2d, nn.LayerNorm)  # timm's are subclasses
+    for name, module in network.named_modules():
+        for parameter in module.parameters(recurse=False):
+            assert parameter.requires_grad == isinstance(module, kinds), name
+
+
+def test_biases_are_trained_with_those_of_attention() -> None:
+    network = build("helpers.networks:ResidualNet")
+    freeze_layers(network, phase(default_parameters().strategies["bias_only"].phases[0].trainable))
+    trained = {name for name, p in network.named_parameters() if p.requires_grad}
+    biases = {name for name, _ in network.named_parameters() if name.endswith("bias")}
+    assert trained == biases | {"linear.weight"} and "mix.in_proj_bias" in trained
 
 
 @given(

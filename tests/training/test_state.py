@@ -120,6 +120,20 @@ def test_whatever_the_options_it_goes_on_exactly(
     assert_same(run(splits, states, resume=True, **options), undisturbed)
 
 
+@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.9, "gradient_accumulation_steps": 2}])
+def test_low_rank_updates_go_on_exactly(
+    splits: pd.DataFrame, states: TrainingCheckpoints, options: dict
+) -> None:
+    lora = Phase(trainable={"lora": {"stages": 3, "rank": 2}}, epochs=3, lr=0.01)
+    phases = (GRADUAL[0], lora, lora.model_copy(update={"epochs": 1}), GRADUAL[3])
+    undisturbed = run(splits, phases=phases, **options)
+    for after in (3, 4, 5):
+        with pytest.raises(Interrupted):
+            again = {"phases": phases, "resume": after > 3, **options}
+            run(splits, states, on_epoch=interrupt(after), **again)
+    assert_same(run(splits, states, phases=phases, resume=True, **options), undisturbed)
+
+
 def test_the_generator_of_an_apple_gpu_goes_on_too(
     splits: pd.DataFrame, states: TrainingCheckpoints, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ from thawline.options.training import (
     AutoOptions,
     EngineOptions,
     LastStages,
+    LoraStages,
     LrFindOptions,
     ModelOptions,
     Phase,
@@ -46,8 +47,8 @@ __all__ = [
     "AUTO", "RENAMED", "TRAINING_GROUPS", "ActivationOptions", "AttributionMethod",
     "AugmentationOptions", "AutoOptions", "BitDepth", "Channels", "CompareOptions",
     "DatasetOptions", "Dimension", "EngineOptions", "EvaluationOptions", "ExplainOptions",
-    "ExportOptions", "Interpolation", "LastStages", "LrFindOptions", "ModelOptions", "Options",
-    "Parameters", "Phase", "PredictOptions", "RegistryOptions", "ScreeningOptions",
+    "ExportOptions", "Interpolation", "LastStages", "LoraStages", "LrFindOptions", "ModelOptions",
+    "Options", "Parameters", "Phase", "PredictOptions", "RegistryOptions", "ScreeningOptions",
     "SplitFractions", "Strategy", "SweepOptions",
     "TrainingOptions", "TransformOptions", "Tta", "flatten", "validate_parameters",
 ]  # fmt: skip

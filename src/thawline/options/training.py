@@ -3,11 +3,13 @@
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Tag,
     field_validator,
     model_validator,
 )
@@ -64,13 +66,46 @@ class LastStages(Options):
     last: PositiveInt
 
 
+class Lora(Options):
+    """Low-rank updates W + (alpha / rank) B A of the weights in the last N stages.
+
+    The head is one of these stages, as in `LastStages`, and is trained in full.
+    """
+
+    stages: int = Field(ge=2)
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 8
+
+
+class LoraStages(Options):
+    """The last stages of a network, which low-rank updates train."""
+
+    lora: Lora
+
+
+def _kind_of_trainable(value: Any) -> str:
+    """Return the tag of what a value is meant for, so that an error is about that alone."""
+    if isinstance(value, (dict, LastStages, LoraStages)):
+        return "LoraStages" if "lora" in dict(value) else "LastStages"
+    return "word" if isinstance(value, str) else "names"
+
+
+Trainable = Annotated[
+    Annotated[Literal["all"], Tag("word")]
+    | Annotated[LastStages, Tag("LastStages")]
+    | Annotated[LoraStages, Tag("LoraStages")]
+    | Annotated[Names, Tag("names")],
+    Discriminator(_kind_of_trainable),
+]
+
+
 class Phase(Options):
     """What is trainable, for how many epochs, at which learning rates.
 
     None: the value in `TrainingOptions`.
     """
 
-    trainable: Literal["all"] | LastStages | Names
+    trainable: Trainable
     epochs: NonNegativeInt
     lr: PositiveFloat
     lr_decay: float = Field(1.0, gt=0, le=1)

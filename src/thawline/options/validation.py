@@ -93,7 +93,10 @@ def _known_names(location: tuple[int | str, ...]) -> list[str]:
     for part in location:
         if hasattr(group, "model_fields"):  # else, the part is the member of a union
             group = group.model_fields[part].annotation if part in group.model_fields else group
-        else:  # a dict or tuple: the last type argument is that of its values
-            group = next((a for a in get_args(group)[::-1] if a is not ...), None)
+        else:  # a member of a union by its name, or the values of a dict or tuple: the last type
+            members = [a for a in get_args(group)[::-1] if a is not ...]
+            group = next(
+                (a for a in members if str(part) in str(a)), members[0] if members else None
+            )
     members = [a for a in (group, *get_args(group)) if hasattr(a, "model_fields")]
     return list(members[0].model_fields) if members else []  # of X | None, those of X

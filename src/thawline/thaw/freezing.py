@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from thawline.errors import ParameterError, TrainingError, did_you_mean
-from thawline.networks.stages import Stage, find_stages
-from thawline.options import LastStages, Phase, Strategy
+from thawline.networks.stages import HEAD, Stage, find_stages
+from thawline.options import LastStages, LoraStages, Phase, Strategy
 
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+MATRICES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention)
+NORMS = "norms"  # in `Phase.trainable`
 
 
 def freeze_layers(network: nn.Module, phase: Phase) -> None:
@@ -87,6 +89,20 @@ def parameter_groups(network: nn.Module, phase: Phase) -> list[dict[str, Any]]:
     return groups
 
 
+def low_rank_sizes(network: nn.Module, phase: Phase) -> dict[nn.Parameter, int]:
+    """Return each weight that a phase changes by a low-rank update, and the update's parameters.
+
+    A weight (out, in, k, k) counts as a matrix (out, in·k·k). One that has no more numbers than its
+    update, and every weight of the head, is trained in full. The network is frozen already.
+    """
+    if not isinstance(phase.trainable, LoraStages):
+        return {}
+    in_head = find_stages(network)[HEAD].parameters
+    weights = [p for n, p in network.named_parameters() if p.requires_grad and n not in in_head]
+    sizes = {p: phase.trainable.lora.rank * (len(p) + p[0].numel()) for p in weights}
+    return {p: size for p, size in sizes.items() if size < p.numel()}
+
+
 def freeze_report(network: nn.Module, phases: Sequence[Phase]) -> pd.DataFrame:
     """Return per phase and stage: parameters, trainable ones, learning rate, batch-norm mode.
 
@@ -96,10 +112,11 @@ def freeze_report(network: nn.Module, phases: Sequence[Phase]) -> pd.DataFrame:
     for number, phase in reversed(list(enumerate(phases, start=1))):
         freeze_layers(network, phase)
         rates = {group["name"]: group["lr"] for group in parameter_groups(network, phase)}
+        updates = low_rank_sizes(network, phase)
         for name, stage in reversed(find_stages(network).items()):
             parameters = [network.get_parameter(n) for n in stage.parameters]
             total = sum(p.numel() for p in parameters)
-            trainable = sum(p.numel() for p in parameters if p.requires_grad)
+            trainable = sum(updates.get(p, p.numel()) for p in parameters if p.requires_grad)
             mode = _batch_norm_mode(network, stage)
             rows.append((number, name, total, trainable, rates.get(name, 0.0), mode))
     columns = ["phase", "stage", "parameters", "trainable", "lr", "batch_norm"]
@@ -154,7 +171,22 @@ def _trainable_names(network: nn.Module, stages: dict[str, Stage], phase: Phase)
     if isinstance(phase.trainable, LastStages):
         chosen = list(stages.values())[-phase.trainable.last :]
         return {name for stage in chosen for name in stage.parameters}
+    if isinstance(phase.trainable, LoraStages):
+        chosen = list(stages.values())[-phase.trainable.lora.stages :]
+        names = {name for stage in chosen for name in stage.parameters}
+        return names.intersection(_weight_matrices(network)).union(stages[HEAD].parameters)
     return {name for p in phase.trainable for name in _matches(network, stages, p)}
+
+
+def _weight_matrices(network: nn.Module) -> list[str]:
+    """Return the names of the weights of convolutions, linear layers and attention."""
+    return [
+        name
+        for prefix, module in network.named_modules()
+        if isinstance(module, MATRICES)
+        for name, parameter in module.named_parameters(prefix, recurse=False)
+        if parameter.ndim > 1
+    ]
 
 
 def _unknown_names(network: nn.Module, stages: dict[str, Stage], phase: Phase) -> list[str]:
@@ -171,9 +203,15 @@ def _unknown_names(network: nn.Module, stages: dict[str, Stage], phase: Phase) -
 
 
 def _matches(network: nn.Module, stages: dict[str, Stage], pattern: str) -> list[str]:
-    """Return the parameters of a stage, or those whose name or module a glob matches."""
+    """Return the parameters of a stage, of all norms, or those whose name or module a glob matches.
+
+    A norm is what its class is called, since timm and others write their own.
+    """
     if pattern in stages:
         return stages[pattern].parameters
+    if pattern == NORMS:
+        modules = ((n, m) for n, m in network.named_modules() if "Norm" in type(m).__name__)
+        return [name for n, m in modules for name, _ in m.named_parameters(n, recurse=False)]
     names = [name for name, _ in network.named_parameters()]
     return [n for n in names if fnmatchcase(n, pattern) or fnmatchcase(n, f"{pattern}.*")]
 

@@ -135,11 +135,13 @@ def train_step(
         loss = run.loss_function(logits, targets)
         run.scaler.scale(loss * step.update_share).backward()
     if step.ends_update:
+        current.low_rank.split_gradients()
         if run.options.clip_norm:
             run.scaler.unscale_(current.optimizer)
             nn.utils.clip_grad_norm_(current.trained, run.options.clip_norm)
         run.scaler.step(current.optimizer)
         run.scaler.update()
+        current.low_rank.merge()
         current.optimizer.zero_grad()
         current.schedule.step()
         if current.ema:

@@ -1,9 +1,10 @@
-"""Move the weights: optimizer, learning-rate schedule and moving average."""
+"""Move the weights: optimizer, learning-rate schedule, moving average and low-rank updates."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from thawline.options import Phase, TrainingOptions
-from thawline.thaw.freezing import parameter_groups
+from thawline.options import LoraStages, Phase, TrainingOptions
+from thawline.thaw.freezing import low_rank_sizes, parameter_groups
 
 # Names in torchvision's transformers and ConvNeXts of what timm's name in `no_weight_decay()`.
 UNDECAYED = (
@@ -20,20 +21,69 @@ UNDECAYED = (
 )  # fmt: skip
 
 
+class LowRankUpdates(nn.Module):
+    """Confine the change of some weights W in a phase to (alpha / rank) B A (LoRA, Hu et al. 2021).
+
+    arXiv:2106.09685. For a linear layer or attention, A is (rank, in) and B (out, rank). For a
+    convolution, A (rank, in·k·k) is a k×k convolution to `rank` channels and B a 1×1 convolution.
+    After every update of A and B, the sum is in W itself, so the network is an ordinary one at any
+    time, with nothing to merge. The gradients of A and B follow from that of W.
+    """
+
+    def __init__(self, network: nn.Module, phase: Phase, seed: int) -> None:
+        """Begin with B = 0, and with an A that depends on `seed`. The network is frozen already."""
+        super().__init__()
+        self._parts: list[tuple[nn.Parameter, ...]] = []  # W, W before the phase, A, B
+        if isinstance(phase.trainable, LoraStages):
+            rank, generator = phase.trainable.lora.rank, torch.Generator().manual_seed(seed)
+            self._scale = phase.trainable.lora.alpha / rank
+            for weight in low_rank_sizes(network, phase):
+                down = torch.empty(rank, weight[0].numel())
+                nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=generator)
+                up = torch.zeros(len(weight), rank)
+                tensors = weight.detach().clone(), down.to(weight), up.to(weight)
+                self._parts.append((weight, *map(nn.Parameter, tensors)))
+        self._state = nn.ParameterList(chain.from_iterable(part[1:] for part in self._parts))
+
+    def replace(self, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+        """Return parameters with A and B in the place of each weight that they update."""
+        factors = {weight: (down, up) for weight, _, down, up in self._parts}
+        return [factor for p in parameters for factor in factors.get(p, (p,))]
+
+    @torch.no_grad()
+    def split_gradients(self) -> None:
+        """Turn the gradients of the weights into those of A and B, by the chain rule."""
+        for weight, _, down, up in self._parts:
+            if weight.grad is not None:
+                gradient = self._scale * weight.grad.flatten(1)
+                down.grad, up.grad, weight.grad = up.T @ gradient, gradient @ down.T, None
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Write to the network the sum of each weight before the phase and its update."""
+        for weight, before, down, up in self._parts:
+            merged = torch.addmm(before.flatten(1), up, down, alpha=self._scale)
+            weight.copy_(merged.view_as(weight))
+
+
 def make_optimizer(
     network: nn.Module,
     phase: Phase,
     options: TrainingOptions,
     previous: torch.optim.Optimizer | None = None,
+    low_rank: LowRankUpdates | None = None,
 ) -> torch.optim.Optimizer:
     """Return an optimizer of exactly the trainable parameters, the head's groups first.
+
+    It has the factors of `low_rank` in the place of the weights that they update.
 
     A stage has one group with weight decay and one without; both have the stage's name. Moments of
     `previous` are taken over if it is of the same class.
     """
     spared = set() if options.decay_all else find_undecayed(network)
+    replace = low_rank.replace if low_rank else list
     groups = [
-        {**group, "params": some, "weight_decay": weight_decay}
+        {**group, "params": replace(some), "weight_decay": weight_decay}
         for group in parameter_groups(network, phase)
         for is_spared, weight_decay in ((False, options.weight_decay), (True, 0.0))
         if (some := [p for p in group["params"] if (p in spared) == is_spared])

@@ -25,7 +25,7 @@ from thawline.thaw.image_set import ImageSet, image_set
 from thawline.thaw.line import ThawLine, split_at_thaw_line
 from thawline.thaw.partition import Tensors
 from thawline.training.data_parallel import local_slice, world_size, wrap_for_workers
-from thawline.training.optimizer import lr_factor, make_ema, make_optimizer
+from thawline.training.optimizer import LowRankUpdates, lr_factor, make_ema, make_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -121,13 +121,14 @@ class PhaseContext:
     line: ThawLine
     features: FeatureLoader  # loads what crosses the line
     above: nn.Module  # the line's part in training, whose gradients workers average
-    optimizer: torch.optim.Optimizer  # of the trainable parameters
+    low_rank: LowRankUpdates  # of some of the trainable parameters
+    optimizer: torch.optim.Optimizer  # of the trainable parameters, or of their updates' factors
     schedule: LambdaLR
     ema: ModelEmaV3 | None  # of the part above the line
 
     @property
     def trained(self) -> list[nn.Parameter]:
-        """The trainable parameters."""
+        """What the optimizer moves."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def describe(self) -> dict[str, Any]:
@@ -212,13 +213,15 @@ def prepare_phase(
         line, run.transforms, run.loader, run.cache, run.accelerator,
         entries=views * len(run.train_set.labels) + len(run.val_set.labels),
     )  # fmt: skip
-    optimizer = make_optimizer(network, phase, options, previous)
+    low_rank = LowRankUpdates(network, phase, run.parameters.seed)
+    optimizer = make_optimizer(network, phase, options, previous, low_rank)
     batches = len(run.shuffled_batches(torch.Generator()))
     updates = math.ceil(batches / options.gradient_accumulation_steps)  # per epoch
     return PhaseContext(
         line,
         features,
         wrap_for_workers(line.above_train, run.parameters.engine.sync_batch_norm),
+        low_rank,
         optimizer,
         LambdaLR(optimizer, lambda update: lr_factor(update, phase, updates, options)),
         make_ema(line.above_train, options.ema_decay) if options.ema_decay is not None else None,

@@ -165,6 +165,7 @@ def capture_state(
     tensors = run.network.state_dict()
     state = {
         "tensors": {name: tensors[name] for name in changed},
+        "low_rank": current.low_rank.state_dict(),
         "optimizer": current.optimizer.state_dict(),
         "schedule": current.schedule.state_dict(),
         "ema": current.ema.module.state_dict() if current.ema else None,
@@ -184,8 +185,9 @@ def restore_state(state: dict[str, Any], run: TrainingContext, current: PhaseCon
     """
     state = deepcopy(state)
     run.network.load_state_dict(state["tensors"], strict=False)
+    run.network.zero_grad()
+    current.low_rank.load_state_dict(state["low_rank"])
     current.optimizer.load_state_dict(state["optimizer"])
-    current.optimizer.zero_grad()
     schedule = current.schedule
     schedule.load_state_dict(state["schedule"])
     for number, group in enumerate(current.optimizer.param_groups):
