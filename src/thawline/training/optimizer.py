@@ -27,7 +27,8 @@ class LowRankUpdates(nn.Module):
     arXiv:2106.09685. For a linear layer or attention, A is (rank, in) and B (out, rank). For a
     convolution, A (rank, in·k·k) is a k×k convolution to `rank` channels and B a 1×1 convolution.
     After every update of A and B, the sum is in W itself, so the network is an ordinary one at any
-    time, with nothing to merge. The gradients of A and B follow from that of W.
+    time, with nothing to merge. The gradients of A and B follow from that of W. (PEFT 0.21 requires
+    transformers, renames the layers and cannot merge updates of grouped convolutions.)
     """
 
     def __init__(self, network: nn.Module, phase: Phase, seed: int) -> None:
