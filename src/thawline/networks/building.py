@@ -15,11 +15,13 @@ from torch import nn
 from thawline.data.transforms import Preprocessing
 from thawline.errors import ParameterError, ThawlineError, first_line
 from thawline.networks import libraries
+from thawline.networks.all_stages import AllStages
 from thawline.networks.checkpoints import is_weights_file, read_checkpoint
 from thawline.networks.heads import (
     PretrainedHead,
     head_name,
     head_position,
+    make_head,
     replace_head,
     reuse_head,
 )
@@ -48,7 +50,9 @@ def build_network(
         network = _build_backbone(options, classes)
         report, pretrained = _load_weights(network, options)
         if options.head != "builtin":
-            replace_head(network, options, classes)
+            name = replace_head(network, options, classes)
+            if options.head == "all_stages":
+                _read_all_stages(network, name, options, classes, size)
     if options.reuse_head and pretrained.tensors:
         kept = reuse_head(network, options, pretrained, class_names)
         report = replace(report, kept_rows=kept, replaced=() if kept == "all" else report.replaced)
@@ -74,6 +78,18 @@ def build_on_meta_device(options: ModelOptions) -> nn.Module | None:
         if isinstance(error.__cause__, RuntimeError):
             return None
         raise
+
+
+def _read_all_stages(
+    network: nn.Module, name: str, options: ModelOptions, classes: int, size: int
+) -> None:
+    """Replace the classifier by one that reads the pooled outputs of all stages."""
+    features = AllStages(network)
+    network.set_submodule(name, features)
+    with torch.no_grad():
+        width = network.eval()(torch.zeros(1, 3, size, size)).shape[1]
+    head = make_head(width, options, classes)
+    network.set_submodule(name, nn.Sequential(features, head))
 
 
 def pretrained_preprocessing(options: ModelOptions) -> Preprocessing:

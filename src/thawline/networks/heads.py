@@ -65,15 +65,20 @@ def head_position(network: nn.Module) -> str:
     return name.rpartition(".")[0] if isinstance(network.get_submodule(name), nn.Conv2d) else name
 
 
-def replace_head(network: nn.Module, options: ModelOptions, classes: int) -> None:
-    """Replace the classifier, which must be a linear layer, by a new one for the same features."""
+def replace_head(network: nn.Module, options: ModelOptions, classes: int) -> str:
+    """Replace the classifier, which must be a linear layer, by a new one for the same features.
+
+    Returns:
+        The dotted name of the new one.
+    """
     name, position = head_name(network), head_position(network)
     classifier = network.get_submodule(name)
     if isinstance(classifier, nn.Conv2d):  # classify pooled features, without the last ReLU
-        new = _make_head(classifier.in_channels, options, classes)
+        new = make_head(classifier.in_channels, options, classes)
         new = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), new)
+        name = f"{position}.2"
     elif isinstance(classifier, nn.Linear):
-        new = _make_head(classifier.in_features, options, classes)
+        new = make_head(classifier.in_features, options, classes)
     else:
         raise ParameterError(
             f"model.backbone: the classifier '{name}' of {options.backbone} is a"
@@ -82,9 +87,10 @@ def replace_head(network: nn.Module, options: ModelOptions, classes: int) -> Non
         )
     network.set_submodule(position, new)
     network.head_name = position  # type: ignore[assignment]  # read by the function of this name
+    return name
 
 
-def _make_head(width: int, options: ModelOptions, classes: int) -> nn.Module:
+def make_head(width: int, options: ModelOptions, classes: int) -> nn.Module:
     """Return a classifier for features (N, width)."""
     layers: list[nn.Module] = [nn.Dropout(options.head_dropout)] if options.head_dropout else []
     if options.head == "mlp":

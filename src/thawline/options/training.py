@@ -17,6 +17,7 @@ from pydantic import (
 from thawline.options.types import Fraction, Options, Probability
 
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
+Head = Literal["linear", "mlp", "all_stages", "builtin"]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "step", "constant"]
 
@@ -30,7 +31,7 @@ class ModelOptions(Options):
     trust_pickle: bool = False
     trust_code: bool = False
     min_loaded: Probability = 0.95
-    head: Literal["linear", "mlp", "builtin"] = "linear"
+    head: Head = "linear"
     head_hidden: PositiveInt = 256
     head_dropout: Probability | None = None
     reuse_head: bool = True
@@ -50,7 +51,8 @@ class ModelOptions(Options):
         if ":" not in self.backbone:
             raise ValueError(
                 f"head: builtin needs a network of your own, and {self.backbone} comes from a"
-                " library. Set model.backbone=package.module:Factory, or model.head=linear or mlp"
+                " library. Set model.backbone=package.module:Factory, or model.head=linear, all_stages"
+                " or mlp"
             )
         if self.head_dropout is not None:
             raise ValueError(
@@ -102,24 +104,39 @@ Trainable = Annotated[
 class Phase(Options):
     """What is trainable, for how many epochs, at which learning rates.
 
-    None: the value in `TrainingOptions`.
+    None: the value in `TrainingOptions`. `optimizer: lbfgs` fits the head's linear layer by logistic
+    regression in one epoch; it needs no rate.
     """
 
     trainable: Trainable
-    epochs: NonNegativeInt
-    lr: PositiveFloat
+    epochs: NonNegativeInt = 1
+    lr: PositiveFloat = 1.0
     lr_decay: float = Field(1.0, gt=0, le=1)
     stage_lr: dict[str, PositiveFloat] = Field({})
     batch_norm: Literal["train", "eval"] = "train"
-    optimizer: Optimizer | None = None
+    optimizer: Optimizer | Literal["lbfgs"] | None = None
     schedule: Schedule | None = None
     patience: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _check_optimizer(self) -> Self:
+        missing = sorted({"epochs", "lr"} - self.model_fields_set)
+        if self.optimizer != "lbfgs" and missing:
+            raise ValueError(f"{missing[0]}: a phase needs it, unless its optimizer is lbfgs")
+        if self.optimizer == "lbfgs" and (
+            self.epochs > 1 or self.trainable not in (LastStages(last=1), ("head",))
+        ):
+            raise ValueError(
+                "optimizer: lbfgs fits the head once; set trainable: { last: 1 } and no epochs"
+            )
+        return self
 
 
 class Strategy(Options):
     """A named list of phases."""
 
     weights: Literal["none"] | None = None
+    head: Literal["all_stages"] | None = None
     phases: tuple[Phase, ...] = Field(min_length=1)
 
 

@@ -8,7 +8,7 @@ statistics. So the line follows from `requires_grad` and the modules' modes.
 import logging
 import math
 import operator
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import timm.layers
@@ -16,6 +16,7 @@ import torch
 import torchvision
 from torch import Tensor, fx, nn
 
+from thawline.networks.all_stages import AllStages, find_all_stages
 from thawline.thaw.cutting import (
     FEW,
     MANY,
@@ -134,8 +135,23 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether a module is one node, as those that drop paths by their mode must be."""
+        if isinstance(m, AllStages):
+            return False
         has_no_children = next(m.children(), None) is None
         return has_no_children or isinstance(m, self.opaque) or super().is_leaf_module(m, "")
+
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Trace a module. The hooks of one node do not run, so its output is handed over here."""
+        output, name = super().call_module(m, forward, args, kwargs), self.path_of_module(m)
+        if self.is_leaf_module(m, name) and (features := find_all_stages(self.root)):
+            features.note(name, output)
+        return output
 
 
 def _trace(network: nn.Module) -> fx.Graph:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from thawline.training.data_parallel import (
     seed_own_dropout,
     sync_gradients,
 )
+from thawline.training.linear_head import fit_linear_head
 from thawline.training.optimizer import ema_weights, load_ema, update_ema
 from thawline.training.out_of_memory import (
     explain_out_of_memory,
@@ -102,25 +104,36 @@ def run_epoch(
     progress: TrainingProgress,
     update_bar: Callable[..., None],
 ) -> None:
-    """Make one pass over the training images, validate, and keep the weights if they are best."""
+    """Train for an epoch, validate, and keep the weights if they are best."""
     start, description = time.perf_counter(), current.describe()  # rates as the epoch begins
+    update_bar(completed=progress.epoch - 1, description=f"Training, epoch {progress.epoch}")
+    train = fit_linear_head if current.is_closed_form else train_epoch
+    row: dict[str, Any] = train(run, current, progress, update_bar)
+    average_batch_norm_stats(current.line.above_train, current.ema)
+    with ema_weights(run.network, current.ema):
+        row |= validate(run, current, progress)
+        row |= {"seconds": time.perf_counter() - start, **description}
+        progress.record(row, run.network, run.options.monitor)
+
+
+def train_epoch(
+    run: TrainingContext,
+    current: PhaseContext,
+    progress: TrainingProgress,
+    update_bar: Callable[..., None],
+) -> dict[str, float]:
+    """Make one pass over the training images; return mean loss, accuracy and images per second."""
     seed_own_dropout(run.parameters.seed, progress.epoch)
     steps = run.plan_epoch(progress.micro_batch)
     boundaries = run.load_steps(current.features, steps, progress.epoch - 1)
     metrics = RunningMetrics(run.train_set, [s.positions for s in steps], current, progress)
-    update_bar(completed=progress.epoch - 1, description=f"Training, epoch {progress.epoch}")
     for step, boundary in zip(steps, boundaries, strict=True):
         loss, logits, labels = train_step(run, current, step, boundary)
         metrics.add(loss, logits, labels, step.weight)
         log_step(progress.epoch, metrics.steps, loss, step.weight)
         update_bar(advance=1 / len(steps), figures=metrics.figures)
     loss_mean, accuracy, speed = metrics.compute()
-    row = {"train_loss": loss_mean, "train_accuracy": accuracy, "images_per_second": speed}
-    average_batch_norm_stats(current.line.above_train, current.ema)
-    with ema_weights(run.network, current.ema):
-        row |= validate(run, current, progress)
-        row |= {"seconds": time.perf_counter() - start, **description}
-        progress.record(row, run.network, run.options.monitor)
+    return {"train_loss": loss_mean, "train_accuracy": accuracy, "images_per_second": speed}
 
 
 def train_step(

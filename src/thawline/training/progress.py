@@ -43,6 +43,7 @@ class TrainingResult(NamedTuple):
     best_epoch: int  # from 1; 0 if no phase has an epoch
     history: pd.DataFrame  # one row per epoch: `COLUMNS`, and lr/STAGE of every trained stage
     freeze_contract: list[dict[str, Any]]  # per phase: what was frozen, its SHA-256 before, after
+    linear_head: dict[str, list[dict[str, Any]]]  # of a closed form: path of C, contributions
 
 
 @dataclass
@@ -57,6 +58,7 @@ class TrainingProgress:
     contract: list[dict[str, Any]] = field(default_factory=list)
     best: State = field(default_factory=dict)  # the changed tensors in the best epoch
     best_epoch: int = 0  # 0 before the first
+    linear_head: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     @property
     def epoch(self) -> int:
@@ -102,6 +104,7 @@ class TrainingProgress:
             self.best_epoch,
             pd.DataFrame(self.history or None, columns=None if self.history else COLUMNS),
             self.contract,
+            self.linear_head,
         )
 
 

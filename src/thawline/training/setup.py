@@ -54,6 +54,7 @@ class TrainingContext:
     network: nn.Module
     accelerator: Accelerator  # device and precision
     train_set: ImageSet
+    train_groups: np.ndarray | None  # of the training images, (N,); none is given without
     val_set: ImageSet  # chooses the best epoch
     loss_function: Loss  # a mean over images
     image_weights: np.ndarray  # of each training image in the loss, (N,) float64
@@ -125,6 +126,7 @@ class PhaseContext:
     optimizer: torch.optim.Optimizer  # of the trainable parameters, or of their updates' factors
     schedule: LambdaLR
     ema: ModelEmaV3 | None  # of the part above the line
+    is_closed_form: bool  # the head is fitted, not trained
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -177,6 +179,7 @@ def prepare(
         network=network,
         accelerator=accelerator,
         train_set=train_set,
+        train_groups=_train_groups(splits),
         val_set=image_set(splits, "val", device),
         loss_function=loss_function.to(device),
         image_weights=_image_weights(train_set, None if mix else loss_function.weight),
@@ -201,7 +204,7 @@ def prepare_phase(
     Raises:
         ParameterError: if the phase names no stage of the network.
     """
-    network, options = run.network, run.options
+    network, options, fits = run.network, run.options, phase.optimizer == "lbfgs"
     views = run.parameters.augmentation.views_per_image or 0
     freeze_layers(network, phase)
     line = (
@@ -224,7 +227,8 @@ def prepare_phase(
         low_rank,
         optimizer,
         LambdaLR(optimizer, lambda update: lr_factor(update, phase, updates, options)),
-        make_ema(line.above_train, options.ema_decay) if options.ema_decay is not None else None,
+        make_ema(line.above_train, options.ema_decay) if options.ema_decay and not fits else None,
+        fits,
     )
 
 
@@ -238,6 +242,12 @@ def make_loss(splits: pd.DataFrame, options: TrainingOptions, log_probabilities:
     if log_probabilities:
         return nn.NLLLoss(weights)
     return nn.CrossEntropyLoss(weights, label_smoothing=options.label_smoothing)
+
+
+def _train_groups(splits: pd.DataFrame) -> np.ndarray | None:
+    """Return the group of each training image, (N,), if the table has groups."""
+    is_train = splits["split"] == "train"
+    return splits.loc[is_train, "group"].to_numpy() if "group" in splits else None
 
 
 def _image_weights(images: ImageSet, class_weights: Tensor | None) -> np.ndarray:
