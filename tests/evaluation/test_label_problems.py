@@ -18,7 +18,7 @@ from thawline.evaluation.label_problems import (
 )
 from thawline.networks.building import build_network, pretrained_preprocessing
 from thawline.options import DatasetOptions, ModelOptions, TrainingOptions, TransformOptions
-from thawline.thaw.probing import stage_features
+from thawline.thaw.stage_features import stage_features
 
 pytestmark = pytest.mark.xdist_group("digits")  # so that their features are computed once
 

@@ -15,7 +15,7 @@ from thawline.thaw.cache import NO_CACHE, ActivationCache
 from thawline.thaw.freezing import freeze_layers, freeze_report
 from thawline.thaw.image_set import image_set
 from thawline.thaw.line import modules_below_line
-from thawline.thaw.probing import stage_features
+from thawline.thaw.stage_features import stage_features
 
 FROZEN, PARTLY, TRAINED = "frozen", "partly", "trained"
 MAX_IMAGES = 256  # of the validation split that representations are compared on

@@ -26,6 +26,7 @@ from thawline.options.training import (
     EngineOptions,
     LrFindOptions,
     ModelOptions,
+    Phase,
     Strategy,
     TrainingOptions,
 )
@@ -216,6 +217,29 @@ class Parameters(Options):
     def data_seed(self) -> int:
         """The seed of splits and random views."""
         return self.seed if self.dataset.seed is None else self.dataset.seed
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases of the strategy."""
+        return self.strategies[self.strategy].phases
+
+    def with_strategy(self, name: str) -> Self:
+        """Return these parameters with a strategy, and what it and `training` say of its phases."""
+        strategy = self.strategies[name]
+        own = {"weights": strategy.weights, "head": strategy.head}
+        changes = {key: value for key, value in own.items() if value is not None}
+        model = ModelOptions.model_validate(self.model.model_dump() | changes)
+        phases = tuple(self._with_training(phase) for phase in strategy.phases)
+        strategies = self.strategies | {name: strategy.model_copy(update={"phases": phases})}
+        update = {"strategy": name, "model": model, "strategies": strategies}
+        return self.model_copy(update=update)
+
+    def _with_training(self, phase: Phase) -> Phase:
+        """Return a phase with `training.epochs` and `training.lr`, if they are given."""
+        update = self.training.model_dump(include={"epochs", "lr"}, exclude_none=True)
+        if phase.optimizer == "lbfgs":  # one epoch or none, and no rate
+            update = {"epochs": min(1, update.get("epochs", 1))}
+        return phase.model_copy(update=update)
 
     def for_results(self) -> dict[str, Any]:
         """Return by dotted name all values that affect test results, but not the strategies."""

@@ -51,8 +51,8 @@ class ModelOptions(Options):
         if ":" not in self.backbone:
             raise ValueError(
                 f"head: builtin needs a network of your own, and {self.backbone} comes from a"
-                " library. Set model.backbone=package.module:Factory, or model.head=linear, all_stages"
-                " or mlp"
+                " library. Set model.backbone=package.module:Factory, or model.head=linear,"
+                " all_stages or mlp"
             )
         if self.head_dropout is not None:
             raise ValueError(
@@ -104,8 +104,8 @@ Trainable = Annotated[
 class Phase(Options):
     """What is trainable, for how many epochs, at which learning rates.
 
-    None: the value in `TrainingOptions`. `optimizer: lbfgs` fits the head's linear layer by logistic
-    regression in one epoch; it needs no rate.
+    None: the value in `TrainingOptions`. The optimizer lbfgs fits the head's linear layer by
+    logistic regression, in one epoch and without a rate.
     """
 
     trainable: Trainable
@@ -143,10 +143,17 @@ class Strategy(Options):
 class AutoOptions(Options):
     """How the strategy `auto` chooses."""
 
-    by: Literal["size", "probe"] = "size"
+    by: Literal["validation", "size"] = "validation"
+    budget_minutes: NonNegativeFloat = 5
     small: PositiveInt = 10_000
     large: PositiveInt = 100_000
-    probe_accuracy: Probability = 0.9
+
+    @field_validator("by", mode="before")
+    @classmethod
+    def _refuse_old_name(cls, by: Any) -> Any:
+        if by == "probe":
+            raise ValueError("the value probe was replaced by validation")
+        return by
 
     @model_validator(mode="after")
     def _check_order(self) -> Self:

@@ -28,6 +28,7 @@ RENAMED = {
     "transforms.crop_scale": "transforms.min_crop_scale",
 }
 REMOVED = {  # by dotted name: why, and what to do
+    "auto.probe_accuracy": "removed: auto compares on the validation split; delete this parameter",
     "evaluation.bootstrap_samples": "removed: the accuracy's confidence interval needs no"
     " resampling; delete this parameter",
     "tracking": "removed: MLflow itself retries; delete tracking.on_failure, and repeat a run that"

@@ -9,7 +9,7 @@ from thawline.options import Parameters
 from thawline.reports.html import Recipe, Section, kedro_command, with_captions
 
 SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (  # heading, text, catalog entries
-    ("Training", "", ("learning_curves", "stage_probes_figure")),
+    ("Training", "", ("learning_curves", "stage_contributions", "candidates_figure")),
     (
         "Errors",
         "Measured on the test split, which had no part in training.",

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from torch import Tensor, nn
-from torch.nn.functional import log_softmax
+from torch.nn.functional import cross_entropy, log_softmax
 
 from thawline.errors import ParameterError
 from thawline.networks.all_stages import find_all_stages
@@ -83,7 +83,7 @@ def fit_linear_head(
     groups = None if run.train_groups is None else run.train_groups[some]
     folds = make_folds(labels.cpu().numpy()[some], groups, seed)
     sample = components[some], labels[some]
-    path, lines = cross_validate(*sample, folds, loss, linear.out_features, update_bar)
+    path, lines, losses = cross_validate(*sample, folds, loss, linear.out_features, update_bar)
     strength = min(path, key=itemgetter("loss"))["C"] if folds else DEFAULT_C
     line = fit(components, labels, strength, loss, lines[0])
     with torch.no_grad():
@@ -93,7 +93,7 @@ def fit_linear_head(
     features = find_all_stages(run.network)
     widths = features.widths if features else {HEAD: linear.in_features}
     contributions = measure_contributions(widths, basis, *sample, folds, lines)
-    progress.linear_head = {"path": path, "contributions": contributions}
+    progress.linear_head = {"path": path, "contributions": contributions, "losses": losses}
     logits = line(components)
     accuracy = float((logits.argmax(dim=1) == labels).float().mean())
     logger.info("Phase %d: C %g, chosen from %s", progress.phase, strength, _describe(path))
@@ -204,15 +204,18 @@ def cross_validate(
     loss: Loss,
     classes: int,
     update_bar: Callable[..., None],
-) -> tuple[list[dict[str, float]], list[Line]]:
+) -> tuple[list[dict[str, float]], list[Line], list[float]]:
     """Return C, loss and accuracy on images that lines were not fitted to, for a path of C.
 
-    The path ends where the loss rises. The lines of the best C are returned too, one per fold.
+    The path ends where the loss rises. The lines of the best C are returned too, one per fold, and
+    their cross-entropy for each image.
     """
+    parts = [(torch.from_numpy(rest), torch.from_numpy(fold)) for rest, fold in folds]
     start = Line(components.new_zeros(classes, components.shape[1]), components.new_zeros(classes))
     path: list[dict[str, float]] = []
     lines = best = [start] * max(1, len(folds))
-    parts = [(torch.from_numpy(rest), torch.from_numpy(fold)) for rest, fold in folds]
+    losses = labels.new_zeros(len(labels), dtype=torch.float32)
+    order = torch.cat([fold for _, fold in parts]) if parts else labels.new_zeros(0)
     for strength in C_PATH if folds else ():
         logits, targets = [], []
         for number, (rest, fold) in enumerate(parts):
@@ -226,7 +229,8 @@ def cross_validate(
         if path[-1]["loss"] > min(row["loss"] for row in path):
             break
         best = [*lines]
-    return path, best
+        losses[order] = cross_entropy(joined, truth, reduction="none")
+    return path, best, losses.tolist()
 
 
 def make_folds(labels: np.ndarray, groups: np.ndarray | None, seed: int) -> Folds:
@@ -237,11 +241,12 @@ def make_folds(labels: np.ndarray, groups: np.ndarray | None, seed: int) -> Fold
     """
     units = np.arange(len(labels)) if groups is None else pd.factorize(groups)[0]
     per_class = pd.Series(units).groupby(labels).nunique()
-    if per_class.sum() == len(per_class) == units.max() + 1 == 1:
+    if units.max() == 0 or per_class.max() == 1:
         return []
     count = max(2, min(NUM_FOLDS, int(per_class.min())))
-    folds = StratifiedKFold if groups is None else StratifiedGroupKFold
-    return [*folds(count, shuffle=True, random_state=seed).split(labels, labels, units)]
+    make = StratifiedKFold if groups is None else StratifiedGroupKFold
+    folds = make(count, shuffle=True, random_state=seed)
+    return [*folds.split(labels, labels, None if groups is None else units)]
 
 
 def measure_contributions(
@@ -257,7 +262,7 @@ def measure_contributions(
         own = basis.components[start : start + width]
         start += width
         lost = 0
-        for (_, fold), line in zip(folds, lines, strict=True):
+        for (_, fold), line in zip(folds, lines, strict=False):
             logits, truth = line(components[fold]), labels[fold]
             without = logits - components[fold] @ (own.T @ (own @ line.weight.T))
             lost += int((logits.argmax(1) == truth).sum() - (without.argmax(1) == truth).sum())
@@ -266,7 +271,9 @@ def measure_contributions(
 
 
 def _describe(path: Sequence[dict[str, float]]) -> str:
-    return ", ".join("%(C)g (accuracy %(accuracy).3f, loss %(loss).3f)" % row for row in path)
+    return ", ".join(
+        f"{row['C']:g} (accuracy {row['accuracy']:.3f}, loss {row['loss']:.3f})" for row in path
+    )
 
 
 def _loss_of_logits(loss: nn.Module) -> Loss:

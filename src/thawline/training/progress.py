@@ -43,7 +43,16 @@ class TrainingResult(NamedTuple):
     best_epoch: int  # from 1; 0 if no phase has an epoch
     history: pd.DataFrame  # one row per epoch: `COLUMNS`, and lr/STAGE of every trained stage
     freeze_contract: list[dict[str, Any]]  # per phase: what was frozen, its SHA-256 before, after
-    linear_head: dict[str, list[dict[str, Any]]]  # of a closed form: path of C, contributions
+    linear_head: dict[str, list[Any]]  # of a closed form: path of C, contributions, losses
+
+    def report(self, on_epoch: OnEpoch) -> None:
+        """Give `on_epoch` every row of the history, after the training."""
+        for row in self.history.to_dict("records"):
+            on_epoch({str(name): value for name, value in row.items()}, row["epoch"])
+
+    def linear_head_summary(self) -> dict[str, Any]:
+        """Return what a classifier keeps of it, or nothing."""
+        return {name: rows for name, rows in self.linear_head.items() if name != "losses"}
 
 
 @dataclass
@@ -58,7 +67,7 @@ class TrainingProgress:
     contract: list[dict[str, Any]] = field(default_factory=list)
     best: State = field(default_factory=dict)  # the changed tensors in the best epoch
     best_epoch: int = 0  # 0 before the first
-    linear_head: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    linear_head: dict[str, list[Any]] = field(default_factory=dict)
 
     @property
     def epoch(self) -> int:

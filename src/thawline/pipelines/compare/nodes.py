@@ -40,7 +40,6 @@ def train_strategies(
         What the comparison needs, the classifiers by `STRATEGY.seed_N`, and three tables of it: one
         row per training, per epoch and per test image.
     """
-    data = splits, image_transforms, activations
     rows, settings, histories, predictions, classifiers = [], [], {}, {}, {}
     # All have the splits and random views of the first seed.
     dataset = parameters.dataset.model_copy(update={"seed": parameters.data_seed})
@@ -54,16 +53,20 @@ def train_strategies(
         depends_on = dict(flatten(own.model_dump(mode="json", include=groups)))
         with child_runs(name, depends_on, tags) as set_tags:
             network, _ = finetune.build_model(own, splits, image_transforms)
-            choice, texts, *_ = finetune.choose_strategy(own, network, *data)
+            choice, texts, *_, network, own_transforms = finetune.choose_strategy(
+                own, network, splits, image_transforms, activations
+            )
             set_tags(texts)
             network, _ = finetune.freeze_layers(network, choice)
+            data = splits, own_transforms, activations
             classifier, _, history, *_ = finetune.train_model(
-                own, network, choice, *data, training_checkpoints, metric_logger
+                network, choice, *data, training_checkpoints, metric_logger
             )
             metrics, _, predicted, _ = finetune.evaluate_model(
                 classifier, splits, own.evaluation, own.training
             )
-            epoch, seconds = classifier.training["epoch"], float(history["seconds"].sum())
+            epoch = classifier.training["epoch"]
+            seconds = choice.seconds or float(history["seconds"].sum())
             metric_logger(metrics, epoch)
         classifiers[f"{strategy}.seed_{seed}"] = classifier
         rows.append(key | {"best_epoch": epoch, "seconds": seconds} | metrics)

@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import logging
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,23 @@ from thawline.data.splitting import class_names
 from thawline.datasets.served_model_dataset import ServedModel
 from thawline.evaluation import stage_summary
 from thawline.evaluation.metrics import compute_metrics
-from thawline.evaluation.predictions import predict_split
-from thawline.evaluation.significance import effective_images
+from thawline.evaluation.predictions import as_arrays, predict_split
 from thawline.networks import building as backbones
 from thawline.networks.classifier import Classifier, read_ancestors
 from thawline.options import AUTO, EvaluationOptions, Parameters, TrainingOptions
 from thawline.reports.figures.evaluation import confusion_matrix
 from thawline.reports.figures.model import stage_figure, weight_change_figure
-from thawline.reports.figures.training import learning_curves, lr_curve, stage_probes
-from thawline.thaw import freezing, probing
+from thawline.reports.figures.training import (
+    candidates_figure,
+    learning_curves,
+    lr_curve,
+    stage_contributions,
+)
+from thawline.sweep import auto
+from thawline.thaw import freezing
 from thawline.thaw.cache import ActivationCache
 from thawline.training import loop, lr_find, ray_engine, setup
-from thawline.training.progress import OnEpoch, State
+from thawline.training.progress import OnEpoch, State, TrainingResult
 from thawline.training.state import TrainingCheckpoints
 
 logger = logging.getLogger(__name__)
@@ -49,13 +56,16 @@ def build_model(
     parameters: Parameters, splits: pd.DataFrame, image_transforms: transforms.Transforms
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Return the network with a head for the classes of the splits, and the load report."""
-    model, strategy = parameters.model, parameters.strategies.get(parameters.strategy)
-    if strategy and strategy.weights not in (None, model.weights):
-        logger.info("The strategy starts from random weights instead of %s", model.weights)
-        model = model.model_copy(update={"weights": strategy.weights})
+    asked = parameters.model
+    if parameters.strategy != AUTO:
+        parameters = parameters.with_strategy(parameters.strategy)
+    if parameters.model.weights != asked.weights:
+        logger.info("The strategy starts from random weights instead of %s", asked.weights)
     size, names = image_transforms.preprocessing.size, class_names(splits)
-    network, report = backbones.build_network(model, len(names), size, parameters.seed, names)
-    logger.info("%s, %s", model.backbone, report)
+    network, report = backbones.build_network(
+        parameters.model, len(names), size, parameters.seed, names
+    )
+    logger.info("%s, %s", parameters.model.backbone, report)
     return network, dataclasses.asdict(report)
 
 
@@ -65,22 +75,79 @@ def choose_strategy(
     splits: pd.DataFrame,
     image_transforms: transforms.Transforms,
     activations: Path,
-) -> tuple[probing.Choice, dict[str, str], pd.DataFrame, go.Figure]:
-    """Return the strategy, why it was chosen, and the probes of stages with their figure."""
-    cache = ActivationCache(activations, parameters.activations.max_gb)
-    choice, probes = probing.choose_strategy(
-        parameters, network, splits, image_transforms, effective_images, cache
+) -> tuple[auto.Choice, dict[str, str], pd.DataFrame, go.Figure, nn.Module, transforms.Transforms]:
+    """Return the strategy, why it was chosen, what was tried for it, and the network it trains."""
+    arguments = partial(training_arguments, splits=splits, activations=activations)
+    choice = auto.choose_strategy(
+        parameters,
+        splits,
+        train=lambda own: try_training(arguments(own)),
+        prepare=lambda own: setup.prepare(*arguments(own)),
     )
     if parameters.strategy == AUTO:
         logger.info("Strategy auto: %s", choice.reason)
-    return choice, describe_choice(parameters, choice), probes, stage_probes(probes)
+        _, network, _, image_transforms, _ = arguments(choice.parameters)
+    table = choice.table()
+    figure = candidates_figure(table)
+    return choice, choice.describe(), table, figure, network, image_transforms
+
+
+def training_arguments(
+    parameters: Parameters, splits: pd.DataFrame, activations: Path
+) -> ray_engine.Arguments:
+    """Return what `setup.prepare` takes, for parameters with a strategy that is not auto."""
+    image_transforms = build_transforms(parameters)
+    network, _ = build_model(parameters, splits, image_transforms)
+    cache = ActivationCache(activations, parameters.activations.max_gb)
+    return parameters, network, splits, image_transforms, cache
+
+
+def run_training(
+    arguments: ray_engine.Arguments,
+    checkpoints: TrainingCheckpoints | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> TrainingResult:
+    """Train in this process or on Ray."""
+    phases = arguments[0].phases
+    if arguments[0].engine.name == "ray":
+        return ray_engine.train(arguments, phases, checkpoints, on_epoch)
+    return loop.train(setup.prepare(*arguments), phases, checkpoints, on_epoch)
+
+
+def try_training(arguments: ray_engine.Arguments) -> auto.Trained:
+    """Train, and see which validation images the best epoch has right."""
+    start = time.perf_counter()
+    parameters, network, splits, image_transforms, _ = arguments
+    result = run_training(arguments)
+    classifier = make_classifier(parameters, network, result.best, splits, image_transforms)
+    batch_size = parameters.evaluation.batch_size
+    predictions = predict_split(classifier, splits, "val", batch_size, parameters.training)
+    *_, correct = as_arrays(predictions)
+    size, seconds = image_transforms.preprocessing.size, time.perf_counter() - start
+    return auto.Trained(parameters, result, correct, size, seconds)
+
+
+def make_classifier(
+    parameters: Parameters,
+    network: nn.Module,
+    state: State,
+    splits: pd.DataFrame,
+    image_transforms: transforms.Transforms,
+    training: dict[str, Any] | None = None,
+    seen: frozenset[str] = frozenset(),
+) -> Classifier:
+    """Return a network in some state of its training as a classifier; it stays as it is."""
+    network = copy.deepcopy(network).cpu().eval()
+    network.load_state_dict(state)
+    names, preprocessing = class_names(splits), image_transforms.preprocessing
+    return Classifier(network, names, preprocessing, parameters.model, training or {}, seen)
 
 
 def freeze_layers(
-    network: nn.Module, chosen_strategy: probing.Choice
+    network: nn.Module, chosen_strategy: auto.Choice
 ) -> tuple[nn.Module, pd.DataFrame]:
     """Return the network as the first phase trains it, and the report on all phases."""
-    report = freezing.freeze_report(network, chosen_strategy.strategy.phases)
+    report = freezing.freeze_report(network, chosen_strategy.parameters.phases)
     table = Table(*report.columns, title="Trainable parameters")
     formats = {int: ",", float: ".3g"}
     for row in report.itertuples(index=False):
@@ -90,58 +157,53 @@ def freeze_layers(
 
 
 def train_model(
-    parameters: Parameters,
     frozen_network: nn.Module,
-    chosen_strategy: probing.Choice,
+    chosen_strategy: auto.Choice,
     splits: pd.DataFrame,
     image_transforms: transforms.Transforms,
     activations: Path,
     training_checkpoints: TrainingCheckpoints,
     metric_logger: OnEpoch,
-) -> tuple[Classifier, Classifier, pd.DataFrame, list[dict[str, Any]], go.Figure]:
-    """Return the best and the last classifier, history, freeze contract and learning curves."""
+) -> tuple[Classifier, Classifier, pd.DataFrame, list[dict[str, Any]], go.Figure, go.Figure]:
+    """Return the best and the last classifier, history, freeze contract and its figures."""
+    parameters = chosen_strategy.parameters
     cache = ActivationCache(activations, parameters.activations.max_gb)
-    arguments = parameters, frozen_network, splits, image_transforms, cache
-    phases = chosen_strategy.strategy.phases
-    if parameters.engine.name == "ray":
-        result = ray_engine.train(arguments, phases, training_checkpoints, metric_logger)
+    if result := chosen_strategy.result:
+        result.report(metric_logger)
     else:
-        context = setup.prepare(*arguments)
-        result = loop.train(context, phases, training_checkpoints, metric_logger)
+        arguments = parameters, frozen_network, splits, image_transforms, cache
+        result = run_training(arguments, training_checkpoints, metric_logger)
     if result.best_epoch:
         best_val_accuracy = result.history["val_accuracy"].iloc[result.best_epoch - 1]
         metric_logger({"best_val_accuracy": best_val_accuracy}, result.best_epoch)
     seen = frozenset(hash_files(splits.loc[splits["split"] != "test", "path"].tolist()))
-    if chosen_strategy.strategy.weights is None:
+    strategy = parameters.strategies[parameters.strategy]
+    if strategy.weights is None:
         seen |= read_ancestors(parameters.model) or frozenset()
-
-    def make_classifier(state: State, epoch: int) -> Classifier:
-        network = copy.deepcopy(frozen_network).cpu().eval()
-        network.load_state_dict(state)
-        choice = describe_choice(parameters, chosen_strategy)
-        training = {"epoch": epoch, "seed": parameters.seed, **choice}
-        training |= chosen_strategy.strategy.model_dump(mode="json")
-        names, preprocessing = class_names(splits), image_transforms.preprocessing
-        return Classifier(network, names, preprocessing, parameters.model, training, seen)
-
-    return (
-        make_classifier(result.best, result.best_epoch),
-        make_classifier(result.last, len(result.history)),
-        result.history,
-        result.freeze_contract,
-        learning_curves(result.history, result.best_epoch),
+    description = {"seed": parameters.seed, **chosen_strategy.describe()}
+    description |= strategy.model_dump(mode="json") | result.linear_head_summary()
+    common = parameters, frozen_network
+    data = splits, image_transforms
+    best, last = (
+        make_classifier(*common, state, *data, {"epoch": epoch, **description}, seen)
+        for state, epoch in ((result.best, result.best_epoch), (result.last, len(result.history)))
     )
+    figures = (
+        learning_curves(result.history, result.best_epoch),
+        stage_contributions(result.linear_head.get("contributions", [])),
+    )
+    return best, last, result.history, result.freeze_contract, *figures
 
 
 def describe_stages(
     network: nn.Module,
-    chosen_strategy: probing.Choice,
+    chosen_strategy: auto.Choice,
     history: pd.DataFrame,
     image_transforms: transforms.Transforms,
 ) -> tuple[pd.DataFrame, go.Figure]:
     """Return what each phase does with each stage, and the same drawn with its thaw lines."""
     size = image_transforms.preprocessing.size
-    phases = chosen_strategy.strategy.phases
+    phases = chosen_strategy.parameters.phases
     table = stage_summary.describe_stages(network, phases, history, size)
     return table, stage_figure(table)
 
@@ -163,15 +225,15 @@ def measure_weight_change(
 
 
 def find_lr(
-    parameters: Parameters,
     network: nn.Module,
-    chosen_strategy: probing.Choice,
+    chosen_strategy: auto.Choice,
     splits: pd.DataFrame,
     image_transforms: transforms.Transforms,
     activations: Path,
 ) -> tuple[pd.DataFrame, dict[str, float], go.Figure]:
     """Return the loss at rising rates in the first phase, the rate it suggests, and the curve."""
-    phase = chosen_strategy.strategy.phases[0]
+    parameters = chosen_strategy.parameters
+    phase = parameters.phases[0]
     unmixed = parameters.augmentation.model_copy(update={"mixup": 0, "cutmix": 0})
     own = parameters.model_copy(update={"augmentation": unmixed})
     cache = ActivationCache(activations, parameters.activations.max_gb)
@@ -205,12 +267,3 @@ def package_model(classifier: Classifier, splits: pd.DataFrame) -> ServedModel:
     """Return the classifier with two files that show how it is asked."""
     paths = splits.loc[splits["split"] == "test", "path"].head(EXAMPLES)
     return classifier, [read_bytes(path) for path in paths]
-
-
-def describe_choice(parameters: Parameters, choice: probing.Choice) -> dict[str, str]:
-    """Return the strategy that was asked for, the one that was chosen, and why, as texts."""
-    return {
-        "strategy": parameters.strategy,
-        "chosen_strategy": choice.name,
-        "strategy_reason": choice.reason,
-    }

@@ -7,29 +7,37 @@ from thawline.pipelines.finetune import nodes
 from thawline.reports.figures.data import training_views
 from thawline.serving.champion import register_model
 
-DATA = ["splits", "transforms", "activations"]
+DATA = ["splits", "chosen_transforms", "activations"]
 RESOURCES = ["training_checkpoints", "metric_logger"]
-CHOICE = ["chosen_strategy", "strategy_choice", "stage_probes", "stage_probes_figure"]
+CHOICE = [
+    "chosen_strategy", "strategy_choice", "candidates", "candidates_figure", "chosen_network",
+    "chosen_transforms",
+]  # fmt: skip
 FROZEN = ["frozen_network", "freeze_report"]
-TRAINED = ["classifier", "last_classifier", "history", "freeze_contract", "learning_curves"]
+TRAINED = [
+    "classifier", "last_classifier", "history", "freeze_contract", "learning_curves",
+    "stage_contributions",
+]  # fmt: skip
+
 EVALUATED = ["metrics", "per_class_metrics", "predictions", "confusion_matrix"]
 
 
 def create_model() -> Pipeline:
     """Return the pipeline from splits to a network and the strategy to train it by."""
     prepared = ["parameters", "splits", "transforms"]
+    choice = ["parameters", "network", "splits", "transforms", "activations"]
     return Pipeline(
         [
             make_node(nodes.build_transforms, "parameters", "transforms"),
             make_node(nodes.build_model, prepared, ["network", "load_report"]),
-            make_node(nodes.choose_strategy, ["parameters", "network", *DATA], CHOICE),
+            make_node(nodes.choose_strategy, choice, CHOICE),
         ]
     )
 
 
 def create_lr_search() -> Pipeline:
     """Return the pipeline from a network to the learning rate that suits its first phase."""
-    inputs = ["parameters", "network", "chosen_strategy", *DATA]
+    inputs = ["chosen_network", "chosen_strategy", *DATA]
     return Pipeline(
         [make_node(nodes.find_lr, inputs, ["lr_range_test", "suggested_lr", "lr_curve"])]
     )
@@ -37,11 +45,11 @@ def create_lr_search() -> Pipeline:
 
 def create_training() -> Pipeline:
     """Return the pipeline from a network to a classifier and its metrics on the test split."""
-    frozen = ["parameters", "frozen_network", "chosen_strategy", *DATA, *RESOURCES]
+    frozen = ["frozen_network", "chosen_strategy", *DATA, *RESOURCES]
     trained = ["classifier", "splits", "params:evaluation", "params:training"]
     return Pipeline(
         [
-            make_node(nodes.freeze_layers, ["network", "chosen_strategy"], FROZEN),
+            make_node(nodes.freeze_layers, ["chosen_network", "chosen_strategy"], FROZEN),
             make_node(nodes.train_model, frozen, TRAINED),
             make_node(nodes.evaluate_model, trained, EVALUATED),
         ]
@@ -50,9 +58,9 @@ def create_training() -> Pipeline:
 
 def create_summary() -> Pipeline:
     """Return the pipeline to what the network saw in training, and what became of it."""
-    drawn = ["splits", "transforms", "params:augmentation", "params:seed"]
-    stages = ["network", "chosen_strategy", "history", "transforms"]
-    trained = ["parameters", "network", "classifier", *DATA]
+    drawn = ["splits", "chosen_transforms", "params:augmentation", "params:seed"]
+    stages = ["chosen_network", "chosen_strategy", "history", "chosen_transforms"]
+    trained = ["parameters", "chosen_network", "classifier", *DATA]
     change = ["weight_change", "weight_change_figure"]
     return Pipeline(
         [

@@ -15,7 +15,7 @@ from thawline.evaluation import label_problems
 from thawline.options import Parameters
 from thawline.reports.figures.data import problem_grid
 from thawline.thaw.cache import ActivationCache
-from thawline.thaw.probing import stage_features
+from thawline.thaw.stage_features import stage_features
 
 logger = logging.getLogger(__name__)
 

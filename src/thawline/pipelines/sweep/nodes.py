@@ -77,12 +77,16 @@ def train_trial(
     """Train once, as the pipeline finetune does with these parameters."""
     image_transforms = finetune.build_transforms(parameters)
     network, _ = finetune.build_model(parameters, splits, image_transforms)
-    choice, *_ = finetune.choose_strategy(
+    choice, *_, network, image_transforms = finetune.choose_strategy(
         parameters, network, splits, image_transforms, activations
     )
+    if choice.result:
+        choice.result.report(on_epoch)
+        return choice.result
     cache = ActivationCache(activations, parameters.activations.max_gb)
-    context = setup.prepare(parameters, network, splits, image_transforms, cache)
-    return loop.train(context, choice.strategy.phases, on_epoch=on_epoch)
+    arguments = choice.parameters, network, splits, image_transforms, cache
+    context = setup.prepare(*arguments)
+    return loop.train(context, choice.parameters.phases, on_epoch=on_epoch)
 
 
 def select_best_trial(

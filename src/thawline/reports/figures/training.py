@@ -1,4 +1,7 @@
-"""Draw learning curves, linear probes of stages and the learning-rate range test."""
+"""Draw learning curves, what a strategy was chosen by, and the learning-rate range test."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import plotly.express as px
@@ -74,17 +77,31 @@ def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
     )
 
 
-def stage_probes(probes: pd.DataFrame) -> go.Figure:
-    """Return the accuracy of a linear probe on each stage, with its standard error."""
-    if probes.empty:
-        return empty_figure("No linear probes: auto.by is not probe")
-    figure = px.line(
-        probes, "stage", "accuracy", error_y="standard_error", hover_data="features", markers=True,
-        labels={"stage": "Stage, from input to output", "accuracy": "Accuracy ± standard error"},
+def candidates_figure(tried: pd.DataFrame) -> go.Figure:
+    """Return validation accuracy by seconds of what auto tried."""
+    if tried.empty:
+        return empty_figure("The strategy was named: nothing was tried for it")
+    figure = px.scatter(
+        tried.assign(size=tried["size"].astype(str) + " px"),
+        "seconds", "val_accuracy", color="strategy", symbol="size",
+        hover_data=["trainable", "cv_accuracy"], color_discrete_sequence=COLORS,
+        labels={"seconds": "Seconds", "val_accuracy": "Validation accuracy", "size": "Input"},
+    )  # fmt: skip
+    figure.update_traces(marker={"size": 12})
+    return finish(figure, "What auto tried: validation accuracy and seconds")
+
+
+def stage_contributions(contributions: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """Return the accuracy that a linear head loses without the features of each stage."""
+    if not contributions:
+        return empty_figure("No stage contributions: no head was fitted by lbfgs")
+    figure = px.bar(
+        pd.DataFrame(contributions), "stage", "accuracy_lost", hover_data="features",
+        labels={"stage": "Stage, from input to output", "accuracy_lost": "Accuracy lost"},
         color_discrete_sequence=COLORS,
     )  # fmt: skip
     figure.update_xaxes(type="category")
-    return finish(figure, "Accuracy of a linear probe on each stage (cross-validated)")
+    return finish(figure, "Accuracy that the linear head loses without a stage (cross-validated)")
 
 
 def lr_curve(sweep: pd.DataFrame, suggested: float, current: float) -> go.Figure:

@@ -1,0 +1,208 @@
+"""Choose a strategy: by its name, by the number of images, or by what it reaches in a budget."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from thawline.data.decoding import open_image, upright_size
+from thawline.options import AUTO, LastStages, Parameters, Phase
+from thawline.training.loop import train_step
+from thawline.training.progress import TrainingResult
+from thawline.training.setup import TrainingContext, prepare_phase
+
+logger = logging.getLogger(__name__)
+
+PROBE, FINE_TUNE = "all_stages", "lp_ft"  # strategies that auto tries
+LARGER = 1.43  # times the size of the weights: 320 px for 224 px
+MAX_UPSAMPLING = 2.0  # beyond that, a larger input shows nothing new
+NUM_SIZED_IMAGES = 100  # that this is judged by
+DEPTHS: tuple[Any, ...] = ("all", *(LastStages(last=last) for last in (6, 5, 4, 3, 2)))
+NUM_TIMED_STEPS = 2
+MIN_ERRORS = 4  # on the validation split, for fine-tuning to show that it is better
+COLUMNS = ["strategy", "size", "trainable", "val_accuracy", "cv_accuracy", "seconds"]
+
+
+class Trained(NamedTuple):
+    """A training that was tried."""
+
+    parameters: Parameters
+    result: TrainingResult
+    correct: np.ndarray  # whether the network is right on each validation image, (N,) bool
+    size: int  # side of its input, px
+    seconds: float
+
+
+class Choice(NamedTuple):
+    """A strategy, named or chosen by the data."""
+
+    asked: str  # the parameter `strategy`
+    parameters: Parameters  # those of the run, with this strategy and what it decides
+    reason: str  # a sentence with the numbers that led to it
+    tried: tuple[Trained, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The name of the strategy."""
+        return self.parameters.strategy
+
+    @property
+    def result(self) -> TrainingResult | None:
+        """The training, if choosing the strategy has taken it."""
+        chosen = [t.result for t in self.tried if t.parameters is self.parameters]
+        return chosen[0] if chosen else None
+
+    @property
+    def seconds(self) -> float:
+        """How long choosing took, with every training that was tried."""
+        return sum(tried.seconds for tried in self.tried)
+
+    def describe(self) -> dict[str, str]:
+        """Return the strategy that was asked for, the one that was chosen, and why."""
+        return {
+            "strategy": self.asked,
+            "chosen_strategy": self.name,
+            "strategy_reason": self.reason,
+        }
+
+    def table(self) -> pd.DataFrame:
+        """Return one row per training that was tried: what it was, accuracies, seconds."""
+        rows = []
+        for tried in self.tried:
+            trainable = tried.parameters.phases[-1].trainable
+            last = trainable.last if isinstance(trainable, LastStages) else trainable
+            path = tried.result.linear_head["path"]
+            cv_accuracy = min(path, key=lambda row: row["loss"])["accuracy"] if path else np.nan
+            accuracy, name = tried.correct.mean(), tried.parameters.strategy
+            rows.append((name, tried.size, last, accuracy, cv_accuracy, tried.seconds))
+        return pd.DataFrame(rows, columns=COLUMNS)
+
+
+Train = Callable[[Parameters], Trained]
+Prepare = Callable[[Parameters], TrainingContext]
+
+
+def choose_strategy(
+    parameters: Parameters, splits: pd.DataFrame, train: Train, prepare: Prepare
+) -> Choice:
+    """Return the strategy, named or chosen by the data; `train` and `prepare` serve `auto`."""
+    asked, auto = parameters.strategy, parameters.auto
+    if asked != AUTO:
+        return Choice(asked, parameters.with_strategy(asked), "named by the parameter strategy")
+    if auto.by == "size":
+        name, reason = choose_by_size(parameters, int((splits["split"] == "train").sum()))
+        return Choice(asked, parameters.with_strategy(name), reason)
+    return choose_by_validation(parameters, splits, train, prepare)
+
+
+def choose_by_size(parameters: Parameters, images: int) -> tuple[str, str]:
+    """Return the strategy for a number of training images, and why: more images, more stages."""
+    auto = parameters.auto
+    if images < auto.small:
+        name, why = "freeze_to_layer3", f"fewer than auto.small = {auto.small}"
+    elif images <= auto.large:
+        name, why = "freeze_to_layer1", f"from auto.small = {auto.small} to auto.large"
+    else:
+        name, why = "full", f"more than auto.large = {auto.large}"
+    return name, f"{name}: {images} training images are {why}"
+
+
+def choose_by_validation(
+    parameters: Parameters, splits: pd.DataFrame, train: Train, prepare: Prepare
+) -> Choice:
+    """Fit a head on all stages, at two image sizes; fine-tune if it may pay; take the best.
+
+    A costlier training is taken if it is better by more than the standard error of the difference,
+    in which images of a group count together. Fine-tuning trains as many stages as fit into what is
+    left of `auto.budget_minutes`.
+    """
+    deadline = time.monotonic() + 60 * parameters.auto.budget_minutes
+    groups = splits.get("group", pd.Series(np.arange(len(splits)))).to_numpy()
+    best = train(parameters.with_strategy(PROBE))
+    tried = [best]
+    if parameters.transforms.size is None and (size := larger_size(splits, best.size)):
+        expected = best.seconds * (size / best.size) ** 2
+        if expected < deadline - time.monotonic():
+            transforms = parameters.transforms.model_copy(update={"size": size})
+            larger = parameters.model_copy(update={"transforms": transforms}).with_strategy(PROBE)
+            tried.append(train(larger))
+            losses = [np.array(t.result.linear_head["losses"]) for t in tried]
+            if is_better(losses[0] - losses[1], groups[(splits["split"] == "train").to_numpy()]):
+                best = tried[1]
+    reasons = [f"{best.correct.mean():.3f} by a linear head on all stages at {best.size} px"]
+    errors = int((~best.correct).sum())
+    if errors < MIN_ERRORS:
+        reasons.append(f"with {errors} errors left, fine-tuning could not show that it is better")
+        return Choice(AUTO, best.parameters, _sentence(best, reasons), tuple(tried))
+    fine = deepest_that_fits(best.parameters, prepare, deadline - time.monotonic())
+    if fine is None:
+        reasons.append("fine-tuning does not fit into auto.budget_minutes")
+        return Choice(AUTO, best.parameters, _sentence(best, reasons), tuple(tried))
+    tried.append(train(fine))
+    gain = tried[-1].correct.astype(float) - best.correct
+    found = f"{tried[-1].correct.mean():.3f} by fine-tuning ({FINE_TUNE})"
+    if is_better(gain, groups[(splits["split"] == "val").to_numpy()]):
+        best = tried[-1]
+        reasons.append(f"{found}, which is better by more than its standard error")
+    else:
+        reasons.append(f"{found}, which is not better by more than its standard error")
+    return Choice(AUTO, best.parameters, _sentence(best, reasons), tuple(tried))
+
+
+def larger_size(splits: pd.DataFrame, size: int) -> int | None:
+    """Return a larger side of the input in px, a multiple of 32, if the images have the detail."""
+    larger = 32 * round(size * LARGER / 32)
+    paths = splits["path"].iloc[:: max(1, len(splits) // NUM_SIZED_IMAGES)]
+    sides = []
+    for path in paths:
+        with open_image(path) as file:
+            sides.append(min(upright_size(file)))
+    return larger if np.median(sides) * MAX_UPSAMPLING >= larger else None
+
+
+def is_better(gains: np.ndarray, groups: np.ndarray) -> bool:
+    """Return whether the mean of paired gains (N,) exceeds its standard error, by groups (N,)."""
+    sums = pd.Series(gains - gains.mean()).groupby(groups).sum()
+    return bool(gains.sum() > np.sqrt((sums**2).sum()))
+
+
+def deepest_that_fits(
+    parameters: Parameters, prepare: Prepare, seconds: float
+) -> Parameters | None:
+    """Return parameters that fine-tune as many stages as take less than `seconds`, if any do."""
+    strategy = parameters.strategies[FINE_TUNE]
+    for depth in DEPTHS:
+        update = {"trainable": depth}
+        phases = (*strategy.phases[:-1], strategy.phases[-1].model_copy(update=update))
+        changed = strategy.model_copy(update={"phases": phases, "head": parameters.model.head})
+        strategies = parameters.strategies | {FINE_TUNE: changed}
+        own = parameters.model_copy(update={"strategies": strategies}).with_strategy(FINE_TUNE)
+        needed = estimate_seconds(prepare(own), own.phases[-1])
+        logger.info("Fine-tuning %s would take about %.0f s of %.0f s", depth, needed, seconds)
+        if needed < seconds:
+            return own
+    return None
+
+
+def estimate_seconds(run: TrainingContext, phase: Phase) -> float:
+    """Return how long a phase would take, by some steps of it, which the network then has taken."""
+    current = prepare_phase(run, phase)
+    steps = run.plan_epoch(run.options.batch_size)[:NUM_TIMED_STEPS]
+    start = time.perf_counter()
+    boundaries = [*run.load_steps(current.features, steps, epoch=0)]
+    images = sum(len(step.positions) for step in steps)
+    below = (time.perf_counter() - start) / images
+    for step, boundary in zip(steps, boundaries, strict=True):
+        start = time.perf_counter()  # the first one is slower
+        train_step(run, current, step, boundary)
+    above = (time.perf_counter() - start) / len(steps[-1].positions)
+    views = min(run.parameters.augmentation.views_per_image or phase.epochs, phase.epochs)
+    count, val_count = len(run.train_set.labels), len(run.val_set.labels)
+    return count * (views * below + phase.epochs * above) + phase.epochs * val_count * above / 3
+
+
+def _sentence(best: Trained, reasons: Sequence[str]) -> str:
+    return f"{best.parameters.strategy}: validation accuracy {', '.join(reasons)}"
