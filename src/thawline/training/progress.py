@@ -29,6 +29,7 @@ COLUMNS = [  # of the history, with lr/STAGE
     "epoch", "phase", "train_loss", "train_accuracy", "images_per_second", "val_loss",
     "val_accuracy", "seconds", "thaw_line", "trainable_parameters", "lr",
 ]  # fmt: skip
+MAX_FALL = 0.05  # of the accuracies where a phase begins
 READ_EVERY = 10  # steps, where reading metrics means waiting for the device
 
 OnEpoch = Callable[[dict[str, Any], int], None]
@@ -94,6 +95,7 @@ class TrainingProgress:
 
     def record(self, row: dict[str, Any], network: nn.Module, monitor: str) -> None:
         """Add an epoch to the history, and keep the weights of the network if it is the best."""
+        self._warn_of_fall(row)
         self.history.append({"epoch": self.epoch, "phase": self.phase, **row})
         best = max(self.history, key=partial(score, monitor=monitor))  # the first of equals
         if best is self.history[-1]:
@@ -103,6 +105,20 @@ class TrainingProgress:
             " %(train_accuracy).3f; val loss %(val_loss).3f, accuracy %(val_accuracy).3f;"
             " %(images_per_second).0f images/s",
             self.history[-1],
+        )
+
+    def _warn_of_fall(self, row: dict[str, Any]) -> None:
+        """Warn if a phase begins by losing what the phase before it had learned."""
+        before = self.history[-1] if self.history else {"phase": self.phase}
+        accuracies = ("train_accuracy", "val_accuracy")
+        if before["phase"] == self.phase or any(before[a] - row[a] < MAX_FALL for a in accuracies):
+            return
+        fallen = [f"{name} fell from {before[name]:.3f} to {row[name]:.3f}" for name in accuracies]
+        logger.warning(
+            "Phase %d: %s as layers were thawed. If they do not recover, lower the phase's lr, or"
+            " set its batch_norm to eval",
+            self.phase,
+            " and ".join(fallen),
         )
 
     def result(self, initial: State, network: nn.Module) -> TrainingResult:

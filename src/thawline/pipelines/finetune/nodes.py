@@ -31,6 +31,7 @@ from thawline.reports.figures.training import (
     candidates_figure,
     learning_curves,
     lr_curve,
+    regularization_path,
     stage_contributions,
 )
 from thawline.sweep import auto
@@ -188,10 +189,11 @@ def train_model(
         make_classifier(*common, state, *data, {"epoch": epoch, **description}, seen)
         for state, epoch in ((result.best, result.best_epoch), (result.last, len(result.history)))
     )
-    figures = (
-        learning_curves(result.history, result.best_epoch),
-        stage_contributions(result.linear_head.get("contributions", [])),
-    )
+    curves = learning_curves(result.history, result.best_epoch)
+    path, contributions = (result.linear_head.get(name, []) for name in ("path", "contributions"))
+    if path and len(result.history) == 1:  # a curve of one point
+        curves = regularization_path(path)
+    figures = curves, stage_contributions(contributions)
     return best, last, result.history, result.freeze_contract, *figures
 
 

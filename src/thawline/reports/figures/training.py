@@ -77,6 +77,20 @@ def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
     )
 
 
+def regularization_path(path: Sequence[Mapping[str, float]]) -> go.Figure:
+    """Return cross-validated loss and accuracy of a linear head by C, with the chosen C marked."""
+    table = pd.DataFrame(path).rename(columns={"loss": "loss (nats)"})
+    figure = px.line(
+        table, "C", ["accuracy", "loss (nats)"], log_x=True, markers=True,
+        labels={"C": "C, the inverse of regularization", "value": "", "variable": ""},
+        color_discrete_sequence=COLORS,
+    )  # fmt: skip
+    best = table["loss (nats)"].idxmin()
+    figure.add_vline(x=table["C"][best], line={"dash": "dot", "color": "gray"})
+    figure.update_yaxes(rangemode="tozero")
+    return finish(figure, f"Linear head, cross-validated (dotted: chosen C, {table['C'][best]:g})")
+
+
 def candidates_figure(tried: pd.DataFrame) -> go.Figure:
     """Return validation accuracy by seconds of what auto tried."""
     if tried.empty:
