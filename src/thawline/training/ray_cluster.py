@@ -98,10 +98,11 @@ def compute_activations(arguments: Arguments, phase: Phase, scaling: Any) -> Non
     parameters, _, splits, *_ = arguments
     splits = splits[["split", "path", "sha256"]]
     train_images = splits[splits["split"] == "train"]
-    views = min(parameters.augmentation.views_per_image or phase.epochs, phase.epochs)
+    count = min(parameters.augmentation.views_per_image or phase.epochs, phase.epochs)
+    views = [EVALUATION] if phase.optimizer == "lbfgs" else range(count)
     rows = pd.concat(
         [splits[splits["split"] == "val"].assign(view=EVALUATION)]
-        + [train_images.assign(view=number) for number in range(views)]
+        + [train_images.assign(view=number) for number in views]
     )
     # In parts from the start: to make them later, Ray Data needs a CPU beside those of the actors.
     tasks = max(len(rows) / MAX_TASK_IMAGES, TASKS_PER_WORKER * scaling.num_workers)
