@@ -177,7 +177,7 @@ def deepest_that_fits(
     for depth in DEPTHS:
         update = {"trainable": depth}
         phases = (*strategy.phases[:-1], strategy.phases[-1].model_copy(update=update))
-        changed = strategy.model_copy(update={"phases": phases, "head": parameters.model.head})
+        changed = strategy.model_copy(update={"phases": phases})
         strategies = parameters.strategies | {FINE_TUNE: changed}
         own = parameters.model_copy(update={"strategies": strategies}).with_strategy(FINE_TUNE)
         needed = estimate_seconds(prepare(own), own.phases[-1])
