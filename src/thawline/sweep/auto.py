@@ -22,6 +22,7 @@ MAX_UPSAMPLING = 2.0  # beyond that, a larger input shows nothing new
 NUM_SIZED_IMAGES = 100  # that this is judged by
 DEPTHS: tuple[Any, ...] = ("all", *(LastStages(last=last) for last in (6, 5, 4, 3, 2)))
 NUM_TIMED_STEPS = 2
+ROUNDING = 1e-9
 MIN_ERRORS = 4  # on the validation split, for fine-tuning to show that it is better
 COLUMNS = ["strategy", "size", "trainable", "val_accuracy", "cv_accuracy", "seconds"]
 
@@ -164,9 +165,15 @@ def larger_size(splits: pd.DataFrame, size: int) -> int | None:
 
 
 def is_better(gains: np.ndarray, groups: np.ndarray) -> bool:
-    """Return whether the mean of paired gains (N,) exceeds its standard error, by groups (N,)."""
-    sums = pd.Series(gains - gains.mean()).groupby(groups).sum()
-    return bool(gains.sum() > np.sqrt((sums**2).sum()))
+    """Return whether the mean of paired gains (N,) exceeds its standard error, by groups (N,).
+
+    One gain alone is never better, nor is that of a single group.
+    """
+    sums = pd.Series(gains - gains.mean()).groupby(groups).sum().to_numpy()
+    count = len(sums)
+    return count > 1 and bool(
+        gains.sum() > np.sqrt((sums**2).sum() * count / (count - 1)) + ROUNDING
+    )
 
 
 def deepest_that_fits(
