@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 
 from thawline.data.decoding import open_image, upright_size
+from thawline.errors import ParameterError
+from thawline.networks.building import pretrained_preprocessing
 from thawline.options import AUTO, LastStages, Parameters, Phase
 from thawline.training.loop import train_step
 from thawline.training.progress import TrainingResult
@@ -17,9 +19,10 @@ from thawline.training.setup import TrainingContext, prepare_phase
 logger = logging.getLogger(__name__)
 
 PROBE, FINE_TUNE = "all_stages", "lp_ft"  # strategies that auto tries
-LARGER = 1.43  # times the size of the weights: 320 px for 224 px
-MAX_UPSAMPLING = 2.0  # beyond that, a larger input shows nothing new
-NUM_SIZED_IMAGES = 100  # that this is judged by
+SIZES = (3 / 7, 4 / 7, 5 / 7)  # times the weights' size, for small images: 96 to 160 px for 224 px
+LARGER = 10 / 7  # 320 px for 224 px
+MAX_UPSAMPLING = 2.0  # where a larger input shows nothing new
+NUM_SIZED_IMAGES = 100  # that the size of the images is judged by
 DEPTHS: tuple[Any, ...] = ("all", *(LastStages(last=last) for last in (6, 5, 4, 3, 2)))
 NUM_TIMED_STEPS = 2
 ROUNDING = 1e-9
@@ -114,7 +117,7 @@ def choose_by_size(parameters: Parameters, images: int) -> tuple[str, str]:
 def choose_by_validation(
     parameters: Parameters, splits: pd.DataFrame, train: Train, prepare: Prepare
 ) -> Choice:
-    """Fit a head on all stages, at two image sizes; fine-tune if it may pay; take the best.
+    """Fit a head on all stages, at several image sizes; fine-tune if it may pay; take the best.
 
     A costlier training is taken if it is better by more than the standard error of the difference,
     in which images of a group count together. Fine-tuning trains as many stages as fit into what is
@@ -122,17 +125,8 @@ def choose_by_validation(
     """
     deadline = time.monotonic() + 60 * parameters.auto.budget_minutes
     groups = splits.get("group", pd.Series(np.arange(len(splits)))).to_numpy()
-    best = train(parameters.with_strategy(PROBE))
-    tried = [best]
-    if parameters.transforms.size is None and (size := larger_size(splits, best.size)):
-        expected = best.seconds * (size / best.size) ** 2
-        if expected < deadline - time.monotonic():
-            transforms = parameters.transforms.model_copy(update={"size": size})
-            larger = parameters.model_copy(update={"transforms": transforms}).with_strategy(PROBE)
-            tried.append(train(larger))
-            losses = [np.array(t.result.linear_head["losses"]) for t in tried]
-            if is_better(losses[0] - losses[1], groups[(splits["split"] == "train").to_numpy()]):
-                best = tried[1]
+    tried = try_sizes(parameters, splits, train, deadline)
+    best = smallest_that_serves(tried, groups[(splits["split"] == "train").to_numpy()])
     reasons = [f"{best.correct.mean():.3f} by a linear head on all stages at {best.size} px"]
     errors = int((~best.correct).sum())
     if errors < MIN_ERRORS:
@@ -153,15 +147,62 @@ def choose_by_validation(
     return Choice(AUTO, best.parameters, _sentence(best, reasons), tuple(tried))
 
 
-def larger_size(splits: pd.DataFrame, size: int) -> int | None:
-    """Return a larger side of the input in px, a multiple of 32, if the images have the detail."""
-    larger = 32 * round(size * LARGER / 32)
+def try_sizes(
+    parameters: Parameters, splits: pd.DataFrame, train: Train, deadline: float
+) -> list[Trained]:
+    """Fit a head on all stages at rising image sizes, while the cross-validated loss falls."""
+    tried: list[Trained] = []
+    for size in possible_sizes(parameters, splits):
+        if tried:
+            expected = tried[-1].seconds * ((size or tried[-1].size) / tried[-1].size) ** 2
+            if expected > deadline - time.monotonic():
+                break
+        transforms = parameters.transforms.model_copy(update={"size": size})
+        own = parameters.model_copy(update={"transforms": transforms})
+        try:
+            tried.append(train(own.with_strategy(PROBE)))
+        except ParameterError as error:  # a transformer may take one size alone
+            if size == parameters.transforms.size:
+                raise
+            logger.info("%s", error)
+        if len(tried) > 1 and cv_losses(tried[-1]).mean() > cv_losses(tried[-2]).mean():
+            break
+    return tried
+
+
+def possible_sizes(parameters: Parameters, splits: pd.DataFrame) -> list[int | None]:
+    """Return sides of the network's input in px, rising; None is the weights' size.
+
+    They begin at the size of the images, at most that of the weights, and do not go beyond twice
+    the size of the images, except for the size of the weights. `transforms.size` is the only one if
+    it is given.
+    """
+    if parameters.transforms.size is not None:
+        return [parameters.transforms.size]
     paths = splits["path"].iloc[:: max(1, len(splits) // NUM_SIZED_IMAGES)]
     sides = []
     for path in paths:
         with open_image(path) as file:
             sides.append(min(upright_size(file)))
-    return larger if np.median(sides) * MAX_UPSAMPLING >= larger else None
+    side, usual = float(np.median(sides)), pretrained_preprocessing(parameters.model).size
+    smaller = [
+        size for f in SIZES if min(side, usual) <= (size := 32 * round(usual * f / 32)) < usual
+    ]
+    larger = 32 * round(usual * LARGER / 32)
+    return [*smaller, None, *([larger] if larger <= MAX_UPSAMPLING * side else [])]
+
+
+def cv_losses(tried: Trained) -> np.ndarray:
+    """Return the cross-validated loss of a head on each training image, (N,) float64."""
+    return np.array(tried.result.linear_head["losses"])
+
+
+def smallest_that_serves(tried: Sequence[Trained], groups: np.ndarray) -> Trained:
+    """Return the training at the smallest size of which none at a larger one is better."""
+    best = min(tried, key=lambda t: cv_losses(t).mean())
+    return next(
+        t for t in tried if t is best or not is_better(cv_losses(t) - cv_losses(best), groups)
+    )
 
 
 def is_better(gains: np.ndarray, groups: np.ndarray) -> bool:

@@ -1,6 +1,7 @@
 """Draw learning curves, what a strategy was chosen by, and the learning-rate range test."""
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import pandas as pd
@@ -85,10 +86,10 @@ def regularization_path(path: Sequence[Mapping[str, float]]) -> go.Figure:
         labels={"C": "C, the inverse of regularization", "value": "", "variable": ""},
         color_discrete_sequence=COLORS,
     )  # fmt: skip
-    best = table["loss (nats)"].idxmin()
-    figure.add_vline(x=table["C"][best], line={"dash": "dot", "color": "gray"})
+    best = min(path, key=itemgetter("loss"))["C"]
+    figure.add_vline(x=best, line={"dash": "dot", "color": "gray"})
     figure.update_yaxes(rangemode="tozero")
-    return finish(figure, f"Linear head, cross-validated (dotted: chosen C, {table['C'][best]:g})")
+    return finish(figure, f"Linear head, cross-validated (dotted: chosen C, {best:g})")
 
 
 def candidates_figure(tried: pd.DataFrame) -> go.Figure:
