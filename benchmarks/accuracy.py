@@ -199,11 +199,13 @@ def train_thawline(
     """Return predictions of val and test, seconds, and the strategy with its epochs."""
     transforms = finetune.build_transforms(parameters)
     network, _ = finetune.build_model(parameters, splits, transforms)
-    data = splits, transforms, folder / "activations"
+    activations, states = folder / "activations", TrainingCheckpoints(folder / "states")
     start = time.perf_counter()
-    choice, *_ = finetune.choose_strategy(parameters, network, *data)
+    choice, *_, network, transforms = finetune.choose_strategy(
+        parameters, network, splits, transforms, activations
+    )
     classifier, _, history, *_ = finetune.train_model(
-        parameters, network, choice, *data, TrainingCheckpoints(folder / "states"), ignore_metrics
+        network, choice, splits, transforms, activations, states, ignore_metrics
     )
     seconds = time.perf_counter() - start
     training, evaluation = parameters.training, parameters.evaluation

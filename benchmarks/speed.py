@@ -30,7 +30,7 @@ from thawline.options import (
     ModelOptions,
     Strategy,
 )
-from thawline.thaw.probing import Choice
+from thawline.sweep.auto import Choice
 from thawline.training.state import TrainingCheckpoints
 
 ROOT = Path(__file__).parents[1]
@@ -131,13 +131,16 @@ def measure(task: argparse.Namespace) -> dict[str, Any]:
 
         views = None if task.what == "null" else int(task.what)
         chosen = common.parameters(views, batch_size=task.batch_size, device=task.device)
-        parameters = chosen.model_copy(update={"model": ModelOptions(backbone=task.backbone)})
+        update = {
+            "model": ModelOptions(backbone=task.backbone), "strategy": task.strategy,
+            "strategies": {task.strategy: Strategy(phases=(phase,))},
+        }  # fmt: skip
+        choice = Choice("benchmark", chosen.model_copy(update=update), "")
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             for name in ("seconds", "again"):
                 train_model(
-                    parameters=parameters, frozen_network=network,
-                    chosen_strategy=Choice("benchmark", Strategy(phases=(phase,)), ""),
+                    frozen_network=network, chosen_strategy=choice,
                     splits=splits, image_transforms=transforms,
                     activations=Path(folder, "store"),
                     training_checkpoints=TrainingCheckpoints(Path(folder, "states")),

@@ -49,7 +49,6 @@ from thawline.thaw.device import Accelerator, make_accelerator
 from thawline.thaw.features import ACTIVATIONS, FeatureLoader
 from thawline.thaw.freezing import freeze_layers
 from thawline.thaw.line import split_at_thaw_line
-from thawline.thaw.probing import probe_stages
 from thawline.training import state
 from thawline.training.loop import train
 from thawline.training.lr_find import find_lr, suggest_lr

@@ -266,7 +266,7 @@ def test_the_report_on_a_training_leaves_out_what_is_empty_and_says_how_to_repea
         name: go.Figure(go.Scatter(y=[1]), layout={"title": {"text": f"Drawn {name}"}})
         for name in FIGURES
     }
-    shown |= {"stage_probes_figure": go.Figure(), "misclassified_images": Image.new("RGB", (9, 9))}
+    shown |= {"candidates_figure": go.Figure(), "misclassified_images": Image.new("RGB", (9, 9))}
     strategies = {name: {"phases": [PHASE]} for name in ("mine", *CompareOptions().strategies)}
     parameters = validate_parameters({"seed": 3, "strategy": "mine", "strategies": strategies})
     *sections, repeat = finetune_sections(parameters, shown)

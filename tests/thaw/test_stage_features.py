@@ -1,0 +1,66 @@
+"""Pooled outputs of stages are computed in one pass, which the cache keeps."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from helpers.training import options, transforms
+from thawline.data.decoding import hash_files
+from thawline.data.loading import ImageView
+from thawline.data.transforms import evaluation_view, normalize
+from thawline.networks.building import build_network
+from thawline.networks.stages import find_stages
+from thawline.options import ModelOptions
+from thawline.thaw.cache import ActivationCache
+from thawline.thaw.stage_features import pool, stage_features
+
+SIZE = 64
+
+
+@pytest.fixture
+def images(splits: pd.DataFrame) -> list[ImageView]:
+    paths = splits.loc[splits["split"] == "train", "path"].tolist()
+    return [ImageView(*pair) for pair in zip(paths, hash_files(paths), strict=True)]
+
+
+@pytest.mark.parametrize("backbone", ["timm/tf_efficientnet_lite0", "helpers.networks:SmallNet"])
+def test_every_stage_is_pooled_in_one_pass_that_the_cache_keeps(
+    images: list[ImageView], tmp_path: Path, backbone: str
+) -> None:
+    network, _ = build_network(ModelOptions(backbone=backbone), 2, SIZE, seed=0)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    cache = ActivationCache(tmp_path, 1)
+    features = stage_features(network, images, transforms(SIZE), options(), cache)
+    assert list(features) == list(find_stages(network))[:-1]
+    assert {len(columns) for columns in features.values()} == {len(images)}
+    after = network.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert cache.contents()["entries"].sum() == len(images)
+    again = stage_features(network, images, transforms(SIZE), options(), cache)
+    assert all((again[stage] == features[stage]).all() for stage in features)
+
+
+@pytest.mark.parametrize(
+    ("shape", "width"), [((2, 3, 4, 4), 3), ((2, 4, 4, 3), 3), ((2, 5, 3), 3), ((2, 3), 3)]
+)
+def test_outputs_of_every_layout_are_pooled_to_one_vector(
+    shape: tuple[int, ...], width: int
+) -> None:
+    output = torch.arange(torch.Size(shape).numel(), dtype=torch.float32).reshape(shape)
+    pooled = pool(output)
+    assert pooled.shape == (2, width)
+    torch.testing.assert_close(pooled.mean(1), output.flatten(1).mean(1))
+
+
+def test_the_last_stage_s_features_are_what_the_head_sees(images: list[ImageView]) -> None:
+    network, _ = build_network(ModelOptions(backbone="resnet18", weights="none"), 2, SIZE, seed=0)
+    preprocessing = transforms(SIZE).preprocessing
+    features = stage_features(network, images, transforms(SIZE), options())
+    views = torch.stack([evaluation_view(image.path, preprocessing) for image in images])
+    seen = []
+    network.fc.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    with torch.no_grad():
+        network.eval()(normalize(views, preprocessing))
+    torch.testing.assert_close(torch.from_numpy(features["layer4"]), seen[0], rtol=1e-3, atol=1e-4)
