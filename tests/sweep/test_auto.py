@@ -1,0 +1,170 @@
+"""The strategy auto chooses by the number of images, or by paired results within a budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from PIL import Image
+
+from thawline.options import AutoOptions, LastStages, Parameters, TrainingOptions
+from thawline.sweep import auto
+from thawline.sweep.auto import Trained, choose_by_size, choose_strategy, is_better, larger_size
+
+CONF = Path(__file__).parents[2] / "conf" / "base" / "parameters_strategies.yml"
+STRATEGIES = Parameters(**yaml.safe_load(CONF.read_text())).strategies
+
+
+def parameters(**changes: Any) -> Parameters:
+    return Parameters(**{"strategies": STRATEGIES, "strategy": "auto", **changes})
+
+
+def write_splits(folder: Path, side: int) -> pd.DataFrame:
+    Image.new("RGB", (side, 2 * side)).save(folder / f"{side}.png")
+    splits = pd.DataFrame({"split": ["train"] * 60 + ["val"] * 40})
+    return splits.assign(path=str(folder / f"{side}.png"))
+
+
+class Trainings:
+    """Trainings whose results are made up, in the order in which they are asked for."""
+
+    def __init__(self, errors: dict[tuple[str, int], int], larger_gains: float = 0) -> None:
+        self.errors, self.larger_gains = errors, larger_gains
+        self.asked: list[tuple[str, int]] = []
+        self.depths: list[Any] = []
+
+    def train(self, own: Parameters) -> Trained:
+        size = own.transforms.size or 224
+        self.asked.append((own.strategy, size))
+        correct = np.arange(40) >= self.errors.get((own.strategy, size), 20)
+        losses = np.full(60, 1.0) - (self.larger_gains if size > 224 else 0)
+        path = [{"C": 0.1, "loss": 1.0, "accuracy": 0.5}]
+        result: Any = SimpleNamespace(linear_head={"path": path, "losses": losses.tolist()})
+        return Trained(own, result, correct, size, 0.01)
+
+    def prepare(self, own: Parameters) -> Any:
+        self.depths.append(own.phases[-1].trainable)
+        return own
+
+    def choose(self, splits: pd.DataFrame, given: Parameters) -> auto.Choice:
+        return choose_strategy(given, splits, self.train, self.prepare)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "estimate_seconds", lambda run, phase: 1.0)
+
+
+@pytest.mark.parametrize(
+    ("images", "name"),
+    [
+        (1, "freeze_to_layer3"),
+        (9_999, "freeze_to_layer3"),
+        (10_000, "freeze_to_layer1"),
+        (100_000, "freeze_to_layer1"),
+        (100_001, "full"),
+    ],
+)
+def test_more_images_thaw_more(images: int, name: str) -> None:
+    chosen, reason = choose_by_size(parameters(), images)
+    assert chosen == name and str(images) in reason and "auto." in reason
+
+
+def test_the_thresholds_are_parameters() -> None:
+    assert choose_by_size(parameters(auto=AutoOptions(small=10, large=40)), 50)[0] == "full"
+
+
+def test_a_named_strategy_is_taken_with_the_epochs_and_rate_of_a_training(tmp_path: Path) -> None:
+    given = parameters(strategy="gradual", training=TrainingOptions(epochs=7, lr=0.123))
+    choice = Trainings({}).choose(write_splits(tmp_path, 8), given)
+    assert (choice.name, choice.reason) == ("gradual", "named by the parameter strategy")
+    assert choice.table().empty and choice.result is None
+    for phase, own in zip(choice.parameters.phases, STRATEGIES["gradual"].phases, strict=True):
+        assert phase == own.model_copy(update={"epochs": 7, "lr": 0.123})
+
+
+def test_a_closed_form_has_one_epoch_or_none() -> None:
+    for epochs, expected in ((7, 1), (0, 0), (None, 1)):
+        own = parameters(training=TrainingOptions(epochs=epochs)).with_strategy("lp_ft")
+        assert own.phases[0].epochs == expected
+
+
+def test_a_strategy_brings_its_head_and_weights() -> None:
+    assert parameters().with_strategy("all_stages").model.head == "all_stages"
+    assert parameters().with_strategy("scratch").model.weights == "none"
+    assert parameters().with_strategy("full").model == parameters().model
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("gains", "size"), [(0.5, 320), (-0.5, 224), (0.0, 224)])
+def test_a_larger_input_is_taken_only_if_its_losses_are_lower(
+    tmp_path: Path, gains: float, size: int
+) -> None:
+    trainings = Trainings({("all_stages", 224): 2, ("all_stages", 320): 2}, gains)
+    choice = trainings.choose(write_splits(tmp_path, 400), parameters())
+    assert trainings.asked == [("all_stages", 224), ("all_stages", 320)]  # 2 errors: nothing more
+    assert choice.name == "all_stages" and (choice.parameters.transforms.size or 224) == size
+    assert "fine-tuning could not show" in choice.reason
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("errors", "name"), [(0, "lp_ft"), (20, "all_stages"), (30, "all_stages")])
+def test_fine_tuning_is_taken_only_if_it_is_better(tmp_path: Path, errors: int, name: str) -> None:
+    trainings = Trainings({("all_stages", 224): 20, ("lp_ft", 224): errors})
+    choice = trainings.choose(write_splits(tmp_path, 100), parameters())
+    assert trainings.asked == [("all_stages", 224), ("lp_ft", 224)]
+    assert choice.name == name and choice.reason.startswith(f"{name}: ")
+    assert choice.table()["strategy"].tolist() == ["all_stages", "lp_ft"]
+    assert choice.result is choice.tried[name == "lp_ft"].result
+
+
+def test_without_a_budget_only_the_closed_form_is_fitted(tmp_path: Path) -> None:
+    trainings = Trainings({})
+    given = parameters(auto=AutoOptions(budget_minutes=0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(auto, "estimate_seconds", lambda run, phase: 1.0)
+        choice = trainings.choose(write_splits(tmp_path, 400), given)
+    assert trainings.asked == [("all_stages", 224)] and choice.name == "all_stages"
+    assert "does not fit into auto.budget_minutes" in choice.reason
+
+
+@pytest.mark.parametrize(("fits", "depth"), [(7, "all"), (4, LastStages(last=4))])
+def test_as_many_stages_are_fine_tuned_as_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: int, depth: Any
+) -> None:
+    def needed(run: Any, phase: Any) -> float:
+        stages = 7 if phase.trainable == "all" else phase.trainable.last
+        return 1.0 if stages <= fits else 1e6
+
+    monkeypatch.setattr(auto, "estimate_seconds", needed)
+    trainings = Trainings({("lp_ft", 224): 0})
+    choice = trainings.choose(write_splits(tmp_path, 100), parameters())
+    assert trainings.depths[-1] == depth
+    assert choice.parameters.phases[-1].trainable == depth
+
+
+@pytest.mark.parametrize(("side", "larger"), [(100, None), (159, None), (160, 320), (500, 320)])
+def test_a_larger_input_needs_images_with_the_detail(
+    tmp_path: Path, side: int, larger: int | None
+) -> None:
+    assert larger_size(write_splits(tmp_path, side), 224) == larger
+
+
+@pytest.mark.parametrize("per_group", [1, 8])
+def test_without_a_difference_better_is_said_in_16_percent(per_group: int) -> None:
+    rng = np.random.default_rng(0)
+    groups = np.arange(60).repeat(per_group)
+    said = [is_better(rng.normal(size=60)[groups], groups) for _ in range(1500)]
+    assert np.mean(said) == pytest.approx(0.16, abs=0.04)
+
+
+def test_one_group_cannot_show_a_difference_by_its_images_alone() -> None:
+    gains = np.concatenate([np.ones(8), np.zeros(8), np.zeros(8)])
+    groups = np.arange(3).repeat(8)
+    assert is_better(gains, np.arange(24)) and not is_better(gains * 0, groups)
+    assert not is_better(np.where(groups == 0, 1.0, np.where(groups == 1, -0.5, 0)), groups)
