@@ -468,19 +468,34 @@ def test_more_epochs_go_on_after_the_last_one(
         assert [step for (step,) in rows] == [1, 2, 3]
 
 
-def test_auto_chooses_by_probes_and_says_why(project: Path, photos: Path) -> None:
-    options = f"dataset.root={photos},strategy=auto,auto.by=probe,{QUICK}"
-    done = kedro(project, "run", "--to-nodes=choose_strategy", f"--params={options}")
+def test_auto_without_a_budget_fits_all_stages_and_says_why(project: Path, photos: Path) -> None:
+    options = f"dataset.root={photos},strategy=auto,auto.budget_minutes=0,{QUICK}"
+    done = kedro(project, "run", "--to-nodes=train_model", f"--params={options}")
     assert done.returncode == 0, done.stdout + done.stderr
     said = " ".join(done.stdout.split())
     choice = json.loads(latest(project, "08_reporting/strategy_choice.json").read_text())
-    assert choice["strategy"] == "auto" and choice["chosen_strategy"] in ("head_only", "full",
-        "freeze_to_layer3")  # fmt: skip
+    assert (choice["strategy"], choice["chosen_strategy"]) == ("auto", "all_stages")
     assert f"Strategy auto: {choice['strategy_reason']}" in said
-    probes = pd.read_csv(latest(project, "08_reporting/stage_probes.csv"))
-    assert probes["stage"].tolist() == ["stem", *[f"blocks.{i}" for i in range(7)]]
-    figure = json.loads(latest(project, "08_reporting/stage_probes_figure.json").read_text())
-    assert len(figure["data"][0]["x"]) == 8
+    candidates = pd.read_csv(latest(project, "08_reporting/candidates.csv"))
+    assert candidates["strategy"].tolist() == ["all_stages"]
+    assert candidates["size"].tolist() == [64]
+
+
+def test_a_head_on_all_stages_is_reported_and_predicts_as_it_was_evaluated(
+    project: Path, photos: Path
+) -> None:
+    options = f"dataset.root={photos},strategy=all_stages,{QUICK}"
+    done = kedro(project, "run", "--pipeline=finetune", f"--params={options}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    figure = json.loads(latest(project, "08_reporting/stage_contributions.json").read_text())
+    assert len(figure["data"][0]["x"]) == 9  # the stem, seven blocks and the last layer
+    report = latest(project, "08_reporting/report.html").read_text()
+    assert "loses without a stage" in report
+    evaluated = pd.read_csv(latest(project, "07_model_output/predictions.csv"))
+    done = kedro(project, "run", "--pipeline=predict", f"--params=predict.root={photos},{QUICK}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(evaluated)
+    print(evaluated.columns, done.stdout[-1500:])
 
 
 def test_the_rate_is_swept_on_the_command_line(project: Path, photos: Path) -> None:

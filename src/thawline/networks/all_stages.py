@@ -59,11 +59,13 @@ class AllStages(nn.Module):
 
 
 @fx.wrap
-def pool(output: Tensor, with_mean: bool = True) -> Tensor:
+def pool(output: Any, with_mean: bool = True) -> Tensor:
     """Return (N, 2 C) float32, the mean and the maximum over all positions, or the maximum alone.
 
-    The output is (N, C, H, W), (N, H, W, C), tokens (N, L, C) or (N, C).
+    The output is (N, C, H, W), (N, H, W, C), tokens (N, L, C) or (N, C), or a tuple that begins
+    with it, as that of attention.
     """
+    output = output[0] if isinstance(output, tuple) else output
     if output.ndim == MAPS:
         is_channels_last = output.shape[1] == output.shape[2] != output.shape[3]
         output = output.flatten(1, 2) if is_channels_last else output.flatten(2).mT
