@@ -12,9 +12,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from thawline.options import AutoOptions, LastStages, Parameters, TrainingOptions
+from thawline.options import AutoOptions, LastStages, Parameters, TrainingOptions, TransformOptions
 from thawline.sweep import auto
-from thawline.sweep.auto import Trained, choose_by_size, choose_strategy, is_better, larger_size
+from thawline.sweep.auto import Trained, choose_by_size, choose_strategy, is_better, possible_sizes
 
 CONF = Path(__file__).parents[2] / "conf" / "base" / "parameters_strategies.yml"
 STRATEGIES = Parameters(**yaml.safe_load(CONF.read_text())).strategies
@@ -28,6 +28,9 @@ def write_splits(folder: Path, side: int) -> pd.DataFrame:
     Image.new("RGB", (side, 2 * side)).save(folder / f"{side}.png")
     splits = pd.DataFrame({"split": ["train"] * 60 + ["val"] * 40})
     return splits.assign(path=str(folder / f"{side}.png"))
+
+
+AT_224 = parameters(transforms=TransformOptions(size=224))
 
 
 class Trainings:
@@ -116,7 +119,7 @@ def test_a_larger_input_is_taken_only_if_its_losses_are_lower(
 @pytest.mark.parametrize(("errors", "name"), [(0, "lp_ft"), (20, "all_stages"), (30, "all_stages")])
 def test_fine_tuning_is_taken_only_if_it_is_better(tmp_path: Path, errors: int, name: str) -> None:
     trainings = Trainings({("all_stages", 224): 20, ("lp_ft", 224): errors})
-    choice = trainings.choose(write_splits(tmp_path, 100), parameters())
+    choice = trainings.choose(write_splits(tmp_path, 100), AT_224)
     assert trainings.asked == [("all_stages", 224), ("lp_ft", 224)]
     assert choice.name == name and choice.reason.startswith(f"{name}: ")
     assert choice.table()["strategy"].tolist() == ["all_stages", "lp_ft"]
@@ -143,16 +146,19 @@ def test_as_many_stages_are_fine_tuned_as_fit(
 
     monkeypatch.setattr(auto, "estimate_seconds", needed)
     trainings = Trainings({("lp_ft", 224): 0})
-    choice = trainings.choose(write_splits(tmp_path, 100), parameters())
+    choice = trainings.choose(write_splits(tmp_path, 100), AT_224)
     assert trainings.depths[-1] == depth
     assert choice.parameters.phases[-1].trainable == depth
 
 
-@pytest.mark.parametrize(("side", "larger"), [(100, None), (159, None), (160, 320), (500, 320)])
-def test_a_larger_input_needs_images_with_the_detail(
-    tmp_path: Path, side: int, larger: int | None
+@pytest.mark.parametrize(
+    ("side", "sizes"),
+    [(100, [128, 160, None]), (159, [160, None]), (160, [160, None, 320]), (500, [None, 320])],
+)
+def test_sizes_of_the_input_follow_those_of_the_images(
+    tmp_path: Path, side: int, sizes: list[int | None]
 ) -> None:
-    assert larger_size(write_splits(tmp_path, side), 224) == larger
+    assert possible_sizes(parameters(), write_splits(tmp_path, side)) == sizes
 
 
 @pytest.mark.parametrize("per_group", [1, 8])
