@@ -16,7 +16,7 @@ from thawline.options import Phase
 from thawline.training import linear_head
 from thawline.training.linear_head import (
     C_PATH,
-    Line,
+    LinearMap,
     cross_validate,
     find_basis,
     fit,
@@ -39,8 +39,8 @@ def made_up(images: int, width: int, classes: int = 3) -> tuple[torch.Tensor, to
     return features * torch.logspace(-2, 2, width) + 3, labels
 
 
-def start_of(components: torch.Tensor, classes: int) -> Line:
-    return Line(torch.zeros(classes, components.shape[1]), torch.zeros(classes))
+def start_of(components: torch.Tensor, classes: int) -> LinearMap:
+    return LinearMap(torch.zeros(classes, components.shape[1]), torch.zeros(classes))
 
 
 def quiet(**_: object) -> None:

@@ -48,8 +48,8 @@ class Basis(NamedTuple):
         return (features - self.mean) / self.deviation @ self.components
 
 
-class Line(NamedTuple):
-    """A linear function of components."""
+class LinearMap(NamedTuple):
+    """From components to logits."""
 
     weight: Tensor  # (C, R)
     bias: Tensor  # (C,)
@@ -83,20 +83,20 @@ def fit_linear_head(
     groups = None if run.train_groups is None else run.train_groups[some]
     folds = make_folds(labels.cpu().numpy()[some], groups, seed)
     sample = components[some], labels[some]
-    path, lines, losses = cross_validate(*sample, folds, loss, linear.out_features, update_bar)
-    strength = min(path, key=itemgetter("loss"))["C"] if folds else DEFAULT_C
-    line = fit(components, labels, strength, loss, lines[0])
+    path, maps, losses = cross_validate(*sample, folds, loss, linear.out_features, update_bar)
+    c = min(path, key=itemgetter("loss"))["C"] if folds else DEFAULT_C
+    chosen = fit(components, labels, c, loss, maps[0])
     with torch.no_grad():
-        weight = line.weight @ basis.components.T / basis.deviation
+        weight = chosen.weight @ basis.components.T / basis.deviation
         linear.weight.copy_(weight)
-        linear.bias.copy_(line.bias - weight @ basis.mean)
+        linear.bias.copy_(chosen.bias - weight @ basis.mean)
     features = find_all_stages(run.network)
     widths = features.widths if features else {HEAD: linear.in_features}
-    contributions = measure_contributions(widths, basis, *sample, folds, lines)
+    contributions = measure_contributions(widths, basis, *sample, folds, maps)
     progress.linear_head = {"path": path, "contributions": contributions, "losses": losses}
-    logits = line(components)
+    logits = chosen(components)
     accuracy = float((logits.argmax(dim=1) == labels).float().mean())
-    logger.info("Phase %d: C %g, chosen from %s", progress.phase, strength, _describe(path))
+    logger.info("Phase %d: C %g, chosen from %s", progress.phase, c, _describe(path))
     return {
         "train_loss": float(loss(logits, labels)),
         "train_accuracy": accuracy,
@@ -111,11 +111,13 @@ def find_linear(network: nn.Module) -> nn.Linear:
         ParameterError: if it has none.
     """
     head = network.get_submodule(head_name(network))
-    layers = [module for module in head.modules() if isinstance(module, nn.Linear)]
+    modules = [module for module in head.modules() if isinstance(module, nn.Linear)]
+    layers = [linear for linear in modules if linear.bias is not None]
     if not layers:
         raise ParameterError(
-            f"optimizer: lbfgs fits an nn.Linear, but the head of {type(network).__name__} is a"
-            f" {type(head).__name__} without one. Train it with adamw or sgd."
+            f"optimizer: lbfgs fits an nn.Linear with a bias, but the head of"
+            f" {type(network).__name__} is a {type(head).__name__} without one. Train it with adamw"
+            " or sgd."
         )
     return layers[-1]
 
@@ -171,12 +173,12 @@ def find_basis(features: Tensor) -> Basis:
     return Basis(mean, deviation, vectors)
 
 
-def fit(components: Tensor, labels: Tensor, strength: float, loss: Loss, start: Line) -> Line:
-    """Return the line (C, R) that minimizes C · N · loss + ½ ‖weight‖², from a line near it.
+def fit(components: Tensor, labels: Tensor, c: float, loss: Loss, start: LinearMap) -> LinearMap:
+    """Return the map that minimizes c · N · loss + ½ ‖weight‖², from one near it.
 
     By L-BFGS, in units that make the loss about equally curved in every direction.
     """
-    classes, penalty = len(start.bias), 1 / (strength * len(components))
+    classes, penalty = len(start.bias), 1 / (c * len(components))
     curvature = (1 - 1 / classes) / classes  # of the loss in a logit, where classes are even
     unit = (curvature * components.square().mean(dim=0) + penalty).rsqrt()
     scaled = (start.weight / unit).requires_grad_()
@@ -187,14 +189,15 @@ def fit(components: Tensor, labels: Tensor, strength: float, loss: Loss, start: 
 
     def closure() -> float:
         optimizer.zero_grad()
-        line = Line(scaled * unit, bias)
-        objective = loss(line(components), labels) + 0.5 * penalty * line.weight.square().sum()
+        current = LinearMap(scaled * unit, bias)
+        objective = loss(current(components), labels)
+        objective += 0.5 * penalty * current.weight.square().sum()
         objective.backward()
         return objective.item()
 
     with torch.enable_grad():
         optimizer.step(closure)
-    return Line((scaled * unit).detach(), bias.detach())
+    return LinearMap((scaled * unit).detach(), bias.detach())
 
 
 def cross_validate(
@@ -204,31 +207,32 @@ def cross_validate(
     loss: Loss,
     classes: int,
     update_bar: Callable[..., None],
-) -> tuple[list[dict[str, float]], list[Line], list[float]]:
-    """Return C, loss and accuracy on images that lines were not fitted to, for a path of C.
+) -> tuple[list[dict[str, float]], list[LinearMap], list[float]]:
+    """Return C, loss and accuracy on images that maps were not fitted to, for a path of C.
 
-    The path ends where the loss rises. The lines of the best C are returned too, one per fold, and
+    The path ends where the loss rises. The maps of the best C are returned too, one per fold, and
     their cross-entropy for each image.
     """
     parts = [(torch.from_numpy(rest), torch.from_numpy(fold)) for rest, fold in folds]
-    start = Line(components.new_zeros(classes, components.shape[1]), components.new_zeros(classes))
+    zeros = components.new_zeros(classes, components.shape[1])
+    start = LinearMap(zeros, zeros[:, 0])
     path: list[dict[str, float]] = []
-    lines = best = [start] * max(1, len(folds))
+    maps = best = [start] * max(1, len(folds))
     losses = labels.new_zeros(len(labels), dtype=torch.float32)
     order = torch.cat([fold for _, fold in parts]) if parts else labels.new_zeros(0)
-    for strength in C_PATH if folds else ():
+    for c in C_PATH if folds else ():
         logits, targets = [], []
         for number, (rest, fold) in enumerate(parts):
-            lines[number] = fit(components[rest], labels[rest], strength, loss, lines[number])
-            logits.append(lines[number](components[fold]))
+            maps[number] = fit(components[rest], labels[rest], c, loss, maps[number])
+            logits.append(maps[number](components[fold]))
             targets.append(labels[fold])
-            update_bar(advance=1 / len(parts) / len(C_PATH), figures=f"C {strength:g}")
+            update_bar(advance=1 / len(parts) / len(C_PATH), figures=f"C {c:g}")
         joined, truth = torch.cat(logits), torch.cat(targets)
         accuracy = float((joined.argmax(dim=1) == truth).float().mean())
-        path.append({"C": strength, "loss": float(loss(joined, truth)), "accuracy": accuracy})
+        path.append({"C": c, "loss": float(loss(joined, truth)), "accuracy": accuracy})
         if path[-1]["loss"] > min(row["loss"] for row in path):
             break
-        best = [*lines]
+        best = [*maps]
         losses[order] = cross_entropy(joined, truth, reduction="none")
     return path, best, losses.tolist()
 
@@ -251,9 +255,9 @@ def make_folds(labels: np.ndarray, groups: np.ndarray | None, seed: int) -> Fold
 
 def measure_contributions(
     widths: dict[str, int], basis: Basis, components: Tensor, labels: Tensor, folds: Folds,
-    lines: Sequence[Line],
+    maps: Sequence[LinearMap],
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Return by stage how much accuracy is lost without its features, which lines have not seen.
+    """Return by stage how much cross-validated accuracy is lost without its features.
 
     Nothing is fitted again: the features of the stage are replaced by their means.
     """
@@ -262,9 +266,9 @@ def measure_contributions(
         own = basis.components[start : start + width]
         start += width
         lost = 0
-        for (_, fold), line in zip(folds, lines, strict=False):
-            logits, truth = line(components[fold]), labels[fold]
-            without = logits - components[fold] @ (own.T @ (own @ line.weight.T))
+        for (_, fold), fitted in zip(folds, maps, strict=False):
+            logits, truth = fitted(components[fold]), labels[fold]
+            without = logits - components[fold] @ (own.T @ (own @ fitted.weight.T))
             lost += int((logits.argmax(1) == truth).sum() - (without.argmax(1) == truth).sum())
         rows.append({"stage": stage, "features": width, "accuracy_lost": lost / len(labels)})
     return rows
