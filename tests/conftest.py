@@ -155,6 +155,9 @@ def copy_project(target: Path) -> Path:
     for name in ("conf", "src"):
         ignored = shutil.ignore_patterns("local", "best", "*.egg-info")
         shutil.copytree(ROOT / name, target / name, ignore=ignored)
+    parameters = target / "conf" / "base" / "parameters.yml"  # of many runs auto would be costly
+    text = parameters.read_text(encoding="utf-8")
+    parameters.write_text(text.replace("strategy: auto ", "strategy: head_only "), encoding="utf-8")
     (target / "conf" / "local").mkdir()
     shutil.copy(empty_tracking_store(), target / "mlflow.db")
     for name in ("pyproject.toml", ".telemetry"):

@@ -53,6 +53,7 @@ FP32 = TrainingOptions(
 )
 HEAD = Phase(trainable={"last": 1}, epochs=2, lr=0.005)
 PARAMETERS = Parameters(
+    strategy="head_only",
     strategies={"head_only": Strategy(phases=[HEAD])},
     compare=CompareOptions(strategies=("head_only",)),
     augmentation=AugmentationOptions(views_per_image=1),
@@ -125,12 +126,12 @@ def hash_of_splits(folder: Path) -> str:
 
 
 def default_parameters() -> Parameters:
-    """Return the parameters of conf/base."""
+    """Return the parameters of conf/base, for a strategy that does not depend on the others."""
     tree: dict[str, Any] = {}
     for name in ("parameters", "parameters_strategies", "parameters_sweep"):
         text = (ROOT / "conf" / "base" / f"{name}.yml").read_text(encoding="utf-8")
         tree |= yaml.safe_load(text.replace("${oc.env:THAWLINE_SWEEP_STORAGE,null}", "null"))
-    return validate_parameters(tree)
+    return validate_parameters(tree | {"strategy": "head_only"})
 
 
 def answers_of_paired_test() -> dict[str, list[float]]:

@@ -152,7 +152,7 @@ class Parameters(Options):
     """The whole tree of parameters."""
 
     seed: Seed = 0
-    strategy: str = "head_only"
+    strategy: str = AUTO
     strategies: dict[str, Strategy]
     recipe: str = NO_RECIPE
     recipes: dict[str, dict[str, Any]] = Field({})  # values by dotted name, see `of_recipe`
