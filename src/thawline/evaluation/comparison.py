@@ -1,5 +1,6 @@
 """Compare strategies by their trainings, and recommend one."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +22,8 @@ class Trainings(NamedTuple):
     histories: pd.DataFrame  # one row per epoch
     predictions: pd.DataFrame  # of the test split, see `predict_split`
     settings: list[dict[str, str]]  # to repeat each training: a parameter's dotted name, its value
+    # By strategy, of the average of some of its networks: seeds (their number), `compute_metrics`.
+    soups: Mapping[str, dict[str, Any]] = {}
 
 
 class Comparison(NamedTuple):
@@ -36,17 +39,20 @@ class Comparison(NamedTuple):
             rows: one row per strategy but the best.
         verdict: best, next, difference, low, high, p_value (p_holm of the next), significant,
             recommended (a strategy), sentence (all that in words).
+        shown: `table`, and a row for each soup, which is in no test: its seconds are those of all
+            seeds of the strategy, and its interval is over images.
     """
 
     table: pd.DataFrame
     pairs: pd.DataFrame
     verdict: dict[str, Any]
+    shown: pd.DataFrame
 
     def summary(self) -> dict[str, Any]:
         """Return all of it for JSON: the verdict, and tables as lists of rows, null for NaN."""
         rows = {
             name: frame.astype(object).where(frame.notna(), None).to_dict("records")
-            for name, frame in (("strategies", self.table), ("pairs", self.pairs))
+            for name, frame in (("strategies", self.shown), ("pairs", self.pairs))
         }
         return {"verdict": self.verdict, **rows}
 
@@ -69,7 +75,8 @@ def compare(trainings: Trainings) -> Comparison:
     columns = ["best", "strategy", "difference", "low", "high", "p_value"]
     pairs = pd.DataFrame(tests, columns=columns).astype({"p_value": float})
     pairs["p_holm"] = holm_correction(pairs["p_value"].to_numpy())
-    return Comparison(table, pairs, _decide(table, pairs))
+    shown = pd.concat([table, *_soup_rows(trainings.soups, table)], ignore_index=True)
+    return Comparison(table, pairs, _decide(table, pairs), shown)
 
 
 def format_p(p_value: float) -> str:
@@ -110,6 +117,16 @@ def _summarize(trainings: Trainings) -> pd.DataFrame:
         "trainable_parameters": parameters.reindex(accuracy.index, fill_value=0).astype(int),
     }
     return pd.DataFrame(columns).rename_axis("strategy").reset_index()
+
+
+def _soup_rows(soups: Mapping[str, dict[str, Any]], table: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """Yield a table of one row for each soup."""
+    for strategy, soup in soups.items():
+        row = table[table["strategy"] == strategy]
+        own = {name: soup[name] for name in row if name in soup}
+        unknown = dict.fromkeys(("train_accuracy", "generalization_gap"), np.nan)
+        seconds = row["seconds"] * row["seeds"]
+        yield row.assign(strategy=f"{strategy}.soup", seconds=seconds, **own, **unknown)
 
 
 def _interval(rows: pd.DataFrame) -> tuple[float, float]:

@@ -181,6 +181,7 @@ class TrainingOptions(Options):
     class_weights: Literal["none", "balanced"] = "none"
     sampling: Literal["shuffled", "balanced"] = "shuffled"
     ema_decay: Fraction | None = None
+    wise_ft: bool = False
     clip_norm: PositiveFloat | None = None
     monitor: Literal["val_accuracy", "val_loss"] = "val_accuracy"
     patience: PositiveInt | None = None

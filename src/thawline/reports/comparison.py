@@ -23,6 +23,8 @@ STRATEGIES = (
     "Means over seeds on the test split, best first. The interval is Student's t over seeds; with"
     " one seed it is Clopper and Pearson's over images or their groups. Training accuracy is"
     " measured on augmented images during the epoch, so the gap to it, in points, may be negative."
+    " A soup is one network, with the mean weights of those seeds that do not lower validation"
+    " accuracy; its interval is over images, its time that of all seeds. It is not tested below."
 )
 CONFUSION = (
     "Test images by true and predicted class, summed over seeds. Stronger colors mean a larger"
@@ -48,7 +50,7 @@ def comparison_sections(trainings: Trainings, comparison: Comparison) -> list[Se
     results = {"": comparison_figure(trainings.table, table)}
     curves = {"": compared_curves(trainings.histories, table)}
     sections = [
-        Section("Strategies", STRATEGIES, strategy_table(table)),
+        Section("Strategies", STRATEGIES, strategy_table(comparison.shown)),
         Section("Accuracy and cost", illustrations=with_captions(results)),
         Section("Learning curves", illustrations=with_captions(curves)),
         Section("Confusion matrices", CONFUSION, illustrations=matrices),

@@ -75,7 +75,9 @@ def study_fingerprint(parameters: Parameters, splits: pd.DataFrame) -> dict[str,
     do not count.
     """
     tree = parameters.model_dump(mode="json", include=set(TRAINING_GROUPS))
-    del tree["training"]["resume"], tree["training"]["num_workers"], tree["model"]["trust_code"]
+    for unused in ("resume", "num_workers", "wise_ft"):  # trials are compared by their epochs
+        del tree["training"][unused]
+    del tree["model"]["trust_code"]
     tree["dataset"] = {"seed": parameters.dataset.seed}  # seeds the views, too
     possible = possible_strategies(parameters)
     if AUTO not in possible:

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +17,7 @@ from rich.progress import Progress, TextColumn
 from torch import Tensor, nn
 
 from thawline.errors import TrainingError, summarize_names
+from thawline.networks.stages import HEAD, find_stages
 from thawline.options import Phase, TrainingOptions
 from thawline.thaw.freezing import frozen_tensors, hash_tensors
 from thawline.thaw.image_set import ImageSet
@@ -45,6 +46,9 @@ class TrainingResult(NamedTuple):
     history: pd.DataFrame  # one row per epoch: `COLUMNS`, and lr/STAGE of every trained stage
     freeze_contract: list[dict[str, Any]]  # per phase: what was frozen, its SHA-256 before, after
     linear_head: dict[str, list[Any]]  # of a closed form: path of C, contributions, losses
+    # `best`, or `last` if that was before layers were thawed; and the best one before
+    wise_ft_ends: tuple[State, State] | None
+    wise_ft: Mapping[str, float] = {}  # wise_ft_alpha and best_val_accuracy, if `best` is averaged
 
     def report(self, on_epoch: OnEpoch) -> None:
         """Give `on_epoch` every row of the history, after the training."""
@@ -69,6 +73,7 @@ class TrainingProgress:
     best: State = field(default_factory=dict)  # the changed tensors in the best epoch
     best_epoch: int = 0  # 0 before the first
     linear_head: dict[str, list[Any]] = field(default_factory=dict)
+    head: State = field(default_factory=dict)  # `best` before layers were thawed
 
     @property
     def epoch(self) -> int:
@@ -79,6 +84,9 @@ class TrainingProgress:
         """Note the beginning of a phase, for which the network is frozen already."""
         if phase == self.phase:  # it is resumed
             return
+        trained = {name for name, _ in network.named_parameters()}.intersection(self.changed)
+        if trained <= {*find_stages(network)[HEAD].parameters}:
+            self.head = self.best
         frozen = frozen_tensors(network)
         self.phase, self.sha256_before = phase, hash_tensors(frozen)
         known = {*frozen, *self.changed}
@@ -123,13 +131,16 @@ class TrainingProgress:
 
     def result(self, initial: State, network: nn.Module) -> TrainingResult:
         """Return the result of the training, given the state that it began with."""
+        best, last = initial | self.best, initial | copy_tensors(network, self.changed)
+        tuned = best if len(self.best) > len(self.head) else last
         return TrainingResult(
-            initial | self.best,
-            initial | copy_tensors(network, self.changed),
+            best,
+            last,
             self.best_epoch,
             pd.DataFrame(self.history or None, columns=None if self.history else COLUMNS),
             self.contract,
             self.linear_head,
+            (tuned, initial | self.head) if len(self.changed) > len(self.head) > 0 else None,
         )
 
 

@@ -148,7 +148,7 @@ def training_key(run: TrainingContext, phases: Sequence[Phase], initial: dict[st
         [images.digest() for images in (run.train_set, run.val_set)],
         run.transforms,
         run.parameters.augmentation,
-        run.options.model_dump(exclude={"epochs", "resume", "num_workers"}),
+        run.options.model_dump(exclude={"epochs", "resume", "num_workers", "wise_ft"}),
         repr(run.loss_function),
         run.parameters.seed,
         [*map(str, run.accelerator), torch.__version__],

@@ -13,6 +13,7 @@ from rich.markup import escape
 from thawline.data.transforms import Transforms
 from thawline.datasets.resource_datasets import OpenRun
 from thawline.evaluation.comparison import Trainings, compare
+from thawline.evaluation.weight_averages import make_greedy_soup
 from thawline.networks.classifier import Classifier
 from thawline.options import TRAINING_GROUPS, Parameters, flatten
 from thawline.pipelines.finetune import nodes as finetune
@@ -37,10 +38,10 @@ def train_strategies(
     """Train and evaluate every strategy with every seed, each in an MLflow run of its own.
 
     Returns:
-        What the comparison needs, the classifiers by `STRATEGY.seed_N`, and three tables of it: one
-        row per training, per epoch and per test image.
+        What the comparison needs, the classifiers by `STRATEGY.seed_N` and `STRATEGY.soup`, and
+        three tables of it: one row per training, per epoch and per test image.
     """
-    rows, settings, histories, predictions, classifiers = [], [], {}, {}, {}
+    rows, settings, histories, predictions, classifiers, chosen = [], [], {}, {}, {}, {}
     # All have the splits and random views of the first seed.
     dataset = parameters.dataset.model_copy(update={"seed": parameters.data_seed})
     seeds = range(parameters.seed, parameters.seed + parameters.compare.num_seeds)
@@ -69,6 +70,7 @@ def train_strategies(
             seconds = choice.seconds or float(history["seconds"].sum())
             metric_logger(metrics, epoch)
         classifiers[f"{strategy}.seed_{seed}"] = classifier
+        chosen[strategy] = choice.parameters
         rows.append(key | {"best_epoch": epoch, "seconds": seconds} | metrics)
         values = key | {"dataset.seed": dataset.seed} | own.changed()
         settings.append({name: str(value) for name, value in values.items()})
@@ -76,7 +78,15 @@ def train_strategies(
         predictions[strategy, seed] = predicted
     tables = pd.DataFrame(rows), stack(histories), stack(predictions)
     tables[-1].attrs = splits.attrs
-    return Trainings(*tables, settings), classifiers, *tables
+    soups = {}
+    for strategy, own in chosen.items() if len(seeds) > 1 else ():
+        trained = [classifiers[f"{strategy}.seed_{seed}"] for seed in seeds]
+        arguments = finetune.training_arguments(own, splits, activations)
+        if soup := make_greedy_soup(arguments, trained):
+            classifiers[f"{strategy}.soup"] = soup
+            metrics, *_ = finetune.evaluate_model(soup, splits, own.evaluation, own.training)
+            soups[strategy] = {"seeds": len(soup.training["soup_of_seeds"]), **metrics}
+    return Trainings(*tables, settings, soups), classifiers, *tables
 
 
 def compare_strategies(
@@ -84,7 +94,7 @@ def compare_strategies(
 ) -> tuple[dict[str, Any], pd.DataFrame, go.Figure, str]:
     """Return verdict and tests as plain values, the table, the figure and the HTML page."""
     comparison = compare(trainings)
-    rich_print(console_table(comparison.table))
+    rich_print(console_table(comparison.shown))
     rich_print(f"[bold]{escape(comparison.verdict['sentence'])}[/bold]")
     page = html_report(
         "Comparison of strategies",
@@ -93,7 +103,7 @@ def compare_strategies(
         comparison_sections(trainings, comparison),
     )
     figure = comparison_figure(trainings.table, comparison.table)
-    return comparison.summary(), comparison.table, figure, page
+    return comparison.summary(), comparison.shown, figure, page
 
 
 def stack(tables: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from thawline.datasets.served_model_dataset import ServedModel
 from thawline.evaluation import stage_summary
 from thawline.evaluation.metrics import compute_metrics
 from thawline.evaluation.predictions import as_arrays, predict_split
+from thawline.evaluation.weight_averages import apply_wise_ft
 from thawline.networks import building as backbones
 from thawline.networks.classifier import Classifier, read_ancestors
 from thawline.options import AUTO, EvaluationOptions, Parameters, TrainingOptions
@@ -108,11 +109,13 @@ def run_training(
     checkpoints: TrainingCheckpoints | None = None,
     on_epoch: OnEpoch | None = None,
 ) -> TrainingResult:
-    """Train in this process or on Ray."""
-    phases = arguments[0].phases
-    if arguments[0].engine.name == "ray":
-        return ray_engine.train(arguments, phases, checkpoints, on_epoch)
-    return loop.train(setup.prepare(*arguments), phases, checkpoints, on_epoch)
+    """Train in this process or on Ray, then average weights if `training.wise_ft` says so."""
+    parameters, phases = arguments[0], arguments[0].phases
+    if parameters.engine.name == "ray":
+        result = ray_engine.train(arguments, phases, checkpoints, on_epoch)
+    else:
+        result = loop.train(setup.prepare(*arguments), phases, checkpoints, on_epoch)
+    return apply_wise_ft(arguments, result) if parameters.training.wise_ft else result
 
 
 def try_training(arguments: ray_engine.Arguments) -> auto.Trained:
@@ -176,7 +179,8 @@ def train_model(
         result = run_training(arguments, training_checkpoints, metric_logger)
     if result.best_epoch:
         best_val_accuracy = result.history["val_accuracy"].iloc[result.best_epoch - 1]
-        metric_logger({"best_val_accuracy": best_val_accuracy}, result.best_epoch)
+        figures = {"best_val_accuracy": best_val_accuracy, **result.wise_ft}
+        metric_logger(figures, result.best_epoch)
     seen = frozenset(hash_files(splits.loc[splits["split"] != "test", "path"].tolist()))
     strategy = parameters.strategies[parameters.strategy]
     if strategy.weights is None:
@@ -186,8 +190,11 @@ def train_model(
     common = parameters, frozen_network
     data = splits, image_transforms
     best, last = (
-        make_classifier(*common, state, *data, {"epoch": epoch, **description}, seen)
-        for state, epoch in ((result.best, result.best_epoch), (result.last, len(result.history)))
+        make_classifier(*common, state, *data, description | own, seen)
+        for state, own in (
+            (result.best, {"epoch": result.best_epoch, **result.wise_ft}),
+            (result.last, {"epoch": len(result.history)}),
+        )
     )
     curves = learning_curves(result.history, result.best_epoch)
     path, contributions = (result.linear_head.get(name, []) for name in ("path", "contributions"))
