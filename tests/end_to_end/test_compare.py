@@ -13,9 +13,12 @@ import pandas as pd
 import pytest
 
 from conftest import QUICK, copy_project, kedro, run_notebook, start_kedro
+from thawline.evaluation.weight_averages import ALPHAS
+from thawline.networks.classifier import load_classifier
 
 pytestmark = pytest.mark.xdist_group("compared project")
-TRAININGS = {("head_only", "0"), ("head_only", "1"), ("lp_ft", "0"), ("lp_ft", "1")}
+STRATEGIES = ("head_only", "lp_ft")
+TRAININGS = {(strategy, seed) for strategy in STRATEGIES for seed in ("0", "1")}
 
 
 class Compared:
@@ -23,7 +26,7 @@ class Compared:
 
     def __init__(self, project: Path, photos: Path) -> None:
         self.project = project
-        self.params = f"dataset.root={photos},{QUICK},training.epochs=1"
+        self.params = f"dataset.root={photos},{QUICK},training.epochs=1,training.wise_ft=true"
         two = "compare.strategies=head_only lp_ft,compare.num_seeds=2"
         done = kedro(project, "run", "--pipeline=compare", f"--params={self.params},{two}")
         assert done.returncode == 0, done.stdout + done.stderr
@@ -73,8 +76,9 @@ def test_the_answer_is_in_the_console_as_json_as_a_table_and_as_a_page(compared:
     assert {verdict["best"], verdict["next"]} == {"head_only", "lp_ft"}
     assert re.sub(r"\s+", " ", verdict["sentence"]) in compared.log
     table = pd.read_csv(compared.latest("08_reporting/comparison_table.csv"))
-    assert sorted(table["strategy"]) == ["head_only", "lp_ft"]
-    for row in table.itertuples():
+    strategies = table[~table["strategy"].str.endswith(".soup")]
+    assert sorted(strategies["strategy"]) == ["head_only", "lp_ft"]
+    for row in strategies.itertuples():
         runs = [run for run in compared.children if run.data.tags["strategy"] == row.strategy]
         mean = sum(run.data.metrics["test_accuracy"] for run in runs) / 2
         assert row.test_accuracy == pytest.approx(mean)
@@ -93,9 +97,60 @@ def test_finetune_repeats_a_training_of_the_comparison_exactly(compared: Compare
     (before,) = trainings.query("strategy == 'head_only' and seed == 1").to_dict("records")
     assert again == {name: before[name] for name in again}
     classifiers = compared.latest("06_models/comparison_classifiers")
-    assert {folder.name for folder in classifiers.iterdir()} == {
+    assert {folder.name for folder in classifiers.glob("*.seed_*")} == {
         f"{strategy}.seed_{seed}" for strategy, seed in TRAININGS
     }
+
+
+def test_a_soup_is_a_row_and_a_classifier_of_its_own_and_in_no_statistics(
+    compared: Compared,
+) -> None:
+    table = pd.read_csv(compared.latest("08_reporting/comparison_table.csv"), index_col="strategy")
+    trainings = pd.read_csv(compared.latest("08_reporting/comparison_trainings.csv"))
+    page = compared.latest("08_reporting/comparison_report.html").read_text()
+    answer = json.loads(compared.latest("08_reporting/comparison.json").read_text())
+    folders = [*compared.latest("06_models/comparison_classifiers").glob("*.soup")]
+    assert {folder.name for folder in folders} == {n for n in table.index if n.endswith(".soup")}
+    assert folders and not trainings["strategy"].str.endswith(".soup").any()
+    assert not {answer["verdict"]["best"], answer["verdict"]["recommended"]} - {*STRATEGIES}
+    assert [pair["strategy"] for pair in answer["pairs"]] == [answer["verdict"]["next"]]
+    for folder in folders:
+        row, strategy = table.loc[folder.name], folder.name.removesuffix(".soup")
+        assert folder.name in page and row["seeds"] == 2
+        own = trainings[trainings["strategy"] == strategy]
+        assert row["seconds"] == pytest.approx(own["seconds"].sum())
+        assert sorted(load_classifier(folder).training["soup_of_seeds"]) == [0, 1]
+
+
+def test_wise_ft_says_how_it_averaged_or_that_it_has_no_effect(compared: Compared) -> None:
+    for run in compared.children:
+        alpha = run.data.metrics.get("wise_ft_alpha")
+        name = f"{run.data.tags['strategy']}.seed_{run.data.tags['seed']}"
+        folder = compared.latest("06_models/comparison_classifiers") / name
+        assert load_classifier(folder).training.get("wise_ft_alpha") == alpha
+        assert (alpha in ALPHAS) == (run.data.tags["strategy"] == "lp_ft")
+    assert compared.log.count("training.wise_ft has no effect") == 2
+
+
+@pytest.mark.slow
+def test_a_classifier_of_a_comparison_is_registered_by_a_run_that_trains_nothing(
+    compared: Compared,
+) -> None:
+    (soup, *_) = compared.latest("06_models/comparison_classifiers").glob("*.soup")
+    weights = f"model.weights={soup}/model.safetensors,strategy=head_only"
+    options = f"--params={compared.params},{weights},training.epochs=0"
+    done = kedro(compared.project, "run", "--pipeline=finetune", options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(compared.latest("08_reporting/registration.json").read_text())
+    assert result["registered_version"] == result["champion_version"] == "1"
+    metrics = json.loads(compared.latest("08_reporting/metrics.json").read_text())
+    table = pd.read_csv(compared.latest("08_reporting/comparison_table.csv"), index_col="strategy")
+    for name in ("test_accuracy", "test_loss"):
+        assert metrics[name] == pytest.approx(table.loc[soup.name, name], rel=1e-5)
+    saved = load_classifier(compared.latest("06_models/classifier"))
+    assert saved.seen == load_classifier(soup).seen
+    exported = kedro(compared.project, "run", "--pipeline=export", f"--params=export.model={soup}")
+    assert exported.returncode == 0, exported.stdout + exported.stderr
 
 
 def test_the_notebook_asks_further_questions(compared: Compared) -> None:
