@@ -18,6 +18,8 @@ from thawline.training.setup import prepare, prepare_phase
 
 logger = logging.getLogger(__name__)
 
+Validate = Callable[[State], dict[str, float]]
+
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of the fine-tuned network
 
 
@@ -34,9 +36,7 @@ def average(states: Sequence[State], weights: Sequence[float]) -> State:
     return averaged
 
 
-def make_validator(
-    arguments: Arguments, states: Sequence[State]
-) -> Callable[[State], dict[str, float]]:
+def make_validator(arguments: Arguments, states: Sequence[State]) -> Validate:
     """Return a function from averages of states to their val_loss and val_accuracy.
 
     Layers that are equal in all states lie below the thaw line: the cache has their outputs. The

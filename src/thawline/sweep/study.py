@@ -75,9 +75,8 @@ def study_fingerprint(parameters: Parameters, splits: pd.DataFrame) -> dict[str,
     do not count.
     """
     tree = parameters.model_dump(mode="json", include=set(TRAINING_GROUPS))
-    for unused in ("resume", "num_workers", "wise_ft"):  # trials are compared by their epochs
-        del tree["training"][unused]
-    del tree["model"]["trust_code"]
+    del tree["training"]["resume"], tree["training"]["num_workers"], tree["model"]["trust_code"]
+    del tree["training"]["wise_ft"]  # trials are compared by their epochs
     tree["dataset"] = {"seed": parameters.dataset.seed}  # seeds the views, too
     possible = possible_strategies(parameters)
     if AUTO not in possible:
