@@ -25,7 +25,7 @@ from thawline.options import Phase
 from thawline.pipelines.finetune.nodes import make_classifier
 from thawline.thaw.cache import NO_CACHE, ActivationCache
 from thawline.training.loop import train
-from thawline.training.progress import TrainingResult, score
+from thawline.training.progress import State, TrainingResult, score
 from thawline.training.setup import prepare
 from thawline.training.state import TrainingCheckpoints
 
@@ -42,13 +42,18 @@ def trained(arguments: Any, *phases: Phase) -> TrainingResult:
     return train(prepare(*arguments), phases)
 
 
-def classifier_of(arguments: Any, state: dict[str, torch.Tensor], seed: int = 0) -> Classifier:
+def ends_of(result: TrainingResult) -> tuple[State, State]:
+    assert result.wise_ft_ends
+    return result.wise_ft_ends
+
+
+def classifier_of(arguments: Any, state: State, seed: int = 0) -> Classifier:
     own, network, splits, image_transforms, _ = arguments
     names = {"strategy": "full", "chosen_strategy": "full", "seed": seed}
     return make_classifier(own, network, state, splits, image_transforms, names)
 
 
-def measure(arguments: Any, state: dict[str, torch.Tensor]) -> tuple[float, float]:
+def measure(arguments: Any, state: State) -> tuple[float, float]:
     """Return the score on the validation split, as the evaluation computes it."""
     classifier = classifier_of(arguments, state)
     predictions = predict_split(classifier, arguments[2], "val", 8, options())
@@ -78,7 +83,7 @@ def test_wise_ft_takes_the_best_of_its_grid(
 ) -> None:
     arguments = arguments_of(splits, monitor=monitor)
     before = trained(arguments, head, EVERYTHING)
-    tuned, fitted = before.wise_ft_ends
+    tuned, fitted = ends_of(before)
     assert tuned["conv1.weight"].equal(before.last["conv1.weight"]) or tuned is before.best
     assert fitted["conv1.weight"].equal(network_of().state_dict()["conv1.weight"])
     after = apply_wise_ft(arguments, before)
@@ -99,7 +104,7 @@ def test_the_best_epoch_is_an_end_wherever_it_is(splits: pd.DataFrame) -> None:
     arguments = arguments_of(splits)
     ruin = EVERYTHING.model_copy(update={"lr": 3.0, "epochs": 1})
     result = trained(arguments, FITTED, ruin)
-    tuned, head = result.wise_ft_ends
+    tuned, head = ends_of(result)
     assert result.best_epoch == 1 and same(head, result.best) and same(tuned, result.last)
     after = apply_wise_ft(arguments, result)
     assert measure(arguments, after.best) >= measure(arguments, result.best)
@@ -128,7 +133,7 @@ def test_wise_ft_may_be_asked_for_when_the_training_is_over(
     rows: list[int] = []
     again = train(prepare(*asked), phases, checkpoints, lambda _, epoch: rows.append(epoch))
     assert rows == [1, 2, 3]
-    for one, other in zip(first.wise_ft_ends, again.wise_ft_ends, strict=True):
+    for one, other in zip(ends_of(first), ends_of(again), strict=True):
         assert same(one, other)
 
 

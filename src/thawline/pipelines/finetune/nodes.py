@@ -179,8 +179,8 @@ def train_model(
         result = run_training(arguments, training_checkpoints, metric_logger)
     if result.best_epoch:
         best_val_accuracy = result.history["val_accuracy"].iloc[result.best_epoch - 1]
-        figures = {"best_val_accuracy": best_val_accuracy, **result.wise_ft}
-        metric_logger(figures, result.best_epoch)
+        reached = {"best_val_accuracy": best_val_accuracy, **result.wise_ft}
+        metric_logger(reached, result.best_epoch)
     seen = frozenset(hash_files(splits.loc[splits["split"] != "test", "path"].tolist()))
     strategy = parameters.strategies[parameters.strategy]
     if strategy.weights is None:
