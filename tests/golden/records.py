@@ -89,7 +89,8 @@ def losses_of_steps(
 ) -> dict[str, list[float]]:
     """Train a network, and return the loss of every step and the validation loss of every epoch."""
     preprocessing = IMAGENET if ":" in model.backbone else pretrained_preprocessing(model)
-    transforms = build_transforms(TransformOptions(size=size), preprocessing, seed=0)
+    options = TransformOptions(size=size, min_crop_scale=0.08)
+    transforms = build_transforms(options, preprocessing, seed=0)
     network, _ = build_network(model, 10, size, seed=0)
     losses: list[float] = []
 
@@ -147,7 +148,8 @@ def metrics_of_a_run(folder: Path) -> dict[str, float]:
     from conftest import copy_project, kedro
 
     project = copy_project(folder.parent / "project")
-    options = f"dataset.root={folder},transforms.size=32,training.precision=fp32"
+    options = f"dataset.root={folder},transforms.size=32,transforms.min_crop_scale=0.08"
+    options += ",training.precision=fp32"
     options += ",training.epochs=2,training.num_workers=0,training.optimizer=sgd,training.lr=0.05"
     done = kedro(project, "run", "--to-nodes=report.calibrate", f"--params={options}")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -71,7 +71,7 @@ class TransformOptions(Options):
     mean: Channels | None = None
     std: Channels | None = None
     bit_depth: BitDepth = "auto"
-    min_crop_scale: float = Field(0.08, gt=0, le=1)
+    min_crop_scale: float = Field(0.5, gt=0, le=1)
     rotation: float = Field(15, ge=0, le=180)
     horizontal_flip: Probability = 0.5
 
