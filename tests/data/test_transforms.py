@@ -106,7 +106,11 @@ def test_a_policy_is_torchvisions_own_after_the_flip() -> None:
     plain = transforms_for("resnet18", rotation=0, horizontal_flip=1)
     for name, policy in (("trivial", v2.TrivialAugmentWide), ("rand", v2.RandAugment)):
         ours = plain._replace(augmentation=AugmentationOptions(policy=name))
-        steps = [v2.RandomResizedCrop(224), v2.RandomRotation(0), v2.RandomHorizontalFlip(1)]
+        steps = [
+            v2.RandomResizedCrop(224, scale=(0.5, 1)),
+            v2.RandomRotation(0),
+            v2.RandomHorizontalFlip(1),
+        ]
         theirs = v2.Compose([*steps, policy(interpolation="bilinear"), v2.PILToTensor()])
         for seed in range(10):
             torch.manual_seed(seed)
@@ -126,7 +130,7 @@ def test_random_erasing_leaves_a_rectangle_that_is_zero_for_the_network() -> Non
 
 def test_a_training_view_is_torchvisions_random_resized_crop() -> None:
     plain = transforms_for("resnet18", rotation=0, horizontal_flip=0)
-    crop = v2.RandomResizedCrop(224)
+    crop = v2.RandomResizedCrop(224, scale=(0.5, 1))
     for seed in range(10):
         torch.manual_seed(seed)
         assert torch.equal(training_view(FILE, plain, seed), v2.PILToTensor()(crop(NOISE)))
@@ -210,7 +214,8 @@ def test_a_change_of_decoding_has_another_version() -> None:
     ]
     digest = hashlib.sha256()
     for interpolation in ("nearest", "bilinear", "bicubic"):
-        both = transforms_for("resnet18", size=32, interpolation=interpolation)
+        options = {"size": 32, "interpolation": interpolation, "min_crop_scale": 0.08}
+        both = transforms_for("resnet18", **options)
         for source in sources:
             for view in (
                 evaluation_view(source, both.preprocessing),
