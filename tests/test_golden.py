@@ -77,7 +77,7 @@ def test_an_earlier_training_goes_on_or_is_named_and_an_earlier_store_is_no_obst
     shutil.copytree(OLD, tmp_path / "old")
     store = ActivationCache(tmp_path / "old" / "activations", max_gb=1)
     assert len(store.contents()) == 2
-    transforms = build_transforms(TransformOptions(size=32), IMAGENET, seed=0)
+    transforms = build_transforms(TransformOptions(size=32, min_crop_scale=0.08), IMAGENET, seed=0)
     network, _ = build_network(records.SMALL_NET, 10, 32, seed=0)
     options = records.FP32.model_copy(update={"resume": True})
     parameters = records.PARAMETERS.model_copy(update={"training": options})
