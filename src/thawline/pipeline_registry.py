@@ -35,7 +35,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "evaluate": training.only_nodes("evaluate_model") + errors,
         "explain": explanation,
         "label_problems": model.to_nodes("build_model") + problems,
-        "lr_find": model + finetune.create_lr_search(),
+        "lr_find": model.to_nodes("build_model") + finetune.create_lr_search(),
         "compare": preparation + model.only_nodes("build_transforms") + compare.create_pipeline(),
         "predict": predict.create_pipeline(),
         "export": export.create_pipeline(),

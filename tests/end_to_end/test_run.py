@@ -502,7 +502,7 @@ def test_a_head_on_all_stages_is_reported_and_predicts_as_it_was_evaluated(
 
 
 def test_the_rate_is_swept_on_the_command_line(project: Path, photos: Path) -> None:
-    options = f"dataset.root={photos},lr_find.steps=20,{QUICK}"
+    options = f"dataset.root={photos},strategy=auto,lr_find.steps=20,{QUICK}"
     done = kedro(project, "run", "--pipeline=lr_find", f"--params={options}")
     assert done.returncode == 0, done.stdout + done.stderr
     suggested = json.loads(latest(project, "08_reporting/suggested_lr.json").read_text())

@@ -55,7 +55,7 @@ def train_strategies(
         with child_runs(name, depends_on, tags) as set_tags:
             network, _ = finetune.build_model(own, splits, image_transforms)
             choice, texts, *_, network, own_transforms = finetune.choose_strategy(
-                own, network, splits, image_transforms, activations
+                own, network, splits, image_transforms, activations, training_checkpoints
             )
             set_tags(texts)
             network, _ = finetune.freeze_layers(network, choice)

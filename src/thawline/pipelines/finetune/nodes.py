@@ -19,6 +19,7 @@ from thawline.data.decoding import hash_files
 from thawline.data.shards import read_bytes
 from thawline.data.splitting import class_names
 from thawline.datasets.served_model_dataset import ServedModel
+from thawline.errors import ParameterError
 from thawline.evaluation import stage_summary
 from thawline.evaluation.metrics import compute_metrics
 from thawline.evaluation.predictions import as_arrays, predict_split
@@ -77,13 +78,14 @@ def choose_strategy(
     splits: pd.DataFrame,
     image_transforms: transforms.Transforms,
     activations: Path,
+    training_checkpoints: TrainingCheckpoints | None = None,
 ) -> tuple[auto.Choice, dict[str, str], pd.DataFrame, go.Figure, nn.Module, transforms.Transforms]:
     """Return the strategy, why it was chosen, what was tried for it, and the network it trains."""
     arguments = partial(training_arguments, splits=splits, activations=activations)
     choice = auto.choose_strategy(
         parameters,
         splits,
-        train=lambda own: try_training(arguments(own)),
+        train=lambda own: try_training(arguments(own), training_checkpoints),
         prepare=lambda own: setup.prepare(*arguments(own)),
     )
     if parameters.strategy == AUTO:
@@ -118,11 +120,13 @@ def run_training(
     return apply_wise_ft(arguments, result) if parameters.training.wise_ft else result
 
 
-def try_training(arguments: ray_engine.Arguments) -> auto.Trained:
+def try_training(
+    arguments: ray_engine.Arguments, checkpoints: TrainingCheckpoints | None
+) -> auto.Trained:
     """Train, and see which validation images the best epoch has right."""
     start = time.perf_counter()
     parameters, network, splits, image_transforms, _ = arguments
-    result = run_training(arguments)
+    result = run_training(arguments, checkpoints)
     classifier = make_classifier(parameters, network, result.best, splits, image_transforms)
     batch_size = parameters.evaluation.batch_size
     predictions = predict_split(classifier, splits, "val", batch_size, parameters.training)
@@ -234,22 +238,37 @@ def measure_weight_change(
 
 
 def find_lr(
+    parameters: Parameters,
     network: nn.Module,
-    chosen_strategy: auto.Choice,
     splits: pd.DataFrame,
     image_transforms: transforms.Transforms,
     activations: Path,
 ) -> tuple[pd.DataFrame, dict[str, float], go.Figure]:
-    """Return the loss at rising rates in the first phase, the rate it suggests, and the curve."""
-    parameters = chosen_strategy.parameters
-    phase = parameters.phases[0]
-    unmixed = parameters.augmentation.model_copy(update={"mixup": 0, "cutmix": 0})
-    own = parameters.model_copy(update={"augmentation": unmixed})
-    cache = ActivationCache(activations, parameters.activations.max_gb)
-    context = setup.prepare(own, network, splits, image_transforms, cache)
-    curve = lr_find.find_lr(context, phase, parameters.lr_find)
+    """Return the loss at rising rates, the rate that it suggests, and the curve.
+
+    It is of the first phase that has a rate; a head in closed form is fitted before. For auto, the
+    strategy is the one that auto fine-tunes by.
+
+    Raises:
+        ParameterError: if no phase of the strategy has a rate.
+    """
+    name = auto.FINE_TUNE if parameters.strategy == AUTO else parameters.strategy
+    own = parameters.with_strategy(name)
+    place = next((i for i, p in enumerate(own.phases) if p.optimizer != "lbfgs"), None)
+    if place is None:
+        raise ParameterError(
+            f"strategy: {name} is fitted in closed form and has no learning rate. Give another one,"
+            f" such as {auto.FINE_TUNE}."
+        )
+    unmixed = own.augmentation.model_copy(update={"mixup": 0, "cutmix": 0})
+    own = own.model_copy(update={"augmentation": unmixed})
+    cache = ActivationCache(activations, own.activations.max_gb)
+    arguments = own, network, splits, image_transforms, cache
+    loop.train(setup.prepare(*arguments), own.phases[:place])
+    phase = own.phases[place]
+    curve = lr_find.find_lr(setup.prepare(*arguments), phase, own.lr_find)
     suggested = lr_find.suggest_lr(curve)
-    logger.info("Suggested: training.lr=%.2g (the first phase has %g)", suggested, phase.lr)
+    logger.info("Suggested: training.lr=%.2g (phase %d has %g)", suggested, place + 1, phase.lr)
     return curve, {"suggested_lr": suggested}, lr_curve(curve, suggested, phase.lr)
 
 

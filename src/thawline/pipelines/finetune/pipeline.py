@@ -25,7 +25,9 @@ EVALUATED = ["metrics", "per_class_metrics", "predictions", "confusion_matrix"]
 def create_model() -> Pipeline:
     """Return the pipeline from splits to a network and the strategy to train it by."""
     prepared = ["parameters", "splits", "transforms"]
-    choice = ["parameters", "network", "splits", "transforms", "activations"]
+    choice = [
+        "parameters", "network", "splits", "transforms", "activations", "training_checkpoints",
+    ]  # fmt: skip
     return Pipeline(
         [
             make_node(nodes.build_transforms, "parameters", "transforms"),
@@ -36,8 +38,8 @@ def create_model() -> Pipeline:
 
 
 def create_lr_search() -> Pipeline:
-    """Return the pipeline from a network to the learning rate that suits its first phase."""
-    inputs = ["chosen_network", "chosen_strategy", *DATA]
+    """Return the pipeline from a network to the learning rate that suits its strategy."""
+    inputs = ["parameters", "network", "splits", "transforms", "activations"]
     return Pipeline(
         [make_node(nodes.find_lr, inputs, ["lr_range_test", "suggested_lr", "lr_curve"])]
     )
