@@ -47,7 +47,7 @@ def test_the_space_of_conf_base_can_be_searched_with_every_strategy() -> None:
             {"training.lr": LR | {"strategies": ["hed_only"]}},
             ["training.lr: strategies names 'hed_only'", "did you mean 'head_only'"],
         ),
-        ({"training.lr": LR | {"strategies": ["full"]}}, ["nothing is tried with", "head_only"]),
+        ({"training.lr": LR | {"strategies": ["full"]}}, ["nothing is tried with", "auto"]),
         (
             {
                 "transforms.size": {"type": "categorical", "choices": [64, 224]},
