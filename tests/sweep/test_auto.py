@@ -39,7 +39,6 @@ class Trainings:
     def __init__(self, errors: dict[tuple[str, int], int], larger_gains: float = 0) -> None:
         self.errors, self.larger_gains = errors, larger_gains
         self.asked: list[tuple[str, int]] = []
-        self.depths: list[Any] = []
 
     def train(self, own: Parameters) -> Trained:
         size = own.transforms.size or 224
@@ -51,7 +50,6 @@ class Trainings:
         return Trained(own, result, correct, size, 0.01)
 
     def prepare(self, own: Parameters) -> Any:
-        self.depths.append(own.phases[-1].trainable)
         return own
 
     def choose(self, splits: pd.DataFrame, given: Parameters) -> auto.Choice:
@@ -140,14 +138,17 @@ def test_without_a_budget_only_the_closed_form_is_fitted(tmp_path: Path) -> None
 def test_as_many_stages_are_fine_tuned_as_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: int, depth: Any
 ) -> None:
+    depths = []
+
     def needed(run: Any, phase: Any) -> float:
+        depths.append(phase.trainable)
         stages = 7 if phase.trainable == "all" else phase.trainable.last
         return 1.0 if stages <= fits else 1e6
 
     monkeypatch.setattr(auto, "estimate_seconds", needed)
     trainings = Trainings({("lp_ft", 224): 0})
     choice = trainings.choose(write_splits(tmp_path, 100), AT_224)
-    assert trainings.depths[-1] == depth
+    assert depths[-1] == depth
     assert choice.parameters.phases[-1].trainable == depth
 
 

@@ -131,20 +131,20 @@ def choose_by_validation(
     errors = int((~best.correct).sum())
     if errors < MIN_ERRORS:
         reasons.append(f"with {errors} errors left, fine-tuning could not show that it is better")
-        return Choice(AUTO, best.parameters, _sentence(best, reasons), tuple(tried))
-    fine = deepest_that_fits(best.parameters, prepare, deadline - time.monotonic())
-    if fine is None:
-        reasons.append("fine-tuning does not fit into auto.budget_minutes")
-        return Choice(AUTO, best.parameters, _sentence(best, reasons), tuple(tried))
-    tried.append(train(fine))
-    gain = tried[-1].correct.astype(float) - best.correct
-    found = f"{tried[-1].correct.mean():.3f} by fine-tuning ({FINE_TUNE})"
-    if is_better(gain, groups[(splits["split"] == "val").to_numpy()]):
-        best = tried[-1]
-        reasons.append(f"{found}, which is better by more than its standard error")
+    elif fine := deepest_that_fits(best.parameters, prepare, deadline - time.monotonic()):
+        tuned = train(fine)
+        tried.append(tuned)
+        gains = tuned.correct.astype(float) - best.correct
+        better = is_better(gains, groups[(splits["split"] == "val").to_numpy()])
+        best = tuned if better else best
+        reasons += [
+            f"{tuned.correct.mean():.3f} by fine-tuning ({FINE_TUNE})",
+            f"which is {'' if better else 'not '}better by more than its standard error",
+        ]
     else:
-        reasons.append(f"{found}, which is not better by more than its standard error")
-    return Choice(AUTO, best.parameters, _sentence(best, reasons), tuple(tried))
+        reasons.append("fine-tuning does not fit into auto.budget_minutes")
+    reason = f"{best.parameters.strategy}: validation accuracy {', '.join(reasons)}"
+    return Choice(AUTO, best.parameters, reason, tuple(tried))
 
 
 def try_sizes(
@@ -221,17 +221,16 @@ def deepest_that_fits(
     parameters: Parameters, prepare: Prepare, seconds: float
 ) -> Parameters | None:
     """Return parameters that fine-tune as many stages as take less than `seconds`, if any do."""
-    strategy = parameters.strategies[FINE_TUNE]
+    own = parameters.with_strategy(FINE_TUNE)
+    run = prepare(own)  # its weights do not matter
+    *before, last = own.phases
     for depth in DEPTHS:
-        update = {"trainable": depth}
-        phases = (*strategy.phases[:-1], strategy.phases[-1].model_copy(update=update))
-        changed = strategy.model_copy(update={"phases": phases})
-        strategies = parameters.strategies | {FINE_TUNE: changed}
-        own = parameters.model_copy(update={"strategies": strategies}).with_strategy(FINE_TUNE)
-        needed = estimate_seconds(prepare(own), own.phases[-1])
+        phase = last.model_copy(update={"trainable": depth})
+        needed = estimate_seconds(run, phase)
         logger.info("Fine-tuning %s would take about %.0f s of %.0f s", depth, needed, seconds)
         if needed < seconds:
-            return own
+            strategy = own.strategies[FINE_TUNE].model_copy(update={"phases": (*before, phase)})
+            return own.model_copy(update={"strategies": own.strategies | {FINE_TUNE: strategy}})
     return None
 
 
@@ -250,7 +249,3 @@ def estimate_seconds(run: TrainingContext, phase: Phase) -> float:
     views = min(run.parameters.augmentation.views_per_image or phase.epochs, phase.epochs)
     count, val_count = len(run.train_set.labels), len(run.val_set.labels)
     return count * (views * below + phase.epochs * above) + phase.epochs * val_count * above / 3
-
-
-def _sentence(best: Trained, reasons: Sequence[str]) -> str:
-    return f"{best.parameters.strategy}: validation accuracy {', '.join(reasons)}"
