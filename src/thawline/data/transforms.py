@@ -155,15 +155,13 @@ def evaluation_views(source: Source, preprocessing: Preprocessing, tta: Tta = "n
             )
         image = to_rgb(file, preprocessing.resize / min(size), preprocessing.bit_depth)
     interpolation = InterpolationMode(preprocessing.interpolation)
-    image, crop = (
-        functional.resize(image, [preprocessing.resize], interpolation),
-        preprocessing.size,
-    )
-    views = [functional.center_crop(image, [crop])]
+    image = functional.resize(image, [preprocessing.resize], interpolation)
+    crop = [preprocessing.size]
+    views = [functional.center_crop(image, crop)]
     if tta == "flip":
         views.append(functional.horizontal_flip(views[0]))
     if tta == "five_crop":
-        views += functional.five_crop(image, [crop])[:4]  # the fifth is the center
+        views += functional.five_crop(image, crop)[:4]  # the fifth is the center
     return torch.stack([functional.pil_to_tensor(view) for view in views])
 
 

@@ -264,7 +264,8 @@ def find_lr(
     own = own.model_copy(update={"augmentation": unmixed})
     cache = ActivationCache(activations, own.activations.max_gb)
     arguments = own, network, splits, image_transforms, cache
-    loop.train(setup.prepare(*arguments), own.phases[:place])
+    if place:
+        loop.train(setup.prepare(*arguments), own.phases[:place])
     phase = own.phases[place]
     curve = lr_find.find_lr(setup.prepare(*arguments), phase, own.lr_find)
     suggested = lr_find.suggest_lr(curve)
