@@ -25,7 +25,7 @@ MAX_UPSAMPLING = 2.0  # where a larger input shows nothing new
 NUM_SIZED_IMAGES = 100  # that the size of the images is judged by
 DEPTHS: tuple[Any, ...] = ("all", *(LastStages(last=last) for last in (6, 5, 4, 3, 2)))
 NUM_TIMED_STEPS = 2
-ROUNDING = 1e-9
+ROUNDING = 1e-9  # of a sum of gains
 MIN_ERRORS = 4  # on the validation split, for fine-tuning to show that it is better
 COLUMNS = ["strategy", "size", "trainable", "val_accuracy", "cv_accuracy", "seconds"]
 

@@ -54,7 +54,7 @@ class TrainingContext:
     network: nn.Module
     accelerator: Accelerator  # device and precision
     train_set: ImageSet
-    train_groups: np.ndarray | None  # of the training images, (N,); none is given without
+    train_groups: np.ndarray | None  # of the training images, (N,); None if the table has no groups
     val_set: ImageSet  # chooses the best epoch
     loss_function: Loss  # a mean over images
     image_weights: np.ndarray  # of each training image in the loss, (N,) float64
