@@ -14,7 +14,7 @@ from helpers.training import network_of, prepared, run, same, transforms
 from thawline.networks.stages import find_stages
 from thawline.options import Phase
 from thawline.training import linear_head
-from thawline.training.linear_head import (
+from thawline.training.logistic_regression import (
     C_PATH,
     LinearMap,
     cross_validate,
