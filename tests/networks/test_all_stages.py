@@ -46,7 +46,7 @@ def rest_of_head(network: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", [*NAMES, VIT])
-def test_the_head_reads_mean_and_maximum_of_every_stage(name: str) -> None:
+def test_the_head_reads_what_every_stage_is_pooled_to(name: str) -> None:
     network, size = build(name)
     plain, _ = build(name, "linear")
     assert [*find_stages(network)] == [*find_stages(plain)]
@@ -67,13 +67,21 @@ def test_the_head_reads_mean_and_maximum_of_every_stage(name: str) -> None:
     torch.testing.assert_close(received[0][:, : -features.widths[HEAD]], expected)
 
 
-def test_pooling_is_the_mean_and_the_maximum_over_positions() -> None:
-    output = torch.randn(2, 5, 4, 3)
-    expected = torch.cat([output.mean((2, 3)), output.amax((2, 3))], 1)
-    torch.testing.assert_close(pool(output), expected)
+@pytest.mark.parametrize("sides", [(1, 1), (2, 5), (7, 7), (12, 9)])
+def test_maps_are_pooled_to_means_over_a_grid_and_a_maximum(sides: tuple[int, int]) -> None:
+    maps = torch.randn(2, 5, *sides)
+    means = nn.functional.adaptive_avg_pool2d(maps, 3).flatten(2).mT.flatten(1)
+    expected = torch.cat([means, maps.amax((2, 3))], 1)
+    torch.testing.assert_close(pool(maps), expected)
+    if sides[0] == sides[1]:
+        torch.testing.assert_close(pool(maps.permute(0, 2, 3, 1)), expected)
+    torch.testing.assert_close(pool(maps, with_means=False), maps.amax((2, 3)))
+
+
+def test_tokens_are_pooled_to_their_mean_and_maximum() -> None:
     tokens = torch.randn(2, 7, 5, requires_grad=True)
     torch.testing.assert_close(pool(tokens), torch.cat([tokens.mean(1), tokens.amax(1)], 1))
-    torch.testing.assert_close(pool(tokens, with_mean=False), tokens.amax(1))
+    torch.testing.assert_close(pool(tokens, with_means=False), tokens.amax(1))
 
 
 @pytest.mark.parametrize("name", [*NAMES, VIT])

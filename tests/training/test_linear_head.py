@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,11 +14,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from helpers.training import network_of, prepared, run, same, transforms
+from thawline.networks.all_stages import find_all_stages
 from thawline.networks.stages import find_stages
 from thawline.options import Phase
-from thawline.training import linear_head
+from thawline.training import linear_head, logistic_regression
 from thawline.training.logistic_regression import (
     C_PATH,
+    NUM_FOLDS,
     LinearMap,
     cross_validate,
     find_basis,
@@ -54,7 +59,7 @@ def test_a_fit_is_scikit_learn_s(
     images: int, width: int, strength: float, class_weight: dict[int, float] | None
 ) -> None:
     features, labels = made_up(images, width)
-    basis = find_basis(features)
+    basis = find_basis(features, features.shape[1])
     components = basis.project(features)
     weights = torch.tensor([*class_weight.values()]) if class_weight else torch.ones(3)
     loss = nn.CrossEntropyLoss(weights)  # a mean, so that the weights of all images add up to N
@@ -74,7 +79,7 @@ def test_a_constant_feature_does_no_harm() -> None:
     with_constant = torch.cat([features, torch.full((40, 1), 7.0)], dim=1)
     logits = []
     for each in (features, with_constant):
-        basis = find_basis(each)
+        basis = find_basis(each, each.shape[1])
         components = basis.project(each)
         line = fit(components, labels, 0.1, cross_entropy, start_of(components, 3))
         logits.append(line(components))
@@ -86,7 +91,7 @@ def test_images_of_a_group_are_never_in_a_fold_and_in_the_rest() -> None:
     groups = np.array([f"patient {idx}" for idx in range(20)]).repeat(4)
     labels = (np.arange(20) % 2).repeat(4)
     folds = make_folds(labels, groups, seed=0)
-    assert len(folds) == 5
+    assert len(folds) == NUM_FOLDS
     assert np.array_equal(np.sort(np.concatenate([fold for _, fold in folds])), np.arange(80))
     assert not any(set(groups[rest]) & set(groups[fold]) for rest, fold in folds)
 
@@ -102,14 +107,16 @@ def test_one_group_or_one_image_of_each_class_has_no_folds(
 
 def test_c_has_the_lowest_loss_on_images_that_were_not_fitted() -> None:
     features, labels = made_up(120, 40)
-    basis = find_basis(features)
+    basis = find_basis(features, features.shape[1])
     components = basis.project(features)
     folds = make_folds(labels.numpy(), None, seed=0)
-    path, lines, losses = cross_validate(components, labels, folds, cross_entropy, 3, quiet)
+    curve = cross_validate(components, labels, folds, cross_entropy, 3, quiet)
+    path, lines, losses = curve
     found = [row["loss"] for row in path]
     assert [row["C"] for row in path] == list(C_PATH[: len(path)])
     assert found[:-1] == sorted(found[:-1], reverse=True)  # the path ends where the loss rises
     best = min(path, key=lambda row: row["loss"])
+    assert curve.c == best["C"]
     assert np.mean(losses) == pytest.approx(best["loss"], rel=1e-5)
     for (rest, fold), line in zip(folds, lines, strict=True):
         again = fit(
@@ -127,7 +134,7 @@ def test_a_stage_of_noise_loses_nothing_and_one_with_the_label_much() -> None:
     noise = torch.randn(200, 5, generator=rng)
     telling = labels[:, None] * 4.0 + torch.randn(200, 2, generator=rng)
     features = torch.cat([noise, telling], dim=1)
-    basis = find_basis(features)
+    basis = find_basis(features, features.shape[1])
     components = basis.project(features)
     folds = make_folds(labels.numpy(), None, seed=0)
     _, lines, _ = cross_validate(components, labels, folds, cross_entropy, 2, quiet)
@@ -157,7 +164,29 @@ def test_the_network_answers_as_the_fit_did_and_only_its_head_has_changed(
     )
     if head == "all_stages":
         stages = [part["stage"] for part in result.linear_head["contributions"]]
-        assert stages == [*find_stages(network)]
+        assert stages in ([*find_stages(network)], ["head"])
+
+
+@pytest.mark.parametrize("is_in_the_last_layer", [False, True])
+def test_all_stages_are_read_only_if_they_tell_more_than_the_last_layer(
+    splits: pd.DataFrame, monkeypatch: pytest.MonkeyPatch, is_in_the_last_layer: bool
+) -> None:
+    network = network_of(head="all_stages")
+    linear = linear_head.find_linear(network)
+    labels = torch.tensor(splits.loc[splits["split"] == "train", "class_index"].to_numpy())
+    features = torch.randn(len(labels), linear.in_features)
+    features[:, -1 if is_in_the_last_layer else 0] += 4 * labels
+
+    def load(*arguments: Any) -> Iterator[torch.Tensor]:
+        yield features[arguments[-1]]
+
+    monkeypatch.setattr(linear_head, "load_features", load)
+    result = train(prepared(splits, network), [CLOSED])
+    stages = [part["stage"] for part in result.linear_head["contributions"]]
+    assert stages == (["head"] if is_in_the_last_layer else [*find_stages(network)])
+    pooled = find_all_stages(network)
+    assert pooled
+    assert bool(linear.weight[:, : -pooled.widths["head"]].any()) != is_in_the_last_layer
 
 
 def test_the_same_seed_gives_the_same_bits(splits: pd.DataFrame) -> None:
@@ -182,7 +211,7 @@ def test_images_of_one_group_are_fitted_with_the_default_c(
     with caplog.at_level("INFO"):
         result = run(splits.assign(group="one"), CLOSED)
     assert result.linear_head["path"] == [] and result.best_epoch == 1
-    assert f"C {linear_head.DEFAULT_C:g}" in caplog.text
+    assert f"C {logistic_regression.DEFAULT_C:g}" in caplog.text
 
 
 def test_fine_tuning_is_never_worse_than_its_head(splits: pd.DataFrame) -> None:

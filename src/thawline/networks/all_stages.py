@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from thawline.networks.stages import HEAD, find_stages
 
 MAPS, TOKENS = 4, 3  # dimensions of (N, C, H, W) or (N, H, W, C), and of (N, L, C)
+GRID = 3  # by which maps keep where in the image something is
 
 
 class AllStages(nn.Module):
@@ -37,8 +38,8 @@ class AllStages(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Return (N, F) float32 of what the stages handed over and the last layer's (N, width).
 
-        They are the mean and the maximum over all positions, of the last stage the maximum alone:
-        the last layer has its mean already.
+        They are means over the cells of a grid and the maximum over all positions, of the last
+        stage the maximum alone: the last layer has its mean already.
         """
         outputs, self._outputs = self._outputs, {}
         everything = {**outputs, HEAD: features.float()}
@@ -48,7 +49,7 @@ class AllStages(nn.Module):
     def note(self, module: str, output: Any) -> None:
         """Receive the output of a module; a stage has that of its last one."""
         if (stage := self.stage_of.get(module)) is not None:
-            self._outputs[stage] = pool(output, stage != self._last)
+            self._outputs[stage] = pool(output, with_means=stage != self._last)
 
     def _receive(self, name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
         self.note(name, output)
@@ -59,22 +60,34 @@ class AllStages(nn.Module):
 
 
 @fx.wrap
-def pool(output: Any, with_mean: bool = True) -> Tensor:
-    """Return (N, 2 C) float32, the mean and the maximum over all positions, or the maximum alone.
+def pool(output: Any, with_means: bool = True) -> Tensor:
+    """Return (N, 10 C) float32: means over the cells of a 3 × 3 grid, and the maximum over all.
 
-    The output is (N, C, H, W), (N, H, W, C), tokens (N, L, C) or (N, C), or a tuple that begins
+    Without means (N, C), the maximum alone. The output is (N, C, H, W) or (N, H, W, C), tokens
+    (N, L, C), which have one mean over all, or (N, C), which stays as it is; or a tuple that begins
     with it, as that of attention.
     """
     output = output[0] if isinstance(output, tuple) else output
+    means = []
     if output.ndim == MAPS:
         is_channels_last = output.shape[1] == output.shape[2] != output.shape[3]
-        output = output.flatten(1, 2) if is_channels_last else output.flatten(2).mT
-    if output.ndim != TOKENS:
+        maps = output.permute(0, 3, 1, 2) if is_channels_last else output
+        # Unlike adaptive pooling, means keep no values for the backward pass, which a layer in
+        # place may overwrite; nor does max, unlike amax.
+        cells = [maps[:, :, i, j] for i in _thirds(maps.shape[2]) for j in _thirds(maps.shape[3])]
+        means = [cell.mean(dim=(2, 3), dtype=torch.float32) for cell in cells if with_means]
+        output = maps.flatten(2).mT
+    elif output.ndim == TOKENS:
+        means = [output.mean(dim=1, dtype=torch.float32)] if with_means else []
+    else:
         return output.float()
-    # Unlike amax, max keeps no values for the backward pass, which a layer in place may overwrite.
     maximum = output.max(dim=1).values if output.requires_grad else output.amax(dim=1)
-    mean = output.mean(dim=1, dtype=torch.float32)
-    return torch.cat([mean, maximum.float()], dim=1) if with_mean else maximum.float()
+    return torch.cat([*means, maximum.float()], dim=1)
+
+
+def _thirds(side: int) -> list[slice]:
+    """Return the cells along a side, which overlap where it cannot be divided."""
+    return [slice(side * i // GRID, -(-side * (i + 1) // GRID)) for i in range(GRID)]
 
 
 def find_all_stages(network: nn.Module) -> AllStages | None:

@@ -12,6 +12,7 @@ from thawline.data.decoding import open_image, upright_size
 from thawline.errors import ParameterError
 from thawline.networks.building import pretrained_preprocessing
 from thawline.options import AUTO, LastStages, Parameters, Phase
+from thawline.training.logistic_regression import is_better
 from thawline.training.loop import train_step
 from thawline.training.progress import TrainingResult
 from thawline.training.setup import TrainingContext, prepare_phase
@@ -25,7 +26,6 @@ MAX_UPSAMPLING = 2.0  # where a larger input shows nothing new
 NUM_SIZED_IMAGES = 100  # that the size of the images is judged by
 DEPTHS: tuple[Any, ...] = ("all", *(LastStages(last=last) for last in (6, 5, 4, 3, 2)))
 NUM_TIMED_STEPS = 2
-ROUNDING = 1e-9  # of a sum of gains
 MIN_ERRORS = 4  # on the validation split, for fine-tuning to show that it is better
 COLUMNS = ["strategy", "size", "trainable", "val_accuracy", "cv_accuracy", "seconds"]
 
@@ -202,18 +202,6 @@ def smallest_that_serves(tried: Sequence[Trained], groups: np.ndarray) -> Traine
     best = min(tried, key=lambda t: cv_losses(t).mean())
     return next(
         t for t in tried if t is best or not is_better(cv_losses(t) - cv_losses(best), groups)
-    )
-
-
-def is_better(gains: np.ndarray, groups: np.ndarray) -> bool:
-    """Return whether the mean of paired gains (N,) exceeds its standard error, by groups (N,).
-
-    One gain alone is never better, nor is that of a single group.
-    """
-    sums = pd.Series(gains - gains.mean()).groupby(groups).sum().to_numpy()
-    count = len(sums)
-    return count > 1 and bool(
-        gains.sum() > np.sqrt((sums**2).sum() * count / (count - 1)) + ROUNDING
     )
 
 

@@ -2,8 +2,9 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from operator import itemgetter
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from thawline.training.logistic_regression import (
     cross_validate,
     find_basis,
     fit,
+    is_better,
     make_folds,
     measure_contributions,
 )
@@ -30,8 +32,15 @@ from thawline.training.setup import PhaseContext, TrainingContext
 logger = logging.getLogger(__name__)
 
 MAX_BASIS_IMAGES = 3000  # that means, deviations and principal components are computed of
-DEFAULT_C = 0.1  # where all images are of one group
 MAX_CV_IMAGES = 20_000  # that C is chosen on
+
+
+class Candidate(NamedTuple):
+    """Features that the head may read."""
+
+    widths: dict[str, int]  # how many, by stage
+    basis: Basis  # of them
+    sample: Tensor  # components of some training images, (N, R) float32
 
 
 def fit_linear_head(
@@ -44,7 +53,8 @@ def fit_linear_head(
 
     It is a multinomial logistic regression on standardized features of evaluation views. C is
     chosen by stratified cross-validation on the training images; those of a group stay in one fold.
-    Standardization is folded into the layer.
+    A head on all stages reads the last layer alone, unless the others lower the loss by more than
+    the standard error. Standardization is folded into the layer.
 
     Raises:
         ParameterError: if the head has no linear layer.
@@ -52,30 +62,38 @@ def fit_linear_head(
     """
     start = time.perf_counter()
     linear, labels = find_linear(run.network), run.train_set.labels
-    loss, seed = _loss_of_logits(run.loss_function), run.parameters.seed
-    basis, components = load_components(run, current, progress, linear)
-    some = np.sort(np.random.default_rng(seed).permutation(len(labels))[:MAX_CV_IMAGES])
+    load = partial(load_features, run, current, progress, linear)
+    loss, seed, count = _loss_of_logits(run.loss_function), run.parameters.seed, len(labels)
+    some = np.sort(np.random.default_rng(seed).permutation(count)[:MAX_CV_IMAGES])
     groups = None if run.train_groups is None else run.train_groups[some]
-    folds = make_folds(labels.cpu().numpy()[some], groups, seed)
-    sample = components[some], labels[some]
-    path, maps, losses = cross_validate(*sample, folds, loss, linear.out_features, update_bar)
-    c = min(path, key=itemgetter("loss"))["C"] if folds else DEFAULT_C
-    chosen = fit(components, labels, c, loss, maps[0])
-    with torch.no_grad():
-        weight = chosen.weight @ basis.components.T / basis.deviation
-        linear.weight.copy_(weight)
-        linear.bias.copy_(chosen.bias - weight @ basis.mean)
-    features = find_all_stages(run.network)
-    widths = features.widths if features else {HEAD: linear.in_features}
-    contributions = measure_contributions(widths, basis, *sample, folds, maps)
-    progress.linear_head = {"path": path, "contributions": contributions, "losses": losses}
+    folds = make_folds(labels[some].cpu().numpy(), groups, seed)
+    candidates = load_candidates(run.network, linear, load, some, seed)
+    curves = [
+        cross_validate(own.sample, labels[some], folds, loss, linear.out_features, update_bar)
+        for own in candidates
+    ]
+    gains = np.subtract(curves[-1].losses, curves[0].losses)
+    place = 0 if not folds or is_better(gains, groups) else -1
+    (widths, basis, components), curve = candidates[place], curves[place]
+    contributions = measure_contributions(
+        widths, basis, components, labels[some], folds, curve.maps
+    )
+    if len(some) < count:
+        components = torch.cat([basis.project(batch) for batch in load(np.arange(count))])
+    chosen = fit(components, labels, curve.c, loss, curve.maps[0])
+    basis.fold(chosen, linear)
+    progress.linear_head = {
+        "path": curve.path, "contributions": contributions, "losses": curve.losses
+    }  # fmt: skip
+    logger.info(
+        "Phase %d: C %g for the features of %s, chosen from %s",
+        progress.phase, curve.c, ", ".join(widths), curve,
+    )  # fmt: skip
     logits = chosen(components)
-    accuracy = float((logits.argmax(dim=1) == labels).float().mean())
-    logger.info("Phase %d: C %g, chosen from %s", progress.phase, c, _describe(path))
     return {
         "train_loss": float(loss(logits, labels)),
-        "train_accuracy": accuracy,
-        "images_per_second": len(labels) / (time.perf_counter() - start),
+        "train_accuracy": float((logits.argmax(dim=1) == labels).float().mean()),
+        "images_per_second": count / (time.perf_counter() - start),
     }
 
 
@@ -97,18 +115,24 @@ def find_linear(network: nn.Module) -> nn.Linear:
     return layers[-1]
 
 
-def load_components(
-    run: TrainingContext, current: PhaseContext, progress: TrainingProgress, linear: nn.Linear
-) -> tuple[Basis, Tensor]:
-    """Return the basis, and the components (N, R) float32 of the training images, on the device."""
-    count = len(run.train_set.labels)
-    some = np.random.default_rng(run.parameters.seed).permutation(count)[:MAX_BASIS_IMAGES]
-    features = torch.cat([*load_features(run, current, progress, linear, np.sort(some))])
-    basis = find_basis(features)
-    if len(some) == count:
-        return basis, basis.project(features)
-    every = load_features(run, current, progress, linear, np.arange(count))
-    return basis, torch.cat([basis.project(batch) for batch in every])
+def load_candidates(
+    network: nn.Module,
+    linear: nn.Linear,
+    load: Callable[[np.ndarray], Iterator[Tensor]],
+    some: np.ndarray,
+    seed: int,
+) -> list[Candidate]:
+    """Return all features of `some` training images, and if they are of all stages, the last's."""
+    few = np.sort(np.random.default_rng(seed).permutation(some)[:MAX_BASIS_IMAGES])
+    features = torch.cat([*load(few)])
+    stages = find_all_stages(network)
+    widths = stages.widths if stages else {HEAD: linear.in_features}
+    last = {HEAD: widths[HEAD]}
+    own = [widths] if widths == last else [widths, last]
+    bases = [find_basis(features, sum(each.values())) for each in own]
+    batches = [features] if len(few) == len(some) else load(some)
+    parts = zip(*([basis.project(batch) for basis in bases] for batch in batches), strict=True)
+    return [*map(Candidate, own, bases, map(torch.cat, parts))]
 
 
 @torch.no_grad()
@@ -131,12 +155,6 @@ def load_features(
             yield received.pop()
     finally:
         hook.remove()
-
-
-def _describe(path: Sequence[dict[str, float]]) -> str:
-    return ", ".join(
-        f"{row['C']:g} (accuracy {row['accuracy']:.3f}, loss {row['loss']:.3f})" for row in path
-    )
 
 
 def _loss_of_logits(loss: nn.Module) -> Loss:

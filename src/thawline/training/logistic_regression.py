@@ -1,36 +1,27 @@
 """Multinomial logistic regression on standardized principal components, chosen by folds."""
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 C_PATH = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse regularization strengths, as scikit-learn's
-NUM_FOLDS = 5
+DEFAULT_C = 0.1  # where all images are of one group
+NUM_FOLDS = 3
 MAX_COMPONENTS = 1024  # 4 kB per image are held in memory
 MAX_ITERATIONS = 100
+MAX_FOLD_ITERATIONS = 15  # as many as the choice of C needs
 MIN_DEVIATION = 1e-6  # a feature with less is constant
 ROUNDING = 1e-9  # of a sum of gains
 
 Folds = Sequence[tuple[np.ndarray, np.ndarray]]  # positions of the rest and of the fold, (N,) int64
 Loss = Callable[[Tensor, Tensor], Tensor]  # mean over images, of logits (N, C) and labels (N,)
-
-
-class Basis(NamedTuple):
-    """Standardized principal components of features."""
-
-    mean: Tensor  # (F,)
-    deviation: Tensor  # (F,)
-    components: Tensor  # (F, R), orthonormal
-
-    def project(self, features: Tensor) -> Tensor:
-        """Return components (N, R) of features (N, F)."""
-        return (features - self.mean) / self.deviation @ self.components
 
 
 class LinearMap(NamedTuple):
@@ -44,8 +35,50 @@ class LinearMap(NamedTuple):
         return components @ self.weight.T + self.bias
 
 
-def find_basis(features: Tensor) -> Basis:
-    """Return the principal components of features (N, F), standardized."""
+class Basis(NamedTuple):
+    """Standardized principal components of features."""
+
+    mean: Tensor  # (F,)
+    deviation: Tensor  # (F,)
+    components: Tensor  # (F, R), orthonormal
+
+    def project(self, features: Tensor) -> Tensor:
+        """Return components (N, R) of the last F features of (N, F or more)."""
+        own = features[:, -len(self.mean) :]
+        return (own - self.mean) / self.deviation @ self.components
+
+    @torch.no_grad()
+    def fold(self, line: LinearMap, layer: nn.Linear) -> None:
+        """Make a layer do what the map does with components; it reads the last F features alone."""
+        weight = line.weight @ self.components.T / self.deviation
+        layer.weight.zero_()
+        layer.weight[:, -len(self.mean) :] = weight
+        layer.bias.copy_(line.bias - weight @ self.mean)
+
+
+class Curve(NamedTuple):
+    """Cross-validated heads by C."""
+
+    path: list[dict[str, float]]  # C, loss and accuracy; none without folds
+    maps: list[LinearMap]  # of the best C, one per fold
+    losses: list[float]  # their cross-entropy for each image, (N,)
+
+    @property
+    def c(self) -> float:
+        """The C of the lowest loss."""
+        return min(self.path, key=itemgetter("loss"))["C"] if self.path else DEFAULT_C
+
+    def __str__(self) -> str:
+        """Return the path."""
+        return ", ".join(
+            f"{row['C']:g} (accuracy {row['accuracy']:.3f}, loss {row['loss']:.3f})"
+            for row in self.path
+        )
+
+
+def find_basis(features: Tensor, width: int) -> Basis:
+    """Return the principal components of the last `width` of features (N, F), standardized."""
+    features = features[:, -width:]
     mean, deviation = features.mean(dim=0), features.std(dim=0, correction=0)
     deviation = torch.where(deviation > MIN_DEVIATION, deviation, 1.0)
     standardized = (features - mean) / deviation
@@ -59,7 +92,14 @@ def find_basis(features: Tensor) -> Basis:
     return Basis(mean, deviation, vectors)
 
 
-def fit(components: Tensor, labels: Tensor, c: float, loss: Loss, start: LinearMap) -> LinearMap:
+def fit(
+    components: Tensor,
+    labels: Tensor,
+    c: float,
+    loss: Loss,
+    start: LinearMap,
+    iterations: int = MAX_ITERATIONS,
+) -> LinearMap:
     """Return the map that minimizes c · N · loss + ½ ‖weight‖², from one near it.
 
     By L-BFGS, in units that make the loss about equally curved in every direction.
@@ -70,7 +110,7 @@ def fit(components: Tensor, labels: Tensor, c: float, loss: Loss, start: LinearM
     scaled = (start.weight / unit).requires_grad_()
     bias = start.bias.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
-        [scaled, bias], max_iter=MAX_ITERATIONS, tolerance_grad=1e-4, line_search_fn="strong_wolfe"
+        [scaled, bias], max_iter=iterations, tolerance_grad=1e-4, line_search_fn="strong_wolfe"
     )
 
     def closure() -> float:
@@ -93,11 +133,10 @@ def cross_validate(
     loss: Loss,
     classes: int,
     update_bar: Callable[..., None],
-) -> tuple[list[dict[str, float]], list[LinearMap], list[float]]:
-    """Return C, loss and accuracy on images that maps were not fitted to, for a path of C.
+) -> Curve:
+    """Return loss and accuracy on images that maps were not fitted to, for a path of C.
 
-    The path ends where the loss rises. The maps of the best C are returned too, one per fold, and
-    their cross-entropy for each image.
+    The path ends where the loss rises.
     """
     parts = [(torch.from_numpy(rest), torch.from_numpy(fold)) for rest, fold in folds]
     zeros = components.new_zeros(classes, components.shape[1])
@@ -109,7 +148,8 @@ def cross_validate(
     for c in C_PATH if folds else ():
         logits, targets = [], []
         for number, (rest, fold) in enumerate(parts):
-            maps[number] = fit(components[rest], labels[rest], c, loss, maps[number])
+            own = components[rest], labels[rest]
+            maps[number] = fit(*own, c, loss, maps[number], MAX_FOLD_ITERATIONS)
             logits.append(maps[number](components[fold]))
             targets.append(labels[fold])
             update_bar(advance=1 / len(parts) / len(C_PATH), figures=f"C {c:g}")
@@ -120,7 +160,7 @@ def cross_validate(
             break
         best = [*maps]
         losses[order] = cross_entropy(joined, truth, reduction="none")
-    return path, best, losses.tolist()
+    return Curve(path, best, losses.tolist())
 
 
 def make_folds(labels: np.ndarray, groups: np.ndarray | None, seed: int) -> Folds:
@@ -158,3 +198,16 @@ def measure_contributions(
             lost += int((logits.argmax(1) == truth).sum() - (without.argmax(1) == truth).sum())
         rows.append({"stage": stage, "features": width, "accuracy_lost": lost / len(labels)})
     return rows
+
+
+def is_better(gains: np.ndarray, groups: np.ndarray | None) -> bool:
+    """Return whether the mean of paired gains (N,) exceeds its standard error, by groups (N,).
+
+    One gain alone is never better, nor is that of a single group.
+    """
+    units = np.arange(len(gains)) if groups is None else groups
+    sums = pd.Series(gains - gains.mean()).groupby(units).sum().to_numpy()
+    count = len(sums)
+    return count > 1 and bool(
+        gains.sum() > np.sqrt((sums**2).sum() * count / (count - 1)) + ROUNDING
+    )
