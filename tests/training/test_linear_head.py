@@ -110,7 +110,7 @@ def test_c_has_the_lowest_loss_on_images_that_were_not_fitted() -> None:
     basis = find_basis(features, features.shape[1])
     components = basis.project(features)
     folds = make_folds(labels.numpy(), None, seed=0)
-    curve = cross_validate(components, labels, folds, cross_entropy, 3, quiet)
+    curve = cross_validate(components, labels, folds, cross_entropy, 3, C_PATH, quiet)
     path, lines, losses = curve
     found = [row["loss"] for row in path]
     assert [row["C"] for row in path] == list(C_PATH[: len(path)])
@@ -137,7 +137,7 @@ def test_a_stage_of_noise_loses_nothing_and_one_with_the_label_much() -> None:
     basis = find_basis(features, features.shape[1])
     components = basis.project(features)
     folds = make_folds(labels.numpy(), None, seed=0)
-    _, lines, _ = cross_validate(components, labels, folds, cross_entropy, 2, quiet)
+    _, lines, _ = cross_validate(components, labels, folds, cross_entropy, 2, C_PATH, quiet)
     widths = {"noise": 5, "telling": 2}
     first, second = measure_contributions(widths, basis, components, labels, folds, lines)
     assert (first["stage"], first["features"]) == ("noise", 5)
@@ -174,8 +174,9 @@ def test_all_stages_are_read_only_if_they_tell_more_than_the_last_layer(
     network = network_of(head="all_stages")
     linear = linear_head.find_linear(network)
     labels = torch.tensor(splits.loc[splits["split"] == "train", "class_index"].to_numpy())
-    features = torch.randn(len(labels), linear.in_features)
-    features[:, -1 if is_in_the_last_layer else 0] += 4 * labels
+    rng = torch.Generator().manual_seed(0)
+    features = torch.randn(len(labels), linear.in_features, generator=rng)
+    features[:, slice(-4, None) if is_in_the_last_layer else slice(4)] += 4 * labels[:, None]
 
     def load(*arguments: Any) -> Iterator[torch.Tensor]:
         yield features[arguments[-1]]
@@ -203,6 +204,14 @@ def test_more_images_than_are_sampled_come_to_nearly_the_same(
     sampled = run(splits, CLOSED)
     for figure in ("train_accuracy", "val_accuracy"):
         assert sampled.history[figure][0] == pytest.approx(whole.history[figure][0], abs=0.15)
+
+
+def test_c_is_at_most_that_of_the_phase(splits: pd.DataFrame) -> None:
+    soft = CLOSED.model_copy(update={"max_c": 0.002})
+    path = run(splits, soft).linear_head["path"]
+    assert [row["C"] for row in path] == [1e-4, 1e-3, 0.002][: len(path)]
+    (alone,) = run(splits, CLOSED.model_copy(update={"max_c": 1e-6})).linear_head["path"]
+    assert alone["C"] == 1e-6
 
 
 def test_images_of_one_group_are_fitted_with_the_default_c(

@@ -18,6 +18,7 @@ from thawline.options.types import Fraction, Options, Probability
 
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 Head = Literal["linear", "mlp", "all_stages", "builtin"]
+MAX_C = 10  # a larger one changes next to nothing
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "step", "constant"]
 
@@ -117,9 +118,12 @@ class Phase(Options):
     optimizer: Optimizer | Literal["lbfgs"] | None = None
     schedule: Schedule | None = None
     patience: PositiveInt | None = None
+    max_c: PositiveFloat = MAX_C
 
     @model_validator(mode="after")
     def _check_optimizer(self) -> Self:
+        if self.max_c != MAX_C and self.optimizer != "lbfgs":
+            raise ValueError("max_c: only the optimizer lbfgs chooses C")
         missing = sorted({"epochs", "lr"} - self.model_fields_set)
         if self.optimizer != "lbfgs" and missing:
             raise ValueError(f"{missing[0]}: a phase needs it, unless its optimizer is lbfgs")

@@ -17,6 +17,7 @@ from thawline.networks.heads import head_name
 from thawline.networks.stages import HEAD
 from thawline.thaw.freezing import evaluation_mode
 from thawline.training.logistic_regression import (
+    C_PATH,
     Basis,
     Loss,
     cross_validate,
@@ -68,10 +69,9 @@ def fit_linear_head(
     groups = None if run.train_groups is None else run.train_groups[some]
     folds = make_folds(labels[some].cpu().numpy(), groups, seed)
     candidates = load_candidates(run.network, linear, load, some, seed)
-    curves = [
-        cross_validate(own.sample, labels[some], folds, loss, linear.out_features, update_bar)
-        for own in candidates
-    ]
+    c_path = sorted({min(c, current.phase.max_c) for c in C_PATH})
+    common = labels[some], folds, loss, linear.out_features, c_path, update_bar
+    curves = [cross_validate(own.sample, *common) for own in candidates]
     gains = np.subtract(curves[-1].losses, curves[0].losses)
     place = 0 if not folds or is_better(gains, groups) else -1
     (widths, basis, components), curve = candidates[place], curves[place]
@@ -80,14 +80,15 @@ def fit_linear_head(
     )
     if len(some) < count:
         components = torch.cat([basis.project(batch) for batch in load(np.arange(count))])
-    chosen = fit(components, labels, curve.c, loss, curve.maps[0])
+    c = min(curve.c, current.phase.max_c)
+    chosen = fit(components, labels, c, loss, curve.maps[0])
     basis.fold(chosen, linear)
     progress.linear_head = {
         "path": curve.path, "contributions": contributions, "losses": curve.losses
     }  # fmt: skip
     logger.info(
         "Phase %d: C %g for the features of %s, chosen from %s",
-        progress.phase, curve.c, ", ".join(widths), curve,
+        progress.phase, c, ", ".join(widths), curve,
     )  # fmt: skip
     logits = chosen(components)
     return {

@@ -132,9 +132,10 @@ def cross_validate(
     folds: Folds,
     loss: Loss,
     classes: int,
+    c_path: Sequence[float],
     update_bar: Callable[..., None],
 ) -> Curve:
-    """Return loss and accuracy on images that maps were not fitted to, for a path of C.
+    """Return loss and accuracy on images that maps were not fitted to, for rising C.
 
     The path ends where the loss rises.
     """
@@ -145,14 +146,14 @@ def cross_validate(
     maps = best = [start] * max(1, len(folds))
     losses = labels.new_zeros(len(labels), dtype=torch.float32)
     order = torch.cat([fold for _, fold in parts]) if parts else labels.new_zeros(0)
-    for c in C_PATH if folds else ():
+    for c in c_path if folds else ():
         logits, targets = [], []
         for number, (rest, fold) in enumerate(parts):
             own = components[rest], labels[rest]
             maps[number] = fit(*own, c, loss, maps[number], MAX_FOLD_ITERATIONS)
             logits.append(maps[number](components[fold]))
             targets.append(labels[fold])
-            update_bar(advance=1 / len(parts) / len(C_PATH), figures=f"C {c:g}")
+            update_bar(advance=1 / len(parts) / len(c_path), figures=f"C {c:g}")
         joined, truth = torch.cat(logits), torch.cat(targets)
         accuracy = float((joined.argmax(dim=1) == truth).float().mean())
         path.append({"C": c, "loss": float(loss(joined, truth)), "accuracy": accuracy})

@@ -107,7 +107,7 @@ def run_epoch(
     """Train for an epoch, validate, and keep the weights if they are best."""
     start, description = time.perf_counter(), current.describe()  # rates as the epoch begins
     update_bar(completed=progress.epoch - 1, description=f"Training, epoch {progress.epoch}")
-    train = fit_linear_head if current.is_closed_form else train_epoch
+    train = fit_linear_head if current.phase.optimizer == "lbfgs" else train_epoch
     row: dict[str, Any] = train(run, current, progress, update_bar)
     average_batch_norm_stats(current.line.above_train, current.ema)
     with ema_weights(run.network, current.ema):

@@ -126,7 +126,7 @@ class PhaseContext:
     optimizer: torch.optim.Optimizer  # of the trainable parameters, or of their updates' factors
     schedule: LambdaLR
     ema: ModelEmaV3 | None  # of the part above the line
-    is_closed_form: bool  # the head is fitted, not trained
+    phase: Phase
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -228,7 +228,7 @@ def prepare_phase(
         optimizer,
         LambdaLR(optimizer, lambda update: lr_factor(update, phase, updates, options)),
         make_ema(line.above_train, options.ema_decay) if options.ema_decay and not fits else None,
-        fits,
+        phase,
     )
 
 
