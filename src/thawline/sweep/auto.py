@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -124,10 +124,8 @@ def choose_by_validation(
     left of `auto.budget_minutes`.
     """
     deadline = time.monotonic() + 60 * parameters.auto.budget_minutes
-    groups = splits.get("group", pd.Series(np.arange(len(splits)))).to_numpy()
-    tried = try_sizes(parameters, splits, train, deadline)
-    best = smallest_that_serves(tried, groups[(splits["split"] == "train").to_numpy()])
-    reasons = [f"{best.correct.mean():.3f} by a linear head on all stages at {best.size} px"]
+    tried, best = try_sizes(parameters, splits, train, deadline)
+    reasons = [f"{best.correct.mean():.3f} by a linear head at {best.size} px"]
     errors = int((~best.correct).sum())
     if errors < MIN_ERRORS:
         reasons.append(f"with {errors} errors left, fine-tuning could not show that it is better")
@@ -135,7 +133,8 @@ def choose_by_validation(
         tuned = train(fine)
         tried.append(tuned)
         gains = tuned.correct.astype(float) - best.correct
-        better = is_better(gains, groups[(splits["split"] == "val").to_numpy()])
+        val_groups = splits.loc[splits["split"] == "val"].get("group")
+        better = is_better(gains, None if val_groups is None else val_groups.to_numpy())
         best = tuned if better else best
         reasons += [
             f"{tuned.correct.mean():.3f} by fine-tuning ({FINE_TUNE})",
@@ -149,8 +148,13 @@ def choose_by_validation(
 
 def try_sizes(
     parameters: Parameters, splits: pd.DataFrame, train: Train, deadline: float
-) -> list[Trained]:
-    """Fit a head on all stages at rising image sizes, while the cross-validated loss falls."""
+) -> tuple[list[Trained], Trained]:
+    """Fit a head on all stages at rising image sizes while they are better; return the best too.
+
+    Better is a cross-validated loss that is lower by more than its standard error.
+    """
+    is_train = (splits["split"] == "train").to_numpy()
+    groups = splits["group"].to_numpy()[is_train] if "group" in splits else None
     tried: list[Trained] = []
     for size in possible_sizes(parameters, splits):
         if tried:
@@ -165,9 +169,10 @@ def try_sizes(
             if size == parameters.transforms.size:
                 raise
             logger.info("%s", error)
-        if len(tried) > 1 and cv_losses(tried[-1]).mean() > cv_losses(tried[-2]).mean():
-            break
-    return tried
+            continue
+        if len(tried) > 1 and not is_better(cv_losses(tried[-2]) - cv_losses(tried[-1]), groups):
+            return tried, tried[-2]
+    return tried, tried[-1]
 
 
 def possible_sizes(parameters: Parameters, splits: pd.DataFrame) -> list[int | None]:
@@ -195,14 +200,6 @@ def possible_sizes(parameters: Parameters, splits: pd.DataFrame) -> list[int | N
 def cv_losses(tried: Trained) -> np.ndarray:
     """Return the cross-validated loss of a head on each training image, (N,) float64."""
     return np.array(tried.result.linear_head["losses"])
-
-
-def smallest_that_serves(tried: Sequence[Trained], groups: np.ndarray) -> Trained:
-    """Return the training at the smallest size of which none at a larger one is better."""
-    best = min(tried, key=lambda t: cv_losses(t).mean())
-    return next(
-        t for t in tried if t is best or not is_better(cv_losses(t) - cv_losses(best), groups)
-    )
 
 
 def deepest_that_fits(
