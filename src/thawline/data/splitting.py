@@ -85,6 +85,11 @@ def class_names(splits: pd.DataFrame) -> tuple[str, ...]:
     return tuple(pairs["label"].unique())
 
 
+def find_groups(splits: pd.DataFrame, split: str) -> np.ndarray | None:
+    """Return the group of each image in a split, (N,), or None if the table has no groups."""
+    return splits.loc[splits["split"] == split, "group"].to_numpy() if "group" in splits else None
+
+
 def check_splits(splits: pd.DataFrame) -> pd.DataFrame:
     """Return a valid table of splits unchanged; the catalog calls this on every load.
 

@@ -18,7 +18,7 @@ from thawline.options.types import Fraction, Options, Probability
 
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
 Head = Literal["linear", "mlp", "all_stages", "builtin"]
-MAX_C = 10  # a larger one changes next to nothing
+MAX_C = 10.0  # a larger one changes next to nothing
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "step", "constant"]
 

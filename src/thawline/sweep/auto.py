@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from thawline.data.decoding import open_image, upright_size
+from thawline.data.splitting import find_groups
 from thawline.errors import ParameterError
 from thawline.networks.building import pretrained_preprocessing
 from thawline.options import AUTO, LastStages, Parameters, Phase
@@ -133,8 +134,7 @@ def choose_by_validation(
         tuned = train(fine)
         tried.append(tuned)
         gains = tuned.correct.astype(float) - best.correct
-        val_groups = splits.loc[splits["split"] == "val"].get("group")
-        better = is_better(gains, None if val_groups is None else val_groups.to_numpy())
+        better = is_better(gains, find_groups(splits, "val"))
         best = tuned if better else best
         reasons += [
             f"{tuned.correct.mean():.3f} by fine-tuning ({FINE_TUNE})",
@@ -149,12 +149,11 @@ def choose_by_validation(
 def try_sizes(
     parameters: Parameters, splits: pd.DataFrame, train: Train, deadline: float
 ) -> tuple[list[Trained], Trained]:
-    """Fit a head on all stages at rising image sizes while they are better; return the best too.
+    """Fit a head on all stages at rising image sizes; return every training, and the best.
 
-    Better is a cross-validated loss that is lower by more than its standard error.
+    Stop at a size that does not lower the cross-validated loss by more than the standard error.
     """
-    is_train = (splits["split"] == "train").to_numpy()
-    groups = splits["group"].to_numpy()[is_train] if "group" in splits else None
+    groups = find_groups(splits, "train")
     tried: list[Trained] = []
     for size in possible_sizes(parameters, splits):
         if tried:

@@ -11,7 +11,9 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-C_PATH = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # inverse regularization strengths, as scikit-learn's
+from thawline.options.training import MAX_C
+
+C_PATH = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, MAX_C)  # inverse regularization strengths, as scikit-learn's
 DEFAULT_C = 0.1  # where all images are of one group
 NUM_FOLDS = 3
 MAX_COMPONENTS = 1024  # 4 kB per image are held in memory
@@ -48,12 +50,12 @@ class Basis(NamedTuple):
         return (own - self.mean) / self.deviation @ self.components
 
     @torch.no_grad()
-    def fold(self, line: LinearMap, layer: nn.Linear) -> None:
-        """Make a layer do what the map does with components; it reads the last F features alone."""
-        weight = line.weight @ self.components.T / self.deviation
+    def fold(self, fitted: LinearMap, layer: nn.Linear) -> None:
+        """Write a map of components to a layer, as weights of the last F features; others get 0."""
+        weight = fitted.weight @ self.components.T / self.deviation
         layer.weight.zero_()
         layer.weight[:, -len(self.mean) :] = weight
-        layer.bias.copy_(line.bias - weight @ self.mean)
+        layer.bias.copy_(fitted.bias - weight @ self.mean)
 
 
 class Curve(NamedTuple):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from thawline.data.loading import ViewLoader
+from thawline.data.splitting import find_groups
 from thawline.data.transforms import BatchMixer, Transforms, make_mix
 from thawline.options import Parameters, Phase, TrainingOptions
 from thawline.thaw.cache import NO_CACHE, ActivationCache
@@ -179,7 +180,7 @@ def prepare(
         network=network,
         accelerator=accelerator,
         train_set=train_set,
-        train_groups=_train_groups(splits),
+        train_groups=find_groups(splits, "train"),
         val_set=image_set(splits, "val", device),
         loss_function=loss_function.to(device),
         image_weights=_image_weights(train_set, None if mix else loss_function.weight),
@@ -242,12 +243,6 @@ def make_loss(splits: pd.DataFrame, options: TrainingOptions, log_probabilities:
     if log_probabilities:
         return nn.NLLLoss(weights)
     return nn.CrossEntropyLoss(weights, label_smoothing=options.label_smoothing)
-
-
-def _train_groups(splits: pd.DataFrame) -> np.ndarray | None:
-    """Return the group of each training image, (N,), if the table has groups."""
-    is_train = splits["split"] == "train"
-    return splits.loc[is_train, "group"].to_numpy() if "group" in splits else None
 
 
 def _image_weights(images: ImageSet, class_weights: Tensor | None) -> np.ndarray:
