@@ -130,10 +130,11 @@ def load_candidates(
     widths = stages.widths if stages else {HEAD: linear.in_features}
     last = {HEAD: widths[HEAD]}
     own = [widths] if widths == last else [widths, last]
-    bases = [find_basis(features, sum(each.values())) for each in own]
-    batches = [features] if len(few) == len(some) else load(some)
-    parts = zip(*([basis.project(batch) for basis in bases] for batch in batches), strict=True)
-    return [*map(Candidate, own, bases, map(torch.cat, parts))]
+    bases, samples = zip(*(find_basis(features, sum(w.values())) for w in own), strict=True)
+    if len(few) < len(some):
+        parts = zip(*([b.project(batch) for b in bases] for batch in load(some)), strict=True)
+        samples = tuple(map(torch.cat, parts))
+    return [*map(Candidate, own, bases, samples)]
 
 
 @torch.no_grad()

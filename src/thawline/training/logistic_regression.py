@@ -78,8 +78,8 @@ class Curve(NamedTuple):
         )
 
 
-def find_basis(features: Tensor, width: int) -> Basis:
-    """Return the principal components of the last `width` of features (N, F), standardized."""
+def find_basis(features: Tensor, width: int) -> tuple[Basis, Tensor]:
+    """Return the basis of the last `width` of features (N, F), and their components (N, R)."""
     features = features[:, -width:]
     mean, deviation = features.mean(dim=0), features.std(dim=0, correction=0)
     deviation = torch.where(deviation > MIN_DEVIATION, deviation, 1.0)
@@ -89,9 +89,10 @@ def find_basis(features: Tensor, width: int) -> Basis:
     values, vectors = torch.linalg.eigh(gram)
     count = min(MAX_COMPONENTS, int((values > MIN_DEVIATION * values[-1]).sum()))
     vectors = vectors[:, -count:]
-    if is_wide:
-        vectors = standardized.T @ (vectors / values[-count:].sqrt())
-    return Basis(mean, deviation, vectors)
+    if not is_wide:
+        return Basis(mean, deviation, vectors), standardized @ vectors
+    scale = values[-count:].sqrt()
+    return Basis(mean, deviation, standardized.T @ (vectors / scale)), vectors * scale
 
 
 def fit(
