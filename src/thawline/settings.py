@@ -1,5 +1,8 @@
 """Project settings of Kedro."""
 
+import atexit
+import gc
+
 from thawline.hooks.catalog import RunCatalog
 from thawline.hooks.configuration import CONFIG_LOADER_ARGS
 from thawline.hooks.parameters import ParametersHook
@@ -11,3 +14,8 @@ __all__ = ["CONFIG_LOADER_ARGS", "DATA_CATALOG_CLASS", "DISABLE_HOOKS_FOR_PLUGIN
 HOOKS = (ParametersHook(), VersionsHook(), TrackingHook())
 DATA_CATALOG_CLASS = RunCatalog
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro_mlflow",)  # TrackingHook takes the place of its hook
+
+# Imports make many objects and no garbage: looking for some takes a second before the first node,
+# and another one when the process ends.
+gc.set_threshold(10_000, 50, 50)
+atexit.register(gc.freeze)

@@ -20,6 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from thawline.cli.main import activations, environment
 from thawline.data.atomic_write import is_disk_full
 from thawline.errors import DataError, ThawlineError
+from thawline.hooks.configuration import find_project, read_configuration
+from thawline.options import validate_parameters
 from thawline.tracking.entries import entry_kinds, log_entry
 from thawline.tracking.redaction import mask, mask_traceback
 
@@ -31,6 +33,8 @@ def _run(*args: Any, **kwargs: Any) -> Any:
     logger = logging.getLogger("kedro.pipeline.node")
     logger.addFilter(lambda record: record.levelno < logging.ERROR)
     try:
+        asked = kwargs["env"], kwargs["params"], kwargs["conf_source"]
+        validate_parameters(read_configuration(find_project(), *asked)["parameters"])  # in a second
         return kedro_run.callback(*args, **kwargs)  # type: ignore[misc]
     except Exception as error:
         message = _message(error)

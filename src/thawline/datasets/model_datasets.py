@@ -1,16 +1,20 @@
 """Models on disk: folders of safetensors and JSON, or of ONNX and JSON, versioned."""
 
+from __future__ import annotations
+
 import copy
 import dataclasses
 import json
 from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kedro.io import AbstractVersionedDataset, Version
 
-from thawline.networks.classifier import Classifier, load_classifier, save_classifier
 from thawline.options import ModelOptions
-from thawline.serving.onnx import OnnxModel
+
+if TYPE_CHECKING:
+    from thawline.networks.classifier import Classifier
+    from thawline.serving.onnx import OnnxModel
 
 
 class FolderDataset(AbstractVersionedDataset[Any, Any]):
@@ -46,6 +50,8 @@ class ClassifierDataset(FolderDataset):
 
         A run reads it from disk once; each load has a network of its own.
         """
+        from thawline.networks.classifier import load_classifier
+
         path = Path(self._get_load_path())
         if self._last is None or self._last[0] != path:
             self._last = (path, load_classifier(path, self.own))
@@ -54,6 +60,8 @@ class ClassifierDataset(FolderDataset):
 
     def save(self, data: Classifier) -> None:
         """Write a new version."""
+        from thawline.networks.classifier import save_classifier
+
         save_classifier(data, Path(self._get_save_path()))
 
     def _release(self) -> None:
@@ -66,11 +74,15 @@ class ClassifiersDataset(FolderDataset):
 
     def load(self) -> dict[str, Classifier]:
         """Return the classifiers of the wanted, or else the latest, version."""
+        from thawline.networks.classifier import load_classifier
+
         folders = sorted(Path(self._get_load_path()).iterdir())
         return {each.name: load_classifier(each, ClassifierDataset.own) for each in folders}
 
     def save(self, data: dict[str, Classifier]) -> None:
         """Write a new version of all."""
+        from thawline.networks.classifier import save_classifier
+
         folder = Path(self._get_save_path())
         for name, classifier in data.items():
             save_classifier(classifier, folder / name)

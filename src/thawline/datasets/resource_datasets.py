@@ -8,9 +8,6 @@ from typing import Any
 import mlflow
 from kedro.io import AbstractDataset, DatasetError
 
-from thawline.serving.registry import ProjectFolders
-from thawline.training.state import TrainingCheckpoints
-
 SetTags = Callable[[dict[str, Any]], Any]
 OpenRun = Callable[[str, dict[str, Any], dict[str, Any]], AbstractContextManager[SetTags]]
 
@@ -54,6 +51,8 @@ class TrainingCheckpointsDataset(ResourceDataset):
     """Loads the states of trainings; when a run has ended well, its last ones are kept."""
 
     def __init__(self, filepath: str, metadata: dict[str, Any] | None = None) -> None:
+        from thawline.training.state import TrainingCheckpoints
+
         super().__init__(filepath, metadata)
         self.resource = TrainingCheckpoints(Path(filepath))
 
@@ -68,6 +67,8 @@ class RegistryDataset(ResourceDataset):
 
         Kedro makes the first two absolute; the third is relative to `path`.
         """
+        from thawline.serving.registry import ProjectFolders
+
         super().__init__(filepath, metadata)
         self.resource = ProjectFolders(Path(filepath), Path(path, registrations), Path(path))
 

@@ -1,10 +1,12 @@
 """A classifier as an MLflow model that predicts images from paths or bytes."""
 
+from __future__ import annotations
+
 import logging
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlflow
 import pandas as pd
@@ -13,9 +15,9 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 import thawline
-from thawline.networks.classifier import Classifier, save_classifier
-from thawline.serving.registry import CLASSIFIER
-from thawline.serving.requests import RequestLimits
+
+if TYPE_CHECKING:
+    from thawline.networks.classifier import Classifier
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ SIGNATURE = ModelSignature(
 )
 
 
-ServedModel = tuple[Classifier, list[bytes]]  # and a few image files as the input example
+ServedModel = tuple["Classifier", list[bytes]]  # and a few image files as the input example
 
 
 class ServedModelDataset(AbstractDataset[ServedModel, str | None]):
@@ -56,6 +58,10 @@ class ServedModelDataset(AbstractDataset[ServedModel, str | None]):
 
         Without an active run, warn and log nothing.
         """
+        from thawline.networks.classifier import save_classifier
+        from thawline.serving.registry import CLASSIFIER
+        from thawline.serving.requests import RequestLimits
+
         if not mlflow.active_run():
             logger.warning("No MLflow run is active: the model is kept in the catalog only.")
             return

@@ -46,17 +46,22 @@ def find_project() -> Path:
 
 
 def read_configuration(
-    project: Path, env: str | None = None, params: str = ""
+    project: Path,
+    env: str | None = None,
+    params: str | dict[str, Any] = "",
+    source: str | None = None,
 ) -> OmegaConfigLoader:
     """Return what conf/ says: a mapping with `parameters`, `catalog` and `mlflow`, read when asked.
 
-    `env` (None: local) and `params` (NAME=VALUE, separated by commas) are those of `kedro run`.
+    `env` (None: local), `params` (a tree, or NAME=VALUE separated by commas) and `source` (None:
+    conf/ of the project) are those of `kedro run`.
     """
-    given: Any = OmegaConf.to_container(
-        OmegaConf.from_dotlist([item.strip() for item in params.split(",") if item.strip()])
-    )
+    given: Any = params
+    if isinstance(params, str):
+        items = [item.strip() for item in params.split(",") if item.strip()]
+        given = OmegaConf.to_container(OmegaConf.from_dotlist(items))
     register_project_path(project)
-    source = str(project / "conf")
+    source = source or str(project / "conf")
     return OmegaConfigLoader(source, env, runtime_params=given, **CONFIG_LOADER_ARGS)
 
 

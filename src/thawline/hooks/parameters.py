@@ -7,15 +7,10 @@ from kedro.framework.hooks import hook_impl
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
 
-from thawline.data.sources import find_root
-from thawline.datasets import ClassifierDataset
-from thawline.datasets.image_table_dataset import ImageTable
 from thawline.errors import ParameterError
 from thawline.hooks.configuration import register_project_path
-from thawline.networks.building import build_on_meta_device
 from thawline.options import validate_parameters
 from thawline.sweep.space import possible_strategies
-from thawline.thaw.freezing import find_unknown_names
 
 
 class ParametersHook:
@@ -28,6 +23,10 @@ class ParametersHook:
     @hook_impl(tryfirst=True)
     def after_context_created(self, context: KedroContext) -> None:
         """Register ``${project_path:}`` for the configuration files, then validate."""
+        from thawline.data.sources import find_root
+        from thawline.datasets import ClassifierDataset
+        from thawline.datasets.image_table_dataset import ImageTable
+
         register_project_path(context.project_path)
         options = self._parameters = validate_parameters(context.config_loader["parameters"])
         # With the recipe's values; of this, Kedro makes what nodes take as `params:`.
@@ -56,7 +55,12 @@ class ParametersHook:
         if "run_sweep" in names:
             chosen.update(possible_strategies(self._parameters))
         strategies = {n: s for n, s in self._parameters.strategies.items() if n in chosen}
-        network = build_on_meta_device(self._parameters.model) if strategies else None
+        if not strategies:
+            return
+        from thawline.networks.building import build_on_meta_device
+        from thawline.thaw.freezing import find_unknown_names
+
+        network = build_on_meta_device(self._parameters.model)
         if network and (problems := find_unknown_names(network, strategies)):
             lines = "\n".join(f"  {line}" for line in problems)
             raise ParameterError(

@@ -3,6 +3,7 @@
 import atexit
 import logging
 import os
+import sys
 from typing import Any
 
 import mlflow
@@ -16,7 +17,7 @@ from thawline.tracking.connection import MAX_RETRIES, connect, restore
 from thawline.tracking.entries import log_entry
 from thawline.tracking.process_context import mark_stale_runs
 from thawline.tracking.redaction import mask, mask_logs
-from thawline.tracking.run_tags import describe_run
+from thawline.tracking.run_tags import describe_device, describe_run
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class TrackingHook:
         values = flatten(parameters.model_dump(mode="json"))
         texts = {name: mask(f"{name}={value}").removeprefix(f"{name}=") for name, value in values}
         mlflow.log_params(texts)  # at once: a crash would lose those of later nodes
-        mlflow.set_tags(describe_run(run_params, parameters.training.device))
+        mlflow.set_tags(describe_run(run_params))
 
     @hook_impl
     def before_node_run(self) -> None:
@@ -88,6 +89,7 @@ class TrackingHook:
     def after_pipeline_run(self) -> None:
         """End the run."""
         if self._run_id:
+            self._tag_device()
             mlflow.end_run()
         atexit.unregister(self._end_as_killed)
 
@@ -100,9 +102,16 @@ class TrackingHook:
                 " training.resume=true."
             )
 
+    def _tag_device(self) -> None:
+        """Say what the run computed on; one that has not needed PyTorch does not import it."""
+        if mlflow.active_run() and "torch" in sys.modules:
+            options = self._catalog["parameters"].load().training
+            mlflow.set_tag("device", describe_device(options.device))
+
     def _end(self, status: str) -> None:
         """Give a status to the active run and the one below it."""
         try:
+            self._tag_device()
             while mlflow.active_run():
                 mlflow.end_run(status)
         except MlflowException as error:  # the error that ended the run is the one to show

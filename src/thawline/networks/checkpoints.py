@@ -13,11 +13,9 @@ from torch import Tensor, nn
 
 from thawline.errors import CheckpointError
 from thawline.networks.pickles import PickledCodeError, read_pickle
+from thawline.networks.seen_images import DESCRIPTION_FILE, WEIGHTS_FILE
 
 WEIGHT_FILES = (".pth", ".pt", ".th", ".ckpt", ".bin", ".tar", ".safetensors")
-WEIGHTS_FILE = "model.safetensors"  # of a classifier that Thawline saved
-DESCRIPTION_FILE = "classifier.json"
-SEEN_FILE = "seen_images.txt"
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema", "net")
 # DataParallel, Lightning and others, MMPretrain, torch.compile

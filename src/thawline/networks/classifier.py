@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -16,11 +16,16 @@ from thawline.data.atomic_write import write_atomic
 from thawline.data.transforms import Preprocessing
 from thawline.errors import CheckpointError, ParameterError
 from thawline.networks.building import build_network
-from thawline.networks.checkpoints import DESCRIPTION_FILE, SEEN_FILE, WEIGHTS_FILE
+from thawline.networks.seen_images import (
+    DESCRIPTION_FILE,
+    SEEN_FILE,
+    WEIGHTS_FILE,
+    WRITER,
+    read_seen,
+)
 from thawline.options import RENAMED, ModelOptions
 
 FORMAT = 3
-WRITER = "thawline"  # metadata key of the weights, which identifies a copy of them
 PACKAGES = ("thawline", "torch", "torchvision", "timm")
 PARSE_ERRORS = (OSError, UnicodeError, json.JSONDecodeError, KeyError, TypeError, ValidationError)
 
@@ -103,33 +108,6 @@ def load_classifier(folder: Path, own: ModelOptions | None = None) -> Classifier
             f" it again, together with its {DESCRIPTION_FILE}."
         ) from error
     return Classifier(network.eval(), class_names, preprocessing, model, training, seen)
-
-
-def read_seen(folder: Path) -> frozenset[str]:
-    """Return the SHA-256 of all images that a saved classifier was trained or validated on."""
-    file = folder / SEEN_FILE
-    return frozenset(file.read_text(encoding="ascii").split()) if file.is_file() else frozenset()
-
-
-def read_ancestors(model: ModelOptions) -> frozenset[str] | None:
-    """Return the SHA-256 of all images that the weights of a run have seen in Thawline.
-
-    Returns:
-        None if the weights are a classifier's, but without `seen_images.txt`: they are a copy, or
-        an earlier version saved them.
-    """
-    file = Path(model.weights).expanduser().resolve()
-    if not file.is_file():
-        return frozenset()
-    if (file.parent / SEEN_FILE).is_file():
-        return read_seen(file.parent)
-    if file.name == WEIGHTS_FILE and (file.parent / DESCRIPTION_FILE).is_file():
-        return None
-    try:
-        with safe_open(file, framework="pt") as weights:
-            return None if WRITER in (weights.metadata() or {}) else frozenset()
-    except SafetensorError:  # another format
-        return frozenset()
 
 
 def _check_factory(folder: Path, model: ModelOptions, own: ModelOptions | None) -> None:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import mlflow
 
 from thawline.errors import ParameterError
-from thawline.networks.checkpoints import DESCRIPTION_FILE
 from thawline.networks.classifier import Classifier, load_classifier
+from thawline.networks.seen_images import DESCRIPTION_FILE
 from thawline.options import AUTO, ModelOptions
 from thawline.serving import registry
 from thawline.serving.registry import CHAMPION, CLASSIFIER, ProjectFolders, list_classes

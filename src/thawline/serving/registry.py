@@ -15,7 +15,8 @@ from mlflow.exceptions import MlflowException
 from thawline.data.packaged_datasets import LIBRARIES
 from thawline.data.sources import TABLES
 from thawline.errors import ThawlineError
-from thawline.networks.classifier import Classifier, load_classifier, read_seen
+from thawline.networks.classifier import Classifier, load_classifier
+from thawline.networks.seen_images import read_seen
 from thawline.options import ModelOptions
 
 CHAMPION = "champion"  # the alias of the version to use

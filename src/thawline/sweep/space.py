@@ -1,11 +1,14 @@
 """What a sweep may try: check the search space and draw values from it."""
 
-from typing import Any
+from __future__ import annotations
 
-import optuna
+from typing import TYPE_CHECKING, Any
 
 from thawline.errors import ParameterError, did_you_mean
 from thawline.options import AUTO, TRAINING_GROUPS, Dimension, Parameters, validate_parameters
+
+if TYPE_CHECKING:
+    import optuna
 
 WITHOUT_EFFECT = ("training.resume", "training.num_workers", "training.device")
 

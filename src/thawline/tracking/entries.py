@@ -15,11 +15,11 @@ from mlflow.data.pandas_dataset import PandasDataset, from_pandas
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
-from thawline.datasets.image_table_dataset import ImageTable
-
 
 def log_entry(catalog: DataCatalog, name: str, data: Any) -> None:
     """Log what is in a catalog entry to the active run."""
+    from thawline.datasets.image_table_dataset import ImageTable
+
     kinds = entry_kinds(catalog, name)
     dataset = catalog.get(name)
     if isinstance(dataset, ImageTable):

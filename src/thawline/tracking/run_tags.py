@@ -7,20 +7,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from thawline.tracking.redaction import mask
 
 PACKAGES = ("thawline", "torch", "torchvision", "timm", "kedro", "mlflow")
 
 
-def describe_run(run_params: dict[str, Any], device: str) -> dict[str, str]:
+def describe_run(run_params: dict[str, Any]) -> dict[str, str]:
     """Return the tags of a run: what is set of Kedro's `run_params`, and how it came about."""
     given = {name: mask(str(value)) for name, value in run_params.items() if value}
     return given | {
         "kedro_command": mask(_command_line()),
         "runner": run_params["runner"].split()[0].rpartition(".")[2],
-        "device": _device(device),
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
         **_commit(Path(run_params["project_path"])),
@@ -33,7 +30,10 @@ def _command_line() -> str:
     return " ".join(["python -m thawline" if packaged else "kedro", *sys.argv[1:]])
 
 
-def _device(wanted: str) -> str:
+def describe_device(wanted: str) -> str:
+    """Return the device that `training.device` stands for on this machine."""
+    import torch
+
     if wanted in ("auto", "cuda") and torch.cuda.is_available():
         return torch.cuda.get_device_name()
     if wanted in ("auto", "mps") and torch.backends.mps.is_available():

@@ -10,18 +10,18 @@ import plotly.graph_objects as go
 from rich import print as rich_print
 from rich.markup import escape
 
-from thawline.data.transforms import Transforms
-from thawline.datasets.resource_datasets import OpenRun
-from thawline.evaluation.comparison import Trainings, compare
-from thawline.evaluation.weight_averages import make_greedy_soup
-from thawline.networks.classifier import Classifier
 from thawline.options import TRAINING_GROUPS, Parameters, flatten
 from thawline.pipelines.finetune import nodes as finetune
-from thawline.reports.comparison import comparison_sections, console_table
+from thawline.pipelines.types import (
+    Classifier,
+    OnEpoch,
+    OpenRun,
+    TrainingCheckpoints,
+    Trainings,
+    Transforms,
+)
 from thawline.reports.figures.comparison import comparison_figure
 from thawline.reports.html import data_facts, html_report
-from thawline.training.progress import OnEpoch
-from thawline.training.state import TrainingCheckpoints
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,10 @@ def train_strategies(
         What the comparison needs, the classifiers by `STRATEGY.seed_N` and `STRATEGY.soup`, and
         three tables of it: one row per training, per epoch and per test image.
     """
+    from thawline.evaluation import comparison
+    from thawline.evaluation.weight_averages import make_greedy_soup
+    from thawline.pipelines.finetune.run_training import training_arguments
+
     rows, settings, histories, predictions, classifiers, chosen = [], [], {}, {}, {}, {}
     # All have the splits and random views of the first seed.
     dataset = parameters.dataset.model_copy(update={"seed": parameters.data_seed})
@@ -81,18 +85,21 @@ def train_strategies(
     soups = {}
     for strategy, own in chosen.items() if len(seeds) > 1 else ():
         trained = [classifiers[f"{strategy}.seed_{seed}"] for seed in seeds]
-        arguments = finetune.training_arguments(own, splits, activations)
+        arguments = training_arguments(own, splits, activations)
         if soup := make_greedy_soup(arguments, trained):
             classifiers[f"{strategy}.soup"] = soup
             metrics, *_ = finetune.evaluate_model(soup, splits, own.evaluation, own.training)
             soups[strategy] = {"seeds": len(soup.training["soup_of_seeds"]), **metrics}
-    return Trainings(*tables, settings, soups), classifiers, *tables
+    return comparison.Trainings(*tables, settings, soups), classifiers, *tables
 
 
 def compare_strategies(
     parameters: Parameters, splits: pd.DataFrame, trainings: Trainings
 ) -> tuple[dict[str, Any], pd.DataFrame, go.Figure, str]:
     """Return verdict and tests as plain values, the table, the figure and the HTML page."""
+    from thawline.evaluation.comparison import compare
+    from thawline.reports.comparison import comparison_sections, console_table
+
     comparison = compare(trainings)
     rich_print(console_table(comparison.shown))
     rich_print(f"[bold]{escape(comparison.verdict['sentence'])}[/bold]")

@@ -8,11 +8,8 @@ import plotly.graph_objects as go
 from PIL import Image
 
 from thawline.data import sources, splitting
-from thawline.data.near_duplicates import leakage, search
 from thawline.errors import DataError
-from thawline.networks.classifier import read_ancestors
 from thawline.options import DatasetOptions, ModelOptions, ScreeningOptions
-from thawline.reports.figures import data as figures
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +29,8 @@ def split_dataset(
     seed: int,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the table of splits, and the images that are in two of them."""
+    from thawline.data.near_duplicates import leakage, search
+
     pairs = pd.DataFrame(columns=search.PAIR)
     if options.near_duplicates != "off":
         pairs = search.find_pairs(clean_manifest)
@@ -80,6 +79,8 @@ def _spare_seen(
     Raises:
         DataError: when there are some and the options say so, or no others of a class are left.
     """
+    from thawline.networks.seen_images import read_ancestors
+
     ancestors = read_ancestors(model)
     if ancestors is None:
         logger.warning(
@@ -110,6 +111,8 @@ def _spare_seen(
 
 def plot_dataset(splits: pd.DataFrame, seed: int) -> tuple[go.Figure, go.Figure, Image.Image]:
     """Return the class balance, the sizes of the images, and samples of each split."""
+    from thawline.reports.figures import data as figures
+
     return (
         figures.class_balance(splits),
         figures.image_sizes(splits),

@@ -9,11 +9,8 @@ from PIL import Image
 from thawline.data.manifests import ROOT
 from thawline.data.sources import name_files
 from thawline.errors import ParameterError
-from thawline.evaluation import explanations
-from thawline.evaluation.predictions import worst_first
-from thawline.networks.classifier import Classifier
 from thawline.options import ExplainOptions, TrainingOptions
-from thawline.reports.figures.attributions import attribution_grid
+from thawline.pipelines.types import Classifier
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +27,10 @@ def explain_predictions(
 
     A network that the method does not fit is no reason for a run to fail: the picture says so.
     """
+    from thawline.evaluation import explanations
+    from thawline.evaluation.predictions import worst_first
+    from thawline.reports.figures.attributions import attribution_grid
+
     if options.images == "worst":
         images = worst_first(predictions).head(options.count)
     else:

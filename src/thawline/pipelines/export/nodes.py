@@ -3,9 +3,7 @@
 import logging
 
 from thawline.options import ExportOptions, ModelOptions, RegistryOptions
-from thawline.serving.find_model import find_model
-from thawline.serving.onnx import OnnxModel, export_onnx
-from thawline.serving.registry import ProjectFolders
+from thawline.pipelines.types import OnnxModel, ProjectFolders
 
 logger = logging.getLogger(__name__)
 
@@ -17,6 +15,9 @@ def export_model(
     model: ModelOptions,
 ) -> OnnxModel:
     """Return the model as ONNX, checked, with a description of its inputs and outputs."""
+    from thawline.serving.find_model import find_model
+    from thawline.serving.onnx import export_onnx
+
     found = find_model("export.model", options.model, registry_options.name, model, registry)
     onnx_file, description = export_onnx(found.classifier)
     logger.info(

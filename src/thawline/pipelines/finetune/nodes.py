@@ -1,34 +1,38 @@
 """Nodes of fine-tuning and evaluation."""
 
-import copy
 import dataclasses
 import logging
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
+from PIL import Image
 from rich import print as rich_print
 from rich.table import Table
-from torch import nn
 
-from thawline.data import transforms
 from thawline.data.decoding import hash_files
 from thawline.data.shards import read_bytes
 from thawline.data.splitting import class_names
-from thawline.datasets.served_model_dataset import ServedModel
 from thawline.errors import ParameterError
-from thawline.evaluation import stage_summary
-from thawline.evaluation.metrics import compute_metrics
-from thawline.evaluation.predictions import as_arrays, predict_split
-from thawline.evaluation.weight_averages import apply_wise_ft
-from thawline.networks import building as backbones
-from thawline.networks.classifier import Classifier, read_ancestors
-from thawline.options import AUTO, EvaluationOptions, Parameters, TrainingOptions
-from thawline.reports.figures.evaluation import confusion_matrix
-from thawline.reports.figures.model import stage_figure, weight_change_figure
+from thawline.options import (
+    AUTO,
+    AugmentationOptions,
+    EvaluationOptions,
+    Parameters,
+    TrainingOptions,
+)
+from thawline.pipelines.types import (
+    Choice,
+    Classifier,
+    Network,
+    OnEpoch,
+    ProjectFolders,
+    ServedModel,
+    TrainingCheckpoints,
+    Transforms,
+)
 from thawline.reports.figures.training import (
     candidates_figure,
     learning_curves,
@@ -36,29 +40,28 @@ from thawline.reports.figures.training import (
     regularization_path,
     stage_contributions,
 )
-from thawline.sweep import auto
-from thawline.thaw import freezing
-from thawline.thaw.cache import ActivationCache
-from thawline.training import loop, lr_find, ray_engine, setup
-from thawline.training.progress import OnEpoch, State, TrainingResult
-from thawline.training.state import TrainingCheckpoints
 
 logger = logging.getLogger(__name__)
 
 EXAMPLES = 2  # images in the input example of the served model
 
 
-def build_transforms(parameters: Parameters) -> transforms.Transforms:
+def build_transforms(parameters: Parameters) -> Transforms:
     """Return the transforms for training and evaluation, by default those of the weights."""
+    from thawline.data import transforms
+    from thawline.networks import building as backbones
+
     preprocessing = backbones.pretrained_preprocessing(parameters.model)
     options, augmentation = parameters.transforms, parameters.augmentation
     return transforms.build_transforms(options, preprocessing, parameters.data_seed, augmentation)
 
 
 def build_model(
-    parameters: Parameters, splits: pd.DataFrame, image_transforms: transforms.Transforms
-) -> tuple[nn.Module, dict[str, Any]]:
+    parameters: Parameters, splits: pd.DataFrame, image_transforms: Transforms
+) -> tuple[Network, dict[str, Any]]:
     """Return the network with a head for the classes of the splits, and the load report."""
+    from thawline.networks import building as backbones
+
     asked = parameters.model
     if parameters.strategy != AUTO:
         parameters = parameters.with_strategy(parameters.strategy)
@@ -74,13 +77,17 @@ def build_model(
 
 def choose_strategy(
     parameters: Parameters,
-    network: nn.Module,
+    network: Network,
     splits: pd.DataFrame,
-    image_transforms: transforms.Transforms,
+    image_transforms: Transforms,
     activations: Path,
     training_checkpoints: TrainingCheckpoints | None = None,
-) -> tuple[auto.Choice, dict[str, str], pd.DataFrame, go.Figure, nn.Module, transforms.Transforms]:
+) -> tuple[Choice, dict[str, str], pd.DataFrame, go.Figure, Network, Transforms]:
     """Return the strategy, why it was chosen, what was tried for it, and the network it trains."""
+    from thawline.pipelines.finetune.run_training import training_arguments, try_training
+    from thawline.sweep import auto
+    from thawline.training import setup
+
     arguments = partial(training_arguments, splits=splits, activations=activations)
     choice = auto.choose_strategy(
         parameters,
@@ -96,65 +103,10 @@ def choose_strategy(
     return choice, choice.describe(), table, figure, network, image_transforms
 
 
-def training_arguments(
-    parameters: Parameters, splits: pd.DataFrame, activations: Path
-) -> ray_engine.Arguments:
-    """Return what `setup.prepare` takes, for parameters with a strategy that is not auto."""
-    image_transforms = build_transforms(parameters)
-    network, _ = build_model(parameters, splits, image_transforms)
-    cache = ActivationCache(activations, parameters.activations.max_gb)
-    return parameters, network, splits, image_transforms, cache
-
-
-def run_training(
-    arguments: ray_engine.Arguments,
-    checkpoints: TrainingCheckpoints | None = None,
-    on_epoch: OnEpoch | None = None,
-) -> TrainingResult:
-    """Train in this process or on Ray, then average weights if `training.wise_ft` says so."""
-    parameters, phases = arguments[0], arguments[0].phases
-    if parameters.engine.name == "ray":
-        result = ray_engine.train(arguments, phases, checkpoints, on_epoch)
-    else:
-        result = loop.train(setup.prepare(*arguments), phases, checkpoints, on_epoch)
-    return apply_wise_ft(arguments, result) if parameters.training.wise_ft else result
-
-
-def try_training(
-    arguments: ray_engine.Arguments, checkpoints: TrainingCheckpoints | None
-) -> auto.Trained:
-    """Train, and see which validation images the best epoch has right."""
-    start = time.perf_counter()
-    parameters, network, splits, image_transforms, _ = arguments
-    result = run_training(arguments, checkpoints)
-    classifier = make_classifier(parameters, network, result.best, splits, image_transforms)
-    batch_size = parameters.evaluation.batch_size
-    predictions = predict_split(classifier, splits, "val", batch_size, parameters.training)
-    *_, correct = as_arrays(predictions)
-    size, seconds = image_transforms.preprocessing.size, time.perf_counter() - start
-    return auto.Trained(parameters, result, correct, size, seconds)
-
-
-def make_classifier(
-    parameters: Parameters,
-    network: nn.Module,
-    state: State,
-    splits: pd.DataFrame,
-    image_transforms: transforms.Transforms,
-    training: dict[str, Any] | None = None,
-    seen: frozenset[str] = frozenset(),
-) -> Classifier:
-    """Return a network in some state of its training as a classifier; it stays as it is."""
-    network = copy.deepcopy(network).cpu().eval()
-    network.load_state_dict(state)
-    names, preprocessing = class_names(splits), image_transforms.preprocessing
-    return Classifier(network, names, preprocessing, parameters.model, training or {}, seen)
-
-
-def freeze_layers(
-    network: nn.Module, chosen_strategy: auto.Choice
-) -> tuple[nn.Module, pd.DataFrame]:
+def freeze_layers(network: Network, chosen_strategy: Choice) -> tuple[Network, pd.DataFrame]:
     """Return the network as the first phase trains it, and the report on all phases."""
+    from thawline.thaw import freezing
+
     report = freezing.freeze_report(network, chosen_strategy.parameters.phases)
     table = Table(*report.columns, title="Trainable parameters")
     formats = {int: ",", float: ".3g"}
@@ -165,15 +117,19 @@ def freeze_layers(
 
 
 def train_model(
-    frozen_network: nn.Module,
-    chosen_strategy: auto.Choice,
+    frozen_network: Network,
+    chosen_strategy: Choice,
     splits: pd.DataFrame,
-    image_transforms: transforms.Transforms,
+    image_transforms: Transforms,
     activations: Path,
     training_checkpoints: TrainingCheckpoints,
     metric_logger: OnEpoch,
 ) -> tuple[Classifier, Classifier, pd.DataFrame, list[dict[str, Any]], go.Figure, go.Figure]:
     """Return the best and the last classifier, history, freeze contract and its figures."""
+    from thawline.networks.seen_images import read_ancestors
+    from thawline.pipelines.finetune.run_training import make_classifier, run_training
+    from thawline.thaw.cache import ActivationCache
+
     parameters = chosen_strategy.parameters
     cache = ActivationCache(activations, parameters.activations.max_gb)
     if result := chosen_strategy.result:
@@ -208,13 +164,28 @@ def train_model(
     return best, last, result.history, result.freeze_contract, *figures
 
 
+def draw_views(
+    splits: pd.DataFrame,
+    image_transforms: Transforms,
+    augmentation: AugmentationOptions,
+    seed: int,
+) -> Image.Image:
+    """Return training images as the network sees them."""
+    from thawline.reports.figures.views import training_views
+
+    return training_views(splits, image_transforms, augmentation, seed)
+
+
 def describe_stages(
-    network: nn.Module,
-    chosen_strategy: auto.Choice,
+    network: Network,
+    chosen_strategy: Choice,
     history: pd.DataFrame,
-    image_transforms: transforms.Transforms,
+    image_transforms: Transforms,
 ) -> tuple[pd.DataFrame, go.Figure]:
     """Return what each phase does with each stage, and the same drawn with its thaw lines."""
+    from thawline.evaluation import stage_summary
+    from thawline.reports.figures.model import stage_figure
+
     size = image_transforms.preprocessing.size
     phases = chosen_strategy.parameters.phases
     table = stage_summary.describe_stages(network, phases, history, size)
@@ -223,13 +194,17 @@ def describe_stages(
 
 def measure_weight_change(
     parameters: Parameters,
-    network: nn.Module,
+    network: Network,
     classifier: Classifier,
     splits: pd.DataFrame,
-    image_transforms: transforms.Transforms,
+    image_transforms: Transforms,
     activations: Path,
 ) -> tuple[pd.DataFrame, go.Figure]:
     """Return how far training moved each stage from its initial weights, and the same drawn."""
+    from thawline.evaluation import stage_summary
+    from thawline.reports.figures.model import weight_change_figure
+    from thawline.thaw.cache import ActivationCache
+
     cache = ActivationCache(activations, parameters.activations.max_gb)
     change = stage_summary.measure_weight_change(
         network, classifier.network, splits, image_transforms, parameters.training, cache
@@ -239,9 +214,9 @@ def measure_weight_change(
 
 def find_lr(
     parameters: Parameters,
-    network: nn.Module,
+    network: Network,
     splits: pd.DataFrame,
-    image_transforms: transforms.Transforms,
+    image_transforms: Transforms,
     activations: Path,
 ) -> tuple[pd.DataFrame, dict[str, float], go.Figure]:
     """Return the loss at rising rates, the rate that it suggests, and the curve.
@@ -252,6 +227,10 @@ def find_lr(
     Raises:
         ParameterError: if no phase of the strategy has a rate.
     """
+    from thawline.sweep import auto
+    from thawline.thaw.cache import ActivationCache
+    from thawline.training import loop, lr_find, setup
+
     name = auto.FINE_TUNE if parameters.strategy == AUTO else parameters.strategy
     own = parameters.with_strategy(name)
     place = next((i for i, p in enumerate(own.phases) if p.optimizer != "lbfgs"), None)
@@ -280,6 +259,10 @@ def evaluate_model(
     training: TrainingOptions,
 ) -> tuple[dict[str, float], pd.DataFrame, pd.DataFrame, go.Figure]:
     """Return metrics, metrics by class, predictions and confusion matrix of the test split."""
+    from thawline.evaluation.metrics import compute_metrics
+    from thawline.evaluation.predictions import predict_split
+    from thawline.reports.figures.evaluation import confusion_matrix
+
     how = options.batch_size, training, options.tta
     predictions = predict_split(classifier, splits, "test", *how)
     predictions.attrs = splits.attrs
@@ -296,3 +279,16 @@ def package_model(classifier: Classifier, splits: pd.DataFrame) -> ServedModel:
     """Return the classifier with two files that show how it is asked."""
     paths = splits.loc[splits["split"] == "test", "path"].head(EXAMPLES)
     return classifier, [read_bytes(path) for path in paths]
+
+
+def register_model(
+    parameters: Parameters,
+    uri: str | None,
+    predictions: pd.DataFrame,
+    classifier: Classifier,
+    registry: ProjectFolders,
+) -> dict[str, Any]:
+    """Return the version that a model was registered as, whether it is champion, and why."""
+    from thawline.serving import champion
+
+    return champion.register_model(parameters, uri, predictions, classifier, registry)

@@ -4,8 +4,6 @@ from kedro.pipeline import Pipeline
 
 from thawline.pipelines import make_node
 from thawline.pipelines.finetune import nodes
-from thawline.reports.figures.data import training_views
-from thawline.serving.champion import register_model
 
 DATA = ["splits", "chosen_transforms", "activations"]
 RESOURCES = ["training_checkpoints", "metric_logger"]
@@ -66,7 +64,7 @@ def create_summary() -> Pipeline:
     change = ["weight_change", "weight_change_figure"]
     return Pipeline(
         [
-            make_node(training_views, drawn, "training_views", name="draw_views"),
+            make_node(nodes.draw_views, drawn, "training_views"),
             make_node(nodes.describe_stages, stages, ["stage_table", "stage_figure"]),
             make_node(nodes.measure_weight_change, trained, change),
         ]
@@ -79,6 +77,6 @@ def create_registration() -> Pipeline:
     return Pipeline(
         [
             make_node(nodes.package_model, ["classifier", "splits"], "served_model"),
-            make_node(register_model, inputs, "registration"),
+            make_node(nodes.register_model, inputs, "registration"),
         ]
     )

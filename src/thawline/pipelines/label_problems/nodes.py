@@ -6,29 +6,29 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
-from torch import nn
 
 from thawline.data.decoding import hash_files
-from thawline.data.loading import ImageView
-from thawline.data.transforms import Transforms
-from thawline.evaluation import label_problems
 from thawline.options import Parameters
-from thawline.reports.figures.data import problem_grid
-from thawline.thaw.cache import ActivationCache
-from thawline.thaw.stage_features import stage_features
+from thawline.pipelines.types import Network, Transforms
 
 logger = logging.getLogger(__name__)
 
 
 def find_label_problems(
     parameters: Parameters,
-    network: nn.Module,
+    network: Network,
     splits: pd.DataFrame,
     near_duplicates: pd.DataFrame,
     transforms: Transforms,
     activations: Path,
 ) -> tuple[pd.DataFrame, pd.DataFrame, Image.Image, Image.Image, Image.Image, dict[str, int]]:
     """Return label errors and outliers, pictures of these and of near-duplicates, and numbers."""
+    from thawline.data.loading import ImageView
+    from thawline.evaluation import label_problems
+    from thawline.reports.figures.data import problem_grid
+    from thawline.thaw.cache import ActivationCache
+    from thawline.thaw.stage_features import stage_features
+
     hashes = hash_files(splits["path"].tolist())
     images = [ImageView(*pair) for pair in zip(splits["path"], hashes, strict=True)]
     cache = ActivationCache(activations, parameters.activations.max_gb)

@@ -8,10 +8,8 @@ import pandas as pd
 
 from thawline.data.sources import find_files
 from thawline.errors import ParameterError
-from thawline.evaluation.predictions import predict_files
 from thawline.options import ModelOptions, PredictOptions, RegistryOptions, TrainingOptions
-from thawline.serving.find_model import find_model
-from thawline.serving.registry import ProjectFolders
+from thawline.pipelines.types import ProjectFolders
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +23,9 @@ def predict_folder(
     training: TrainingOptions,
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Return a row for every file in `predict.root`, and by which model, and how many failed."""
+    from thawline.evaluation.predictions import predict_files
+    from thawline.serving.find_model import find_model
+
     if options.root is None:
         raise ParameterError(
             "predict.root: no folder is given. Say which images are to be looked at:"

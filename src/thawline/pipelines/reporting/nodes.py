@@ -7,11 +7,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from PIL import Image
 
-from thawline.evaluation import calibration
-from thawline.evaluation.predictions import predict_split
-from thawline.networks.classifier import Classifier
 from thawline.options import AUTO, EvaluationOptions, Parameters, TrainingOptions
-from thawline.reports.figures.evaluation import mistakes_grid, per_class_bars, reliability_diagram
+from thawline.pipelines.types import Classifier
 from thawline.reports.finetune import VERDICT, finetune_sections
 from thawline.reports.html import data_facts, html_report
 
@@ -30,6 +27,10 @@ def calibrate(
 
     The temperature is fitted on the validation split.
     """
+    from thawline.evaluation import calibration
+    from thawline.evaluation.predictions import predict_split
+    from thawline.reports.figures.evaluation import reliability_diagram
+
     how = options.batch_size, training, options.tta
     validation = predict_split(classifier, splits, "val", *how)
     temperature = calibration.fit_temperature(validation)
@@ -54,6 +55,8 @@ def plot_errors(
     predictions: pd.DataFrame, per_class: pd.DataFrame
 ) -> tuple[go.Figure, Image.Image]:
     """Return bars for each class, and the most confident mistakes."""
+    from thawline.reports.figures.evaluation import mistakes_grid, per_class_bars
+
     return per_class_bars(per_class), mistakes_grid(predictions)
 
 

@@ -4,22 +4,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pandas as pd
 import plotly.graph_objects as go
 import yaml
-from optuna.trial import FrozenTrial
 
-from thawline.datasets.resource_datasets import OpenRun
 from thawline.options import TRAINING_GROUPS, Parameters
 from thawline.pipelines.finetune import nodes as finetune
-from thawline.reports.figures.sweep import importance, optimization_history, parallel_coordinates
-from thawline.sweep import study as sweeping
-from thawline.sweep.space import with_values
-from thawline.sweep.storage import open_storage
-from thawline.thaw.cache import ActivationCache
-from thawline.training import loop, setup
-from thawline.training.progress import OnEpoch, TrainingResult
+from thawline.pipelines.types import FrozenTrial, OnEpoch, OpenRun, TrainingResult
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +29,11 @@ def run_sweep(
     metric_logger: OnEpoch,
 ) -> tuple[str, list[FrozenTrial]]:
     """Run the trials that are still to be run; return the study's name and all finished trials."""
+    import optuna
+
+    from thawline.sweep import study as sweeping
+    from thawline.sweep.storage import open_storage
+
     url = parameters.sweep.storage
     storage = open_storage(url.get_secret_value() if url else f"sqlite:///{sweep_storage}")
     study = sweeping.open_study(storage, parameters, development_splits)
@@ -75,6 +71,9 @@ def train_trial(
     parameters: Parameters, splits: pd.DataFrame, activations: Path, on_epoch: OnEpoch
 ) -> TrainingResult:
     """Train once, as the pipeline finetune does with these parameters."""
+    from thawline.thaw.cache import ActivationCache
+    from thawline.training import loop, setup
+
     image_transforms = finetune.build_transforms(parameters)
     network, _ = finetune.build_model(parameters, splits, image_transforms)
     choice, *_, network, image_transforms = finetune.choose_strategy(
@@ -97,6 +96,9 @@ def select_best_trial(
     All are there that a training depends on, not only those that were tried: the run may have had
     others by --params or from conf/local, and conf/base may change.
     """
+    from thawline.sweep import study as sweeping
+    from thawline.sweep.space import with_values
+
     best = sweeping.best_trial(finished_trials, parameters.training.monitor)
     chosen = with_values(parameters, best.params)
     tree = chosen.model_dump(mode="json", include={*TRAINING_GROUPS, "dataset"})
@@ -118,6 +120,15 @@ def report_sweep(
     finished_trials: list[FrozenTrial], parameters: Parameters
 ) -> tuple[pd.DataFrame, go.Figure, go.Figure, go.Figure]:
     """Return the table of trials, their course, what mattered, and which values went together."""
+    import optuna
+
+    from thawline.reports.figures.sweep import (
+        importance,
+        optimization_history,
+        parallel_coordinates,
+    )
+    from thawline.sweep import study as sweeping
+
     study = optuna.create_study(direction=sweeping.direction(parameters))
     study.add_trials(finished_trials)
     table, monitor = sweeping.trial_table(finished_trials), parameters.training.monitor

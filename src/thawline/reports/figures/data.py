@@ -7,23 +7,15 @@ import joblib
 import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
-import torch
 from PIL import Image
-from torch import Tensor
-from torchvision.transforms.v2 import functional
 
-from thawline.data.decoding import hash_files, image_size
-from thawline.data.loading import ImageView, decode
+from thawline.data.decoding import image_size
 from thawline.data.splitting import SPLITS
-from thawline.data.transforms import BatchMixer, Transforms, make_mix
-from thawline.options import AugmentationOptions
 from thawline.reports.figures.grids import image_grid, thumbnail
 from thawline.reports.figures.style import COLORS, LINE, class_axis, finish
 
 SYMBOLS = ("circle-open", "diamond-open", "square-open")
 SAMPLES_PER_SPLIT = 12
-VIEWED_IMAGES = 6  # training images whose views are drawn
-MAX_VIEWS = 5  # random views of each
 MAX_PROBLEMS = 20  # rows of a table that are drawn
 LEGEND = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "entrywidth": 45}
 
@@ -72,44 +64,16 @@ def sample_images(splits: pd.DataFrame, seed: int) -> Image.Image:
         DataError: if an image file cannot be read.
     """
     some = pd.concat(
-        [_mixed(splits[splits["split"] == split], SAMPLES_PER_SPLIT, seed) for split in SPLITS]
+        [
+            sample_evenly(splits[splits["split"] == split], SAMPLES_PER_SPLIT, seed)
+            for split in SPLITS
+        ]
     )
     return image_grid(
         "Samples of each split",
         [thumbnail(path) for path in some["path"]],
         [f"{label}\n{split}" for label, split in zip(some["label"], some["split"], strict=True)],
         columns=6,
-    )
-
-
-def training_views(
-    splits: pd.DataFrame, transforms: Transforms, augmentation: AugmentationOptions, seed: int
-) -> Image.Image:
-    """Return one row per sample training image: its evaluation view, then its random views.
-
-    They are the views that training uses, mixed with other images if mixup or CutMix is on.
-
-    Raises:
-        DataError: if an image file cannot be read.
-    """
-    some = _mixed(splits[splits["split"] == "train"], VIEWED_IMAGES, seed)
-    paths = some["path"].tolist()
-    images = [ImageView(*pair) for pair in zip(paths, hash_files(paths), strict=True)]
-    columns = {"evaluation": decode(transforms, images)}
-    mix = make_mix(augmentation, splits["class_index"].nunique())
-    for number in range(min(augmentation.views_per_image or MAX_VIEWS, MAX_VIEWS)):
-        views = decode(transforms, [image._replace(view=number) for image in images])
-        columns[f"view {number + 1}"] = _mix(views, mix, seed + number)
-    mixed = ", mixed" if mix else ""
-    return image_grid(
-        f"Training images as the network sees them{mixed}, {transforms.preprocessing.size} px",
-        [
-            functional.to_pil_image(views[idx])
-            for idx in range(len(some))
-            for views in columns.values()
-        ],
-        [f"{label}\n{name}" for label in some["label"] for name in columns],
-        columns=len(columns),
     )
 
 
@@ -131,20 +95,9 @@ def problem_grid(title: str, table: pd.DataFrame) -> Image.Image:
     )
 
 
-def _mixed(table: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
+def sample_evenly(table: pd.DataFrame, count: int, seed: int) -> pd.DataFrame:
     """Return rows from as many classes as possible, about equally many of each, by class."""
     shuffled = table.sample(frac=1, random_state=seed)
     turn = shuffled.groupby("class_index").cumcount()
     chosen = shuffled.assign(turn=turn).sort_values("turn", kind="stable").head(count)
     return chosen.sort_values(["class_index", "path"])
-
-
-def _mix(views: Tensor, mix: BatchMixer | None, seed: int) -> Tensor:
-    """Return views (N, 3, size, size) uint8 mixed as training mixes a batch, if it does."""
-    if mix is None:
-        return views
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        images = functional.to_dtype(views, torch.float32, scale=True)
-        mixed, _ = mix(images, torch.zeros(len(views), dtype=torch.int64))
-    return functional.to_dtype(mixed.clamp(0, 1), torch.uint8, scale=True)

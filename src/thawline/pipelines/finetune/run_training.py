@@ -1,0 +1,77 @@
+"""Trainings that nodes run: by parameters, from splits to a classifier."""
+
+import copy
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from thawline.data.splitting import class_names
+from thawline.data.transforms import Transforms
+from thawline.evaluation.predictions import as_arrays, predict_split
+from thawline.evaluation.weight_averages import apply_wise_ft
+from thawline.networks.classifier import Classifier
+from thawline.options import Parameters
+from thawline.pipelines.finetune.nodes import build_model, build_transforms
+from thawline.sweep import auto
+from thawline.thaw.cache import ActivationCache
+from thawline.training import loop, ray_engine, setup
+from thawline.training.progress import OnEpoch, State, TrainingResult
+from thawline.training.state import TrainingCheckpoints
+
+
+def training_arguments(
+    parameters: Parameters, splits: pd.DataFrame, activations: Path
+) -> ray_engine.Arguments:
+    """Return what `setup.prepare` takes, for parameters with a strategy that is not auto."""
+    image_transforms = build_transforms(parameters)
+    network, _ = build_model(parameters, splits, image_transforms)
+    cache = ActivationCache(activations, parameters.activations.max_gb)
+    return parameters, network, splits, image_transforms, cache
+
+
+def run_training(
+    arguments: ray_engine.Arguments,
+    checkpoints: TrainingCheckpoints | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> TrainingResult:
+    """Train in this process or on Ray, then average weights if `training.wise_ft` says so."""
+    parameters, phases = arguments[0], arguments[0].phases
+    if parameters.engine.name == "ray":
+        result = ray_engine.train(arguments, phases, checkpoints, on_epoch)
+    else:
+        result = loop.train(setup.prepare(*arguments), phases, checkpoints, on_epoch)
+    return apply_wise_ft(arguments, result) if parameters.training.wise_ft else result
+
+
+def try_training(
+    arguments: ray_engine.Arguments, checkpoints: TrainingCheckpoints | None
+) -> auto.Trained:
+    """Train, and see which validation images the best epoch has right."""
+    start = time.perf_counter()
+    parameters, network, splits, image_transforms, _ = arguments
+    result = run_training(arguments, checkpoints)
+    classifier = make_classifier(parameters, network, result.best, splits, image_transforms)
+    batch_size = parameters.evaluation.batch_size
+    predictions = predict_split(classifier, splits, "val", batch_size, parameters.training)
+    *_, correct = as_arrays(predictions)
+    size, seconds = image_transforms.preprocessing.size, time.perf_counter() - start
+    return auto.Trained(parameters, result, correct, size, seconds)
+
+
+def make_classifier(
+    parameters: Parameters,
+    network: nn.Module,
+    state: State,
+    splits: pd.DataFrame,
+    image_transforms: Transforms,
+    training: dict[str, Any] | None = None,
+    seen: frozenset[str] = frozenset(),
+) -> Classifier:
+    """Return a network in some state of its training as a classifier; it stays as it is."""
+    network = copy.deepcopy(network).cpu().eval()
+    network.load_state_dict(state)
+    names, preprocessing = class_names(splits), image_transforms.preprocessing
+    return Classifier(network, names, preprocessing, parameters.model, training or {}, seen)
