@@ -14,7 +14,7 @@ from thawline.data.loading import ImageView
 from thawline.data.splitting import SPLITS
 from thawline.data.transforms import Preprocessing, Transforms, evaluation_view, training_view
 from thawline.options import AugmentationOptions, TransformOptions
-from thawline.reports.figures import data, grids
+from thawline.reports.figures import data, grids, views
 
 PREPROCESSING = Preprocessing(
     size=64, resize=64, interpolation="bilinear", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
@@ -31,7 +31,8 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> dict[str, list]:
         kept.update(images=images, captions=captions)
         return grids.image_grid(title, images, captions, columns, empty)
 
-    monkeypatch.setattr(data, "image_grid", keep)
+    for module in (data, views):
+        monkeypatch.setattr(module, "image_grid", keep)
     return kept
 
 
@@ -67,8 +68,8 @@ def test_samples_are_of_every_class_and_split(splits: pd.DataFrame, shown: dict[
 def test_the_views_are_those_that_training_takes(
     splits: pd.DataFrame, shown: dict[str, list]
 ) -> None:
-    data.training_views(splits, TRANSFORMS, AugmentationOptions(views_per_image=2), seed=0)
-    assert len(shown["images"]) == 3 * data.VIEWED_IMAGES
+    views.training_views(splits, TRANSFORMS, AugmentationOptions(views_per_image=2), seed=0)
+    assert len(shown["images"]) == 3 * views.VIEWED_IMAGES
     pixels = [torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in shown["images"]]
     paths = splits.loc[splits["split"] == "train", "path"].tolist()
     evaluation = [evaluation_view(path, PREPROCESSING) for path in paths]
@@ -82,7 +83,7 @@ def test_the_views_are_those_that_training_takes(
 def test_mixing_shows_in_the_views(splits: pd.DataFrame, shown: dict[str, list]) -> None:
     pictures = []
     for mixup in (0.0, 1.0):
-        data.training_views(
+        views.training_views(
             splits, TRANSFORMS, AugmentationOptions(views_per_image=1, mixup=mixup), seed=0
         )
         pictures.append([np.array(image) for image in shown["images"]])

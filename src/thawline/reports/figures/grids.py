@@ -1,25 +1,23 @@
 """Draw images in a grid, each with a caption."""
 
-import io
 import textwrap
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
-from matplotlib.figure import Figure
-from PIL import Image
+import matplotlib as mpl
+from PIL import Image, ImageDraw, ImageFont
 
 from thawline.data.decoding import Source, read_image
 
-TILE = 1.7  # inches, side of an image
-GAP = 0.15  # inches, between images
-TEXT_LINE = 0.16  # inches, height of a line of a caption
-TITLE_LINE = 0.2  # inches, height of a line of the title
-TITLE_LETTERS_PER_INCH = 11
-MIN_WIDTH = 5.0  # inches, so that a title has room
-EMPTY_HEIGHT = 1.5  # inches, of a picture without images
-MAX_CAPTION_LETTERS = 26  # that fit under an image
-DPI = 130
+TILE, GAP = 220, 20  # px, side of an image and what separates two
+TITLE_SIZE, TEXT_SIZE = 20, 13  # px
+SPACING = 6  # px, between lines
+LINE = TEXT_SIZE + SPACING
+MIN_COLUMNS = 3  # of width, so that a title has room
+LETTER = 0.55  # times the size of the text: its mean width
+MAX_CAPTION_LETTERS = 28  # that fit under an image
 INK = "#1d2430"
+FONT = Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
 
 
 def image_grid(
@@ -35,30 +33,29 @@ def image_grid(
     wrapped. `empty` is the text of a picture without images.
     """
     texts = [_fold(caption) for caption in captions]
-    caption_height = 0.12 + TEXT_LINE * max((text.count("\n") + 1 for text in texts), default=0)
+    row_height = TILE + LINE * (2 + max((text.count("\n") for text in texts), default=0))
     rows, columns = -(-len(images) // columns), min(columns, len(images))
-    width = max(columns * (TILE + GAP), MIN_WIDTH)
-    title = textwrap.fill(title, int(width * TITLE_LETTERS_PER_INCH))
-    header = 0.3 + TITLE_LINE * (title.count("\n") + 1)
-    height = header + rows * (TILE + caption_height) if images else EMPTY_HEIGHT
-    figure = Figure(figsize=(width, height), facecolor="white")
-    style: dict[str, Any] = {"color": INK, "ha": "center", "va": "top", "parse_math": False}
-    figure.text(0.5, 1 - 0.15 / height, title, fontsize=11, **style)
-    if not images:
-        figure.text(0.5, 0.5, empty, wrap=True, fontsize=9, **style)
+    width = max(columns, MIN_COLUMNS) * (TILE + GAP)
+    title = _wrap(title, TITLE_SIZE, width)
+    header = GAP + (TITLE_SIZE + SPACING) * (title.count("\n") + 1) + GAP
+    empty = "" if images else _wrap(empty, TEXT_SIZE, width)
+    height = header + rows * row_height + LINE * (2 + empty.count("\n")) * (not images)
+    picture = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(picture)
+    _write(draw, width / 2, GAP, title, TITLE_SIZE)
+    _write(draw, width / 2, header, empty, TEXT_SIZE)
     for idx, (image, text) in enumerate(zip(images, texts, strict=True)):
         row, column = divmod(idx, columns)
-        x = width / 2 + (column - columns / 2) * (TILE + GAP) + GAP / 2
-        y = height - header - row * (TILE + caption_height) - TILE
-        axes = figure.add_axes((x / width, y / height, TILE / width, TILE / height), anchor="S")
-        axes.set_axis_off()
-        is_small = max(image.size) < TILE * DPI / 2
-        axes.imshow(image.convert("RGB"), interpolation="nearest" if is_small else "antialiased")
-        x, y = x + TILE / 2, y - 0.05
-        figure.text(x / width, y / height, text, fontsize=7.5, linespacing=1.15, **style)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    return Image.open(buffer).convert("RGB")
+        x = width / 2 + (column + 0.5 - columns / 2) * (TILE + GAP)
+        y = header + row * row_height
+        is_small = max(image.size) < TILE / 2
+        scale = TILE / max(image.size)
+        size = [max(1, round(side * scale)) for side in image.size]
+        method = Image.Resampling.NEAREST if is_small else Image.Resampling.LANCZOS
+        tile = image.convert("RGB").resize((size[0], size[1]), method)
+        picture.paste(tile, (round(x - size[0] / 2), y + TILE - size[1]))
+        _write(draw, x, y + TILE + SPACING, text, TEXT_SIZE)
+    return picture
 
 
 def thumbnail(source: Source, side: int = 256) -> Image.Image:
@@ -70,6 +67,17 @@ def thumbnail(source: Source, side: int = 256) -> Image.Image:
     image = read_image(source, bit_depth=None)
     image.thumbnail((side, side))
     return image
+
+
+def _write(draw: ImageDraw.ImageDraw, x: float, y: float, text: str, size: int) -> None:
+    """Write lines below y, centered at x."""
+    font = ImageFont.truetype(FONT, size)
+    draw.multiline_text((x, y), text, INK, font, anchor="ma", align="center", spacing=SPACING)
+
+
+def _wrap(text: str, size: int, width: int) -> str:
+    """Return a text in lines that are at most `width` px long."""
+    return textwrap.fill(text, int((width - 2 * GAP) / (LETTER * size)))
 
 
 def _fold(caption: str) -> str:
