@@ -22,8 +22,13 @@ def register_pipelines() -> dict[str, Pipeline]:
     training = finetune.create_training()
     problems = label_problems.create_pipeline()
     # One box in kedro viz, which opens: the nodes and entries have the same names within it.
+    chosen = {"network": "chosen_network", "transforms": "chosen_transforms"}  # as trained on
     report = Pipeline(
-        finetune.create_summary() + problems + errors + explanation + reporting.create_report(),
+        finetune.create_summary()
+        + Pipeline(problems, inputs=chosen)
+        + errors
+        + explanation
+        + reporting.create_report(),
         namespace="report",
         prefix_datasets_with_namespace=False,
     )

@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import sys
 
 from thawline.hooks.catalog import RunCatalog
 from thawline.hooks.configuration import CONFIG_LOADER_ARGS
@@ -15,7 +16,11 @@ HOOKS = (ParametersHook(), VersionsHook(), TrackingHook())
 DATA_CATALOG_CLASS = RunCatalog
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro_mlflow",)  # TrackingHook takes the place of its hook
 
-# Imports make many objects and no garbage: looking for some takes a second before the first node,
-# and another one when the process ends.
-gc.set_threshold(10_000, 50, 50)
-atexit.register(gc.freeze)
+gc.set_threshold(10_000, 50, 50)  # imports make many objects and no garbage
+
+
+@atexit.register
+def _leave_objects_to_the_system() -> None:
+    """Spare a second in which Python frees each one; PyTorch's own libraries would complain."""
+    if "torch" not in sys.modules:
+        gc.freeze()

@@ -19,13 +19,13 @@ from helpers.weights_files import State, prefixed, save_animals, small_state
 from thawline.errors import CheckpointError
 from thawline.networks.building import IMAGENET, build_network
 from thawline.networks.checkpoints import (
-    SEEN_FILE,
     describe_checkpoint,
     is_weights_file,
     read_checkpoint,
     without_prefixes,
 )
 from thawline.networks.classifier import Classifier, save_classifier
+from thawline.networks.seen_images import SEEN_FILE
 from thawline.options import ModelOptions
 
 

@@ -15,9 +15,9 @@ from thawline.networks.building import IMAGENET, build_network
 from thawline.networks.classifier import (
     Classifier,
     load_classifier,
-    read_ancestors,
     save_classifier,
 )
+from thawline.networks.seen_images import read_ancestors
 from thawline.options import ModelOptions
 
 SEEN = frozenset(f"{number:064x}" for number in range(5))
