@@ -4,6 +4,7 @@ import atexit
 import gc
 import sys
 
+from thawline.hooks.answer import AnswerHook
 from thawline.hooks.catalog import RunCatalog
 from thawline.hooks.configuration import CONFIG_LOADER_ARGS
 from thawline.hooks.parameters import ParametersHook
@@ -12,7 +13,7 @@ from thawline.hooks.versions import VersionsHook
 
 __all__ = ["CONFIG_LOADER_ARGS", "DATA_CATALOG_CLASS", "DISABLE_HOOKS_FOR_PLUGINS", "HOOKS"]
 
-HOOKS = (ParametersHook(), VersionsHook(), TrackingHook())
+HOOKS = (ParametersHook(), VersionsHook(), TrackingHook(), AnswerHook())
 DATA_CATALOG_CLASS = RunCatalog
 DISABLE_HOOKS_FOR_PLUGINS = ("kedro_mlflow",)  # TrackingHook takes the place of its hook
 

@@ -24,10 +24,13 @@ from thawline.hooks.configuration import find_project, read_configuration
 from thawline.options import validate_parameters
 from thawline.tracking.entries import entry_kinds, log_entry
 from thawline.tracking.redaction import mask, mask_traceback
+from thawline.tracking.run_tags import command_line
 
 
-def _run(*args: Any, **kwargs: Any) -> Any:
+def _run(*args: Any, verbose: bool = False, **kwargs: Any) -> Any:
     """Run as Kedro does, but end with one message, not a traceback, if the user can act on it."""
+    if verbose:
+        show_all_logs()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # closes everything
     # Kedro logs a node's error before it raises it; a message to the user is printed once.
     logger = logging.getLogger("kedro.pipeline.node")
@@ -39,10 +42,19 @@ def _run(*args: Any, **kwargs: Any) -> Any:
     except Exception as error:
         message = _message(error)
         if message is not None:
-            raise click.ClickException(mask(message)) from error
+            again = f"{mask(message)}\nThen repeat: {command_line()}"
+            raise click.ClickException(again) from error
         if masked := mask_traceback(error):
             raise click.ClickException(masked) from None
         raise
+
+
+def show_all_logs() -> None:
+    """Print what otherwise only the file of the run's log holds."""
+    for handler in logging.getLogger().handlers:
+        handler.setLevel(logging.DEBUG)
+    kedro = logging.getLogger("kedro")
+    kedro.propagate, kedro.handlers = True, []
 
 
 def _message(error: Exception) -> str | None:
@@ -110,7 +122,10 @@ def log_version(catalog: DataCatalog, version: str) -> None:
 run = click.Command(  # by this name `python -m thawline` finds it
     "run",
     callback=_run,
-    params=kedro_run.params,
+    params=[
+        *kedro_run.params,
+        click.Option(["--verbose"], is_flag=True, help="Print what is else logged to a file only."),
+    ],
     help=kedro_run.help,
     short_help="Run a pipeline.",
 )

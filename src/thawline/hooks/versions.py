@@ -46,7 +46,7 @@ class VersionsHook:
                     f" come to its end. Name another one by --load-versions=classifier:VERSION, or"
                     f" other {name} by --load-versions={name}:VERSION."
                 )
-            logger.info("Classifier and %s of version %s", name, own)
+            logger.debug("Classifier and %s of version %s", name, own)
             catalog.pin(name, own)
 
     @hook_impl
@@ -62,8 +62,6 @@ class VersionsHook:
 
     @hook_impl
     def after_pipeline_run(self, pipeline: Pipeline, catalog: RunCatalog) -> None:
-        """Log which model predicts next, and keep the last checkpoints of this run."""
-        if "registration" in pipeline.all_outputs():
-            logger.info("%s", catalog.load("registration")["next_prediction"])
+        """Keep the last checkpoints of this run."""
         if "training_checkpoints" in pipeline.inputs():
             catalog["training_checkpoints"].load().finish()

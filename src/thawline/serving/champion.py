@@ -60,7 +60,7 @@ def register_model(
             result = _register(uri, name, classifier, rows, parameters, folders)
         except MlflowException as error:
             result = {"registration_reason": f"not registered as '{name}': {error}"}
-    level = logging.INFO if "registered_version" in result else logging.WARNING
+    level = logging.DEBUG if "registered_version" in result else logging.WARNING
     logger.log(level, "Registry: %s", result["registration_reason"])
     classes = registry.list_classes(classifier.class_names)
     return result | {"next_prediction": _next_prediction(result, classes)}

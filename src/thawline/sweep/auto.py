@@ -211,7 +211,7 @@ def deepest_that_fits(
     for depth in DEPTHS:
         phase = last.model_copy(update={"trainable": depth})
         needed = estimate_seconds(run, phase)
-        logger.info("Fine-tuning %s would take about %.0f s of %.0f s", depth, needed, seconds)
+        logger.debug("Fine-tuning %s would take about %.0f s of %.0f s", depth, needed, seconds)
         if needed < seconds:
             strategy = own.strategies[FINE_TUNE].model_copy(update={"phases": (*before, phase)})
             return own.model_copy(update={"strategies": own.strategies | {FINE_TUNE: strategy}})

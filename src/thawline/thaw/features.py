@@ -199,7 +199,7 @@ class FeatureLoader:
         size, limit = self._transforms.preprocessing.size, self._store.max_bytes
         if 0 < self._bytes <= 3 * size**2 and self._bytes * self._entries <= limit:
             said = "Caching activations (%.0f kB per image, no more than its decoded view)"
-            logger.info(said, self._bytes / 1e3)
+            logger.debug(said, self._bytes / 1e3)
             return ACTIVATIONS
         start = time.perf_counter()
         views = decode(self._transforms, some)
@@ -218,7 +218,7 @@ class FeatureLoader:
             costs[ACTIVATIONS] = Cost(self._bytes, self._bytes / rate)
         chosen = fastest_that_fits(costs, self._entries, limit)
         rest = ", ".join(f"{name} {cost}" for name, cost in costs.items() if name != chosen)
-        logger.info("Caching %s (%s; %s)", chosen, costs[chosen], rest)
+        logger.debug("Caching %s (%s; %s)", chosen, costs[chosen], rest)
         return chosen
 
 

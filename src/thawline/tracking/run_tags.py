@@ -16,7 +16,7 @@ def describe_run(run_params: dict[str, Any]) -> dict[str, str]:
     """Return the tags of a run: what is set of Kedro's `run_params`, and how it came about."""
     given = {name: mask(str(value)) for name, value in run_params.items() if value}
     return given | {
-        "kedro_command": mask(_command_line()),
+        "kedro_command": command_line(),
         "runner": run_params["runner"].split()[0].rpartition(".")[2],
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
@@ -24,10 +24,10 @@ def describe_run(run_params: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _command_line() -> str:
-    """Return the command line as typed, without the path of the command."""
+def command_line() -> str:
+    """Return the command line as typed, without the path of the command and passwords."""
     packaged = Path(sys.argv[0]).parts[-2:] == ("thawline", "__main__.py")
-    return " ".join(["python -m thawline" if packaged else "kedro", *sys.argv[1:]])
+    return mask(" ".join(["python -m thawline" if packaged else "kedro", *sys.argv[1:]]))
 
 
 def describe_device(wanted: str) -> str:

@@ -86,7 +86,7 @@ def fit_linear_head(
     progress.linear_head = {
         "path": curve.path, "contributions": contributions, "losses": curve.losses
     }  # fmt: skip
-    logger.info(
+    logger.debug(
         "Phase %d: C %g for the features of %s, chosen from %s",
         progress.phase, c, ", ".join(widths), curve,
     )  # fmt: skip

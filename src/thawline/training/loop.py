@@ -92,7 +92,7 @@ def train(
             if checkpoints and number == len(phases):
                 checkpoints.save(state, progress, is_last=True)
             load_ema(run.network, current.ema)
-            logger.info("Phase %d: %s", number, current.features.summary())
+            logger.debug("Phase %d: %s", number, current.features.summary())
             progress.contract.append(check_frozen(run.network, progress.sha256_before, number))
     run.network.eval()
     return progress.result(initial, run.network)

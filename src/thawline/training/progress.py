@@ -109,9 +109,8 @@ class TrainingProgress:
         if best is self.history[-1]:
             self.best, self.best_epoch = copy_tensors(network, self.changed), best["epoch"]
         logger.info(
-            "Epoch %(epoch)d (phase %(phase)d): train loss %(train_loss).3f, accuracy"
-            " %(train_accuracy).3f; val loss %(val_loss).3f, accuracy %(val_accuracy).3f;"
-            " %(images_per_second).0f images/s",
+            "Epoch %(epoch)d: loss %(train_loss).3f, accuracy %(train_accuracy).3f; val loss"
+            " %(val_loss).3f, accuracy %(val_accuracy).3f",
             self.history[-1],
         )
 

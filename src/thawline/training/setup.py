@@ -169,7 +169,7 @@ def prepare(
     if device.type == "cpu":
         keep_freed_memory()
     network.to(device).to(memory_format=torch.channels_last)
-    logger.info("Training on %s in %s", device, dtype)
+    logger.debug("Training on %s in %s", device, dtype)
     mix = make_mix(parameters.augmentation, splits["class_index"].nunique())
     if mix:
         logger.info("%s is on: the whole network runs in every step and nothing is cached", mix)

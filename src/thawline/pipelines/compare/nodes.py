@@ -95,8 +95,8 @@ def train_strategies(
 
 def compare_strategies(
     parameters: Parameters, splits: pd.DataFrame, trainings: Trainings
-) -> tuple[dict[str, Any], pd.DataFrame, go.Figure, str]:
-    """Return verdict and tests as plain values, the table, the figure and the HTML page."""
+) -> tuple[dict[str, Any], pd.DataFrame, go.Figure, str, str]:
+    """Return verdict and tests as plain values, table, figure, and twice the HTML page."""
     from thawline.evaluation.comparison import compare
     from thawline.reports.comparison import comparison_sections, console_table
 
@@ -110,7 +110,7 @@ def compare_strategies(
         comparison_sections(trainings, comparison),
     )
     figure = comparison_figure(trainings.table, comparison.table)
-    return comparison.summary(), comparison.shown, figure, page
+    return comparison.summary(), comparison.shown, figure, page, page
 
 
 def stack(tables: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:

@@ -18,6 +18,6 @@ def create_pipeline() -> Pipeline:
     return Pipeline(
         [
             make_node(nodes.train_strategies, [*data, *TRACKING], [*TRAINED, *TABLES]),
-            make_node(nodes.compare_strategies, trained, CONCLUSION),
+            make_node(nodes.compare_strategies, trained, [*CONCLUSION, "latest_report"]),
         ]
     )

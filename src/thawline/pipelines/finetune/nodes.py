@@ -9,8 +9,6 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 from PIL import Image
-from rich import print as rich_print
-from rich.table import Table
 
 from thawline.data.decoding import hash_files
 from thawline.data.shards import read_bytes
@@ -71,7 +69,7 @@ def build_model(
     network, report = backbones.build_network(
         parameters.model, len(names), size, parameters.seed, names
     )
-    logger.info("%s, %s", parameters.model.backbone, report)
+    logger.debug("%s, %s", parameters.model.backbone, report)
     return network, dataclasses.asdict(report)
 
 
@@ -96,7 +94,7 @@ def choose_strategy(
         prepare=lambda own: setup.prepare(*arguments(own)),
     )
     if parameters.strategy == AUTO:
-        logger.info("Strategy auto: %s", choice.reason)
+        logger.debug("Strategy auto: %s", choice.reason)
         _, network, _, image_transforms, _ = arguments(choice.parameters)
     table = choice.table()
     figure = candidates_figure(table)
@@ -108,11 +106,11 @@ def freeze_layers(network: Network, chosen_strategy: Choice) -> tuple[Network, p
     from thawline.thaw import freezing
 
     report = freezing.freeze_report(network, chosen_strategy.parameters.phases)
-    table = Table(*report.columns, title="Trainable parameters")
-    formats = {int: ",", float: ".3g"}
-    for row in report.itertuples(index=False):
-        table.add_row(*(format(value, formats.get(type(value), "")) for value in row))
-    rich_print(table)
+    for number, rows in report.groupby("phase"):
+        trained = rows[rows["trainable"] > 0]
+        some, whole = (f"{n:,}" for n in (trained["trainable"].sum(), rows["parameters"].sum()))
+        stages = ", ".join(trained["stage"])
+        logger.info("Phase %d trains %s of %s parameters: %s", number, some, whole, stages)
     return network, report
 
 
@@ -267,7 +265,7 @@ def evaluate_model(
     predictions = predict_split(classifier, splits, "test", *how)
     predictions.attrs = splits.attrs
     metrics, per_class, confusion = compute_metrics(predictions, options)
-    logger.info(
+    logger.debug(
         "Test accuracy %(test_accuracy).4f, 95 %% interval %(test_accuracy_low).4f to"
         " %(test_accuracy_high).4f, macro F1 %(test_macro_f1).4f, on %(test_images)d images",
         metrics,

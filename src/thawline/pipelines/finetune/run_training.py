@@ -1,6 +1,7 @@
 """Trainings that nodes run: by parameters, from splits to a classifier."""
 
 import copy
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from thawline.thaw.cache import ActivationCache
 from thawline.training import loop, ray_engine, setup
 from thawline.training.progress import OnEpoch, State, TrainingResult
 from thawline.training.state import TrainingCheckpoints
+
+logger = logging.getLogger(__name__)
 
 
 def training_arguments(
@@ -58,6 +61,8 @@ def try_training(
     predictions = predict_split(classifier, splits, "val", batch_size, parameters.training)
     *_, correct = as_arrays(predictions)
     size, seconds = image_transforms.preprocessing.size, time.perf_counter() - start
+    said = "%s at %d px: validation accuracy %.3f after %.0f s"
+    logger.info(said, parameters.strategy, size, correct.mean(), seconds)
     return auto.Trained(parameters, result, correct, size, seconds)
 
 

@@ -43,7 +43,7 @@ def find_label_problems(
         "near_duplicates": len(near_duplicates),
         "outliers": len(outliers),
     }
-    logger.info(
+    logger.debug(
         "Label problems: %(label_errors)d probable label errors, %(near_duplicates)d images with a"
         " near-duplicate in another split, %(outliers)d outliers",
         counts,

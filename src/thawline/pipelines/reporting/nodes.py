@@ -41,7 +41,7 @@ def calibrate(
         "test_calibration_error_scaled": calibration.calibration_error(scaled),
         "test_calibration_error_by_chance": calibration.error_by_chance(predictions, seed),
     }
-    logger.info(
+    logger.debug(
         "Expected calibration error %(test_calibration_error).4f, divided by the temperature"
         " %(temperature).2f it is %(test_calibration_error_scaled).4f; chance alone gives about"
         " %(test_calibration_error_by_chance).4f",
@@ -66,15 +66,16 @@ def write_report(
     strategy_choice: dict[str, str],
     metrics: dict[str, float],
     **figures: Any,
-) -> str:
-    """Return the HTML page with every figure of the run in it."""
+) -> tuple[str, str]:
+    """Return the HTML page with every figure of the run in it, to keep and as the latest."""
     facts = data_facts(parameters.dataset.root, parameters.model.backbone, splits)
     facts["Strategy"] = strategy_choice["chosen_strategy"]
     if strategy_choice["strategy"] == AUTO:
         facts["Strategy"] = f"auto, {strategy_choice['strategy_reason']}"
-    return html_report(
+    page = html_report(
         "Fine-tuning report",
         facts,
         VERDICT.format(**metrics),
         finetune_sections(parameters, figures),
     )
+    return page, page

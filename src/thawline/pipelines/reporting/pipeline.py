@@ -25,4 +25,4 @@ def create_error_analysis() -> Pipeline:
 def create_report() -> Pipeline:
     """Return the pipeline from all figures to one page."""
     inputs = {name: name for name in REPORTED}
-    return Pipeline([make_node(nodes.write_report, inputs, "finetune_report")])
+    return Pipeline([make_node(nodes.write_report, inputs, ["finetune_report", "latest_report"])])
