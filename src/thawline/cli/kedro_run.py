@@ -4,6 +4,8 @@ import logging
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +22,22 @@ from omegaconf.errors import OmegaConfBaseException
 from thawline.cli.main import activations, environment
 from thawline.data.atomic_write import is_disk_full
 from thawline.errors import DataError, ThawlineError
-from thawline.hooks.configuration import find_project, read_configuration
+from thawline.hooks.configuration import find_project, read_configuration, show_all_logs
 from thawline.options import validate_parameters
 from thawline.tracking.entries import entry_kinds, log_entry
 from thawline.tracking.redaction import mask, mask_traceback
 from thawline.tracking.run_tags import command_line
 
 
-def _run(*args: Any, verbose: bool = False, **kwargs: Any) -> Any:
-    """Run as Kedro does, but end with one message, not a traceback, if the user can act on it."""
-    if verbose:
-        show_all_logs()
+@contextmanager
+def told() -> Iterator[None]:
+    """End with one message, not a traceback, where the user can act on an error."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # closes everything
     # Kedro logs a node's error before it raises it; a message to the user is printed once.
     logger = logging.getLogger("kedro.pipeline.node")
     logger.addFilter(lambda record: record.levelno < logging.ERROR)
     try:
-        asked = kwargs["env"], kwargs["params"], kwargs["conf_source"]
-        validate_parameters(read_configuration(find_project(), *asked)["parameters"])  # in a second
-        return kedro_run.callback(*args, **kwargs)  # type: ignore[misc]
+        yield
     except Exception as error:
         message = _message(error)
         if message is not None:
@@ -49,12 +48,14 @@ def _run(*args: Any, verbose: bool = False, **kwargs: Any) -> Any:
         raise
 
 
-def show_all_logs() -> None:
-    """Print what otherwise only the file of the run's log holds."""
-    for handler in logging.getLogger().handlers:
-        handler.setLevel(logging.DEBUG)
-    kedro = logging.getLogger("kedro")
-    kedro.propagate, kedro.handlers = True, []
+def _run(*args: Any, verbose: bool = False, **kwargs: Any) -> Any:
+    """Run as Kedro does, after a look at the parameters."""
+    if verbose:
+        show_all_logs()
+    with told():
+        asked = kwargs["env"], kwargs["params"], kwargs["conf_source"]
+        validate_parameters(read_configuration(find_project(), *asked)["parameters"])  # in a second
+        return kedro_run.callback(*args, **kwargs)  # type: ignore[misc]
 
 
 def _message(error: Exception) -> str | None:

@@ -8,6 +8,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+import thawline
+from thawline.cli import verbs
 from thawline.errors import ThawlineError
 from thawline.tracking.redaction import mask
 
@@ -31,15 +33,23 @@ environment = click.option(
 
 @click.group(
     epilog=_examples(
-        "thawline doctor                      check your setup",
-        "thawline stages resnet18             list what can be frozen",
-        "thawline inspect best.pth            show what a weights file holds",
-        "thawline activations                 show the size of the activation cache",
-        "kedro run --pipeline=finetune        train",
+        "thawline finetune photos        train on a folder with one folder per class",
+        "thawline report                 see what came of it",
+        "thawline predict photo.jpg      use it",
+        "thawline runs                   list all trainings",
+        "thawline doctor                 check your setup",
     )
 )
+@click.version_option(thawline.__version__)
 def main() -> None:
-    """Inspect machine, networks and files; `kedro run` runs pipelines."""
+    """Fine-tune image classifiers. In a Kedro project, `kedro run` does the same and more."""
+
+
+for command in (
+    verbs.finetune, verbs.predict, verbs.compare, verbs.sweep, verbs.runs, verbs.report,
+    verbs.serve, verbs.params,
+):  # fmt: skip
+    main.add_command(command)
 
 
 @main.command(

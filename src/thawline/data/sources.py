@@ -21,6 +21,7 @@ IMG_EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 TABLES = (".csv", ".parquet")
+RESULTS = "thawline-runs"  # what the command thawline writes where there is no project: no images
 
 
 def find_images(
@@ -77,20 +78,21 @@ def find_root(root: str, base: Path, packaged_folder: Path) -> Path:
 
 
 def find_files(root: str, base: Path) -> list[str]:
-    """Return the absolute paths of all files in a folder and its subfolders, sorted.
+    """Return the absolute paths of a file, or of all in a folder and its subfolders, sorted.
 
     Hidden files and folders, and special files such as pipes, are skipped. Links to folders are
     not followed. A folder that cannot be listed is returned in place of its files.
 
     Raises:
-        DataError: if there is no such folder, or it has no files.
+        DataError: if there is no such file or folder, or the folder has no files.
     """
     folder = (base / Path(root).expanduser()).resolve()
+    if folder.is_file():
+        return [str(folder)]
     if not folder.is_dir():
-        found = "is not a folder" if folder.exists() else "does not exist"
         raise DataError(
-            f"predict.root: '{root}' {found} ({folder}). Give a folder; all images in it and in its"
-            " subfolders are predicted."
+            f"predict.root: '{root}' does not exist ({folder}). Give an image or a folder, of which"
+            " all images are predicted, those in its subfolders too."
         )
     files, _, unlisted = _walk(folder)
     files = [path for path in files if os.path.isfile(path) or not os.path.exists(path)]  # noqa: PTH110, PTH113
@@ -139,7 +141,7 @@ def _scan_folder(root: Path) -> pd.DataFrame:
 def _scan_split(folder: Path) -> pd.DataFrame:
     """Return the manifest of class folders, or of shards in a folder without folders."""
     try:
-        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        entries = sorted(path for path in folder.iterdir() if not _is_skipped(path.name))
     except OSError as error:
         raise DataError(
             f"dataset.root: {folder} cannot be listed ({error.strerror}). Get the permission to"
@@ -204,10 +206,14 @@ def _walk(folder: Path) -> tuple[list[str], list[str], list[str]]:
     linked: list[str] = []
     unlisted: list[str] = []
     for parent, folders, names in os.walk(folder, onerror=lambda e: unlisted.append(e.filename)):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not _is_skipped(name)]
         linked += [path for name in folders if Path(path := f"{parent}/{name}").is_symlink()]
         files += [f"{parent}/{name}" for name in names if not name.startswith(".")]
     return files, linked, unlisted
+
+
+def _is_skipped(name: str) -> bool:
+    return name.startswith(".") or name == RESULTS
 
 
 def _printable(path: str) -> str:

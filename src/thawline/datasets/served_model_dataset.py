@@ -14,14 +14,12 @@ from kedro.io import AbstractDataset
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-import thawline
-
 if TYPE_CHECKING:
     from thawline.networks.classifier import Classifier
 
 logger = logging.getLogger(__name__)
 
-PACKAGE = Path(thawline.__file__).parent
+PACKAGE = Path(__file__).parents[1]
 # What serving.mlflow_model imports; the packages of the pipelines are not needed for serving.
 REQUIREMENTS = (
     "joblib",

@@ -1,5 +1,6 @@
 """Read the configuration of a project as Kedro does, without a session, a run or a file written."""
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,11 @@ def register_project_path(project: Path) -> None:
     """Make ``${project_path:}`` in configuration files stand for the root of the project."""
     root = project.as_posix()
     OmegaConf.register_resolver("project_path", lambda: root, replace=True)
+
+
+def show_all_logs() -> None:
+    """Print what otherwise only the file of the run's log holds."""
+    for handler in logging.getLogger().handlers:
+        handler.setLevel(logging.DEBUG)
+    kedro = logging.getLogger("kedro")
+    kedro.propagate, kedro.handlers = True, []

@@ -51,10 +51,11 @@ def default_name(root: str, class_names: Sequence[str]) -> str:
     return f"{readable}-{digest[:6]}"
 
 
-def find_version(name: str, alias: str) -> str | None:
+def find_version(name: str, alias: str, client: mlflow.MlflowClient | None = None) -> str | None:
     """Return the version of a registered model that has an alias, None if there is none."""
     try:
-        return str(mlflow.MlflowClient().get_model_version_by_alias(name, alias).version)
+        client = client or mlflow.MlflowClient()
+        return str(client.get_model_version_by_alias(name, alias).version)
     except MlflowException as error:
         if error.error_code in ABSENT:
             return None

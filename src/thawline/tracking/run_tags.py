@@ -26,8 +26,10 @@ def describe_run(run_params: dict[str, Any]) -> dict[str, str]:
 
 def command_line() -> str:
     """Return the command line as typed, without the path of the command and passwords."""
-    packaged = Path(sys.argv[0]).parts[-2:] == ("thawline", "__main__.py")
-    return mask(" ".join(["python -m thawline" if packaged else "kedro", *sys.argv[1:]]))
+    path = Path(sys.argv[0])
+    packaged = path.parts[-2:] == ("thawline", "__main__.py")
+    name = "python -m thawline" if packaged else "thawline" if path.stem == "thawline" else "kedro"
+    return mask(" ".join([name, *sys.argv[1:]]))
 
 
 def describe_device(wanted: str) -> str:

@@ -1,0 +1,160 @@
+"""Run pipelines from Python, in a project or in any folder.
+
+from thawline import finetune
+
+model = finetune("photos", strategy="auto")
+model.predict("x.jpg")
+model.report()
+"""
+
+import os
+import webbrowser
+from collections.abc import Mapping
+from importlib.metadata import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from thawline.errors import ProjectError
+from thawline.hooks.configuration import find_project
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from thawline.networks.classifier import Classifier
+
+REPORT = Path("data", "08_reporting", "latest.html")
+CLASSIFIERS = Path("data", "06_models", "classifier")
+Parameters = Mapping[str, Any]  # values by dotted name
+
+
+class Place(NamedTuple):
+    """Where a command reads its configuration and writes its results."""
+
+    project: Path
+    configuration: Path
+
+    @property
+    def is_project(self) -> bool:
+        """Whether it is a Kedro project, in which `kedro run` does the same."""
+        return self.configuration.is_relative_to(self.project)
+
+
+def find_place() -> Place:
+    """Return the project around the working directory, else its folder of results."""
+    from thawline.data.sources import RESULTS
+
+    try:
+        project = find_project()
+        return Place(project, project / "conf")
+    except ProjectError:
+        return Place(Path.cwd() / RESULTS, packaged_configuration())
+
+
+def packaged_configuration() -> Path:
+    """Return the folder conf that was installed with the package, or that of its repository."""
+    installed = [file for file in files("thawline") or [] if file.name == "logging.yml"]
+    own = Path(__file__).parents[2] / "conf"
+    return Path(str(installed[0].locate())).parent.resolve() if installed else own
+
+
+def run_pipeline(
+    pipeline: str, parameters: Parameters, env: str | None = None, verbose: bool = False
+) -> str:
+    """Run a pipeline where `find_place` says, and return the version of what it saved.
+
+    Raises:
+        ThawlineError: if parameters, data or weights cannot be used.
+    """
+    place = find_place()
+    place.project.mkdir(exist_ok=True)
+    os.environ.setdefault("KEDRO_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("KEDRO_LOGGING_CONFIG", str(place.configuration / "logging.yml"))
+    from kedro.framework.project import configure_project
+    from kedro.framework.session import KedroSession
+    from omegaconf import OmegaConf
+
+    from thawline.hooks.configuration import read_configuration, show_all_logs
+    from thawline.options import validate_parameters
+
+    if verbose:
+        show_all_logs()
+    tree: Any = OmegaConf.create({})
+    for name, value in parameters.items():
+        OmegaConf.update(tree, name, value)
+    given: Any = OmegaConf.to_container(tree)
+    source = str(place.configuration)
+    validate_parameters(read_configuration(place.project, env, given, source)["parameters"])
+    configure_project("thawline")
+    session: Any = KedroSession.create(
+        place.project, env=env, runtime_params=given, conf_source=source
+    )
+    with session:
+        session.run(pipeline_names=[pipeline])
+    return str(session.session_id)
+
+
+class Model:
+    """A classifier that a run has saved."""
+
+    def __init__(self, project: Path, version: str) -> None:
+        """Take the folder of results, and the version of the classifier in it."""
+        self.folder = project / CLASSIFIERS / version / CLASSIFIERS.name
+        self._report = project / REPORT
+
+    @property
+    def classifier(self) -> "Classifier":
+        """Network, class names and preprocessing."""
+        from thawline.networks.classifier import load_classifier
+
+        return load_classifier(self.folder)
+
+    def predict(self, path: str | Path, top_k: int = 1) -> "pd.DataFrame":
+        """Return label and probability of an image file, or of each one in a folder.
+
+        The columns are those of `evaluation.predictions.predict_files`.
+
+        Raises:
+            DataError: if there is no such file or folder.
+        """
+        from thawline.data.sources import find_files
+        from thawline.evaluation.predictions import predict_files
+        from thawline.options import EvaluationOptions, TrainingOptions
+
+        paths = find_files(str(path), Path.cwd())
+        size = EvaluationOptions().batch_size
+        return predict_files(self.classifier, paths, size, top_k, TrainingOptions())
+
+    def report(self) -> Path:
+        """Open the report of the last run in a browser, and return its path."""
+        webbrowser.open(self._report.as_uri())
+        return self._report
+
+
+def finetune(
+    data: str | Path | None = None,
+    *,
+    strategy: str | None = None,
+    backbone: str | None = None,
+    parameters: Parameters | None = None,
+) -> Model:
+    """Fine-tune a classifier on `dataset.root`, with other parameters by their dotted names.
+
+    What is None is as the configuration says.
+
+    Raises:
+        ThawlineError: if parameters, data or weights cannot be used.
+    """
+    given = name_parameters(data, strategy, backbone) | dict(parameters or {})
+    return Model(find_place().project, run_pipeline("finetune", given))
+
+
+def name_parameters(
+    data: str | Path | None, strategy: str | None = None, backbone: str | None = None
+) -> dict[str, Any]:
+    """Return parameters by name; without data, a folder that is no project is the data itself."""
+    if data is None and not find_place().is_project:
+        data = Path.cwd()
+    if data is not None and ":" not in str(data):
+        data = Path(data).expanduser().resolve()
+    given = {"dataset.root": data, "strategy": strategy, "model.backbone": backbone}
+    return {name: str(value) for name, value in given.items() if value is not None}

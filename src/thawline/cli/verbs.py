@@ -1,0 +1,201 @@
+"""The commands of `thawline` that run pipelines, and those that show what runs have left."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from thawline.errors import ThawlineError
+
+LATEST_RUNS = 20
+PORT = 5001  # of the server of a model; `kedro mlflow ui` has 5000
+IMAGE = r"""{\"dataframe_split\": {\"columns\": [0], \"data\": [[\"$(base64 < photo.jpg)\"]]}}"""
+ASK = f"""Serving %s. To ask it about photo.jpg (docs/serving.md):
+  echo "{IMAGE}" | tr -d '\\n' |
+  curl -s http://127.0.0.1:%d/invocations -H 'Content-Type: application/json' -d @-"""
+
+
+def _parse(_context: Any, _option: Any, settings: Sequence[str]) -> dict[str, Any]:
+    """Return values by name of NAME=VALUE, where a value is written as in YAML."""
+    import yaml
+
+    if wrong := [setting for setting in settings if "=" not in setting]:
+        raise click.BadParameter(f"{wrong[0]} is not NAME=VALUE")
+    pairs = (setting.split("=", 1) for setting in settings)
+    return {name: yaml.safe_load(value) for name, value in pairs}
+
+
+def _with_options(*, strategy: bool = True) -> Callable[[Any], Any]:
+    """Add the options that all commands have which train."""
+    options = [
+        click.argument("data", required=False),
+        click.option("--backbone", metavar="NAME", help="model.backbone, such as resnet50."),
+        click.option(
+            "--set", "parameters", multiple=True, callback=_parse, metavar="NAME=VALUE",
+            help="Any parameter, as in YAML: --set training.step_epochs='[3, 5]'. Repeatable.",
+        ),
+        click.option("--env", "-e", envvar="KEDRO_ENV", help="A folder in conf/."),
+        click.option("--verbose", is_flag=True, help="Print what is else logged to a file only."),
+    ]  # fmt: skip
+    if strategy:
+        options.insert(1, click.option("--strategy", metavar="NAME", help="By default auto."))
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def _run(
+    pipeline: str, given: dict[str, Any], env: str | None = None, verbose: bool = False
+) -> None:
+    """Run a pipeline, and print the command of Kedro that does the same."""
+    from thawline.api import find_place, run_pipeline
+    from thawline.cli.kedro_run import told
+
+    if find_place().is_project:
+        click.echo(f"$ {_kedro_command(pipeline, given, env)}")
+    with told():
+        run_pipeline(pipeline, given, env, verbose)
+
+
+def _kedro_command(pipeline: str, given: dict[str, Any], env: str | None) -> str:
+    """Return the command of Kedro; `--params` carries no lists, which go to conf/local."""
+    import shlex
+
+    plain = {name: value for name, value in given.items() if "," not in str(value)}
+    texts = ",".join(f"{n}={'null' if v is None else v}" for n, v in plain.items())
+    command = f"kedro run --pipeline={pipeline}" + (f" --env={env}" if env else "")
+    command += f" {shlex.quote(f'--params={texts}')}" if texts else ""
+    left_out = ", ".join(given.keys() - plain.keys())
+    return command + (f" # first put {left_out} into conf/local/parameters.yml" * bool(left_out))
+
+
+@click.command()
+@_with_options()
+def finetune(
+    data: str | None, strategy: str | None, backbone: str | None, parameters: dict[str, Any],
+    env: str | None, verbose: bool,
+) -> None:  # fmt: skip
+    """Fine-tune a classifier on DATA, a folder with one folder of images per class.
+
+    DATA is what dataset.root takes; without it, the data of the configuration, or outside of a
+    project the working directory, where results go to thawline-runs/.
+    """
+    from thawline.api import name_parameters
+
+    _run("finetune", name_parameters(data, strategy, backbone) | parameters, env, verbose)
+
+
+@click.command()
+@_with_options(strategy=False)
+@click.option("--strategy", "strategies", multiple=True, metavar="NAME", help="Repeatable.")
+def compare(
+    data: str | None, strategies: tuple[str, ...], backbone: str | None,
+    parameters: dict[str, Any], env: str | None, verbose: bool,
+) -> None:  # fmt: skip
+    """Train several strategies on DATA, and test whether the best is better by more than chance."""
+    from thawline.api import name_parameters
+
+    given = name_parameters(data, None, backbone) | parameters
+    given |= {"compare.strategies": list(strategies)} if strategies else {}
+    _run("compare", given, env, verbose)
+
+
+@click.command()
+@_with_options()
+def sweep(
+    data: str | None, strategy: str | None, backbone: str | None, parameters: dict[str, Any],
+    env: str | None, verbose: bool,
+) -> None:  # fmt: skip
+    """Search for the best parameters on DATA with Optuna."""
+    from thawline.api import name_parameters
+
+    _run("sweep", name_parameters(data, strategy, backbone) | parameters, env, verbose)
+
+
+@click.command()
+@click.argument("images", type=click.Path(exists=True, resolve_path=True))
+@click.option("--model", help="predict.model: an alias, a version, latest, a run, or a folder.")
+def predict(images: str, model: str | None) -> None:
+    """Classify an image, or all IMAGES of a folder, with the champion."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from thawline.api import find_place
+
+    _run("predict", {"predict.root": images} | ({"predict.model": model} if model else {}))
+    import pandas as pd
+
+    rows = pd.read_parquet(find_place().project / "data/07_model_output/folder_labels.parquet")
+    table = Table("file", "label", "probability")
+    for row in rows.head(LATEST_RUNS).itertuples():
+        table.add_row(str(row.path), str(row.label or row.problem), f"{row.probability:.3f}")
+    Console(markup=False).print(table)
+
+
+@click.command()
+@click.option("--all", "everything", is_flag=True, help=f"Not only the latest {LATEST_RUNS}.")
+def runs(everything: bool) -> None:
+    """Show the runs of finetune with their accuracies, the latest first."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from thawline.api import find_place
+    from thawline.cli.run_table import list_runs
+
+    columns = "run", "data", "strategy", "accuracy (95 %)", "seconds", "version", "when"
+    table = Table(*columns, box=None)
+    for row in list_runs(find_place(), None if everything else LATEST_RUNS):
+        table.add_row(*row)
+    Console(markup=False).print(table)
+
+
+@click.command()
+def report() -> None:
+    """Open the report of the last run in a browser."""
+    from thawline.api import REPORT, find_place
+
+    file = find_place().project / REPORT
+    if not file.is_file():
+        raise click.ClickException(f"{file} does not exist yet. Run thawline finetune first.")
+    click.echo(file)
+    click.launch(str(file))
+
+
+@click.command()
+@click.option("--model", default="champion", show_default=True, help="An alias or a version.")
+@click.option("--port", default=PORT, show_default=True)
+def serve(model: str, port: int) -> None:
+    """Serve a registered model over HTTP, until Ctrl+C."""
+    from thawline.api import find_place
+    from thawline.cli.run_table import find_registered
+
+    try:
+        uri, store = find_registered(find_place(), model)
+    except ThawlineError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(ASK % (uri, port))
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri, "--port", str(port)]
+    environment = os.environ | {"MLFLOW_TRACKING_URI": store}
+    served = subprocess.run([*command, "--env-manager", "local"], env=environment, check=False)
+    raise SystemExit(served.returncode)
+
+
+@click.command()
+@click.argument("word", default="")
+def params(word: str) -> None:
+    """List parameters with default, type and meaning; WORD filters their names and meanings."""
+    from thawline.api import find_place
+    from thawline.options.listing import list_parameters
+
+    for row in list_parameters(find_place().configuration / "base"):
+        if word.lower() in f"{row.name} {row.meaning}".lower():
+            click.echo(f"{click.style(row.name, bold=True)}: {row.default}  ({row.type})")
+            click.echo(textwrap.indent(textwrap.fill(row.meaning, 76), "    "))
