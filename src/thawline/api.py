@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from thawline.errors import ProjectError
-from thawline.hooks.configuration import find_project
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,12 +41,19 @@ class Place(NamedTuple):
 def find_place() -> Place:
     """Return the project around the working directory, else its folder of results."""
     from thawline.data.sources import RESULTS
+    from thawline.hooks.configuration import find_project
 
     try:
         project = find_project()
         return Place(project, project / "conf")
     except ProjectError:
         return Place(Path.cwd() / RESULTS, packaged_configuration())
+
+
+def log_as_configured() -> None:
+    """Tell Kedro, before it is imported, how to log where it finds no conf/logging.yml."""
+    if not Path("conf", "logging.yml").is_file():
+        os.environ.setdefault("KEDRO_LOGGING_CONFIG", str(packaged_configuration() / "logging.yml"))
 
 
 def packaged_configuration() -> Path:
@@ -65,10 +71,10 @@ def run_pipeline(
     Raises:
         ThawlineError: if parameters, data or weights cannot be used.
     """
+    log_as_configured()
     place = find_place()
     place.project.mkdir(exist_ok=True)
     os.environ.setdefault("KEDRO_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("KEDRO_LOGGING_CONFIG", str(place.configuration / "logging.yml"))
     from kedro.framework.project import configure_project
     from kedro.framework.session import KedroSession
     from omegaconf import OmegaConf

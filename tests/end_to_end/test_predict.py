@@ -131,7 +131,7 @@ def test_photographs_after_digits_are_predicted_by_the_model_of_the_photographs(
         done = kedro(project, "run", "--to-nodes=register_model", options)
         assert done.returncode == 0, done.stdout + done.stderr
         last = " ".join(done.stdout.rpartition("INFO")[2].split())
-        assert last.startswith("kedro run --pipeline=predict now uses this model, version 1 of '")
+        assert last.startswith("thawline predict IMAGES: this model, version 1 of '")
     done = kedro(project, "run", "--pipeline=predict", f"--params=predict.root={photos}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "(2 classes: flower, temple; saved " in " ".join(done.stdout.split())

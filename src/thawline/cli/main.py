@@ -43,6 +43,9 @@ environment = click.option(
 @click.version_option(thawline.__version__)
 def main() -> None:
     """Fine-tune image classifiers. In a Kedro project, `kedro run` does the same and more."""
+    from thawline.api import log_as_configured
+
+    log_as_configured()
 
 
 for command in (

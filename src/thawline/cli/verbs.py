@@ -5,13 +5,14 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from thawline.errors import ThawlineError
 
-LATEST_RUNS = 20
+LATEST_RUNS = SHOWN_ROWS = 20
 PORT = 5001  # of the server of a model; `kedro mlflow ui` has 5000
 IMAGE = r"""{\"dataframe_split\": {\"columns\": [0], \"data\": [[\"$(base64 < photo.jpg)\"]]}}"""
 ASK = f"""Serving %s. To ask it about photo.jpg (docs/serving.md):
@@ -134,10 +135,14 @@ def predict(images: str, model: str | None) -> None:
     import pandas as pd
 
     rows = pd.read_parquet(find_place().project / "data/07_model_output/folder_labels.parquet")
-    table = Table("file", "label", "probability")
-    for row in rows.head(LATEST_RUNS).itertuples():
-        table.add_row(str(row.path), str(row.label or row.problem), f"{row.probability:.3f}")
+    table, folder = Table("file", "label", "probability"), Path(images)
+    folder = folder if folder.is_dir() else folder.parent
+    for row in rows.head(SHOWN_ROWS).itertuples():
+        name = str(row.path).removeprefix(f"{folder}/")
+        table.add_row(name, str(row.label or row.problem), f"{row.probability:.3f}")
     Console(markup=False).print(table)
+    if len(rows) > SHOWN_ROWS:
+        click.echo(f"The first {SHOWN_ROWS} of {len(rows)}; the table above has all of them.")
 
 
 @click.command()

@@ -8,6 +8,7 @@ import mlflow
 from kedro.framework.hooks import hook_impl
 from kedro.io import DataCatalog
 from kedro.pipeline import Pipeline
+from kedro.utils import find_kedro_project
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -41,12 +42,14 @@ class AnswerHook:
         """Print the answer, and log the log."""
         saved = pipeline.all_outputs()
         texts = {name: catalog.load(name) for name in TEXTS if name in saved}
-        project = run_params["project_path"]
-        files = {name: _path(catalog, name, project) for name in FILES if name in saved}
+        files = {name: _path(catalog, name) for name in FILES if name in saved}
         rows = answer(texts, files)
         if run := mlflow.active_run():
+            command = "kedro mlflow ui"
+            if not find_kedro_project(Path(run_params["project_path"])):
+                command = f"mlflow ui --backend-store-uri {mlflow.get_tracking_uri()}"
             runs = f"{FIRST_PORT}/#/experiments/{run.info.experiment_id}/runs"
-            rows.append(("All runs", f"kedro mlflow ui, then {runs}"))
+            rows.append(("All runs", f"{command}, then {runs}"))
         if rows:
             Console().print(_panel(" ".join(run_params["pipeline_names"] or ["finetune"]), rows))
         self._close()
@@ -64,13 +67,13 @@ class AnswerHook:
             mlflow.log_artifact(str(self._file))
 
 
-def _path(catalog: DataCatalog, name: str, project: str) -> str:
+def _path(catalog: DataCatalog, name: str) -> str:
     """Return where an entry was saved, as short as possible."""
     config = catalog.config_resolver.resolve_pattern(name)
     path = Path(config["filepath"])
     if config.get("versioned"):
         path = path / str(catalog[name].resolve_load_version()) / path.name  # type: ignore[attr-defined]
-    return str(path.relative_to(project)) if path.is_relative_to(project) else str(path)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _panel(title: str, rows: Rows) -> Panel:

@@ -187,17 +187,14 @@ def _register(
 
 
 def _next_prediction(result: Mapping[str, Any], classes: str) -> str:
-    """Return a sentence on which model the pipeline predict uses after a registration."""
-    command = "kedro run --pipeline=predict"
+    """Return the command that predicts after a registration, and by which model."""
+    command = "thawline predict IMAGES"
     if "registered_version" not in result:
-        return (
-            f"This model is not registered: {command} uses it with --params=predict.model=latest"
-            f" ({classes})."
-        )
+        return f"{command} --model latest: this model, which is not registered ({classes})"
     name, version = result["registered_model"], result["registered_version"]
     if version == result["champion_version"]:
-        return f"{command} now uses this model, version {version} of '{name}' ({classes})."
+        return f"{command}: this model, version {version} of '{name}' ({classes})"
     return (
-        f"{command} uses version {result['champion_version']} of '{name}', the champion; this model"
-        f" is version {version}: --params=predict.model={version} ({classes})."
+        f"{command}: version {result['champion_version']} of '{name}', the champion, and with"
+        f" --model {version} this model ({classes})"
     )
