@@ -209,6 +209,11 @@ def kedro(
     return subprocess.CompletedProcess(["kedro", *arguments], status, stdout, stderr)
 
 
+def log(project: Path) -> str:
+    """Return what the last run of a project has logged."""
+    return max((project / "data" / "logs").iterdir()).read_text(encoding="utf-8")
+
+
 @functools.cache
 def forked_kedro() -> subprocess.Popen[str]:
     """Return a process that forks one for each command: PyTorch and MLflow are imported once."""

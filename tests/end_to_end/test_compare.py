@@ -12,7 +12,7 @@ import mlflow
 import pandas as pd
 import pytest
 
-from conftest import QUICK, copy_project, kedro, run_notebook, start_kedro
+from conftest import QUICK, copy_project, kedro, log, run_notebook, start_kedro
 from thawline.evaluation.weight_averages import ALPHAS
 from thawline.networks.classifier import load_classifier
 
@@ -30,7 +30,7 @@ class Compared:
         two = "compare.strategies=head_only lp_ft,compare.num_seeds=2"
         done = kedro(project, "run", "--pipeline=compare", f"--params={self.params},{two}")
         assert done.returncode == 0, done.stdout + done.stderr
-        self.log = re.sub(r"\s+", " ", done.stdout)
+        self.log = re.sub(r"[\s│]+", " ", done.stdout + log(project))
         client = mlflow.MlflowClient(f"sqlite:///{project}/mlflow.db")
         runs = client.search_runs([client.get_experiment_by_name("thawline").experiment_id])
         (self.parent,) = (run for run in runs if run.info.run_name == "compare")

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from conftest import QUICK, copy_project, kedro, start_kedro
+from conftest import QUICK, copy_project, kedro, log, start_kedro
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow  # a cluster takes half a minute to start
@@ -58,7 +58,7 @@ def test_two_workers_train_the_run_that_one_process_does(
     done = kedro(project, *UNTIL_TRAINED, params)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "each of 2 worker(s) computes its share" in done.stdout
-    assert re.search(r"Phase 1: \d+ activations were read, 0 computed", done.stdout)
+    assert re.search(r"Phase 1: \d+ activations were read, 0 computed", log(project))
     found, expected = history(project), history(finished_project)
     pd.testing.assert_frame_equal(
         found.drop(columns=OF_TIME), expected.drop(columns=OF_TIME), atol=TOLERANCE

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torchvision import models
 
-from conftest import QUICK, ROOT, copy_project, divide_photos, kedro, start_kedro
+from conftest import QUICK, ROOT, copy_project, divide_photos, kedro, log, start_kedro
 from thawline.data.decoding import hash_files
 from thawline.networks.building import build_network
 from thawline.networks.classifier import load_classifier
@@ -259,7 +259,7 @@ def test_a_run_reads_what_it_wrote_though_another_writes_beside_it(
     options = f"dataset.root={photos},{QUICK.replace('epochs=2', 'epochs=0')}"
     done = kedro(project, "run", "--to-nodes=evaluate_model", f"--params={options}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Test accuracy" in done.stdout
+    assert "test images are right" in done.stdout
     assert pd.read_csv(latest(project, "08_reporting/history.csv")).empty
 
 
@@ -453,7 +453,7 @@ def test_more_epochs_go_on_after_the_last_one(
     options = f"--params=dataset.root={photos},{more},training.resume=true"
     done = kedro(project, "run", "--to-nodes=train_model", options)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Resuming after epoch 2" in done.stdout and "Epoch 2 (phase 1)" not in done.stdout
+    assert "Resuming after epoch 2" in done.stdout and "Epoch 2:" not in done.stdout
     first, history = (
         pd.read_csv(latest(folder, "08_reporting/history.csv"))
         for folder in (finished_project, project)
@@ -475,7 +475,7 @@ def test_auto_without_a_budget_fits_all_stages_and_says_why(project: Path, photo
     said = " ".join(done.stdout.split())
     choice = json.loads(latest(project, "08_reporting/strategy_choice.json").read_text())
     assert (choice["strategy"], choice["chosen_strategy"]) == ("auto", "all_stages")
-    assert f"Strategy auto: {choice['strategy_reason']}" in said
+    assert choice["strategy_reason"] in said.replace("│ │ ", "")
     candidates = pd.read_csv(latest(project, "08_reporting/candidates.csv"))
     assert candidates["strategy"].tolist() == ["all_stages"]
     assert candidates["size"].tolist() == [64]
@@ -520,7 +520,7 @@ def test_a_second_run_computes_no_activations_and_gives_the_same_weights(
     first, options = weights(project), f"--params=dataset.root={photos},{QUICK}"
     done = kedro(project, "run", "--from-nodes=build_transforms", "--to-nodes=train_model", options)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "68 activations were read, 0 computed" in done.stdout
+    assert "68 activations were read, 0 computed" in log(project)
     second = weights(project)
     assert all(torch.equal(first[name], second[name]) for name in first)
     splits, classifier = (

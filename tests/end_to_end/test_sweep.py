@@ -94,6 +94,6 @@ def test_a_space_that_cannot_be_searched_is_refused_before_any_image_is_read(
     )
     said = done.stdout + done.stderr
     assert done.returncode == 1 and "Traceback" not in said
-    assert "training.lrr: unknown; did you mean 'lr'" in said and "nowhere" not in said
+    assert "training.lrr: unknown; did you mean 'lr'" in said and "does not exist" not in said
     assert b"pa55word" not in (project / "mlflow.db").read_bytes()
     assert not (project / "data/02_intermediate").exists()

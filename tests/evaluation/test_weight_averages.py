@@ -22,7 +22,7 @@ from thawline.evaluation.weight_averages import (
 )
 from thawline.networks.classifier import Classifier
 from thawline.options import Phase
-from thawline.pipelines.finetune.nodes import make_classifier
+from thawline.pipelines.finetune.run_training import make_classifier
 from thawline.thaw.cache import NO_CACHE, ActivationCache
 from thawline.training.loop import train
 from thawline.training.progress import State, TrainingResult, score

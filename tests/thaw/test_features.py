@@ -113,7 +113,7 @@ def test_activations_no_larger_than_views_are_kept_without_weighing(
     setting: Setting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(activations, "fastest_that_fits", None)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG):
         setting.load()
     said = "Caching activations (0 kB per image, no more than its decoded view)"
     assert caplog.messages.count(said) == 1
@@ -329,7 +329,7 @@ def test_the_choice_never_shows_in_what_is_yielded(
     for kept in (ACTIVATIONS, VIEWS, NOTHING):
         setting.store.clear()
         monkeypatch.setattr(activations, "fastest_that_fits", lambda *_, kept=kept: kept)
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.DEBUG):
             results += [setting.load(view=1)[0], setting.load(view=1)[0]]
         cost = r"\d+ kB and \d+\.\d\d ms per image"
         one, other = (n for n in (VIEWS, NOTHING, ACTIVATIONS) if n != kept)
@@ -351,7 +351,7 @@ def test_without_room_nothing_is_written_or_measured(
     setting: Setting, caplog: pytest.LogCaptureFixture
 ) -> None:
     setting.store.max_bytes = 0
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG):
         assert setting.load()[1] == setting.load()[1] == 5
     assert not setting.store.folder.exists() and "Caching" not in caplog.text
 
@@ -549,7 +549,7 @@ def test_fresh_views_are_never_kept_but_validation_is(
 def test_phases_each_have_their_line(
     splits: pd.DataFrame, store: ActivationCache, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG):
         run(splits, store, HEAD, TWO_STAGES, ALL)
     crossings = {holds.partition(",")[0] for holds in store.contents()["holds"]}
     assert {"SmallNet up to flatten", "SmallNet up to layer1_3"} <= crossings

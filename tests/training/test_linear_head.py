@@ -214,7 +214,7 @@ def test_c_is_at_most_that_of_the_phase(splits: pd.DataFrame) -> None:
 def test_images_of_one_group_are_fitted_with_the_default_c(
     splits: pd.DataFrame, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level("INFO"):
+    with caplog.at_level("DEBUG"):
         result = run(splits.assign(group="one"), CLOSED)
     assert result.linear_head["path"] == [] and result.best_epoch == 1
     assert f"C {logistic_regression.DEFAULT_C:g}" in caplog.text

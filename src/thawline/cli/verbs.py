@@ -122,7 +122,7 @@ def sweep(
 
 
 @click.command()
-@click.argument("images", type=click.Path(exists=True, resolve_path=True))
+@click.argument("images", type=click.Path(resolve_path=True))
 @click.option("--model", help="predict.model: an alias, a version, latest, a run, or a folder.")
 def predict(images: str, model: str | None) -> None:
     """Classify an image, or all IMAGES of a folder, with the champion."""

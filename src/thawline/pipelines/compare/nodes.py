@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 from rich import print as rich_print
-from rich.markup import escape
 
 from thawline.options import TRAINING_GROUPS, Parameters, flatten
 from thawline.pipelines.finetune import nodes as finetune
@@ -102,7 +101,6 @@ def compare_strategies(
 
     comparison = compare(trainings)
     rich_print(console_table(comparison.shown))
-    rich_print(f"[bold]{escape(comparison.verdict['sentence'])}[/bold]")
     page = html_report(
         "Comparison of strategies",
         data_facts(parameters.dataset.root, parameters.model.backbone, splits),

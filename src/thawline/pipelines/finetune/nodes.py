@@ -12,7 +12,6 @@ from PIL import Image
 
 from thawline.data.decoding import hash_files
 from thawline.data.shards import read_bytes
-from thawline.data.splitting import class_names
 from thawline.errors import ParameterError
 from thawline.options import (
     AUTO,
@@ -58,18 +57,10 @@ def build_model(
     parameters: Parameters, splits: pd.DataFrame, image_transforms: Transforms
 ) -> tuple[Network, dict[str, Any]]:
     """Return the network with a head for the classes of the splits, and the load report."""
-    from thawline.networks import building as backbones
+    from thawline.pipelines.finetune.run_training import build_network
 
-    asked = parameters.model
-    if parameters.strategy != AUTO:
-        parameters = parameters.with_strategy(parameters.strategy)
-    if parameters.model.weights != asked.weights:
-        logger.info("The strategy starts from random weights instead of %s", asked.weights)
-    size, names = image_transforms.preprocessing.size, class_names(splits)
-    network, report = backbones.build_network(
-        parameters.model, len(names), size, parameters.seed, names
-    )
-    logger.debug("%s, %s", parameters.model.backbone, report)
+    network, report = build_network(parameters, splits, image_transforms.preprocessing.size)
+    logger.info("%s: %s", parameters.model.backbone, report)
     return network, dataclasses.asdict(report)
 
 

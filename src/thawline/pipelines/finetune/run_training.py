@@ -13,9 +13,11 @@ from thawline.data.splitting import class_names
 from thawline.data.transforms import Transforms
 from thawline.evaluation.predictions import as_arrays, predict_split
 from thawline.evaluation.weight_averages import apply_wise_ft
+from thawline.networks import building
 from thawline.networks.classifier import Classifier
-from thawline.options import Parameters
-from thawline.pipelines.finetune.nodes import build_model, build_transforms
+from thawline.networks.weights import LoadReport
+from thawline.options import AUTO, Parameters
+from thawline.pipelines.finetune.nodes import build_transforms
 from thawline.sweep import auto
 from thawline.thaw.cache import ActivationCache
 from thawline.training import loop, ray_engine, setup
@@ -25,12 +27,25 @@ from thawline.training.state import TrainingCheckpoints
 logger = logging.getLogger(__name__)
 
 
+def build_network(
+    parameters: Parameters, splits: pd.DataFrame, size: int
+) -> tuple[nn.Module, LoadReport]:
+    """Return the network of a strategy with a head for the classes of the splits."""
+    asked = parameters.model
+    if parameters.strategy != AUTO:
+        parameters = parameters.with_strategy(parameters.strategy)
+    if parameters.model.weights != asked.weights:
+        logger.info("The strategy starts from random weights instead of %s", asked.weights)
+    names = class_names(splits)
+    return building.build_network(parameters.model, len(names), size, parameters.seed, names)
+
+
 def training_arguments(
     parameters: Parameters, splits: pd.DataFrame, activations: Path
 ) -> ray_engine.Arguments:
     """Return what `setup.prepare` takes, for parameters with a strategy that is not auto."""
     image_transforms = build_transforms(parameters)
-    network, _ = build_model(parameters, splits, image_transforms)
+    network, _ = build_network(parameters, splits, image_transforms.preprocessing.size)
     cache = ActivationCache(activations, parameters.activations.max_gb)
     return parameters, network, splits, image_transforms, cache
 

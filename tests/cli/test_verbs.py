@@ -1,0 +1,155 @@
+"""The command thawline and the function finetune work in a folder with nothing but photographs."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+import thawline
+from conftest import ROOT, environment
+from thawline.api import name_parameters, packaged_configuration
+from thawline.cli.main import main
+from thawline.hooks.configuration import read_configuration
+from thawline.options import flatten, validate_parameters
+from thawline.options.listing import list_parameters
+
+SETTINGS = {
+    "model.backbone": "resnet18", "model.weights": "none", "transforms.size": 32,
+    "strategy": "head_only", "training.epochs": 2, "training.device": "cpu",
+}  # fmt: skip
+MAX_LINES = 40
+LATER = {"torch", "torchvision", "timm", "torchmetrics", "captum", "cleanlab", "matplotlib.figure"}
+
+
+def run(folder: Path, *arguments: str) -> str:
+    """Return what the command prints in a folder, at 80 columns."""
+    command = [Path(sys.executable).with_name("thawline"), *arguments]
+    env = environment() | {"COLUMNS": "80"}
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Return a folder with photographs and the results of a training, and what that printed."""
+    folder = tmp_path_factory.mktemp("empty")
+    (folder / "photos").symlink_to(photos)
+    settings = [part for name, value in SETTINGS.items() for part in ("--set", f"{name}={value}")]
+    return folder, run(folder, "finetune", "photos", *settings)
+
+
+def test_a_training_ends_with_its_answer_in_less_than_a_page(trained: tuple[Path, str]) -> None:
+    folder, said = trained
+    lines = [line for line in said.splitlines() if line.strip()]
+    assert len(lines) <= MAX_LINES
+    answer = said[said.index("╭─ finetune") :]
+    words = ("Accuracy", "95 % interval", "Strategy", "Champion", "thawline predict", "mlflow ui")
+    assert all(word in answer for word in words)
+    assert "thawline-runs/data/08_reporting/latest.html" in answer
+    assert sorted(path.name for path in folder.iterdir()) == ["photos", "thawline-runs"]
+    (log,) = (folder / "thawline-runs/data/logs").iterdir()
+    assert "Completed node: train_model" in log.read_text() and "Completed" not in said
+
+
+def test_a_trained_model_predicts_an_image_and_a_folder(trained: tuple[Path, str]) -> None:
+    folder, _ = trained
+    images = sorted((folder / "photos").rglob("*.jpg")) or sorted((folder / "photos").rglob("*.*"))
+    one = run(folder, "predict", str(images[0]))
+    assert images[0].name in one and "Predicted  1 files by models:/photos" in one
+    assert f"Predicted  {len(images)} files" in run(folder, "predict", "photos")
+
+
+def test_runs_are_listed_with_accuracy_and_champion(trained: tuple[Path, str]) -> None:
+    folder, _ = trained
+    said = run(folder, "runs")
+    assert "head_only" in said and "champion" in said and "photos" in said
+
+
+def test_a_report_is_opened(trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, _ = trained
+    opened: list[str] = []
+    monkeypatch.setattr("click.launch", opened.append)
+    monkeypatch.chdir(folder)
+    done = CliRunner().invoke(main, ["report"])
+    assert done.exit_code == 0 and opened[0].endswith("thawline-runs/data/08_reporting/latest.html")
+    assert Path(opened[0]).is_file()
+
+
+def test_without_a_report_its_command_says_how_to_get_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["report"])
+    assert done.exit_code == 1 and "Run thawline finetune first" in done.output
+    assert not [*tmp_path.iterdir()]
+
+
+def test_finetune_in_python_does_the_same(photos: Path, tmp_path: Path) -> None:
+    script = (
+        "import json, sys\nfrom thawline import finetune\n"
+        "data, parameters = sys.argv[1], json.loads(sys.argv[2])\n"
+        "model = finetune(data, strategy='linear_probe', parameters=parameters)\n"
+        "found = model.predict(data)\n"
+        "print(json.dumps([sorted(set(found['label'])), str(model.folder)]))\n"
+    )
+    given = json.dumps(
+        {k: v for k, v in SETTINGS.items() if k not in ("strategy", "training.epochs")}
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(photos), given],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    labels, folder = json.loads(done.stdout.splitlines()[-1])
+    assert set(labels) <= {"flower", "temple"} and labels
+    assert Path(folder, "classifier.json").is_file()
+
+
+def test_a_folder_of_photographs_is_the_data_where_there_is_no_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert name_parameters(None) == {"dataset.root": str(tmp_path.resolve())}
+    monkeypatch.chdir(ROOT)
+    assert name_parameters(None) == {}
+    assert name_parameters("sklearn:digits") == {"dataset.root": "sklearn:digits"}
+
+
+def test_nothing_heavy_is_imported_before_a_node_needs_it(photos: Path, tmp_path: Path) -> None:
+    script = (
+        "import sys\nfrom thawline.api import run_pipeline\n"
+        "run_pipeline('data_preparation', {'dataset.root': sys.argv[1]})\n"
+        "import thawline.pipeline_registry as registry\n"
+        "registry.register_pipelines()\n"
+        f"print(sorted({LATER!r} & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(photos)],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_every_parameter_is_listed_with_its_type() -> None:
+    rows = {row.name: row for row in list_parameters(packaged_configuration() / "base")}
+    parameters = validate_parameters(read_configuration(ROOT, "base")["parameters"])
+    defaults = dict(flatten(parameters.model_dump()))
+    whole = ("strategies.", "recipes.", "sweep.space")
+    missing = {name for name in defaults if not name.startswith(whole)} - rows.keys()
+    assert not missing
+    assert rows["training.epochs"].type.startswith("int")
+    assert rows["augmentation.policy"].type == "basic | trivial | rand"
+    assert "learning rate" in CliRunner().invoke(main, ["params", "warmup"]).output
+
+
+def test_a_value_may_be_a_list_and_a_setting_needs_a_name() -> None:
+    done = CliRunner().invoke(main, ["finetune", "--set", "epochs"])
+    assert done.exit_code != 0 and "epochs is not NAME=VALUE" in done.output
+    assert CliRunner().invoke(main, ["--version"]).output.strip().endswith(thawline.__version__)
