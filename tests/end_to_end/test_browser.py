@@ -180,5 +180,5 @@ def test_the_mlflow_ui_shows_metrics_curves_and_artifacts(
         page.fill("input[placeholder='Search metric charts']", "val_loss")
         page.wait_for_selector(".js-plotly-plot .scatterlayer .trace")
         page.goto(f"{overview}/artifacts")
-        for name in ("splits.csv", "freeze_report.csv", "learning_curves.html"):
+        for name in ("splits.csv", "freeze_report.csv", "learning_curves.json"):
             page.wait_for_selector(f"text={name}")

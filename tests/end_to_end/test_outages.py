@@ -59,7 +59,7 @@ def test_a_server_that_is_restarted_during_a_run_has_all_of_it(
         found = server.query(f"select value from metrics {where} order by step")
         assert [value for (value,) in found] == pytest.approx(history[name].tolist())
     files = {path.name for path in server.folder.glob(f"artifacts/*/{run}/artifacts/*")}
-    assert {"history.csv", "metrics.json", "learning_curves.html", "finetune_report.html"} <= files
+    assert {"history.csv", "metrics.json", "learning_curves.json", "finetune_report.html"} <= files
     assert server.query("select version from model_versions") == [(1,)]
 
 

@@ -78,7 +78,7 @@ def test_every_trial_is_a_child_run_and_the_figures_are_artifacts(swept: Path) -
         curve = client.get_metric_history(child.info.run_id, "val_loss")
         assert [point.step for point in curve] == [*range(1, row["epochs"] + 1)]
     names = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert {"sweep_trials.csv", "optimization_history.html", "parallel_coordinates.html"} <= names
+    assert {"sweep_trials.csv", "optimization_history.json", "parallel_coordinates.json"} <= names
     assert "best_parameters.yml" in names
 
 

@@ -56,10 +56,10 @@ def _log_artifact(name: str, suffix: str, data: Any) -> None:
     if isinstance(data, pd.DataFrame):
         mlflow.log_text(data.to_csv(index=False), f"{name}.csv")
     elif isinstance(data, go.Figure):
-        if data.data:  # with plotly.js in it: the page must open without a network
-            mlflow.log_text(data.to_html(include_plotlyjs=True), f"{name}.html")
+        if data.data:  # as JSON: plotly.js, 5 MB, is in the report once
+            mlflow.log_text(data.to_json(), f"{name}.json")
     elif isinstance(data, Image.Image):
-        mlflow.log_image(data, f"{name}.png")
+        mlflow.log_image(data, f"{name}.webp")
     elif isinstance(data, str):
         mlflow.log_text(data, f"{name}{suffix}")
     else:
