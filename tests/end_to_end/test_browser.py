@@ -165,19 +165,19 @@ def test_the_mlflow_ui_shows_metrics_curves_and_artifacts(
 ) -> None:
     database = finished_project / "mlflow.db"
     with sqlite3.connect(database) as connection:
-        query = "select run_uuid, experiment_id from runs where name = 'finetune' limit 1"
+        query = "select run_uuid, experiment_id from runs where name like '% · head%' limit 1"
         run, experiment = connection.execute(query).fetchone()
     store = ("--backend-store-uri", f"sqlite:///{database}", "--workers", "1")
     with served(finished_project, "mlflow", "ui", *store) as address:
         overview = f"{address}/#/experiments/{experiment}/runs/{run}"
         page.goto(overview)
-        for text in ("test_accuracy", "best_val_accuracy", "strategies.head_only.phases.0.lr"):
+        for text in ("test/accuracy", "val/best_accuracy", "strategies.head_only.phases.0.lr"):
             page.wait_for_selector(f"text={text}")
         file = max((finished_project / "data/08_reporting/metrics.json").iterdir())
         metrics = json.loads((file / "metrics.json").read_text())
         assert str(metrics["test_loss"]) in page.locator("body").inner_text()
         page.goto(f"{overview}/model-metrics")
-        page.fill("input[placeholder='Search metric charts']", "val_loss")
+        page.fill("input[placeholder='Search metric charts']", "val/loss")
         page.wait_for_selector(".js-plotly-plot .scatterlayer .trace")
         page.goto(f"{overview}/artifacts")
         for name in ("splits.csv", "freeze_report.csv", "learning_curves.json"):

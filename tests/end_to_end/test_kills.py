@@ -35,7 +35,6 @@ RESULTS = (
     "splits.csv", "predictions.csv", "comparison_predictions.csv", "metrics.json",
     "model.safetensors",
 )  # fmt: skip
-OF_TIME = ["seconds", "images_per_second"]  # what no two runs share
 READERS: dict[str, Callable[[Path], Any]] = {
     ".csv": pd.read_csv,
     ".html": lambda file: file.read_text().rindex("</html>"),
@@ -96,7 +95,7 @@ def results(project: Path) -> dict[str, Any]:
     for file in (project / "data").rglob(f"{version}/**/*"):
         name = file.as_posix().replace(version, "").removeprefix(project.as_posix())
         if file.name in ("history.csv", "comparison_histories.csv"):
-            found[name] = pd.read_csv(file).drop(columns=OF_TIME)
+            found[name] = pd.read_csv(file).drop(columns=["seconds", "images_per_second"])
         elif file.name in RESULTS:
             found[name] = READERS[file.suffix](file)
     return found
@@ -104,7 +103,7 @@ def results(project: Path) -> dict[str, Any]:
 
 def tracked_metrics(client: MlflowClient, runs: list[Run]) -> dict[tuple[str, str], Any]:
     """Return the points of every metric of the latest run and of those below it."""
-    latest = next(run for run in runs if run.info.run_name in VARIANTS)
+    latest = next(run for run in runs if PARENT not in run.data.tags)
     family = [latest, *(run for run in runs if run.data.tags.get(PARENT) == latest.info.run_id)]
     return {
         (str(run.info.run_name), key): [
@@ -112,7 +111,7 @@ def tracked_metrics(client: MlflowClient, runs: list[Run]) -> dict[tuple[str, st
         ]
         for run in family
         for key in run.data.metrics
-        if key not in OF_TIME
+        if not key.startswith("time/")
     }
 
 

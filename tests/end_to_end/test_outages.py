@@ -37,7 +37,7 @@ def begin(project: Path, params: str, server: MlflowServer, *options: str) -> su
     (project / "conf/local/mlflow.yml").write_text(USES_A_SERVER.format(uri=server.uri))
     process = start_kedro(project, "run", *options, params)
     wait_until(lambda: server.folder.joinpath("server.db").exists())
-    wait_until(lambda: server.query("select * from metrics where key = 'val_loss' and step > 4"))
+    wait_until(lambda: server.query("select * from metrics where key = 'val/loss' and step > 4"))
     return process
 
 
@@ -83,7 +83,7 @@ def test_a_long_outage_ends_a_run_that_resumes_and_that_can_be_logged_afterwards
     assert statuses == [("KILLED",), ("FINISHED",)]
     ((epochs,),) = server.query(
         "select count(*) from metrics join runs using (run_uuid)"
-        " where status = 'FINISHED' and key = 'val_loss'"
+        " where status = 'FINISHED' and key = 'val/loss'"
     )
     assert epochs == 40
     (version,) = (path.name for path in project.glob("data/08_reporting/history.csv/*"))
@@ -107,7 +107,7 @@ def test_a_database_that_is_locked_for_ten_seconds_has_all_of_a_run(
     said, errors = process.communicate(timeout=600)
     assert process.returncode == 0, said + errors
     assert database.execute("select status from runs").fetchall() == [("FINISHED",)]
-    losses = database.execute("select count(*) from metrics where key = 'val_loss'").fetchall()
+    losses = database.execute("select count(*) from metrics where key = 'val/loss'").fetchall()
     assert losses == [(40,)]
     database.close()
 

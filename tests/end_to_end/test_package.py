@@ -99,7 +99,7 @@ def test_finetune_runs_in_an_empty_directory_with_a_configuration_from_elsewhere
     assert run.info.status == "FINISHED"
     assert run.data.params["dataset.root"] == "sklearn:digits"
     assert run.data.tags["kedro_command"].startswith("python -m thawline --pipeline=finetune")
-    assert run.data.metrics["test_accuracy"] == numbers(empty)["test_accuracy"] > 0.3  # of 10
+    assert run.data.metrics["test/accuracy"] == numbers(empty)["test_accuracy"] > 0.3  # of 10
     assert {path.name for path in empty.iterdir()} == {"data", "mlartifacts", "mlflow.db"}
     assert len(list((empty / "data/01_raw/digits").glob("*/*"))) == len(load_digits().target)
     assert digests(package.site_packages) == before
@@ -114,7 +114,7 @@ def test_two_tasks_of_a_scheduler_leave_what_one_run_leaves(
     thawline(package, tmp_path, "--from-nodes=build_transforms", *options)
     prepared, trained = runs(tmp_path)
     assert [run.info.status for run in (prepared, trained)] == ["FINISHED", "FINISHED"]
-    assert trained.data.metrics["test_accuracy"] == numbers(tmp_path)["test_accuracy"]
+    assert trained.data.metrics["test/accuracy"] == numbers(tmp_path)["test_accuracy"]
     assert trained.data.tags["registered_version"] == "1"
     # The splits are those of the first task, and belong to the classifier of the second.
     assert trained.inputs.dataset_inputs[0].dataset == prepared.inputs.dataset_inputs[0].dataset

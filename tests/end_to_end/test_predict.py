@@ -114,7 +114,7 @@ def test_a_second_prediction_replaces_the_table_and_the_first_is_in_mlflow(
     again = pd.read_parquet(project / "data/07_model_output/folder_labels.parquet")
     assert again["path"].tolist() == [f"{tmp_path}/one/plain.jpg"]
     mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
-    runs = mlflow.search_runs(experiment_names=["thawline"], output_format="list")
+    runs = mlflow.search_runs(experiment_names=["thawline predictions"], output_format="list")
     counts = [run.data.tags.get("files") for run in runs if "files" in run.data.tags]
     assert counts[0] == "1" and "9" in counts
     for run in runs[:1]:

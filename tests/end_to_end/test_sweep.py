@@ -62,7 +62,7 @@ def test_every_trial_is_a_child_run_and_the_figures_are_artifacts(swept: Path) -
     experiment = client.get_experiment_by_name("thawline")
     assert experiment
     runs = client.search_runs([experiment.experiment_id])
-    parent = next(run for run in runs if run.info.run_name == "sweep")
+    parent = next(run for run in runs if run.info.run_name.endswith(" · sweep"))
     trials = pd.read_csv(newest(swept, "sweep_trials.csv"))
     children = [
         run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
@@ -75,7 +75,7 @@ def test_every_trial_is_a_child_run_and_the_figures_are_artifacts(swept: Path) -
         assert child.data.tags["study"].startswith("sweep-")
         assert float(child.data.params["training.lr"]) == row["training.lr"]
         assert "model.head_dropout" not in child.data.params
-        curve = client.get_metric_history(child.info.run_id, "val_loss")
+        curve = client.get_metric_history(child.info.run_id, "val/loss")
         assert [point.step for point in curve] == [*range(1, row["epochs"] + 1)]
     names = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"sweep_trials.csv", "optimization_history.json", "parallel_coordinates.json"} <= names

@@ -84,7 +84,7 @@ def test_two_machines_share_a_sweep_and_repeat_their_commands_after_an_outage(
     assert sorted(int(run.data.tags["trial"]) for run in of_done) == [t.number for t in done]
     epochs = {trial.number: len(trial.intermediate_values) for trial in done}
     for run in of_done:
-        curve = client.get_metric_history(run.info.run_id, "val_loss")
+        curve = client.get_metric_history(run.info.run_id, "val/loss")
         assert [point.step for point in curve] == [
             *range(1, epochs[int(run.data.tags["trial"])] + 1)
         ]

@@ -30,7 +30,7 @@ def list_runs(place: Place, count: int | None) -> Iterator[tuple[str, ...]]:
     if experiment := client.get_experiment_by_name(name):
         runs = client.search_runs(
             [experiment.experiment_id],
-            "metrics.test_accuracy >= 0",
+            'metrics."test/accuracy" >= 0',
             order_by=["attributes.start_time DESC"],
             max_results=count or MAX_RUNS,
         )
@@ -44,7 +44,7 @@ def _describe(run: Run, client: MlflowClient, champions: dict[str, str | None]) 
     strategy = tags.get("chosen_strategy", tags.get("strategy", ""))
     if tags.get("strategy") not in (None, strategy):
         strategy = f"{tags['strategy']} → {strategy}"
-    low, high = (metrics.get(f"test_accuracy_{end}", float("nan")) for end in ("low", "high"))
+    low, high = (metrics.get(f"test/accuracy_{end}", float("nan")) for end in ("low", "high"))
     version, model = tags.get("registered_version", ""), tags.get("registered_model", "")
     if model and model not in champions:
         champions[model] = find_version(model, CHAMPION, client)
@@ -53,7 +53,7 @@ def _describe(run: Run, client: MlflowClient, champions: dict[str, str | None]) 
         info.run_name,
         PurePath(run.data.params.get("dataset.root", "")).name,
         strategy,
-        f"{metrics['test_accuracy']:.1%} ({100 * low:.1f} to {100 * high:.1f})",
+        f"{metrics['test/accuracy']:.1%} ({100 * low:.1f} to {100 * high:.1f})",
         f"{(info.end_time - info.start_time) / 1000:.0f}" if info.end_time else "",
         f"{version}{champion}",
         f"{datetime.fromtimestamp(info.start_time / 1000):%m-%d %H:%M}",

@@ -1,5 +1,6 @@
 """Catalog entries that a node works with while it runs: folders, and ways to MLflow's run."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -7,6 +8,13 @@ from typing import Any
 
 import mlflow
 from kedro.io import AbstractDataset, DatasetError
+
+GROUPS = {  # of metrics in MLflow, by the names in histories and tables
+    r"(train|val|test)_(.+)": r"\1/\2",
+    r"best_val_(.+)": r"val/best_\1",
+    r"(lr(?:/.+)?|phase|trainable_parameters)": r"train/\1",
+    r"(seconds|images_per_second)": r"time/\1",
+}
 
 SetTags = Callable[[dict[str, Any]], Any]
 OpenRun = Callable[[str, dict[str, Any], dict[str, Any]], AbstractContextManager[SetTags]]
@@ -73,11 +81,17 @@ class RegistryDataset(ResourceDataset):
         self.resource = ProjectFolders(Path(filepath), Path(path, registrations), Path(path))
 
 
-def log_metrics(metrics: dict[str, Any], step: int) -> None:
+def log_metrics(metrics: dict[str, Any], step: int | None = None) -> None:
     """Write metrics to the active MLflow run, if there is one; texts and the epoch are none."""
     if mlflow.active_run():
         numbers = {k: v for k, v in metrics.items() if k != "epoch" and not isinstance(v, str)}
-        mlflow.log_metrics(numbers, step=step)
+        mlflow.log_metrics({metric_name(name): n for name, n in numbers.items()}, step=step)
+
+
+def metric_name(name: str) -> str:
+    """Return the name in MLflow, whose charts come in the groups train, val, test and time."""
+    found = ((re.fullmatch(pattern, name), grouped) for pattern, grouped in GROUPS.items())
+    return next((match.expand(grouped) for match, grouped in found if match), name)
 
 
 class MetricLoggerDataset(ResourceDataset):

@@ -1,6 +1,7 @@
 """Close a run with its answer, and keep all that it has logged in a file."""
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from thawline.reports.answer import FILES, TEXTS, Rows, answer
 FOLDER = "data/logs"
 LOGGERS = (None, "kedro")  # the latter hands no lines on: they would fill the console
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+NOTE = "mlflow.note.content"  # the tag of a run's description
 FIRST_PORT = "http://127.0.0.1:5000"  # of `kedro mlflow ui`
 
 
@@ -28,6 +30,7 @@ class AnswerHook:
     @hook_impl
     def before_pipeline_run(self, run_params: dict[str, Any]) -> None:
         """Begin the log."""
+        self._start = time.perf_counter()
         self._file = Path(run_params["project_path"], FOLDER, f"{run_params['run_id']}.log")
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._handler = logging.FileHandler(self._file, encoding="utf-8")
@@ -50,6 +53,9 @@ class AnswerHook:
                 command = f"mlflow ui --backend-store-uri {mlflow.get_tracking_uri()}"
             runs = f"{FIRST_PORT}/#/experiments/{run.info.experiment_id}/runs"
             rows.append(("All runs", f"{command}, then {runs}"))
+        if mlflow.active_run():
+            mlflow.set_tag(NOTE, "\n".join(f"- **{name}**: {text}" for name, text in rows))
+            mlflow.log_metric("time/run_seconds", time.perf_counter() - self._start)
         if rows:
             Console().print(_panel(" ".join(run_params["pipeline_names"] or ["finetune"]), rows))
         self._close()

@@ -10,14 +10,14 @@ import mlflow
 from kedro.framework.context import KedroContext
 from kedro.framework.hooks import hook_impl
 from kedro.io import DataCatalog
+from kedro.pipeline import Pipeline
 from mlflow.exceptions import MlflowException
 
-from thawline.options import flatten
-from thawline.tracking.connection import MAX_RETRIES, connect, restore
+from thawline.tracking.connection import MAX_RETRIES, connect, find_experiment, restore
 from thawline.tracking.entries import log_entry
 from thawline.tracking.process_context import mark_stale_runs
-from thawline.tracking.redaction import mask, mask_logs
-from thawline.tracking.run_tags import describe_device, describe_run
+from thawline.tracking.redaction import mask_logs
+from thawline.tracking.run_tags import describe_device, describe_run, name_run, own_parameters
 
 logger = logging.getLogger(__name__)
 
@@ -41,27 +41,29 @@ class TrackingHook:
         context.mlflow = self._config  # type: ignore[attr-defined]  # `kedro mlflow ui` reads it
 
     @hook_impl
-    def before_pipeline_run(self, run_params: dict[str, Any], catalog: DataCatalog) -> None:
+    def before_pipeline_run(
+        self, run_params: dict[str, Any], pipeline: Pipeline, catalog: DataCatalog
+    ) -> None:
         """Start the MLflow run with all parameters and with what else the run depends on."""
         self._catalog = catalog
         tracking, names = self._config.tracking, run_params["pipeline_names"] or ["__default__"]
         self._run_id = ""
         if {*names} & {*tracking.disable_tracking.pipelines}:
             return
-        experiment = mlflow.get_experiment_by_name(tracking.experiment.name)
-        assert experiment is not None  # kedro-mlflow has created it
-        mark_stale_runs(mlflow.MlflowClient(), experiment.experiment_id)
+        experiment_id = find_experiment(tracking.experiment.name, names)
+        parameters = catalog["parameters"].load()
+        trains = "train_model" in {node.name for node in pipeline.nodes}
+        self._name = name_run(parameters, names, trains)
+        mark_stale_runs(mlflow.MlflowClient(), experiment_id)
         atexit.register(self._end_as_killed)  # it runs before MLflow's own, which says FINISHED
         run = mlflow.start_run(
             run_id=tracking.run.id,
-            run_name=tracking.run.name or "+".join(names),
+            experiment_id=experiment_id,
+            run_name=tracking.run.name or self._name,
             nested=tracking.run.nested,
         )
         self._run_id = run.info.run_id
-        parameters = catalog["parameters"].load()
-        values = flatten(parameters.model_dump(mode="json"))
-        texts = {name: mask(f"{name}={value}").removeprefix(f"{name}=") for name, value in values}
-        mlflow.log_params(texts)  # at once: a crash would lose those of later nodes
+        mlflow.log_params(own_parameters(parameters, names))
         mlflow.set_tags(describe_run(run_params))
 
     @hook_impl
@@ -75,6 +77,10 @@ class TrackingHook:
         """Log a catalog entry."""
         if self._run_id:
             log_entry(self._catalog, dataset_name, data)
+            if dataset_name == "strategy_choice" and data["strategy"] != data["chosen_strategy"]:
+                chosen = f"{data['strategy']}→{data['chosen_strategy']}"
+                name = self._name.replace(f" · {data['strategy']} · ", f" · {chosen} · ")
+                mlflow.set_tag("mlflow.runName", name)
 
     @hook_impl
     def on_pipeline_error(self, error: Exception) -> None:

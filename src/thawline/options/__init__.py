@@ -40,11 +40,12 @@ from thawline.options.training import (
     Strategy,
     TrainingOptions,
 )
-from thawline.options.types import AUTO, Options, Tta
+from thawline.options.types import AUTO, FINE_TUNE, PROBE, Options, Tta
 from thawline.options.validation import RENAMED, validate_parameters
 
 __all__ = [
-    "AUTO", "RENAMED", "TRAINING_GROUPS", "ActivationOptions", "AttributionMethod",
+    "AUTO", "FINE_TUNE", "PROBE", "RENAMED", "TRAINING_GROUPS", "ActivationOptions",
+    "AttributionMethod",
     "AugmentationOptions", "AutoOptions", "BitDepth", "Channels", "CompareOptions",
     "DatasetOptions", "Dimension", "EngineOptions", "EvaluationOptions", "ExplainOptions",
     "ExportOptions", "Interpolation", "LastStages", "LoraStages", "LrFindOptions", "ModelOptions",

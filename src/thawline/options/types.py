@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 MAX_SEED = 2**32 - 1  # NumPy's and scikit-learn's bound
 AUTO = "auto"  # Thawline chooses the value from the data
+PROBE, FINE_TUNE = "all_stages", "lp_ft"  # strategies that the strategy auto tries
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]

@@ -173,6 +173,12 @@ def _register(
             break
     outcome = "becomes champion" if verdict.wins else "does not become champion"
     reason = f"version {version} of '{name}' {outcome}: {verdict.reason}"
+    accuracy = (rows["prediction"] == rows["label"]).mean()
+    about = (
+        f"{accuracy:.1%} of {len(rows)} test images of {parameters.dataset.root} are right"
+        f" ({registry.list_classes(classifier.class_names)}). {reason}. The report is among the"
+        " artifacts of its run."
+    )
     result = {
         "registered_model": name,
         "registered_version": version,
@@ -180,7 +186,7 @@ def _register(
         "registration_reason": reason,
         **verdict.figures,
     }
-    client.update_model_version(name, version, description=reason)
+    client.update_model_version(name, version, description=about)
     for tag, text in result.items():
         client.set_model_version_tag(name, version, tag, text)
     return result

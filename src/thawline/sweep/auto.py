@@ -12,7 +12,7 @@ from thawline.data.decoding import open_image, upright_size
 from thawline.data.splitting import find_groups
 from thawline.errors import ParameterError
 from thawline.networks.building import pretrained_preprocessing
-from thawline.options import AUTO, LastStages, Parameters, Phase
+from thawline.options import AUTO, FINE_TUNE, PROBE, LastStages, Parameters, Phase
 from thawline.training.logistic_regression import is_better
 from thawline.training.loop import train_step
 from thawline.training.progress import TrainingResult
@@ -20,7 +20,6 @@ from thawline.training.setup import TrainingContext, prepare_phase
 
 logger = logging.getLogger(__name__)
 
-PROBE, FINE_TUNE = "all_stages", "lp_ft"  # strategies that auto tries
 SIZES = (3 / 7, 4 / 7, 5 / 7)  # times the weights' size, for small images: 96 to 160 px for 224 px
 LARGER = 10 / 7  # 320 px for 224 px
 MAX_UPSAMPLING = 2.0  # where a larger input shows nothing new

@@ -9,10 +9,11 @@ locked SQLite file.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import mlflow
 import requests
 from kedro.framework.context import KedroContext
 from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
@@ -27,6 +28,7 @@ DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # seconds
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # it breaks the log
 }
+OTHER_EXPERIMENTS = {"data_preparation": " data", "predict": " predictions"}
 TRACKING_URI, MAX_RETRIES = "MLFLOW_TRACKING_URI", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 HEALTH_TIMEOUT_SECONDS = 3
 ABSOLUTE = re.compile(r"/|[A-Za-z][\w+.-]*:")  # a path or a URI
@@ -55,6 +57,29 @@ def connect(context: KedroContext) -> KedroMlflowConfig:
                 raise
             config.setup(context)  # another run has just created the experiment
     return config
+
+
+def find_experiment(name: str, pipelines: Collection[str]) -> str:
+    """Return the id of the experiment for the runs of pipelines: one has trainings alone.
+
+    `name` is that of mlflow.yml, which kedro-mlflow has created.
+    """
+    client = mlflow.MlflowClient()
+    main = client.get_experiment_by_name(name)
+    assert main is not None
+    others = {OTHER_EXPERIMENTS.get(pipeline, "") for pipeline in pipelines}
+    if len(others) > 1 or not (suffix := others.pop()):
+        return str(main.experiment_id)
+    own = f"{name}{suffix}"
+    if not client.get_experiment_by_name(own):
+        try:
+            client.create_experiment(own, main.artifact_location)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another run has just created it
+                raise
+    found = client.get_experiment_by_name(own)
+    assert found is not None
+    return str(found.experiment_id)
 
 
 def read_settings(settings: dict[str, Any]) -> KedroMlflowConfig:

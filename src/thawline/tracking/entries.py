@@ -19,6 +19,7 @@ from PIL import Image
 def log_entry(catalog: DataCatalog, name: str, data: Any) -> None:
     """Log what is in a catalog entry to the active run."""
     from thawline.datasets.image_table_dataset import ImageTable
+    from thawline.datasets.resource_datasets import log_metrics
 
     kinds = entry_kinds(catalog, name)
     dataset = catalog.get(name)
@@ -27,7 +28,7 @@ def log_entry(catalog: DataCatalog, name: str, data: Any) -> None:
     if "input" in kinds:
         _log_input(from_pandas(data, name=name, targets="label"))
     if "metrics" in kinds:
-        mlflow.log_metrics(data)
+        log_metrics(data)
     if "tags" in kinds:
         mlflow.set_tags(data)
     if "artifact" in kinds:

@@ -3,12 +3,15 @@
 import platform
 import subprocess
 import sys
+from collections.abc import Collection
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from thawline.options import AUTO, FINE_TUNE, PROBE, Parameters, flatten
 from thawline.tracking.redaction import mask
 
+OWN_GROUPS = {"compare", "export", "lr_find", "predict", "sweep"}  # of the pipelines of that name
 PACKAGES = ("thawline", "torch", "torchvision", "timm", "kedro", "mlflow")
 
 
@@ -22,6 +25,33 @@ def describe_run(run_params: dict[str, Any]) -> dict[str, str]:
         **{name: version(name) for name in PACKAGES},
         **_commit(Path(run_params["project_path"])),
     }
+
+
+def name_run(parameters: Parameters, pipelines: Collection[str], trains: bool) -> str:
+    """Return the name of a run: data, strategy and backbone, or what else it does."""
+    data = PurePath(parameters.dataset.root.replace(":", "/")).name
+    if not trains:
+        return f"{data} · {'+'.join(pipelines)}"
+    backbone = parameters.model.backbone.rpartition("/")[2].removeprefix("tf_")
+    return f"{data} · {parameters.strategy} · {backbone}"
+
+
+def own_parameters(parameters: Parameters, pipelines: Collection[str]) -> dict[str, str]:
+    """Return what a run depends on, as texts by dotted name, masked.
+
+    Left out are null, of other pipelines their own groups, and the strategies that are not asked
+    for; of these, what is not the default of a phase.
+    """
+    others = {"strategies", "recipes", *(OWN_GROUPS - {*pipelines})}
+    tree = parameters.model_dump(mode="json", exclude=others, exclude_none=True)
+    asked = {PROBE, FINE_TUNE} if parameters.strategy == AUTO else {parameters.strategy}
+    asked |= {*parameters.compare.strategies} if "compare" in pipelines else set()
+    tree["strategies"] = {
+        name: parameters.strategies[name].model_dump(mode="json", exclude_defaults=True)
+        for name in sorted(asked & parameters.strategies.keys())
+    }
+    values = ((name, value) for name, value in flatten(tree) if value not in (None, {}, []))
+    return {n: mask(f"{n}={value}").removeprefix(f"{n}=") for n, value in values}
 
 
 def command_line() -> str:

@@ -15,6 +15,7 @@ from thawline.data.shards import read_bytes
 from thawline.errors import ParameterError
 from thawline.options import (
     AUTO,
+    FINE_TUNE,
     AugmentationOptions,
     EvaluationOptions,
     Parameters,
@@ -216,17 +217,16 @@ def find_lr(
     Raises:
         ParameterError: if no phase of the strategy has a rate.
     """
-    from thawline.sweep import auto
     from thawline.thaw.cache import ActivationCache
     from thawline.training import loop, lr_find, setup
 
-    name = auto.FINE_TUNE if parameters.strategy == AUTO else parameters.strategy
+    name = FINE_TUNE if parameters.strategy == AUTO else parameters.strategy
     own = parameters.with_strategy(name)
     place = next((i for i, p in enumerate(own.phases) if p.optimizer != "lbfgs"), None)
     if place is None:
         raise ParameterError(
             f"strategy: {name} is fitted in closed form and has no learning rate. Give another one,"
-            f" such as {auto.FINE_TUNE}."
+            f" such as {FINE_TUNE}."
         )
     unmixed = own.augmentation.model_copy(update={"mixup": 0, "cutmix": 0})
     own = own.model_copy(update={"augmentation": unmixed})
