@@ -2,19 +2,23 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from helpers.training import options, transforms
+from helpers.training import options, parameters, transforms
 from thawline.data.decoding import hash_files
 from thawline.data.loading import ImageView
 from thawline.data.transforms import evaluation_view, normalize
 from thawline.networks.building import build_network
+from thawline.networks.heads import head_name
 from thawline.networks.stages import find_stages
-from thawline.options import ModelOptions
+from thawline.options import ModelOptions, Phase
 from thawline.thaw.cache import ActivationCache
 from thawline.thaw.stage_features import pool, stage_features
+from thawline.training import loop
+from thawline.training.setup import prepare
 
 SIZE = 64
 
@@ -40,6 +44,28 @@ def test_every_stage_is_pooled_in_one_pass_that_the_cache_keeps(
     assert cache.contents()["entries"].sum() == len(images)
     again = stage_features(network, images, transforms(SIZE), options(), cache)
     assert all((again[stage] == features[stage]).all() for stage in features)
+
+
+@pytest.mark.parametrize("backbone", ["timm/tf_efficientnet_lite0", "timm/vit_tiny_patch16_224"])
+def test_a_head_on_all_stages_has_left_the_same_features_in_the_store(
+    splits: pd.DataFrame, images: list[ImageView], tmp_path: Path, backbone: str
+) -> None:
+    size, cache = 96 if "lite" in backbone else 224, ActivationCache(tmp_path, 1)
+    model = ModelOptions(backbone=backbone, weights="none", head="all_stages")
+    network, _ = build_network(model, 2, size, seed=0)
+    context = prepare(parameters(), network, splits, transforms(size), cache)
+    loop.train(context, [Phase(trainable={"last": 1}, optimizer="lbfgs")])
+    entries = cache.contents()["entries"].sum()
+    found = stage_features(network, images, transforms(size), options(), cache)
+    assert cache.contents()["entries"].sum() == entries > 0
+    plain, _ = build_network(model.model_copy(update={"head": "linear"}), 2, size, seed=0)
+    own, head = plain.state_dict(), head_name(plain)
+    own |= {n: t for n, t in network.state_dict().items() if not n.startswith(head)}
+    plain.load_state_dict(own)
+    expected = stage_features(plain, images, transforms(size), options())
+    assert list(found) == list(expected)
+    for stage in [*found][:-1]:
+        np.testing.assert_allclose(found[stage], expected[stage], rtol=0.05, atol=0.02)
 
 
 @pytest.mark.parametrize(

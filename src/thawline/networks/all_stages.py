@@ -21,6 +21,7 @@ class AllStages(nn.Module):
     Attributes:
         stage_of: the stage, by the name of each module that is hooked.
         widths: number of features of each stage, in their order; known after a forward pass.
+        values: how many features a channel of each stage has.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -29,6 +30,7 @@ class AllStages(nn.Module):
         stages = {name: stage for name, stage in find_stages(network).items() if name != HEAD}
         self.stage_of = {module: name for name, s in stages.items() for module in s.modules}
         self.widths: dict[str, int] = {}
+        self.values: dict[str, int] = {}
         self._last = next(reversed(self.stage_of.values()), HEAD)
         self._outputs: dict[str, Tensor] = {}
         for module in self.stage_of:
@@ -50,6 +52,20 @@ class AllStages(nn.Module):
         """Receive the output of a module; a stage has that of its last one."""
         if (stage := self.stage_of.get(module)) is not None:
             self._outputs[stage] = pool(output, with_means=stage != self._last)
+            if isinstance(own := _first(output), Tensor):  # not while the network is traced
+                self.values[stage] = {MAPS: GRID**2 + 1, TOKENS: 2}.get(own.ndim, 1)
+
+    def means(self, features: Tensor) -> dict[str, Tensor]:
+        """Return of features (N, F) the means (N, C) over all positions, of the last layer's too.
+
+        They are by stage, but those of the last layer take the place of the last stage.
+        """
+        parts = dict(zip(self.widths, features.split([*self.widths.values()], dim=1), strict=True))
+        found = {}
+        for stage in [*parts][:-2]:
+            cells = parts[stage].unflatten(1, (self.values[stage], -1))
+            found[stage] = cells[:, : max(1, self.values[stage] - 1)].mean(dim=1)
+        return {**found, self._last: parts[HEAD]}
 
     def _receive(self, name: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
         self.note(name, output)
@@ -67,7 +83,7 @@ def pool(output: Any, with_means: bool = True) -> Tensor:
     (N, L, C), which have one mean over all, or (N, C), which stays as it is; or a tuple that begins
     with it, as that of attention.
     """
-    output = output[0] if isinstance(output, tuple) else output
+    output = _first(output)
     means = []
     if output.ndim == MAPS:
         is_channels_last = output.shape[1] == output.shape[2] != output.shape[3]
@@ -83,6 +99,10 @@ def pool(output: Any, with_means: bool = True) -> Tensor:
         return output.float()
     maximum = output.max(dim=1).values if output.requires_grad else output.amax(dim=1)
     return torch.cat([*means, maximum.float()], dim=1)
+
+
+def _first(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _thirds(side: int) -> list[slice]:

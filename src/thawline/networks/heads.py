@@ -58,6 +58,24 @@ def head_name(network: nn.Module) -> str:
     return layers[-1]
 
 
+def find_linear(network: nn.Module) -> nn.Linear:
+    """Return the last linear layer of the head.
+
+    Raises:
+        ParameterError: if it has none.
+    """
+    head = network.get_submodule(head_name(network))
+    modules = [module for module in head.modules() if isinstance(module, nn.Linear)]
+    layers = [linear for linear in modules if linear.bias is not None]
+    if not layers:
+        raise ParameterError(
+            f"optimizer: lbfgs fits an nn.Linear with a bias, but the head of"
+            f" {type(network).__name__} is a {type(head).__name__} without one. Train it with adamw"
+            " or sgd."
+        )
+    return layers[-1]
+
+
 def head_position(network: nn.Module) -> str:
     """Return the dotted name of the module that a new head replaces."""
     name = head_name(network)

@@ -1,7 +1,7 @@
 """Compute the pooled outputs of a network's stages, in one pass over the images."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,12 +12,15 @@ from torch import Tensor, nn
 
 from thawline.data.loading import ImageView, ViewLoader
 from thawline.data.transforms import Transforms
+from thawline.networks.all_stages import find_all_stages
+from thawline.networks.heads import find_linear
 from thawline.networks.stages import find_stages
-from thawline.options import TrainingOptions
+from thawline.options import LastStages, Phase, TrainingOptions
 from thawline.thaw.cache import NO_CACHE, ActivationCache
 from thawline.thaw.device import Accelerator, make_accelerator
 from thawline.thaw.features import FeatureLoader
-from thawline.thaw.line import ThawLine
+from thawline.thaw.freezing import evaluation_mode, freeze_layers
+from thawline.thaw.line import ThawLine, split_at_thaw_line
 from thawline.thaw.partition import Tensors
 
 
@@ -33,15 +36,22 @@ def stage_features(
     """Return the pooled output of each stage of a copy of the network but the head, for `images`.
 
     They are evaluation views. New outputs are cached in `store` if `keep`. The network computes in
-    `dtype`; None: as in training.
+    `dtype`; None: as in training. A network whose head reads all stages has its features in the
+    store since its head was fitted.
 
     Returns:
         (N, features) float32 by the stage's name, from the input on.
     """
-    stages = StageFeatures(copy.deepcopy(network))
+    network = copy.deepcopy(network)
+    if reader := find_all_stages(network):
+        freeze_layers(network, Phase(trainable=LastStages(last=1), optimizer="lbfgs"))
+        line = split_at_thaw_line(network, transforms.preprocessing.size)
+    else:
+        stages = StageFeatures(network)
+        line = ThawLine(stages, network, network, tuple(stages.outputs))
     accelerator = make_accelerator(options)
     loader = FeatureLoader(
-        ThawLine(stages, network, network, tuple(stages.outputs)),
+        line,
         transforms,
         ViewLoader(transforms, options.num_workers, accelerator.device.type == "cuda"),
         store,
@@ -51,8 +61,25 @@ def stage_features(
     size = options.batch_size
     batches = [images[start : start + size] for start in range(0, len(images), size)]
     loaded = track(loader.load(batches, keep), "Computing stages", len(batches), transient=True)
+    if reader:
+        means = reader.means(torch.cat([*_read_all_stages(network, line, loaded)]))
+        return {stage: features.numpy() for stage, features in means.items()}
     columns = [torch.cat(column).float().cpu().numpy() for column in zip(*loaded, strict=True)]
     return dict(zip(stages.outputs, columns, strict=True))
+
+
+@torch.no_grad()
+def _read_all_stages(
+    network: nn.Module, line: ThawLine, loaded: Iterable[Tensors]
+) -> Iterator[Tensor]:
+    """Yield what the head of a network receives, (B, F) float32."""
+    received: list[Tensor] = []
+    linear = find_linear(network)
+    linear.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0].float().cpu()))
+    for boundary in loaded:
+        with evaluation_mode(network):
+            line.above_eval(*boundary)
+        yield received.pop()
 
 
 class StageFeatures(nn.Module):

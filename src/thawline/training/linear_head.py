@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
 
-from thawline.errors import ParameterError
 from thawline.networks.all_stages import find_all_stages
-from thawline.networks.heads import head_name
+from thawline.networks.heads import find_linear
 from thawline.networks.stages import HEAD
 from thawline.thaw.freezing import evaluation_mode
 from thawline.training.logistic_regression import (
@@ -96,24 +95,6 @@ def fit_linear_head(
         "train_accuracy": float((logits.argmax(dim=1) == labels).float().mean()),
         "images_per_second": count / (time.perf_counter() - start),
     }
-
-
-def find_linear(network: nn.Module) -> nn.Linear:
-    """Return the last linear layer of the head.
-
-    Raises:
-        ParameterError: if it has none.
-    """
-    head = network.get_submodule(head_name(network))
-    modules = [module for module in head.modules() if isinstance(module, nn.Linear)]
-    layers = [linear for linear in modules if linear.bias is not None]
-    if not layers:
-        raise ParameterError(
-            f"optimizer: lbfgs fits an nn.Linear with a bias, but the head of"
-            f" {type(network).__name__} is a {type(head).__name__} without one. Train it with adamw"
-            " or sgd."
-        )
-    return layers[-1]
 
 
 def load_candidates(
