@@ -42,6 +42,25 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (  # heading, text, cat
         ("label_errors_grid", "near_duplicates_grid", "outliers_grid"),
     ),
 )
+TERMS = {
+    "95 % interval": "Other test images of the same kind would give another accuracy; in 95 of 100"
+    " such tests, the interval holds the true one.",
+    "Validation and test split": "Validation images choose the best epoch and strategy; test images"
+    " are looked at once, at the end.",
+    "C": "How freely a linear head may fit its training images: the larger, the freer. It is chosen"
+    " by cross-validation, on images that the head was not fitted to.",
+    "Loss, nats": "How surprised the network is by the true class, as minus the natural logarithm"
+    " of the probability that it gave: 0 is certain and right, 0.69 a probability of one half.",
+    "Precision, recall, F1": "Of the images called a class, how many are of it; of the images of a"
+    " class, how many are called so; and the harmonic mean of both. Macro F1 is the mean over"
+    " classes, each counting the same.",
+    "ECE": "Expected calibration error: by how much, on average, the confidence differs from the"
+    " share that is right.",
+    "Thaw line": "The border between what is frozen and what is trained. Below it, each image view"
+    " is computed once, ever.",
+    "CKA": "How similar the outputs of a stage are before and after training, from 0 to 1.",
+    "Outlier": "An image that is far from its nearest neighbors in the features of the network.",
+}
 VERDICT = (
     "{test_accuracy:.1%} of {test_images:,.0f} test images are classified correctly (95 % interval"
     " {test_accuracy_low:.1%} to {test_accuracy_high:.1%})."
@@ -63,4 +82,8 @@ def finetune_sections(
     changed = {name: str(value) for name, value in parameters.changed().items()}
     recipe = Recipe("Command and parameters", kedro_command(changed), changed)
     text = "Other parameters have their defaults."
-    return [*sections, Section("Reproduce", text, recipes=[recipe])]
+    return [
+        *sections,
+        Section("Reproduce", text, recipes=[recipe]),
+        Section("What the words mean", terms=TERMS),
+    ]

@@ -39,6 +39,7 @@ class Section:
     # figures and pictures by caption, side by side where there is room
     illustrations: Mapping[str, go.Figure | Image.Image] = field(default_factory=dict)
     recipes: Sequence[Recipe] = ()  # folded up
+    terms: Mapping[str, str] = field(default_factory=dict)  # what words of the page mean
 
 
 def html_report(

@@ -1,6 +1,7 @@
 """Nodes that show what a training came to."""
 
 import logging
+from datetime import datetime
 from typing import Any
 
 import pandas as pd
@@ -65,10 +66,13 @@ def write_report(
     splits: pd.DataFrame,
     strategy_choice: dict[str, str],
     metrics: dict[str, float],
+    registration: dict[str, Any],
     **figures: Any,
 ) -> tuple[str, str]:
     """Return the HTML page with every figure of the run in it, to keep and as the latest."""
     facts = data_facts(parameters.dataset.root, parameters.model.backbone, splits)
+    facts["Date"] = f"{datetime.now():%Y-%m-%d %H:%M}"
+    facts["Champion"] = registration["registration_reason"]
     facts["Strategy"] = strategy_choice["chosen_strategy"]
     if strategy_choice["strategy"] == AUTO:
         facts["Strategy"] = f"auto, {strategy_choice['strategy_reason']}"

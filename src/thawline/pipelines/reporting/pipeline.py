@@ -7,7 +7,7 @@ from thawline.pipelines.reporting import nodes
 from thawline.reports.finetune import FIGURES
 
 PARAMETERS = ["params:evaluation", "params:training", "params:seed"]
-REPORTED = ("parameters", "splits", "strategy_choice", "metrics", *FIGURES)
+REPORTED = ("parameters", "splits", "strategy_choice", "metrics", "registration", *FIGURES)
 
 
 def create_error_analysis() -> Pipeline:

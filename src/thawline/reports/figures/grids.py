@@ -16,7 +16,7 @@ LINE = TEXT_SIZE + SPACING
 MIN_COLUMNS = 3  # of width, so that a title has room
 LETTER = 0.55  # times the size of the text: its mean width
 MAX_CAPTION_LETTERS = 28  # that fit under an image
-INK = "#1d2430"
+INK = "#737d8a"  # on a white page and on a dark one
 FONT = Path(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
 
 
@@ -27,7 +27,7 @@ def image_grid(
     columns: int = 5,
     empty: str = "There is nothing to show.",
 ) -> Image.Image:
-    """Return images in rows, each in a square with its caption below, as one RGB picture.
+    """Return images in rows, each in a square with its caption below, on a transparent ground.
 
     Small images are enlarged without smoothing, so that their pixels are visible. Long lines are
     wrapped. `empty` is the text of a picture without images.
@@ -40,7 +40,7 @@ def image_grid(
     header = GAP + (TITLE_SIZE + SPACING) * (title.count("\n") + 1) + GAP
     empty = "" if images else _wrap(empty, TEXT_SIZE, width)
     height = header + rows * row_height + LINE * (2 + empty.count("\n")) * (not images)
-    picture = Image.new("RGB", (width, height), "white")
+    picture = Image.new("RGBA", (width, height))
     draw = ImageDraw.Draw(picture)
     _write(draw, width / 2, GAP, title, TITLE_SIZE)
     _write(draw, width / 2, header, empty, TEXT_SIZE)

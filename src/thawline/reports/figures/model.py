@@ -18,7 +18,7 @@ LEGEND = {
     "orientation": "h", "x": 0, "xref": "container",
     "y": 0, "yref": "container", "yanchor": "bottom", "title": None,
 }  # fmt: skip
-HEADING = "<b>Stage, from the input</b><br>output · parameters · compute"
+HEADING = "<b>Stage, the input at the bottom</b><br>output · parameters · compute"
 
 
 def stage_figure(table: pd.DataFrame) -> go.Figure:
@@ -57,8 +57,8 @@ def stage_figure(table: pd.DataFrame) -> go.Figure:
         dtick=max(1, -(-len(phases) // 12)), showgrid=False, zeroline=False,
     )  # fmt: skip
     figure.update_yaxes(
-        title_text=None, range=[len(table) - 0.4, -1.4], tickvals=[*range(-1, len(table))],
-        ticktext=[HEADING, *labels], tickfont={"size": 11}, showgrid=False, zeroline=False,
+        title_text=None, range=[-0.6, len(table) + 0.4], tickvals=[*range(len(table) + 1)],
+        ticktext=[*labels, HEADING], tickfont={"size": 11}, showgrid=False, zeroline=False,
         automargin=True,
     )  # fmt: skip
     return finish(
@@ -110,7 +110,7 @@ def weight_change_figure(change: pd.DataFrame) -> go.Figure:
         title_text="Relative change (L2)", range=[0, 1.35 * furthest or 1], row=1, col=1
     )
     figure.update_xaxes(title_text="CKA", range=[1 - 1.6 * span, 1 + 0.1 * span], row=1, col=2)
-    figure.update_yaxes(range=[len(stages) + 0.6, -0.6], showgrid=False, zeroline=False)
+    figure.update_yaxes(range=[-0.6, len(stages) + 0.6], showgrid=False, zeroline=False)
     figure.update_yaxes(
         tickvals=rows["row"], ticktext=names, tickfont={"size": 11}, automargin=True, row=1, col=1
     )

@@ -19,6 +19,8 @@ from thawline.reports.figures.style import (
     finish,
 )
 
+MARGIN = 0.02  # of accuracy, around what auto tried
+
 
 def learning_curves(history: pd.DataFrame, best_epoch: int) -> go.Figure:
     """Return loss and accuracy by epoch, with the best epoch marked and a band for every phase."""
@@ -103,6 +105,8 @@ def candidates_figure(tried: pd.DataFrame) -> go.Figure:
         labels={"seconds": "Seconds", "val_accuracy": "Validation accuracy", "size": "Input"},
     )  # fmt: skip
     figure.update_traces(marker={"size": 12})
+    accuracies = tried["val_accuracy"]
+    figure.update_yaxes(range=[accuracies.min() - MARGIN, min(1, accuracies.max()) + MARGIN])
     return finish(figure, "What auto tried: validation accuracy and seconds")
 
 
