@@ -98,11 +98,18 @@ def test_a_failed_run_is_marked_so_with_its_parameters_and_its_commit(project: P
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C", str(project)]
     for arguments in (["init", "-q"], ["add", "conf"], ["commit", "-qm", "first"]):
         subprocess.run([*git, *arguments], check=True)
-    done = kedro(project, "run", "--params=dataset.root=nowhere,seed=11")
-    assert done.returncode == 1
-    assert "dataset.root: 'nowhere' does not exist" in " ".join(done.stderr.split())
+    for name, said in (
+        ("dataset.root=nowhere", "dataset.root: 'nowhere' does not exist"),
+        ("model.weights=nowhere.pth", "model.weights: 'nowhere.pth' does not exist"),
+    ):
+        done = kedro(project, "run", f"--params={name}")
+        assert done.returncode == 1 and said in " ".join(done.stderr.split())
+    (project / "one" / "ant").mkdir(parents=True)
+    (project / "one" / "ant" / "1.jpg").touch()
+    done = kedro(project, "run", "--params=dataset.root=one,seed=11")
+    assert done.returncode == 1 and "Then repeat: kedro run" in done.stderr
     with sqlite3.connect(project / "mlflow.db") as database:
-        ((status,),) = database.execute("select status from runs")
+        ((status,),) = database.execute("select status from runs")  # what is absent begins none
         parameters = dict(database.execute("select key, value from params"))
         tags = dict(database.execute("select key, value from tags"))
     assert status == "FAILED"

@@ -20,12 +20,11 @@ from thawline.errors import CheckpointError
 from thawline.networks.building import IMAGENET, build_network
 from thawline.networks.checkpoints import (
     describe_checkpoint,
-    is_weights_file,
     read_checkpoint,
     without_prefixes,
 )
 from thawline.networks.classifier import Classifier, save_classifier
-from thawline.networks.seen_images import SEEN_FILE
+from thawline.networks.files import SEEN_FILE, is_weights_file
 from thawline.options import ModelOptions
 
 

@@ -17,7 +17,7 @@ from thawline.networks.classifier import (
     load_classifier,
     save_classifier,
 )
-from thawline.networks.seen_images import read_ancestors
+from thawline.networks.files import read_ancestors
 from thawline.options import ModelOptions
 
 SEEN = frozenset(f"{number:064x}" for number in range(5))

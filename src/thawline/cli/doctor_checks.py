@@ -32,7 +32,8 @@ from thawline.data.sources import find_images
 from thawline.data.splitting import split_dataset
 from thawline.errors import CheckpointError, TrackingError, first_line
 from thawline.hooks.configuration import find_project, read_configuration
-from thawline.networks.checkpoints import describe_checkpoint, is_weights_file
+from thawline.networks.checkpoints import describe_checkpoint
+from thawline.networks.files import is_weights_file
 from thawline.networks.libraries import find_weights
 from thawline.options import (
     DatasetOptions,

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from thawline.cli.main import activations, environment
 from thawline.data.atomic_write import is_disk_full
-from thawline.errors import DataError, ThawlineError
+from thawline.errors import DataError, ParameterError, ThawlineError
 from thawline.hooks.configuration import find_project, read_configuration, show_all_logs
 from thawline.options import validate_parameters
 from thawline.tracking.entries import entry_kinds, log_entry
@@ -41,8 +41,8 @@ def told() -> Iterator[None]:
     except Exception as error:
         message = _message(error)
         if message is not None:
-            again = f"{mask(message)}\nThen repeat: {command_line()}"
-            raise click.ClickException(again) from error
+            again = "" if isinstance(error, ParameterError) else f"\nThen repeat: {command_line()}"
+            raise click.ClickException(mask(message) + again) from error
         if masked := mask_traceback(error):
             raise click.ClickException(masked) from None
         raise

@@ -10,16 +10,12 @@ from rich.table import Table
 
 import thawline
 from thawline.cli import verbs
+from thawline.cli.verbs import examples
 from thawline.errors import ThawlineError
 from thawline.tracking.redaction import mask
 
 NUM_CLASSES = 1000  # of ImageNet, for which papers and model cards give sizes
 COLORS = {"ok": "green", "warning": "yellow", "problem": "red"}
-
-
-def _examples(*commands: str) -> str:
-    """Return commands as the last lines of a help page, which click leaves as they are."""
-    return "\n".join(["\b", "Examples:", *(f"  {command}" for command in commands)])
 
 
 environment = click.option(
@@ -32,7 +28,7 @@ environment = click.option(
 
 
 @click.group(
-    epilog=_examples(
+    epilog=examples(
         "thawline finetune photos        train on a folder with one folder per class",
         "thawline report                 see what came of it",
         "thawline predict photo.jpg      use it",
@@ -56,7 +52,7 @@ for command in (
 
 
 @main.command(
-    epilog=_examples(
+    epilog=examples(
         "thawline stages convnext_tiny",
         "thawline stages timm/resnet50 --size=160",
         "thawline stages my_networks:ChannelwiseResNet --own-head",
@@ -103,7 +99,7 @@ def stages(backbone: str, size: int | None, own_head: bool) -> None:
     )
 
 
-@main.command(epilog=_examples("thawline inspect best.pth"))
+@main.command(epilog=examples("thawline inspect best.pth"))
 @click.argument("file", type=click.Path(path_type=Path))
 def inspect(file: Path) -> None:
     """Describe a weights FILE without executing anything in it.
@@ -125,7 +121,7 @@ def inspect(file: Path) -> None:
     click.echo(_printable(text))
 
 
-@main.command(epilog=_examples("thawline activations", "thawline activations --clear"))
+@main.command(epilog=examples("thawline activations", "thawline activations --clear"))
 @environment
 @click.option("--clear", is_flag=True, help="Remove all of it.")
 @click.option("--empty", is_flag=True, hidden=True)
@@ -160,7 +156,7 @@ def activations(env: str | None, clear: bool, empty: bool) -> None:
 
 
 @main.command(
-    epilog=_examples(
+    epilog=examples(
         "thawline doctor",
         "thawline doctor --params=dataset.root=photos,model.backbone=resnet50",
         "thawline doctor --env=hymenoptera",

@@ -20,6 +20,11 @@ ASK = f"""Serving %s. To ask it about photo.jpg (docs/serving.md):
   curl -s http://127.0.0.1:%d/invocations -H 'Content-Type: application/json' -d @-"""
 
 
+def examples(*commands: str) -> str:
+    """Return commands as the last lines of a help page, which click leaves as they are."""
+    return "\n".join(["\b", "Examples:", *(f"  {command}" for command in commands)])
+
+
 def _parse(_context: Any, _option: Any, settings: Sequence[str]) -> dict[str, Any]:
     """Return values by name of NAME=VALUE, where a value is written as in YAML."""
     import yaml
@@ -78,7 +83,13 @@ def _kedro_command(pipeline: str, given: dict[str, Any], env: str | None) -> str
     return command + (f" # first put {left_out} into conf/local/parameters.yml" * bool(left_out))
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "thawline finetune photos",
+        "thawline finetune photos --backbone resnet50 --strategy lp_ft",
+        "thawline finetune photos --set training.epochs=10",
+    )
+)
 @_with_options()
 def finetune(
     data: str | None, strategy: str | None, backbone: str | None, parameters: dict[str, Any],
@@ -94,7 +105,11 @@ def finetune(
     _run("finetune", name_parameters(data, strategy, backbone) | parameters, env, verbose)
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "thawline compare photos --strategy head_only --strategy full",
+    )
+)
 @_with_options(strategy=False)
 @click.option("--strategy", "strategies", multiple=True, metavar="NAME", help="Repeatable.")
 def compare(
@@ -109,7 +124,11 @@ def compare(
     _run("compare", given, env, verbose)
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "thawline sweep photos --set sweep.trials=10",
+    )
+)
 @_with_options()
 def sweep(
     data: str | None, strategy: str | None, backbone: str | None, parameters: dict[str, Any],
@@ -121,7 +140,12 @@ def sweep(
     _run("sweep", name_parameters(data, strategy, backbone) | parameters, env, verbose)
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "thawline predict photo.jpg",
+        "thawline predict photos --model latest",
+    )
+)
 @click.argument("images", type=click.Path(resolve_path=True))
 @click.option("--model", help="predict.model: an alias, a version, latest, a run, or a folder.")
 def predict(images: str, model: str | None) -> None:
@@ -145,7 +169,7 @@ def predict(images: str, model: str | None) -> None:
         click.echo(f"The first {SHOWN_ROWS} of {len(rows)}; the table above has all of them.")
 
 
-@click.command()
+@click.command(epilog=examples("thawline runs"))
 @click.option("--all", "everything", is_flag=True, help=f"Not only the latest {LATEST_RUNS}.")
 def runs(everything: bool) -> None:
     """Show the runs of finetune with their accuracies, the latest first."""
@@ -162,7 +186,7 @@ def runs(everything: bool) -> None:
     Console(markup=False).print(table)
 
 
-@click.command()
+@click.command(epilog=examples("thawline report"))
 def report() -> None:
     """Open the report of the last run in a browser."""
     from thawline.api import REPORT, find_place
@@ -174,7 +198,11 @@ def report() -> None:
     click.launch(str(file))
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "thawline serve --port 8000",
+    )
+)
 @click.option("--model", default="champion", show_default=True, help="An alias or a version.")
 @click.option("--port", default=PORT, show_default=True)
 def serve(model: str, port: int) -> None:
@@ -193,7 +221,12 @@ def serve(model: str, port: int) -> None:
     raise SystemExit(served.returncode)
 
 
-@click.command()
+@click.command(
+    epilog=examples(
+        "thawline params",
+        "thawline params rate",
+    )
+)
 @click.argument("word", default="")
 def params(word: str) -> None:
     """List parameters with default, type and meaning; WORD filters their names and meanings."""

@@ -44,25 +44,31 @@ def find_images(
         DataError: if there is no data set at `root`, or it is invalid.
     """
     folder = find_root(root, base, packaged_folder)
-    if root.partition(":")[0] in LIBRARIES:
-        path = write_packaged(root, folder)
-    else:
-        path = (base / Path(root).expanduser()).resolve()
-    if path.is_dir():
-        manifest = _scan_folder(path)
-    elif path.is_file() and path.suffix.lower() in TABLES:
-        manifest = read_manifest(path, allow_external_paths)
-    else:
-        found = "is not a folder, CSV or Parquet file" if path.exists() else "does not exist"
-        raise DataError(
-            f"dataset.root: '{root}' {found} ({path}). Give a folder with one folder of images per"
-            " class, a folder with train/ and val/ in it, a CSV or Parquet file with the columns"
-            " path and label, torchvision:NAME, or sklearn:digits."
-        )
+    path = check_root(root, base) or write_packaged(root, folder)
+    manifest = _scan_folder(path) if path.is_dir() else read_manifest(path, allow_external_paths)
     is_relative = folder.is_relative_to(base.resolve()) or not Path(root).expanduser().is_absolute()
     recorded = os.path.relpath(folder, base.resolve()) if is_relative else folder
     manifest.attrs[ROOT] = Path(recorded).as_posix()
     return manifest
+
+
+def check_root(root: str, base: Path) -> Path | None:
+    """Return the folder or table of a data set; None for a packaged one.
+
+    Raises:
+        DataError: if there is none.
+    """
+    if root.partition(":")[0] in LIBRARIES:
+        return None
+    path = (base / Path(root).expanduser()).resolve()
+    if path.is_dir() or (path.is_file() and path.suffix.lower() in TABLES):
+        return path
+    found = "is not a folder, CSV or Parquet file" if path.exists() else "does not exist"
+    raise DataError(
+        f"dataset.root: '{root}' {found} ({path}). Give a folder with one folder of images per"
+        " class, a folder with train/ and val/ in it, a CSV or Parquet file with the columns path"
+        " and label, torchvision:NAME, or sklearn:digits."
+    )
 
 
 def find_root(root: str, base: Path, packaged_folder: Path) -> Path:

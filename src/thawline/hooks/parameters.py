@@ -32,7 +32,7 @@ class ParametersHook:
         # With the recipe's values; of this, Kedro makes what nodes take as `params:`.
         context.config_loader["parameters"] = options.model_dump()
         ClassifierDataset.own = options.model
-        project = Path(context.project_path)
+        self._project = project = Path(context.project_path)
         ImageTable.current_root = find_root(options.dataset.root, project, project)
 
     @hook_impl
@@ -42,12 +42,21 @@ class ParametersHook:
 
     @hook_impl(tryfirst=True)  # before an MLflow run begins
     def before_pipeline_run(self, pipeline: Pipeline) -> None:
-        """Check, before the first image is read, that the backbone has the strategies' stages.
+        """Check that data and weights exist, and that the backbone has the strategies' stages.
 
         Raises:
-            ParameterError: if it has not.
+            DataError: if there are no data.
+            CheckpointError: if the weights file does not exist or is empty.
+            ParameterError: if the backbone has no such stage.
         """
+        from thawline.data.sources import check_root
+        from thawline.networks.files import check_weights_file, is_weights_file
+
         names, chosen = {node.name for node in pipeline.nodes}, set()
+        if "scan_images" in names:
+            check_root(self._parameters.dataset.root, self._project)
+        if "build_model" in names and is_weights_file(self._parameters.model.weights):
+            check_weights_file(Path(self._parameters.model.weights).expanduser())
         if names & {"build_model", "choose_strategy"}:
             chosen.add(self._parameters.strategy)
         if "train_strategies" in names:

@@ -16,7 +16,8 @@ from thawline.data.transforms import Preprocessing
 from thawline.errors import ParameterError, ThawlineError, first_line
 from thawline.networks import libraries
 from thawline.networks.all_stages import AllStages
-from thawline.networks.checkpoints import is_weights_file, read_checkpoint
+from thawline.networks.checkpoints import read_checkpoint
+from thawline.networks.files import is_weights_file
 from thawline.networks.heads import (
     PretrainedHead,
     head_name,

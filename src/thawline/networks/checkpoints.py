@@ -1,7 +1,6 @@
 """Read and describe weights files: formats, wrappers, name prefixes, class names."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from thawline.errors import CheckpointError
+from thawline.networks.files import DESCRIPTION_FILE, WEIGHTS_FILE, check_weights_file
 from thawline.networks.pickles import PickledCodeError, read_pickle
-from thawline.networks.seen_images import DESCRIPTION_FILE, WEIGHTS_FILE
-
-WEIGHT_FILES = (".pth", ".pt", ".th", ".ckpt", ".bin", ".tar", ".safetensors")
 
 WRAPPERS = ("state_dict", "model", "model_state_dict", "model_ema", "net")
 # DataParallel, Lightning and others, MMPretrain, torch.compile
@@ -37,11 +34,6 @@ class Checkpoint:
     classifier: dict[str, Any] | None  # description beside the weights, if Thawline saved them
 
 
-def is_weights_file(weights: str) -> bool:
-    """Return whether `model.weights` names a file rather than weights of a library."""
-    return weights.endswith(WEIGHT_FILES) or os.sep in weights
-
-
 def read_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
     """Read the tensors in a .safetensors file or a file of `torch.save`.
 
@@ -51,7 +43,7 @@ def read_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
     Raises:
         CheckpointError: if the file cannot be read, has no state dict, or is not trusted.
     """
-    _check_file(path)
+    check_weights_file(path)
     try:
         is_safe = _is_safetensors(path)
         content: Any = load_file(path) if is_safe else read_pickle(path, trust_pickle)
@@ -126,18 +118,6 @@ def without_prefixes(name: str) -> list[str]:
     while prefix := next((p for p in PREFIXES if names[-1].startswith(p)), ""):
         names.append(names[-1].removeprefix(prefix))
     return names
-
-
-def _check_file(path: Path) -> None:
-    """Refuse a folder and a file that is absent or empty."""
-    if path.is_dir():
-        inside = path / WEIGHTS_FILE
-        found = inside if inside.is_file() else "the file in it"
-        raise CheckpointError(f"model.weights: '{path}' is a folder. Give {found}.")
-    if not path.is_file():
-        raise CheckpointError(f"model.weights: '{path}' does not exist.")
-    if not path.stat().st_size:
-        raise CheckpointError(f"model.weights: '{path}' is empty. Download it again.")
 
 
 def _is_safetensors(path: Path) -> bool:

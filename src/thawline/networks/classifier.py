@@ -16,7 +16,7 @@ from thawline.data.atomic_write import write_atomic
 from thawline.data.transforms import Preprocessing
 from thawline.errors import CheckpointError, ParameterError
 from thawline.networks.building import build_network
-from thawline.networks.seen_images import (
+from thawline.networks.files import (
     DESCRIPTION_FILE,
     SEEN_FILE,
     WEIGHTS_FILE,

@@ -12,7 +12,7 @@ from torchvision import models
 
 from thawline.data.transforms import Preprocessing
 from thawline.errors import CheckpointError, ParameterError, did_you_mean, first_line
-from thawline.networks.checkpoints import WEIGHT_FILES, is_weights_file
+from thawline.networks.files import WEIGHT_FILES, is_weights_file
 from thawline.options import Interpolation, ModelOptions
 
 TIMM = "timm/"  # prefix of the backbones that are timm's

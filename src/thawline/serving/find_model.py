@@ -12,7 +12,7 @@ import mlflow
 
 from thawline.errors import ParameterError
 from thawline.networks.classifier import Classifier, load_classifier
-from thawline.networks.seen_images import DESCRIPTION_FILE
+from thawline.networks.files import DESCRIPTION_FILE
 from thawline.options import AUTO, ModelOptions
 from thawline.serving import registry
 from thawline.serving.registry import CHAMPION, CLASSIFIER, ProjectFolders, list_classes

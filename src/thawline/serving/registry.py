@@ -16,7 +16,7 @@ from thawline.data.packaged_datasets import LIBRARIES
 from thawline.data.sources import TABLES
 from thawline.errors import ThawlineError
 from thawline.networks.classifier import Classifier, load_classifier
-from thawline.networks.seen_images import read_seen
+from thawline.networks.files import read_seen
 from thawline.options import ModelOptions
 
 CHAMPION = "champion"  # the alias of the version to use

@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from thawline.data.decoding import hash_files
 from thawline.errors import ParameterError, StorageError, TrainingError, first_line
-from thawline.networks.checkpoints import is_weights_file
+from thawline.networks.files import is_weights_file
 from thawline.options import AUTO, TRAINING_GROUPS, Parameters, flatten
 from thawline.sweep.space import active_dimensions, possible_strategies, suggest, with_values
 from thawline.training.progress import OnEpoch, score

@@ -79,7 +79,7 @@ def _spare_seen(
     Raises:
         DataError: when there are some and the options say so, or no others of a class are left.
     """
-    from thawline.networks.seen_images import read_ancestors
+    from thawline.networks.files import read_ancestors
 
     ancestors = read_ancestors(model)
     if ancestors is None:

@@ -116,7 +116,7 @@ def train_model(
     metric_logger: OnEpoch,
 ) -> tuple[Classifier, Classifier, pd.DataFrame, list[dict[str, Any]], go.Figure, go.Figure]:
     """Return the best and the last classifier, history, freeze contract and its figures."""
-    from thawline.networks.seen_images import read_ancestors
+    from thawline.networks.files import read_ancestors
     from thawline.pipelines.finetune.run_training import make_classifier, run_training
     from thawline.thaw.cache import ActivationCache
 

@@ -1,14 +1,18 @@
-"""The files of a saved classifier, and which images it and its ancestors have seen."""
+"""Files of weights and of saved classifiers, looked at without PyTorch."""
 
+import os
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from thawline.errors import CheckpointError
 from thawline.options import ModelOptions
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "classifier.json"
 SEEN_FILE = "seen_images.txt"
+WEIGHT_FILES = (".pth", ".pt", ".th", ".ckpt", ".bin", ".tar", ".safetensors")
+
 WRITER = "thawline"  # metadata key of the weights, which identifies a copy of them
 
 
@@ -37,3 +41,20 @@ def read_ancestors(model: ModelOptions) -> frozenset[str] | None:
             return None if WRITER in (weights.metadata() or {}) else frozenset()
     except SafetensorError:  # another format
         return frozenset()
+
+
+def is_weights_file(weights: str) -> bool:
+    """Return whether `model.weights` names a file rather than weights of a library."""
+    return weights.endswith(WEIGHT_FILES) or os.sep in weights
+
+
+def check_weights_file(path: Path) -> None:
+    """Refuse a folder and a file that is absent or empty."""
+    if path.is_dir():
+        inside = path / WEIGHTS_FILE
+        found = inside if inside.is_file() else "the file in it"
+        raise CheckpointError(f"model.weights: '{path}' is a folder. Give {found}.")
+    if not path.is_file():
+        raise CheckpointError(f"model.weights: '{path}' does not exist.")
+    if not path.stat().st_size:
+        raise CheckpointError(f"model.weights: '{path}' is empty. Download it again.")
