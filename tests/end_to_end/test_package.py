@@ -83,6 +83,22 @@ def runs(folder: Path) -> list[mlflow.entities.Run]:
     return list(client.search_runs([experiment], order_by=["attributes.start_time"]))
 
 
+def test_the_command_of_the_wheel_trains_on_a_folder_of_photographs(
+    package: Package, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "photos").symlink_to(photos)
+    settings = [part for setting in QUICK.split(",") for part in ("--set", setting)]
+    command = [package.python.with_name("thawline"), "finetune", "photos", *settings]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [*command, "--strategy=linear_probe"],
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test images are right" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "thawline-runs"]
+
+
 def test_finetune_runs_in_an_empty_directory_with_a_configuration_from_elsewhere(
     package: Package, tmp_path: Path
 ) -> None:

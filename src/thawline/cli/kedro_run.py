@@ -54,7 +54,8 @@ def _run(*args: Any, verbose: bool = False, **kwargs: Any) -> Any:
         show_all_logs()
     with told():
         asked = kwargs["env"], kwargs["params"], kwargs["conf_source"]
-        validate_parameters(read_configuration(find_project(), *asked)["parameters"])  # in a second
+        project = Path.cwd() if kwargs["conf_source"] else find_project()
+        validate_parameters(read_configuration(project, *asked)["parameters"])  # in a second
         return kedro_run.callback(*args, **kwargs)  # type: ignore[misc]
 
 
