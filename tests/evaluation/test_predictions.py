@@ -128,10 +128,11 @@ def test_a_folder_of_nothing_but_bad_files_gives_their_problems(
     assert table["problem"].tolist() == ["an empty file"] and table["label"].isna().all()
 
 
-def test_no_folder_is_said_with_what_to_do(tmp_path: Path) -> None:
+def test_a_file_is_itself_and_no_folder_is_said_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
-    for root, said in (("gone", "does not exist"), ("file", "not a folder"), ("empty", "no file")):
+    assert find_files("file", tmp_path) == [str(tmp_path / "file")]
+    for root, said in (("gone", "does not exist"), ("empty", "no file")):
         with pytest.raises(DataError, match=rf"predict\.root: .*{said}"):
             find_files(root, tmp_path)
     with pytest.raises(ParameterError, match=r"--params=predict\.root=FOLDER"):

@@ -72,7 +72,7 @@ def test_the_figure_has_every_stage_and_phase_and_the_line_in_its_place() -> Non
     network = SmallNet()
     of = phases(LastStages(last=1), ["head", "layer2.1.*"])
     figure = stage_figure(describe_stages(network, of, history(network, of), SIZE))
-    assert [text.split("<")[1] for text in figure.layout.yaxis.ticktext[1:]] == [
+    assert [text.split("<")[1] for text in figure.layout.yaxis.ticktext[:-1]] == [
         f"b>{name}" for name in ("stem", "layer1", "layer2", "head")
     ]
     cells = {trace.name: len(trace.y) for trace in figure.data}

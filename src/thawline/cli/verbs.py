@@ -35,6 +35,12 @@ def _parse(_context: Any, _option: Any, settings: Sequence[str]) -> dict[str, An
     return {name: yaml.safe_load(value) for name, value in pairs}
 
 
+def _name_run(_context: Any, _option: Any, name: str | None) -> None:
+    """Hand a name to conf/base/mlflow.yml."""
+    if name:
+        os.environ["THAWLINE_RUN_NAME"] = name
+
+
 def _with_options(*, strategy: bool = True) -> Callable[[Any], Any]:
     """Add the options that all commands have which train."""
     options = [
@@ -43,6 +49,9 @@ def _with_options(*, strategy: bool = True) -> Callable[[Any], Any]:
         click.option(
             "--set", "parameters", multiple=True, callback=_parse, metavar="NAME=VALUE",
             help="Any parameter, as in YAML: --set training.step_epochs='[3, 5]'. Repeatable.",
+        ),
+        click.option(
+            "--name", callback=_name_run, expose_value=False, help="Name of the run in MLflow."
         ),
         click.option("--env", "-e", envvar="KEDRO_ENV", help="A folder in conf/."),
         click.option("--verbose", is_flag=True, help="Print what is else logged to a file only."),

@@ -53,13 +53,13 @@ class TrackingHook:
         experiment_id = find_experiment(tracking.experiment.name, names)
         parameters = catalog["parameters"].load()
         trains = "train_model" in {node.name for node in pipeline.nodes}
-        self._name = name_run(parameters, names, trains)
+        self._name = tracking.run.name or name_run(parameters, names, trains)
         mark_stale_runs(mlflow.MlflowClient(), experiment_id)
         atexit.register(self._end_as_killed)  # it runs before MLflow's own, which says FINISHED
         run = mlflow.start_run(
             run_id=tracking.run.id,
             experiment_id=experiment_id,
-            run_name=tracking.run.name or self._name,
+            run_name=self._name,
             nested=tracking.run.nested,
         )
         self._run_id = run.info.run_id
