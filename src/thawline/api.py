@@ -37,6 +37,11 @@ class Place(NamedTuple):
         """Whether it is a Kedro project, in which `kedro run` does the same."""
         return self.configuration.is_relative_to(self.project)
 
+    @property
+    def env(self) -> str | None:
+        """The environment where none is given: None is local, which only a project has."""
+        return None if self.is_project else "base"
+
 
 def find_place() -> Place:
     """Return the project around the working directory, else its folder of results."""
@@ -88,7 +93,7 @@ def run_pipeline(
     for name, value in parameters.items():
         OmegaConf.update(tree, name, value)
     given: Any = OmegaConf.to_container(tree)
-    source = str(place.configuration)
+    source, env = str(place.configuration), env or place.env
     validate_parameters(read_configuration(place.project, env, given, source)["parameters"])
     configure_project("thawline")
     session: Any = KedroSession.create(

@@ -18,7 +18,7 @@ MAX_RUNS = 1000
 
 def connect(place: Place) -> tuple[MlflowClient, str, str]:
     """Return a client, the address of the store and the experiment's name that mlflow.yml says."""
-    configuration = read_configuration(place.project, source=str(place.configuration))
+    configuration = read_configuration(place.project, place.env, source=str(place.configuration))
     settings = read_settings(configuration["mlflow"])
     uri = settings.server.mlflow_tracking_uri or ""
     return MlflowClient(uri, uri), uri, settings.tracking.experiment.name
