@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from datetime import datetime
-from pathlib import PurePath
 
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -25,7 +24,7 @@ def connect(place: Place) -> tuple[MlflowClient, str, str]:
 
 
 def list_runs(place: Place, count: int | None) -> Iterator[tuple[str, ...]]:
-    """Yield name, data, strategy, accuracy, seconds, version and time of runs, the latest first."""
+    """Yield name, accuracy, interval, seconds, version and time of runs, the latest first."""
     client, _, name = connect(place)
     if experiment := client.get_experiment_by_name(name):
         runs = client.search_runs(
@@ -41,9 +40,6 @@ def list_runs(place: Place, count: int | None) -> Iterator[tuple[str, ...]]:
 
 def _describe(run: Run, client: MlflowClient, champions: dict[str, str | None]) -> tuple[str, ...]:
     tags, metrics, info = run.data.tags, run.data.metrics, run.info
-    strategy = tags.get("chosen_strategy", tags.get("strategy", ""))
-    if tags.get("strategy") not in (None, strategy):
-        strategy = f"{tags['strategy']} → {strategy}"
     low, high = (metrics.get(f"test/accuracy_{end}", float("nan")) for end in ("low", "high"))
     version, model = tags.get("registered_version", ""), tags.get("registered_model", "")
     if model and model not in champions:
@@ -51,9 +47,8 @@ def _describe(run: Run, client: MlflowClient, champions: dict[str, str | None]) 
     champion = " champion" * bool(version and champions.get(model) == version)
     return (
         info.run_name,
-        PurePath(run.data.params.get("dataset.root", "")).name,
-        strategy,
-        f"{metrics['test/accuracy']:.1%} ({100 * low:.1f} to {100 * high:.1f})",
+        f"{metrics['test/accuracy']:.1%}",
+        f"{100 * low:.0f}-{100 * high:.0f}",
         f"{(info.end_time - info.start_time) / 1000:.0f}" if info.end_time else "",
         f"{version}{champion}",
         f"{datetime.fromtimestamp(info.start_time / 1000):%m-%d %H:%M}",

@@ -188,8 +188,7 @@ def runs(everything: bool) -> None:
     from thawline.api import find_place
     from thawline.cli.run_table import list_runs
 
-    columns = "run", "data", "strategy", "accuracy (95 %)", "seconds", "version", "when"
-    table = Table(*columns, box=None)
+    table = Table("run", "accuracy", "95 %", "seconds", "version", "when", box=None)
     for row in list_runs(find_place(), None if everything else LATEST_RUNS):
         table.add_row(*row)
     Console(markup=False).print(table)
