@@ -79,8 +79,8 @@ def numbers(folder: Path) -> dict[str, float]:
 def runs(folder: Path) -> list[mlflow.entities.Run]:
     """Return the runs that are recorded in a folder, the first first."""
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    experiment = client.get_experiment_by_name("thawline").experiment_id
-    return list(client.search_runs([experiment], order_by=["attributes.start_time"]))
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return list(client.search_runs(experiments, order_by=["attributes.start_time"]))
 
 
 def test_the_command_of_the_wheel_trains_on_a_folder_of_photographs(
