@@ -19,7 +19,8 @@ from kedro.utils import find_kedro_project
 from mlflow.exceptions import MlflowException
 from omegaconf.errors import OmegaConfBaseException
 
-from thawline.cli.main import activations, environment
+from thawline.cli.main import activations
+from thawline.cli.verbs import environment
 from thawline.data.atomic_write import is_disk_full
 from thawline.errors import DataError, ParameterError, ThawlineError
 from thawline.hooks.configuration import find_project, read_configuration, show_all_logs
@@ -126,7 +127,7 @@ run = click.Command(  # by this name `python -m thawline` finds it
     callback=_run,
     params=[
         *kedro_run.params,
-        click.Option(["--verbose"], is_flag=True, help="Print what is else logged to a file only."),
+        click.Option(["--verbose"], is_flag=True, help="Print everything that the log file holds."),
     ],
     help=kedro_run.help,
     short_help="Run a pipeline.",

@@ -10,21 +10,12 @@ from rich.table import Table
 
 import thawline
 from thawline.cli import verbs
-from thawline.cli.verbs import examples
+from thawline.cli.verbs import environment, examples
 from thawline.errors import ThawlineError
 from thawline.tracking.redaction import mask
 
 NUM_CLASSES = 1000  # of ImageNet, for which papers and model cards give sizes
 COLORS = {"ok": "green", "warning": "yellow", "problem": "red"}
-
-
-environment = click.option(
-    "--env",
-    "-e",
-    envvar="KEDRO_ENV",
-    metavar="NAME",
-    help="Environment of the configuration (a folder in conf/); by default local.",
-)
 
 
 @click.group(

@@ -19,6 +19,14 @@ ASK = f"""Serving %s. To ask it about photo.jpg (docs/serving.md):
   echo "{IMAGE}" | tr -d '\\n' |
   curl -s http://127.0.0.1:%d/invocations -H 'Content-Type: application/json' -d @-"""
 
+environment = click.option(
+    "--env",
+    "-e",
+    envvar="KEDRO_ENV",
+    metavar="NAME",
+    help="Environment of the configuration (a folder in conf/); by default local.",
+)
+
 
 def examples(*commands: str) -> str:
     """Return commands as the last lines of a help page, which click leaves as they are."""
@@ -42,7 +50,7 @@ def _name_run(_context: Any, _option: Any, name: str | None) -> None:
 
 
 def _with_options(*, strategy: bool = True) -> Callable[[Any], Any]:
-    """Add the options that all commands have which train."""
+    """Add the options of every command that trains."""
     options = [
         click.argument("data", required=False),
         click.option("--backbone", metavar="NAME", help="model.backbone, such as resnet50."),
@@ -53,8 +61,8 @@ def _with_options(*, strategy: bool = True) -> Callable[[Any], Any]:
         click.option(
             "--name", callback=_name_run, expose_value=False, help="Name of the run in MLflow."
         ),
-        click.option("--env", "-e", envvar="KEDRO_ENV", help="A folder in conf/."),
-        click.option("--verbose", is_flag=True, help="Print what is else logged to a file only."),
+        environment,
+        click.option("--verbose", is_flag=True, help="Print everything that the log file holds."),
     ]  # fmt: skip
     if strategy:
         options.insert(1, click.option("--strategy", metavar="NAME", help="By default auto."))
@@ -75,21 +83,12 @@ def _run(
     from thawline.cli.kedro_run import told
 
     if find_place().is_project:
-        click.echo(f"$ {_kedro_command(pipeline, given, env)}")
+        from thawline.reports.html import kedro_command
+
+        texts = {name: str(value) for name, value in given.items()}
+        click.echo(f"$ {kedro_command(texts, pipeline, env)}")
     with told():
         run_pipeline(pipeline, given, env, verbose)
-
-
-def _kedro_command(pipeline: str, given: dict[str, Any], env: str | None) -> str:
-    """Return the command of Kedro; `--params` carries no lists, which go to conf/local."""
-    import shlex
-
-    plain = {name: value for name, value in given.items() if "," not in str(value)}
-    texts = ",".join(f"{n}={'null' if v is None else v}" for n, v in plain.items())
-    command = f"kedro run --pipeline={pipeline}" + (f" --env={env}" if env else "")
-    command += f" {shlex.quote(f'--params={texts}')}" if texts else ""
-    left_out = ", ".join(given.keys() - plain.keys())
-    return command + (f" # first put {left_out} into conf/local/parameters.yml" * bool(left_out))
 
 
 @click.command(

@@ -73,7 +73,7 @@ def register_project_path(project: Path) -> None:
 
 
 def show_all_logs() -> None:
-    """Print what otherwise only the file of the run's log holds."""
+    """Print everything that the log file of a run holds."""
     for handler in logging.getLogger().handlers:
         handler.setLevel(logging.DEBUG)
     kedro = logging.getLogger("kedro")

@@ -99,8 +99,10 @@ def data_facts(root: str, backbone: str, splits: pd.DataFrame) -> dict[str, str]
     }
 
 
-def kedro_command(settings: Mapping[str, str]) -> str:
-    """Return the command line that reproduces a training, quoted for a shell.
+def kedro_command(
+    settings: Mapping[str, str], pipeline: str = "finetune", env: str | None = None
+) -> str:
+    """Return the command line that runs a pipeline with these parameters, quoted for a shell.
 
     Values with a comma are named in a comment, since `--params` separates parameters by commas.
     """
@@ -109,10 +111,11 @@ def kedro_command(settings: Mapping[str, str]) -> str:
         for name, value in settings.items()
         if "," not in value
     )
-    arguments = [shlex.quote(f"--params={given}")] if given else []
+    arguments = [f"--env={env}"] if env else []
+    arguments += [shlex.quote(f"--params={given}")] if given else []
     if left_out := [name for name, value in settings.items() if "," in value]:
         arguments.append(f"# first put {', '.join(left_out)} into conf/local/parameters.yml")
-    return " ".join(["kedro run --pipeline=finetune", *arguments])
+    return " ".join([f"kedro run --pipeline={pipeline}", *arguments])
 
 
 def _compressed(text: str) -> str:
