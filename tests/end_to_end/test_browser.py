@@ -118,6 +118,23 @@ def test_kedro_viz_shows_the_nodes_the_numbers_and_the_figures(
         page.wait_for_selector("text=test_macro_f1")
 
 
+def test_kedro_viz_shows_the_steps_alone_in_letters_that_can_be_read(
+    finished_project: Path, page: playwright.Page
+) -> None:
+    page.set_viewport_size({"width": 1280, "height": 900})
+    with served(finished_project, "kedro", "viz", "run", "--no-browser") as address:
+        page.goto(f"{address}/?types=nodes")
+        names = page.locator(".pipeline-node__text")
+        names.first.wait_for()
+        page.wait_for_timeout(1500)  # it zooms
+        steps = {"split_dataset", "choose_strategy", "train_model", "evaluate_model", "report"}
+        shown = set(names.all_text_contents())
+        assert steps <= shown and "splits" not in shown and "write_report" not in shown
+        for name in names.all():
+            box = name.bounding_box()
+            assert box and box["height"] >= 8 and 0 < box["y"] < 900  # px
+
+
 def test_the_report_holds_every_figure_and_needs_no_network(
     finished_project: Path, page: playwright.Page
 ) -> None:
@@ -156,8 +173,14 @@ def test_the_built_site_holds_the_graph_and_its_figures(
     for figure in ("learning_curves", "confusion_matrix"):
         preview = json.loads((api / "nodes" / ids[figure]).read_text())["preview"]
         assert preview["data"] and preview["layout"]["title"]
-    splits = json.loads((api / "nodes" / ids["splits"]).read_text())["preview"]
-    assert splits["columns"] == ["path", "label", "class_index", "split"]
+    previews = {
+        name: json.loads((api / "nodes" / ids[name]).read_text())["preview"]
+        for name in ("splits", "classifier", "latest_report")
+    }
+    assert previews["splits"]["columns"] == ["label", "train", "val", "test"]
+    assert [row[0] for row in previews["splits"]["data"]] == ["flower", "temple"]
+    assert json.loads(previews["classifier"])["class_names"] == ["flower", "temple"]
+    assert "test images are classified correctly" in previews["latest_report"]
 
 
 def test_the_mlflow_ui_shows_metrics_curves_and_artifacts(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import io
 import json
 import re
 import shutil
@@ -27,7 +28,7 @@ from thawline.options import CompareOptions, validate_parameters
 from thawline.reports.comparison import comparison_sections
 from thawline.reports.figures.data import class_balance
 from thawline.reports.figures.evaluation import confusion_matrix
-from thawline.reports.finetune import FIGURES, finetune_sections
+from thawline.reports.finetune import PARTS, finetune_sections
 from thawline.reports.html import Section, html_report, kedro_command
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -44,6 +45,7 @@ NAMES = {
     f"mine_{EVIL}": 0.7,
     "a_long_name_of_a_strategy_with_many_phases": 0.85,
 }
+FIGURES = [name for part in PARTS for name in part.figures]
 PHASE = {"trainable": {"last": 1}, "epochs": 1, "lr": 0.1}
 FACTS = {
     "Data": f"photos/{IMAGE}/{LINK}.csv {EVIL}",
@@ -129,6 +131,7 @@ def test_the_page_is_marked_up_for_readers_of_all_kinds(page: str) -> None:
         "Confusion matrices",
         "Significance",
         "Reproduce",
+        "What the words mean",
     ]
     assert {a["scope"] for tag, a in outline.tags if tag == "th"} == {"col", "row"}
     plots = [a for tag, a in outline.tags if a.get("class") == "plot"]
@@ -152,7 +155,7 @@ def test_a_row_is_repeated_by_its_command() -> None:
     assert quoted == "kedro run --pipeline=finetune '--params=dataset.root=my photos; rm *'"
     trial = make_trials({"full": 0.9}, seeds=1)
     trial.settings[0]["transforms.mean"] = "[0.5, 0.5, 0.5]"
-    recipe = comparison_sections(trial, compare(trial))[-1].recipes[0]
+    recipe = comparison_sections(trial, compare(trial))[-2].recipes[0]
     assert recipe.commands.endswith(" # first put transforms.mean into conf/local/parameters.yml")
 
 
@@ -267,10 +270,12 @@ def test_any_sections_make_a_page(browser: playwright.Browser, tmp_path: Path) -
 
 
 def test_the_report_on_a_training_leaves_out_what_is_empty_and_says_how_to_repeat_it() -> None:
-    shown: dict[str, go.Figure | Image.Image] = {
+    shown: dict[str, go.Figure | Image.Image | pd.DataFrame] = {
         name: go.Figure(go.Scatter(y=[1]), layout={"title": {"text": f"Drawn {name}"}})
         for name in FIGURES
     }
+    tables = {name: pd.DataFrame({"a": [1]}) for part in PARTS for name in part.tables}
+    shown |= tables | {"outliers": pd.DataFrame({"a": []})}
     shown |= {"candidates_figure": go.Figure(), "misclassified_images": Image.new("RGB", (9, 9))}
     strategies = {name: {"phases": [PHASE]} for name in ("mine", *CompareOptions().strategies)}
     parameters = validate_parameters({"seed": 3, "strategy": "mine", "strategies": strategies})
@@ -278,10 +283,22 @@ def test_the_report_on_a_training_leaves_out_what_is_empty_and_says_how_to_repea
     captions = [caption for section in sections for caption in section.illustrations]
     assert sum(caption.startswith("Drawn ") for caption in captions) == len(FIGURES) - 2
     assert captions.count("Misclassified images.") == 1
+    saved = {name for section in sections for name in section.tables}
+    assert saved == tables.keys() - {"outliers"}
     (recipe,) = repeat.recipes
     assert {"ECE", "Thaw line", "Loss, nats"} <= words.terms.keys()
     assert recipe.commands == "kedro run --pipeline=finetune --params=seed=3,strategy=mine"
     assert kedro_command({}) == "kedro run --pipeline=finetune"
+
+
+def test_the_tables_of_a_page_are_saved_from_it_without_a_network() -> None:
+    table = pd.DataFrame({"path": ["ants/é.jpg"], "label": ["a,b"]})
+    page = html_report("Report", FACTS, "Done.", [Section("Errors", tables={"errors": table})])
+    (link,) = [a for tag, a in Outline(page).tags if tag == "a" and a.get("download")]
+    assert link["download"] == "errors.csv"
+    kind, _, content = link["href"].partition(",")
+    assert kind == "data:text/csv;base64"
+    pd.testing.assert_frame_equal(pd.read_csv(io.BytesIO(base64.b64decode(content))), table)
 
 
 def test_every_figure_of_the_report_is_an_entry_that_kedro_viz_and_mlflow_show() -> None:

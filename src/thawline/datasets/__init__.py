@@ -1,8 +1,12 @@
 """Kedro dataset classes that kedro-datasets lacks."""
 
-from thawline.datasets.image_table_dataset import ImageParquetDataset, ImageTableDataset
+from thawline.datasets.image_table_dataset import (
+    ImageParquetDataset,
+    ImageTableDataset,
+    SplitsDataset,
+)
 from thawline.datasets.model_datasets import ClassifierDataset, ClassifiersDataset, OnnxDataset
-from thawline.datasets.picture_dataset import PictureDataset
+from thawline.datasets.report_datasets import PictureDataset, ReportDataset
 from thawline.datasets.resource_datasets import (
     ChildRunsDataset,
     MetricLoggerDataset,
@@ -23,6 +27,8 @@ __all__ = [
     "PathDataset",
     "PictureDataset",
     "RegistryDataset",
+    "ReportDataset",
     "ServedModelDataset",
+    "SplitsDataset",
     "TrainingCheckpointsDataset",
 ]

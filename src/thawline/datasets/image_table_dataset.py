@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pandas as pd
+from kedro_datasets._typing import TablePreview
 from kedro_datasets.pandas import CSVDataset, ParquetDataset
 
 from thawline.data.manifests import ROOT
 from thawline.data.shards import is_file
+from thawline.data.splitting import SPLITS
 
 PATHS = ("path", "other_path")
 # Columns that are text even if all of it looks like numbers: labels may be 007 or NA, files 12e3.
@@ -90,6 +92,17 @@ class ImageTableDataset(ImageTable, CSVDataset):
         """Read labels and names as text, empty ones too, unless `load_args` says otherwise."""
         text = {"dtype": dict.fromkeys(TEXT, "str"), "keep_default_na": False}
         super().__init__(load_args=text | (load_args or {}), **arguments)
+
+
+class SplitsDataset(ImageTableDataset):
+    """The images that were chosen, their classes and splits."""
+
+    def preview(self) -> TablePreview:
+        """Return how many images of each class are in each split, for kedro viz."""
+        table = self.load()
+        counts = pd.crosstab(table["label"], table["split"]).reindex(columns=SPLITS, fill_value=0)
+        rows = counts.reset_index().to_dict(orient="split")
+        return TablePreview(rows)
 
 
 class ImageParquetDataset(ImageTable, ParquetDataset):

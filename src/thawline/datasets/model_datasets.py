@@ -9,7 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kedro.io import AbstractVersionedDataset, Version
+from kedro_datasets._typing import JSONPreview
 
+from thawline.networks.files import DESCRIPTION_FILE
 from thawline.options import ModelOptions
 
 if TYPE_CHECKING:
@@ -63,6 +65,10 @@ class ClassifierDataset(FolderDataset):
         from thawline.networks.classifier import save_classifier
 
         save_classifier(data, Path(self._get_save_path()))
+
+    def preview(self) -> JSONPreview:
+        """Return classes, preprocessing, network and training, for kedro viz."""
+        return JSONPreview((Path(self._get_load_path()) / DESCRIPTION_FILE).read_text("utf-8"))
 
     def _release(self) -> None:
         self._last = None

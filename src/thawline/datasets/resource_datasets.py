@@ -13,6 +13,8 @@ GROUPS = {  # of metrics in MLflow, by the names in histories and tables
     r"(train|val|test)_(.+)": r"\1/\2",
     r"best_val_(.+)": r"val/best_\1",
     r"(lr(?:/.+)?|phase|trainable_parameters)": r"train/\1",
+    r"(temperature)": r"val/\1",
+    r"(label_errors|near_duplicates|outliers)": r"data/\1",
     r"(seconds|images_per_second)": r"time/\1",
 }
 
@@ -89,7 +91,7 @@ def log_metrics(metrics: dict[str, Any], step: int | None = None) -> None:
 
 
 def metric_name(name: str) -> str:
-    """Return the name in MLflow, whose charts come in the groups train, val, test and time."""
+    """Return the name in MLflow, whose charts come in groups: data, train, val, test, time."""
     found = ((re.fullmatch(pattern, name), grouped) for pattern, grouped in GROUPS.items())
     return next((match.expand(grouped) for match, grouped in found if match), name)
 

@@ -22,6 +22,7 @@ LOGGERS = (None, "kedro")  # the latter hands no lines on: they would fill the c
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 NOTE = "mlflow.note.content"  # the tag of a run's description
 FIRST_PORT = "http://127.0.0.1:5000"  # of `kedro mlflow ui`
+STEPS = "http://127.0.0.1:4141/?types=nodes"  # of `kedro viz run`, without the data between them
 
 
 class AnswerHook:
@@ -49,7 +50,9 @@ class AnswerHook:
         rows = answer(texts, files)
         if run := mlflow.active_run():
             command = "kedro mlflow ui"
-            if not find_kedro_project(Path(run_params["project_path"])):
+            if find_kedro_project(Path(run_params["project_path"])):
+                rows.append(("Pipeline", f"kedro viz run, then {STEPS}"))
+            else:
                 command = f"mlflow ui --backend-store-uri {mlflow.get_tracking_uri()}"
             runs = f"{FIRST_PORT}/#/experiments/{run.info.experiment_id}/runs"
             rows.append(("All runs", f"{command}, then {runs}"))

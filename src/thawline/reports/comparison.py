@@ -15,6 +15,7 @@ from thawline.evaluation.comparison import (
     format_seconds,
 )
 from thawline.evaluation.metrics import count_confusion
+from thawline.reports import finetune
 from thawline.reports.figures.comparison import compared_curves, comparison_figure
 from thawline.reports.figures.evaluation import confusion_matrix
 from thawline.reports.html import Recipe, Section, kedro_command, with_captions
@@ -37,6 +38,19 @@ SIGNIFICANCE = (
     " chance. Corrected p (Holm) allows for the number of rows; the intervals do not. The best"
     " strategy was selected on these images, so its own accuracy is slightly optimistic."
 )
+TERMS = {
+    "95 % interval": finetune.TERMS["95 % interval"],
+    "Validation and test split": finetune.TERMS["Validation and test split"],
+    "Seed": "The number that decides the new head, the order of images and the random views.",
+    "Points": "Percentage points of accuracy: from 90 % to 92 % are two.",
+    "Gap": "Training accuracy minus test accuracy. A large one means that the network knows its"
+    " training images by heart.",
+    "p": "How often chance alone would give two equally good strategies so large a difference."
+    " Below 0.05 it is usually called significant.",
+    "McNemar's test": "It looks only at images that one of two strategies gets right and the other"
+    " wrong.",
+    "Loss": finetune.TERMS["Loss, nats"],
+}
 
 
 def comparison_sections(trainings: Trainings, comparison: Comparison) -> list[Section]:
@@ -66,7 +80,11 @@ def comparison_sections(trainings: Trainings, comparison: Comparison) -> list[Se
         }
         sections.append(Section("Significance", SIGNIFICANCE, pd.DataFrame(shown)))
     text = "Other parameters have their defaults."
-    return [*sections, Section("Reproduce", text, recipes=recipes)]
+    return [
+        *sections,
+        Section("Reproduce", text, recipes=recipes),
+        Section("What the words mean", terms=TERMS),
+    ]
 
 
 def strategy_table(table: pd.DataFrame) -> pd.DataFrame:

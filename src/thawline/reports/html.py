@@ -7,6 +7,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -19,6 +20,7 @@ from thawline.data.splitting import class_names
 
 HEIGHT = 420  # px, of a figure without a height of its own
 MAX_LISTED_CLASSES = 10
+MAX_SAVED_ROWS = 10_000
 
 
 class Recipe(NamedTuple):
@@ -38,6 +40,7 @@ class Section:
     table: pd.DataFrame | None = None  # of texts; the first column names the row
     # figures and pictures by caption, side by side where there is room
     illustrations: Mapping[str, go.Figure | Image.Image] = field(default_factory=dict)
+    tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)  # CSV files to save, by name
     recipes: Sequence[Recipe] = ()  # folded up
     terms: Mapping[str, str] = field(default_factory=dict)  # what words of the page mean
 
@@ -65,6 +68,8 @@ def html_report(
         sections=sections,
         plain=_plain,
         data_uri=_data_uri,
+        csv_uri=_csv_uri,
+        max_rows=MAX_SAVED_ROWS,
         plotly_js=_compressed(get_plotlyjs()),
     )
 
@@ -87,7 +92,7 @@ def with_captions(
 
 
 def data_facts(root: str, backbone: str, splits: pd.DataFrame) -> dict[str, str]:
-    """Return data, backbone, classes and images, with which every report begins."""
+    """Return data, backbone, classes, images and the date, with which every report begins."""
     images, names = splits["split"].value_counts(), class_names(splits)
     listed = f": {', '.join(names)}" if len(names) <= MAX_LISTED_CLASSES else ""
     return {
@@ -96,6 +101,7 @@ def data_facts(root: str, backbone: str, splits: pd.DataFrame) -> dict[str, str]
         "Classes": f"{len(names)}{listed}",
         "Images": f"{images['train']:,} training, {images['val']:,} validation,"
         f" {images['test']:,} test",
+        "Date": f"{datetime.now():%Y-%m-%d %H:%M}",
     }
 
 
@@ -130,6 +136,12 @@ def _data_uri(figure: go.Figure | Image.Image) -> str:
     buffer = io.BytesIO()
     figure.save(buffer, format="webp", quality=85)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def _csv_uri(table: pd.DataFrame) -> str:
+    """Return the first rows of a table as the address of a CSV file within the page."""
+    text = table.head(MAX_SAVED_ROWS).to_csv(index=False)
+    return f"data:text/csv;base64,{base64.b64encode(text.encode('utf-8')).decode('ascii')}"
 
 
 def _plain(figure: go.Figure) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Nodes that show what a training came to."""
 
 import logging
-from datetime import datetime
+import os
+import re
 from typing import Any
 
 import pandas as pd
@@ -67,19 +68,22 @@ def write_report(
     strategy_choice: dict[str, str],
     metrics: dict[str, float],
     registration: dict[str, Any],
-    **figures: Any,
+    **entries: Any,
 ) -> tuple[str, str]:
-    """Return the HTML page with every figure of the run in it, to keep and as the latest."""
+    """Return the HTML page with figures and tables of the run, to keep and as the latest."""
     facts = data_facts(parameters.dataset.root, parameters.model.backbone, splits)
-    facts["Date"] = f"{datetime.now():%Y-%m-%d %H:%M}"
     facts["Champion"] = registration["registration_reason"]
     facts["Strategy"] = strategy_choice["chosen_strategy"]
     if strategy_choice["strategy"] == AUTO:
         facts["Strategy"] = f"auto, {strategy_choice['strategy_reason']}"
+    root = os.path.commonpath(list(splits["path"]))
+    for name, entry in entries.items():
+        if isinstance(entry, pd.DataFrame):  # to be read elsewhere: no folders of this machine
+            entries[name] = entry.replace(f"{re.escape(root)}/", "", regex=True)
     page = html_report(
         "Fine-tuning report",
         facts,
         VERDICT.format(**metrics),
-        finetune_sections(parameters, figures),
+        finetune_sections(parameters, entries),
     )
     return page, page

@@ -4,10 +4,10 @@ from kedro.pipeline import Pipeline
 
 from thawline.pipelines import make_node
 from thawline.pipelines.reporting import nodes
-from thawline.reports.finetune import FIGURES
+from thawline.reports.finetune import ENTRIES
 
 PARAMETERS = ["params:evaluation", "params:training", "params:seed"]
-REPORTED = ("parameters", "splits", "strategy_choice", "metrics", "registration", *FIGURES)
+REPORTED = ("parameters", "splits", "strategy_choice", "metrics", "registration", *ENTRIES)
 
 
 def create_error_analysis() -> Pipeline:
@@ -23,6 +23,6 @@ def create_error_analysis() -> Pipeline:
 
 
 def create_report() -> Pipeline:
-    """Return the pipeline from all figures to one page."""
+    """Return the pipeline from all figures and tables to one page."""
     inputs = {name: name for name in REPORTED}
     return Pipeline([make_node(nodes.write_report, inputs, ["finetune_report", "latest_report"])])

@@ -77,8 +77,8 @@ def reliability_diagram(
 def per_class_bars(per_class: pd.DataFrame) -> go.Figure:
     """Return precision and recall of each class, the class with the lowest F1 on top."""
     meanings = {
-        "recall": "recall: correct among the images of the class",
-        "precision": "precision: correct among the predictions of the class",
+        "recall": "recall: of images of the class",
+        "precision": "precision: of predictions of the class",
     }
     rows = per_class.sort_values("f1", kind="stable").rename(columns=meanings)
     figure = px.bar(
