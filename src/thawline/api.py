@@ -80,8 +80,6 @@ def run_pipeline(
     place = find_place()
     place.project.mkdir(exist_ok=True)
     os.environ.setdefault("KEDRO_DISABLE_TELEMETRY", "1")
-    from kedro.framework.project import configure_project
-    from kedro.framework.session import KedroSession
     from omegaconf import OmegaConf
 
     from thawline.hooks.configuration import read_configuration, show_all_logs
@@ -95,6 +93,10 @@ def run_pipeline(
     given: Any = OmegaConf.to_container(tree)
     source, env = str(place.configuration), env or place.env
     validate_parameters(read_configuration(place.project, env, given, source)["parameters"])
+    # Now that a wrong parameter has been told.
+    from kedro.framework.project import configure_project
+    from kedro.framework.session import KedroSession
+
     configure_project("thawline")
     session: Any = KedroSession.create(
         place.project, env=env, runtime_params=given, conf_source=source

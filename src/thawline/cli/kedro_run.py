@@ -10,22 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import click
-import mlflow
 from kedro.framework.cli.project import run as kedro_run
-from kedro.framework.project import pipelines
-from kedro.framework.session import KedroSession
-from kedro.io import DataCatalog, DatasetError, Version
+from kedro.io import DatasetError
 from kedro.utils import find_kedro_project
-from mlflow.exceptions import MlflowException
 from omegaconf.errors import OmegaConfBaseException
 
 from thawline.cli.main import activations
 from thawline.cli.verbs import environment
 from thawline.data.atomic_write import is_disk_full
-from thawline.errors import DataError, ParameterError, ThawlineError
+from thawline.errors import ParameterError, ThawlineError
 from thawline.hooks.configuration import find_project, read_configuration, show_all_logs
 from thawline.options import validate_parameters
-from thawline.tracking.entries import entry_kinds, log_entry
 from thawline.tracking.redaction import mask, mask_traceback
 from thawline.tracking.run_tags import command_line
 
@@ -70,7 +65,9 @@ def _message(error: Exception) -> str | None:
         )
     if isinstance(error, (ThawlineError, DatasetError, OmegaConfBaseException)):
         return str(error)
-    if isinstance(error, MlflowException):
+    import mlflow  # takes a second, which the message of a wrong parameter should not wait for
+
+    if isinstance(error, mlflow.MlflowException):
         return (
             f"MLflow ({mlflow.get_tracking_uri()}) cannot be written to or read from: {error}\n"
             "When it is back, repeat the command with training.resume=true: finished epochs are"
@@ -96,30 +93,19 @@ def log_run(version: str, env: str | None) -> None:
 
     VERSION is the name of their folders in data/, such as 2026-11-21T04.32.09.833Z.
     """
+    from kedro.framework.project import pipelines
+    from kedro.framework.session import KedroSession
+
+    from thawline.tracking.entries import log_version
+
     try:
         with KedroSession.create(env=env) as session:
             context: Any = session.load_context()  # type: ignore[attr-defined]
-            log_version(context.catalog, version)
+            names = {name for each in pipelines.values() for name in each.all_outputs()}
+            logged = log_version(context.catalog, sorted(names), version)
     except ThawlineError as error:
         raise click.ClickException(mask(str(error))) from error
-
-
-def log_version(catalog: DataCatalog, version: str) -> None:
-    """Log all entries of a version to a new run of that name.
-
-    Raises:
-        DataError: if there are none.
-    """
-    names = {name for pipeline in pipelines.values() for name in pipeline.all_outputs()}
-    datasets = {name: catalog.get(name, version=Version(version, None)) for name in sorted(names)}
-    logged = ((name, dataset) for name, dataset in datasets.items() if entry_kinds(catalog, name))
-    found = [name for name, dataset in logged if dataset and dataset.exists()]
-    if not found:
-        raise DataError(f"There is no catalog entry of version {version} that is logged to MLflow.")
-    with mlflow.start_run(run_name=version, tags={"version": version}):
-        for name in found:
-            log_entry(catalog, name, catalog.load(name, version))
-    click.echo(f"Logged to MLflow: {', '.join(found)}")
+    click.echo(f"Logged to MLflow: {', '.join(logged)}")
 
 
 run = click.Command(  # by this name `python -m thawline` finds it

@@ -4,16 +4,19 @@ It lists what an entry is: `input` (a table that the run used), `metrics` (numbe
 (texts by name), `artifact` (a file).
 """
 
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
 import mlflow
 import pandas as pd
 import plotly.graph_objects as go
-from kedro.io import DataCatalog
+from kedro.io import DataCatalog, Version
 from mlflow.data.pandas_dataset import PandasDataset, from_pandas
 from mlflow.exceptions import MlflowException
 from PIL import Image
+
+from thawline.errors import DataError
 
 
 def log_entry(catalog: DataCatalog, name: str, data: Any) -> None:
@@ -34,6 +37,23 @@ def log_entry(catalog: DataCatalog, name: str, data: Any) -> None:
     if "artifact" in kinds:
         file = catalog.config_resolver.resolve_pattern(name).get("filepath", "")
         _log_artifact(name, PurePath(file).suffix, data)
+
+
+def log_version(catalog: DataCatalog, names: Sequence[str], version: str) -> list[str]:
+    """Log those entries of a version that exist to a new run of that name, and return their names.
+
+    Raises:
+        DataError: if there are none.
+    """
+    datasets = {name: catalog.get(name, version=Version(version, None)) for name in names}
+    logged = ((name, dataset) for name, dataset in datasets.items() if entry_kinds(catalog, name))
+    found = [name for name, dataset in logged if dataset and dataset.exists()]
+    if not found:
+        raise DataError(f"There is no catalog entry of version {version} that is logged to MLflow.")
+    with mlflow.start_run(run_name=version, tags={"version": version}):
+        for name in found:
+            log_entry(catalog, name, catalog.load(name, version))
+    return found
 
 
 def entry_kinds(catalog: DataCatalog, name: str) -> list[str]:
