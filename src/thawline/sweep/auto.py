@@ -150,7 +150,8 @@ def try_sizes(
 ) -> tuple[list[Trained], Trained]:
     """Fit a head on all stages at rising image sizes; return every training, and the best.
 
-    Stop at a size that does not lower the cross-validated loss by more than the standard error.
+    That has the lowest cross-validated loss. Stop at a size that does not lower it by more than the
+    standard error.
     """
     groups = find_groups(splits, "train")
     tried: list[Trained] = []
@@ -169,8 +170,8 @@ def try_sizes(
             logger.info("%s", error)
             continue
         if len(tried) > 1 and not is_better(cv_losses(tried[-2]) - cv_losses(tried[-1]), groups):
-            return tried, tried[-2]
-    return tried, tried[-1]
+            break
+    return tried, min(tried, key=lambda each: cv_losses(each).mean())
 
 
 def possible_sizes(parameters: Parameters, splits: pd.DataFrame) -> list[int | None]:
