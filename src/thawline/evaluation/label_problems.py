@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 FOLDS = 5
 REPEATS = 3  # of the cross-validation: their mean flags half as many correct labels as one
 NEIGHBORS = 10
+MAX_NEIGHBORHOOD = 10_000  # images, so that time grows with the number of images, not its square
 FENCE = 3.0  # interquartile ranges above the upper quartile: Tukey's "far out"
 
 
@@ -79,14 +80,17 @@ def find_outliers(splits: pd.DataFrame, features: np.ndarray) -> pd.DataFrame:
     """Return the images that resemble no others, the furthest first.
 
     An outlier's mean cosine distance to its ten nearest neighbors is more than three interquartile
-    ranges above the upper quartile.
+    ranges above the upper quartile. Neighbors are looked for among `MAX_NEIGHBORHOOD` images.
 
     Returns:
         path, split, label and distance, the mean to the neighbors (0: equal, 1: unrelated).
     """
     neighbors = min(NEIGHBORS, len(splits) - 1)
-    index = NearestNeighbors(n_neighbors=neighbors, metric="cosine").fit(features)
-    distances = index.kneighbors()[0].mean(axis=1)
+    some = np.sort(np.random.default_rng(0).permutation(len(splits))[:MAX_NEIGHBORHOOD])
+    index = NearestNeighbors(n_neighbors=neighbors + 1, metric="cosine").fit(features[some])
+    nearest = index.kneighbors(features)[0]
+    distances = nearest[:, :-1].mean(axis=1)
+    distances[some] = nearest[some, 1:].mean(axis=1)  # not counting the image itself
     lower, upper = np.percentile(distances, [25, 75])
     table = splits[["path", "split", "label"]].assign(distance=distances)
     table = table[distances > upper + FENCE * (upper - lower)]

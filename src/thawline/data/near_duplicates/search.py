@@ -136,8 +136,9 @@ def _rough_pairs(
     for start, mirrored in track(blocks, "Comparing images", transient=True):
         block = codes[int(mirrored), start : start + BLOCK, None]
         hash_distance = np.bitwise_count(block ^ codes[0, start + 1 :])
-        rows, columns = np.nonzero(np.triu(hash_distance <= MAX_HASH_DISTANCE))
-        first, second = rows + start, columns + start + 1
+        rows, columns = np.nonzero(hash_distance <= MAX_HASH_DISTANCE)
+        is_later = columns >= rows
+        first, second = rows[is_later] + start, columns[is_later] + start + 1
         alike = np.empty(len(first), np.float32)
         for part in (slice(begin, begin + BLOCK) for begin in range(0, len(first), BLOCK)):
             ours = gray[first[part], :, ::-1] if mirrored else gray[first[part]]
