@@ -13,6 +13,9 @@ import argparse
 import copy
 import json
 import logging
+import re
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +41,7 @@ from thawline.thaw.line import ThawLine, split_at_thaw_line
 from thawline.training.loop import train
 from thawline.training.setup import prepare
 
+ROOT = Path(__file__).parents[1]
 PIXELS = (500, 375)  # width and height of a generated image, about those of ImageNet
 PRECISIONS = {
     "fp32": torch.float32,
@@ -362,6 +366,14 @@ def measure_compilation(scale: Scale) -> Rows:
     return rows
 
 
+def run_checks(_: Scale) -> Rows:
+    """Return how many tests of a GPU passed, failed and were skipped."""
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-m", "gpu", "tests/test_gpu.py"]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    found = re.findall(r"(\d+) (passed|failed|skipped|errors?)", said.splitlines()[-1])
+    return [{"tests": what, "number": int(count)} for count, what in found]
+
+
 SECTIONS: dict[str, Callable[[Scale], Rows]] = {
     "line": measure_line,
     "precision": measure_precision,
@@ -369,6 +381,7 @@ SECTIONS: dict[str, Callable[[Scale], Rows]] = {
     "store": measure_store,
     "epochs": measure_epochs,
     "compilation": measure_compilation,
+    "checks": run_checks,
 }
 
 
