@@ -174,7 +174,7 @@ def measure(
 
 def make_splits(parameters: Parameters, folder: Path) -> pd.DataFrame:
     """Return the splits that the pipeline makes; scikit-learn's images are written to a folder."""
-    manifest = data_preparation.scan_images(ROOT, folder, parameters.dataset)
+    manifest, _ = data_preparation.scan_images(ROOT, folder, parameters.dataset)
     usable, _ = screen_images(manifest, parameters.screening, parameters.transforms)
     splits, _ = data_preparation.split_dataset(
         usable, parameters.dataset, parameters.screening, parameters.model, parameters.data_seed

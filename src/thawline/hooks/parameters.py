@@ -45,16 +45,20 @@ class ParametersHook:
         """Check that data and weights exist, and that the backbone has the strategies' stages.
 
         Raises:
-            DataError: if there are no data.
+            DataError: if there are no data, or their corrections cannot be read.
             CheckpointError: if the weights file does not exist or is empty.
             ParameterError: if the backbone has no such stage.
         """
+        from thawline.data.corrections import read_corrections
         from thawline.data.sources import check_root
         from thawline.networks.files import check_weights_file, is_weights_file
 
         names, chosen = {node.name for node in pipeline.nodes}, set()
         if "scan_images" in names:
-            check_root(self._parameters.dataset.root, self._project)
+            dataset = self._parameters.dataset
+            check_root(dataset.root, self._project)
+            if dataset.corrections:
+                read_corrections(self._project / Path(dataset.corrections).expanduser())
         if "build_model" in names and is_weights_file(self._parameters.model.weights):
             check_weights_file(Path(self._parameters.model.weights).expanduser())
         if names & {"build_model", "choose_strategy"}:

@@ -44,6 +44,7 @@ class DatasetOptions(Options):
 
     root: str = Field("sklearn:digits", min_length=1)
     allow_external_paths: bool = False
+    corrections: str | None = None
     fractions: SplitFractions = SplitFractions()
     seed: Seed | None = None
 

@@ -52,7 +52,7 @@ PARTS = (
     Part(
         "Data",
         ("class_balance", "image_sizes", "sample_images", "training_views"),
-        ("quarantine",),
+        ("quarantine", "applied_corrections"),
     ),
     Part(
         "Label problems",

@@ -7,18 +7,32 @@ import pandas as pd
 import plotly.graph_objects as go
 from PIL import Image
 
-from thawline.data import sources, splitting
+from thawline.data import corrections, sources, splitting
 from thawline.errors import DataError
 from thawline.options import DatasetOptions, ModelOptions, ScreeningOptions
 
 logger = logging.getLogger(__name__)
 
 
-def scan_images(project: Path, raw_images: Path, dataset: DatasetOptions) -> pd.DataFrame:
-    """Return the manifest of the images at `dataset.root`, which may be relative to `project`."""
+def scan_images(
+    project: Path, raw_images: Path, dataset: DatasetOptions
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the manifest of the images at `dataset.root`, corrected, and what was corrected.
+
+    Paths in parameters may be relative to `project`.
+    """
     manifest = sources.find_images(dataset.root, project, raw_images, dataset.allow_external_paths)
     logger.info("%d images of %d classes", len(manifest), manifest["label"].nunique())
-    return manifest
+    if dataset.corrections is None:
+        return manifest, pd.DataFrame(columns=corrections.OUTCOMES)
+    table = corrections.read_corrections(project / Path(dataset.corrections).expanduser())
+    folder = sources.find_root(dataset.root, project, raw_images)
+    manifest, table = corrections.apply_corrections(manifest, table, folder)
+    for outcome, count in table["outcome"].value_counts().items():
+        applied = outcome == corrections.APPLIED
+        level = logging.INFO if applied else logging.WARNING
+        logger.log(level, "Corrections: %d %s", count, outcome if applied else f"not: {outcome}")
+    return manifest, table
 
 
 def split_dataset(

@@ -1,0 +1,134 @@
+"""Corrections change the table of images, say what they could not change, and touch no file."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import kedro, log
+from thawline.data.corrections import ACTIONS, apply_corrections, read_corrections
+from thawline.data.decoding import hash_files
+from thawline.data.sources import find_images
+from thawline.errors import DataError
+
+
+@pytest.fixture
+def folder(photos: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(photos, tmp_path / "photos"))
+
+
+def manifest_of(folder: Path) -> pd.DataFrame:
+    return find_images(str(folder), folder.parent, folder)
+
+
+def correct(folder: Path, *lines: str) -> tuple[pd.DataFrame, list[str]]:
+    """Return the corrected manifest, and what came of each line."""
+    file = folder.parent / "corrections.csv"
+    file.write_text("\n".join(["path,action,label,sha256,note", *lines]), encoding="utf-8")
+    manifest, table = apply_corrections(manifest_of(folder), read_corrections(file), folder)
+    assert table["note"].tolist() == [line.split(",")[4] for line in lines]
+    return manifest, table["outcome"].tolist()
+
+
+def test_labels_are_changed_and_images_left_out_and_no_file_is_touched(folder: Path) -> None:
+    before = hash_files(manifest_of(folder)["path"].tolist())
+    lines = (
+        "flower/00.jpg,relabel,temple,,a roof",
+        "temple/01.jpg,drop,,,",
+        "temple/02.jpg,fine,,,",
+    )
+    manifest, outcomes = correct(folder, *lines)
+    assert outcomes == ["applied"] * 3
+    labels = manifest.set_index("path")["label"]
+    assert labels[str(folder / "flower/00.jpg")] == "temple"
+    assert labels[str(folder / "temple/02.jpg")] == "temple"
+    assert str(folder / "temple/01.jpg") not in labels and len(labels) == 39
+    assert hash_files(manifest_of(folder)["path"].tolist()) == before
+
+
+def test_an_image_that_has_moved_is_found_by_its_content(folder: Path) -> None:
+    (sha256,) = hash_files([str(folder / "flower/03.jpg")])
+    (folder / "flower/03.jpg").rename(folder / "flower/moved.jpg")
+    manifest, outcomes = correct(folder, f"flower/03.jpg,relabel,temple,{sha256},")
+    assert outcomes == ["applied"]
+    assert manifest.set_index("path")["label"][str(folder / "flower/moved.jpg")] == "temple"
+
+
+def test_what_cannot_be_applied_says_why(folder: Path) -> None:
+    (sha256,) = hash_files([str(folder / "flower/00.jpg")])
+    manifest, outcomes = correct(
+        folder,
+        f"flower/01.jpg,drop,,{sha256},",
+        "flower/02.jpg,relabel,castle,,",
+        "flower/99.jpg,drop,,,",
+        "flower/04.jpg,drop,,,",
+        "flower/04.jpg,fine,,,",
+    )
+    assert outcomes == [
+        "the image has been replaced since",
+        "there is no such class",
+        "there is no such image",
+        "a later line is of this image",
+        "applied",
+    ]
+    pd.testing.assert_frame_equal(manifest, manifest_of(folder))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label\na.jpg,b\n", "has no column action"),
+        (
+            "path,action\na.jpg,drop\nb.jpg,delete\n",
+            "line 3 of .* 'delete' .possible: relabel, drop",
+        ),
+    ],
+)
+def test_a_table_that_is_none_of_corrections_is_refused(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "corrections.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        read_corrections(tmp_path / "corrections.csv")
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.sampled_from(ACTIONS), st.sampled_from("ab"))))
+def test_each_image_has_the_label_that_its_last_line_says(
+    lines: list[tuple[int, str, str]],
+) -> None:
+    paths = [f"/photos/{idx}.jpg" for idx in range(8)]
+    manifest = pd.DataFrame({"path": paths, "label": [*"aabbaabb"]})
+    rows = [(f"{idx}.jpg", "", action, label) for idx, action, label in lines]
+    table = pd.DataFrame(rows, columns=["path", "sha256", "action", "label"], dtype=str)
+    corrected, _ = apply_corrections(manifest, table, Path("/photos"))
+    wanted = dict(zip(paths, "aabbaabb", strict=True))
+    last = {f"/photos/{idx}.jpg": (action, label) for idx, action, label in lines}
+    for path, (action, label) in last.items():
+        if path in wanted and action == "drop":
+            del wanted[path]
+        elif path in wanted and action == "relabel" and label in "aabbaabb":
+            wanted[path] = label
+    assert dict(zip(corrected["path"], corrected["label"], strict=True)) == wanted
+
+
+def test_a_run_takes_corrections_and_keeps_what_came_of_them(project: Path, folder: Path) -> None:
+    (project / "corrections.csv").write_text("path,action\nflower/00.jpg,drop\nflower/x.jpg,drop\n")
+    params = f"--params=dataset.root={folder},dataset.corrections=corrections.csv"
+    done = kedro(project, "run", "--pipeline=data_preparation", params)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Corrections: 1 not: there is no such image" in log(project)
+    (file,) = project.glob("data/08_reporting/applied_corrections.csv/*/*.csv")
+    assert pd.read_csv(file)["path"].tolist() == ["flower/00.jpg", "flower/x.jpg"]
+    (splits,) = project.glob("data/05_model_input/splits.csv/*/splits.csv")
+    assert "flower/00.jpg" not in pd.read_csv(splits)["path"].tolist()
+
+
+def test_corrections_that_are_not_there_begin_no_run(project: Path) -> None:
+    done = kedro(project, "run", "--params=dataset.corrections=absent.csv")
+    assert done.returncode == 1 and "dataset.corrections" in done.stdout + done.stderr
+    assert not [*project.glob("data/02_intermediate/*")]
