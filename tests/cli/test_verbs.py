@@ -71,6 +71,20 @@ def test_runs_are_listed_with_accuracy_and_champion(trained: tuple[Path, str]) -
     assert "head_only" in said and "champion" in said and "photos" in said
 
 
+def test_all_runs_are_shown_as_a_page(
+    trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = trained
+    opened: list[str] = []
+    monkeypatch.setattr("click.launch", opened.append)
+    monkeypatch.chdir(folder)
+    done = CliRunner().invoke(main, ["runs", "--html"])
+    assert done.exit_code == 0, done.output
+    page = Path(opened[0]).read_text(encoding="utf-8")
+    assert "· head_only · resnet18, has" in page
+    assert "1 champion" in page and "arrayminus" in page
+
+
 def test_a_report_is_opened(trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, _ = trained
     opened: list[str] = []

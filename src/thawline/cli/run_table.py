@@ -1,14 +1,17 @@
 """The runs and models of the place of a command, as MLflow has them."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Mapping
 from datetime import datetime
 
+import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from thawline.api import Place
 from thawline.errors import TrackingError
 from thawline.hooks.configuration import read_configuration
+from thawline.reports.runs import RunRow
 from thawline.serving.registry import CHAMPION, find_version
 from thawline.tracking.connection import read_settings
 
@@ -23,35 +26,36 @@ def connect(place: Place) -> tuple[MlflowClient, str, str]:
     return MlflowClient(uri, uri), uri, settings.tracking.experiment.name
 
 
-def list_runs(place: Place, count: int | None) -> Iterator[tuple[str, ...]]:
-    """Yield name, accuracy, interval, seconds, version and time of runs, the latest first."""
+def list_runs(place: Place, count: int | None) -> pd.DataFrame:
+    """Return runs that have a test accuracy, the latest first, as `reports.runs` describes them."""
     client, _, name = connect(place)
-    if experiment := client.get_experiment_by_name(name):
-        runs = client.search_runs(
-            [experiment.experiment_id],
-            'metrics."test/accuracy" >= 0',
-            order_by=["attributes.start_time DESC"],
-            max_results=count or MAX_RUNS,
-        )
-        champions: dict[str, str | None] = {}
-        for run in runs:
-            yield _describe(run, client, champions)
+    experiment = client.get_experiment_by_name(name)
+    runs = [] if experiment is None else client.search_runs(
+        [experiment.experiment_id],
+        'metrics."test/accuracy" >= 0',
+        order_by=["attributes.start_time DESC"],
+        max_results=count or MAX_RUNS,
+    )  # fmt: skip
+    models = {run.data.tags["registered_model"] for run in runs} - {""}
+    champions = {model: find_version(model, CHAMPION, client) for model in models}
+    return pd.DataFrame([_describe(run, champions) for run in runs], columns=[*RunRow._fields])
 
 
-def _describe(run: Run, client: MlflowClient, champions: dict[str, str | None]) -> tuple[str, ...]:
+def _describe(run: Run, champions: Mapping[str, str | None]) -> RunRow:
     tags, metrics, info = run.data.tags, run.data.metrics, run.info
-    low, high = (metrics.get(f"test/accuracy_{end}", float("nan")) for end in ("low", "high"))
-    version, model = tags.get("registered_version", ""), tags.get("registered_model", "")
-    if model and model not in champions:
-        champions[model] = find_version(model, CHAMPION, client)
-    champion = " champion" * bool(version and champions.get(model) == version)
-    return (
-        info.run_name,
-        f"{metrics['test/accuracy']:.1%}",
-        f"{100 * low:.0f}-{100 * high:.0f}",
-        f"{(info.end_time - info.start_time) / 1000:.0f}" if info.end_time else "",
-        f"{version}{champion}",
-        f"{datetime.fromtimestamp(info.start_time / 1000):%m-%d %H:%M}",
+    version = tags.get("registered_version", "")
+    return RunRow(
+        name=info.run_name,
+        data=run.data.params.get("dataset.root", ""),
+        accuracy=metrics["test/accuracy"],
+        low=metrics.get("test/accuracy_low", math.nan),
+        high=metrics.get("test/accuracy_high", math.nan),
+        seconds=(info.end_time - info.start_time) / 1000 if info.end_time else math.nan,
+        version=version,
+        became_champion=bool(version) and tags.get("champion_version") == version,
+        is_champion=bool(version) and champions.get(tags.get("registered_model", "")) == version,
+        when=datetime.fromtimestamp(info.start_time / 1000),
+        parameters=run.data.params,
     )
 
 

@@ -91,6 +91,17 @@ def _run(
         run_pipeline(pipeline, given, env, verbose)
 
 
+def _print(texts: Any) -> None:
+    """Print a data frame of texts as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*texts.columns, box=None)
+    for row in texts.itertuples(index=False):
+        table.add_row(*row)
+    Console(markup=False).print(table)
+
+
 @click.command(
     epilog=examples(
         "thawline finetune photos",
@@ -158,39 +169,43 @@ def sweep(
 @click.option("--model", help="predict.model: an alias, a version, latest, a run, or a folder.")
 def predict(images: str, model: str | None) -> None:
     """Classify an image, or all IMAGES of a folder, with the champion."""
-    from rich.console import Console
-    from rich.table import Table
-
     from thawline.api import find_place
 
     _run("predict", {"predict.root": images} | ({"predict.model": model} if model else {}))
     import pandas as pd
 
     rows = pd.read_parquet(find_place().project / "data/07_model_output/folder_labels.parquet")
-    table, folder = Table("file", "label", "probability"), Path(images)
-    folder = folder if folder.is_dir() else folder.parent
-    for row in rows.head(SHOWN_ROWS).itertuples():
-        name = str(row.path).removeprefix(f"{folder}/")
-        table.add_row(name, str(row.label or row.problem), f"{row.probability:.3f}")
-    Console(markup=False).print(table)
+    folder = Path(images) if Path(images).is_dir() else Path(images).parent
+    shown = {
+        "file": rows["path"].str.removeprefix(f"{folder}/"),
+        "label": rows["label"].fillna(rows["problem"]),
+        "probability": rows["probability"].map("{:.3f}".format),
+    }
+    _print(pd.DataFrame(shown).head(SHOWN_ROWS))
     if len(rows) > SHOWN_ROWS:
         click.echo(f"The first {SHOWN_ROWS} of {len(rows)}; the table above has all of them.")
 
 
-@click.command(epilog=examples("thawline runs"))
+@click.command(epilog=examples("thawline runs", "thawline runs --html"))
 @click.option("--all", "everything", is_flag=True, help=f"Not only the latest {LATEST_RUNS}.")
-def runs(everything: bool) -> None:
+@click.option("--html", "as_page", is_flag=True, help="All of them as a page, opened in a browser.")
+def runs(everything: bool, as_page: bool) -> None:
     """Show the runs of finetune with their accuracies, the latest first."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from thawline.api import find_place
+    from thawline.api import REPORT, find_place
     from thawline.cli.run_table import list_runs
+    from thawline.reports.runs import run_table, runs_page
 
-    table = Table("run", "accuracy", "95 %", "seconds", "version", "when", box=None)
-    for row in list_runs(find_place(), None if everything else LATEST_RUNS):
-        table.add_row(*row)
-    Console(markup=False).print(table)
+    place = find_place()
+    found = list_runs(place, None if everything or as_page else LATEST_RUNS)
+    if not as_page:
+        _print(run_table(found))
+    elif found.empty:
+        raise click.ClickException("There is no run yet. Run thawline finetune first.")
+    else:
+        file = place.project / REPORT.with_name("runs.html")
+        file.write_text(runs_page(found), "utf-8")
+        click.echo(file)
+        click.launch(str(file))
 
 
 @click.command(epilog=examples("thawline report"))
