@@ -14,22 +14,31 @@ from conftest import QUICK, ROOT, environment
 
 def test_a_dry_run_takes_every_step_of_the_gpu_benchmark_on_a_cpu(tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
-    command = [sys.executable, "-m", "benchmarks.gpu", "--dry-run", f"--json={file}"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = benchmark("gpu", "--dry-run", f"--json={file}")
     results = json.loads(file.read_text())
-    for section in ("line", "precision", "decoding", "store", "epochs", "compilation"):
+    for section in ("line", "precision", "decoding", "store", "epochs", "compilation", "checks"):
         assert f"\n{section}\n" in done.stdout and results[section]
 
 
-def test_the_store_is_measured() -> None:
-    command = [sys.executable, "-m", "benchmarks.store", "--entries", "500", "--values", "16"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+def test_each_precision_is_measured_beside_the_one_that_is_chosen() -> None:
+    done = benchmark(
+        "precision", "--backbones=resnet18", "--batch-size=2", "--steps=1", "--no-compile"
     )
-    assert done.returncode == 0, done.stderr
+    assert re.search(r"\| resnet18 \|( [\d.]+ \|)+ (fp32|bf16) \| \d\.\d\d \|", done.stdout)
+
+
+def test_growth_is_measured_from_the_folder_to_the_report() -> None:
+    settings = (
+        "model.backbone=resnet18", "model.weights=none", "transforms.size=32",
+        "strategy=head_only", "training.epochs=1",
+    )  # fmt: skip
+    done = benchmark("growth", "--images", "60", "--side=32", "--set", *settings)
+    assert re.search(r"\| train_model \| [\d.]+ \|", done.stdout)
+    assert re.search(r"\| whole command \| [\d.]+ \| nan \|", done.stdout)
+
+
+def test_the_store_is_measured() -> None:
+    done = benchmark("store", "--entries=500", "--values=16")
     assert re.search(r"\| 500 \| 1 \| 0 \| [\d.]+ \| \d+ \|", done.stdout)
 
 
@@ -78,3 +87,13 @@ def test_without_fastai_it_says_what_to_install(
     with pytest.raises(SystemExit):
         accuracy.main()
     assert "--fastai: false cannot import fastai. Run `pip install" in capsys.readouterr().err
+
+
+def benchmark(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a benchmark to its end."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done

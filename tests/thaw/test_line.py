@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from thawline.networks.building import build_network
 from thawline.options import ModelOptions, Phase, TrainingOptions
+from thawline.thaw.cutting import ConvBatchNorm, fold_kept_batch_norm
 from thawline.thaw.device import make_accelerator
 from thawline.thaw.freezing import freeze_layers
 from thawline.thaw.line import ThawLine, modules_below_line, split_at_thaw_line
@@ -432,3 +433,30 @@ def test_batch_norm_is_folded_with_what_follows_in_it_or_not_at_all(
     line = split_at_thaw_line(network, SIZE)
     assert line.below is not None and together(line, images(), True).allclose(network(images()))
     assert (type(norm) not in {type(module) for module in line.below.modules()}) == is_folded
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "timm/tf_efficientnet_lite0"])
+def test_folding_a_trained_batch_norm_that_keeps_its_statistics_gives_the_same_gradients(
+    backbone: str,
+) -> None:
+    network = network_of(backbone)
+    freeze_layers(network, Phase(trainable={"last": 3}, epochs=1, lr=1, batch_norm="eval"))
+    line = split_at_thaw_line(network, SIZE)
+    folded = fold_kept_batch_norm(line.above_train)
+    assert sum(isinstance(module, ConvBatchNorm) for module in folded.modules()) > 3
+    trained = [p for p in network.parameters() if p.requires_grad]
+    assert {*map(id, trained)} <= {*map(id, folded.parameters())}
+    results = []
+    for part in (line.above_train, folded):
+        network.zero_grad()
+        outputs = part(*line.below(images()))
+        outputs.square().sum().backward()
+        results.append([outputs.detach(), *(p.grad.clone() for p in trained)])
+    for plain, other in zip(*results, strict=True):
+        torch.testing.assert_close(other, plain)
+
+
+def test_a_batch_norm_that_counts_its_batches_is_not_folded() -> None:
+    network = frozen("resnet18", "layer4", "fc")
+    folded = fold_kept_batch_norm(split_at_thaw_line(network, SIZE).above_train)
+    assert not any(isinstance(module, ConvBatchNorm) for module in folded.modules())

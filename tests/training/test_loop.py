@@ -11,6 +11,7 @@ from helpers.training import (
     HEAD,
     network_of,
     parameters,
+    prepared,
     random_phases,
     run,
     same,
@@ -267,6 +268,14 @@ def test_a_phase_may_have_its_own_optimizer_schedule_and_patience(splits: pd.Dat
     assert history["phase"].value_counts()[1] < 30
     assert history["phase"].value_counts()[2] == 2
     assert set(history["lr"].iloc[1:3]) == {1e-9}
+
+
+def test_a_phase_may_have_its_own_image_size(splits: pd.DataFrame) -> None:
+    network, sides = network_of(), []
+    network.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[-1]))
+    small = EVERYTHING.model_copy(update={"size": 16, "epochs": 1})
+    train(prepared(splits, network), [small, EVERYTHING.model_copy(update={"epochs": 1})])
+    assert sides[0] == 16 and sides[-1] == 32 and sides == sorted(sides)
 
 
 def test_without_epochs_the_network_stays_as_it_was_loaded(splits: pd.DataFrame) -> None:

@@ -51,6 +51,13 @@ class Transforms(NamedTuple):
     seed: int = 0  # of the same; runs with equal seeds share cached views
     augmentation: AugmentationOptions = NO_AUGMENTATION  # of the same, by `of_views`
 
+    def resized(self, size: int) -> "Transforms":
+        """Return the same for another side of the input, in px."""
+        before = self.preprocessing
+        resize = round(before.resize * size / before.size)
+        preprocessing = before.model_copy(update={"size": size, "resize": resize})
+        return self._replace(preprocessing=preprocessing)
+
 
 def build_transforms(
     options: TransformOptions,

@@ -105,8 +105,8 @@ Trainable = Annotated[
 class Phase(Options):
     """What is trainable, for how many epochs, at which learning rates.
 
-    None: the value in `TrainingOptions`. The optimizer lbfgs fits the head's linear layer by
-    logistic regression, in one epoch and without a rate.
+    None: the value in `TrainingOptions` or `TransformOptions`. The optimizer lbfgs fits the head's
+    linear layer by logistic regression, in one epoch and without a rate.
     """
 
     trainable: Trainable
@@ -118,6 +118,7 @@ class Phase(Options):
     optimizer: Optimizer | Literal["lbfgs"] | None = None
     schedule: Schedule | None = None
     patience: PositiveInt | None = None
+    size: PositiveInt | None = None
     max_c: PositiveFloat = MAX_C
 
     @model_validator(mode="after")
@@ -192,6 +193,7 @@ class TrainingOptions(Options):
     resume: bool = False
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    compile: Literal["auto"] | bool = "auto"
     num_workers: NonNegativeInt | None = None
 
 

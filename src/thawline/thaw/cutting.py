@@ -101,8 +101,55 @@ def stand_in(few: Any, many: Any, batch_size: Any) -> Any:
     return None
 
 
+class ConvBatchNorm(nn.Module):
+    """A convolution, and the batch norm after it that keeps its statistics, in one pass.
+
+    The weights have the same gradients to rounding; the normalization costs no pass of its own.
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+        """Take modules that stay those of the network."""
+        super().__init__()
+        self.conv, self.norm = conv, norm
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return what the normalization returns for what the convolution returns."""
+        conv, norm = self.conv, self.norm
+        assert norm.running_mean is not None and norm.running_var is not None
+        scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+        mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
+        folded = {
+            "weight": conv.weight * scale[:, None, None, None],
+            "bias": norm.bias - mean * scale,
+        }
+        output: Tensor = torch.func.functional_call(conv, folded, (images,))
+        return output
+
+
 def fold_batch_norm(part: fx.GraphModule) -> None:
     """Fold every batch norm that follows a convolution into the convolution's weights."""
+    for source, conv, target, norm in _foldable(part):
+        part.set_submodule(source, fuse_conv_bn_eval(conv.eval(), norm))
+        part.set_submodule(target, _rest(norm))
+
+
+def fold_kept_batch_norm(part: fx.GraphModule) -> fx.GraphModule:
+    """Return a part whose convolutions include the batch norm after them that keeps its statistics.
+
+    It shares modules and parameters with `part`, which stays as it is.
+    """
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(part.graph, {}))
+    folded = _make_module(part, graph)
+    for source, conv, target, norm in _foldable(folded):
+        if not norm.training and norm.affine:
+            folded.set_submodule(source, ConvBatchNorm(conv, norm))
+            folded.set_submodule(target, _rest(norm))
+    return folded
+
+
+def _foldable(part: fx.GraphModule) -> Iterator[tuple[str, nn.Conv2d, str, nn.BatchNorm2d]]:
+    """Yield name and module of each convolution and of the batch norm that alone follows it."""
     modules = dict(part.named_modules())
     calls = [node for node in part.graph.nodes if node.op == "call_module"]
     used = [node.target for node in calls]
@@ -115,10 +162,12 @@ def fold_batch_norm(part: fx.GraphModule) -> None:
             continue
         if used.count(source.target) > 1 or used.count(node.target) > 1:  # shared weights
             continue
-        part.set_submodule(source.target, fuse_conv_bn_eval(conv.eval(), norm))
-        is_timm = isinstance(norm, TIMM_BATCH_NORMS)
-        rest = nn.Sequential(norm.drop, norm.act) if is_timm else nn.Identity()
-        part.set_submodule(node.target, rest)
+        yield source.target, conv, node.target, norm
+
+
+def _rest(norm: Any) -> nn.Module:
+    """Return what a batch norm does beside normalizing."""
+    return nn.Sequential(norm.drop, norm.act) if type(norm) in TIMM_BATCH_NORMS else nn.Identity()
 
 
 def check_parts(network: nn.Module, below: nn.Module, above: nn.Module, images: Tensor) -> None:

@@ -143,7 +143,7 @@ def train_step(
     labels = run.train_set.labels_of(step.positions)
     inputs, targets = run.mix_images(boundary, labels)
     with sync_gradients(current.above, step.ends_update):
-        with run.accelerator.autocast():
+        with current.accelerator.autocast():
             logits = current.above(*inputs).float()
         loss = run.loss_function(logits, targets)
         run.scaler.scale(loss * step.update_share).backward()
@@ -174,7 +174,7 @@ def validate(
     with evaluation_mode(run.network):
         for batch, boundary in zip(batches, boundaries, strict=True):
             labels = run.val_set.labels_of(batch)
-            with run.accelerator.autocast():
+            with current.accelerator.autocast():
                 logits = current.line.above_eval(*boundary).float()
             # log_softmax leaves log-probabilities as they are, so this serves for both.
             metrics.add(cross_entropy(logits, labels), logits, labels, weight=len(labels))

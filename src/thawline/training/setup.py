@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pandas as pd
 import torch
 from accelerate.utils import set_seed
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from thawline.data.loading import ViewLoader
@@ -19,13 +20,15 @@ from thawline.data.splitting import find_groups
 from thawline.data.transforms import BatchMixer, Transforms, make_mix
 from thawline.options import Parameters, Phase, TrainingOptions
 from thawline.thaw.cache import NO_CACHE, ActivationCache
-from thawline.thaw.device import Accelerator, keep_freed_memory, make_accelerator
+from thawline.thaw.cutting import fold_kept_batch_norm
+from thawline.thaw.device import DTYPES, Accelerator, keep_freed_memory, make_accelerator
 from thawline.thaw.features import FeatureLoader
 from thawline.thaw.freezing import freeze_layers
 from thawline.thaw.image_set import ImageSet, image_set
 from thawline.thaw.line import ThawLine, split_at_thaw_line
 from thawline.thaw.partition import Tensors
 from thawline.training.data_parallel import local_slice, world_size, wrap_for_workers
+from thawline.training.fastest import computed, find_fastest, possible_precisions
 from thawline.training.optimizer import LowRankUpdates, lr_factor, make_ema, make_optimizer
 
 logger = logging.getLogger(__name__)
@@ -61,6 +64,7 @@ class TrainingContext:
     image_weights: np.ndarray  # of each training image in the loss, (N,) float64
     loader: ViewLoader
     cache: ActivationCache
+    speeds: Path | None  # a folder for what is found out about the machine
     transforms: Transforms
     mix: BatchMixer | None
     scaler: torch.amp.GradScaler  # of the loss in fp16
@@ -122,6 +126,7 @@ class PhaseContext:
 
     line: ThawLine
     features: FeatureLoader  # loads what crosses the line
+    accelerator: Accelerator  # of what is above it
     above: nn.Module  # the line's part in training, whose gradients workers average
     low_rank: LowRankUpdates  # of some of the trainable parameters
     optimizer: torch.optim.Optimizer  # of the trainable parameters, or of their updates' factors
@@ -184,12 +189,15 @@ def prepare(
         val_set=image_set(splits, "val", device),
         loss_function=loss_function.to(device),
         image_weights=_image_weights(train_set, None if mix else loss_function.weight),
-        loader=ViewLoader(transforms, options.num_workers, device.type == "cuda"),
+        loader=make_loader(transforms, options, accelerator),
         cache=NO_CACHE if mix else cache,
+        speeds=None if cache is NO_CACHE else cache.folder,
         transforms=transforms,
         mix=mix,
         scaler=torch.amp.GradScaler(
-            device.type, INITIAL_LOSS_SCALE, enabled=dtype == torch.float16
+            device.type,
+            INITIAL_LOSS_SCALE,
+            enabled="fp16" in possible_precisions(options, accelerator),
         ),
         shuffle_rng=torch.Generator().manual_seed(parameters.seed),
     )
@@ -208,29 +216,49 @@ def prepare_phase(
     network, options, fits = run.network, run.options, phase.optimizer == "lbfgs"
     views = run.parameters.augmentation.views_per_image or 0
     freeze_layers(network, phase)
+    transforms, loader = run.transforms, run.loader
+    if phase.size:
+        transforms = transforms.resized(phase.size)
+        loader = make_loader(transforms, options, run.accelerator)
     line = (
         ThawLine(None, network, network)  # mixed images cross it: none is ever seen again
         if run.mix
-        else split_at_thaw_line(network, run.transforms.preprocessing.size)
+        else split_at_thaw_line(network, transforms.preprocessing.size)
     )
     features = FeatureLoader(
-        line, run.transforms, run.loader, run.cache, run.accelerator,
+        line, transforms, loader, run.cache, run.accelerator,
         entries=views * len(run.train_set.labels) + len(run.val_set.labels),
     )  # fmt: skip
     low_rank = LowRankUpdates(network, phase, run.parameters.seed)
     optimizer = make_optimizer(network, phase, options, previous, low_rank)
-    batches = len(run.shuffled_batches(torch.Generator()))
-    updates = math.ceil(batches / options.gradient_accumulation_steps)  # per epoch
+    batches = run.shuffled_batches(torch.Generator())
+    updates = math.ceil(len(batches) / options.gradient_accumulation_steps)  # per epoch
+    above, accelerator = line.above_train, run.accelerator
+    if isinstance(above, fx.GraphModule):
+        above = fold_kept_batch_norm(above)
+    if world_size() == 1 and not fits:  # workers would not all find the same
+        (boundary,) = features.load(run.train_set.take(batches[:1], view=0), keep=views > 0)
+        steps = len(batches) * phase.epochs
+        way = find_fastest(above, boundary, accelerator, options, steps, run.speeds)
+        above, accelerator = computed(above, way), accelerator._replace(dtype=DTYPES[way.precision])
     return PhaseContext(
         line,
         features,
-        wrap_for_workers(line.above_train, run.parameters.engine.sync_batch_norm),
+        accelerator,
+        wrap_for_workers(above, run.parameters.engine.sync_batch_norm),
         low_rank,
         optimizer,
         LambdaLR(optimizer, lambda update: lr_factor(update, phase, updates, options)),
         make_ema(line.above_train, options.ema_decay) if options.ema_decay and not fits else None,
         phase,
     )
+
+
+def make_loader(
+    transforms: Transforms, options: TrainingOptions, accelerator: Accelerator
+) -> ViewLoader:
+    """Return what decodes images ahead of the steps that need them."""
+    return ViewLoader(transforms, options.num_workers, accelerator.device.type == "cuda")
 
 
 def make_loss(splits: pd.DataFrame, options: TrainingOptions, log_probabilities: bool) -> Loss:
