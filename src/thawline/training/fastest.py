@@ -31,7 +31,7 @@ FILE = "speeds.json"  # in the folder of the cache
 MIN_SECONDS = 60  # a shorter phase is computed as the hardware suggests
 MIN_COMPILED_SECONDS = 900  # a compiler takes about half a minute
 MIN_GAIN = 0.9  # times the seconds without it, for which it is taken
-NUM_TIMED_STEPS = 2  # after one that is not timed, since the first one allocates and compiles
+NUM_TIMED_STEPS = 2  # of which the faster counts: the first one allocates, and compiles
 
 
 class Way(NamedTuple):
@@ -83,7 +83,7 @@ def find_fastest(
         return _time_steps(above, boundary, accelerator, way, count)
 
     with restoring(above):
-        first = time_steps(ways[0], 1)  # with what only a first step does
+        first = time_steps(ways[0], 1)
         if first * steps < MIN_SECONDS or first == math.inf:
             return ways[0]
         seconds = {way: time_steps(way, NUM_TIMED_STEPS) for way in ways}
@@ -94,7 +94,7 @@ def find_fastest(
             seconds[compiled] = time_steps(compiled, NUM_TIMED_STEPS)
             best = compiled if seconds[compiled] < MIN_GAIN * seconds[best] else best
     told = ", ".join(f"{way} {each:.2f} s" for way, each in seconds.items())
-    logger.info("A step takes %s. The fastest is taken", told)
+    logger.debug("A step takes %s. The fastest is taken", told)
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(known | {key: best}, indent=2)
@@ -115,7 +115,7 @@ def _time_steps(
     labels = torch.zeros(len(boundary[0]), dtype=torch.long, device=accelerator.device)
     accelerator = accelerator._replace(dtype=DTYPES[way.precision])
     try:
-        for number in range(count + (count > 1)):
+        for _ in range(count):
             start = time.perf_counter()
             with accelerator.autocast():
                 logits = part(*(tensor.clone() for tensor in boundary)).float()
@@ -123,8 +123,7 @@ def _time_steps(
             above.zero_grad()
             if accelerator.device.type != "cpu":
                 torch.accelerator.synchronize()
-            if number or count == 1:
-                seconds = min(seconds, time.perf_counter() - start)
+            seconds = min(seconds, time.perf_counter() - start)
     except RuntimeError as error:  # also out of memory, and all errors of the compiler
         logger.debug("%s cannot be timed: %s", way, first_line(error))
     return seconds

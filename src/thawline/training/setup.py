@@ -236,9 +236,9 @@ def prepare_phase(
     above, accelerator = line.above_train, run.accelerator
     if isinstance(above, fx.GraphModule):
         above = fold_kept_batch_norm(above)
-    if world_size() == 1 and not fits:  # workers would not all find the same
+    steps = 0 if fits else len(batches) * phase.epochs
+    if world_size() == 1 and steps:  # workers would not all find the same
         (boundary,) = features.load(run.train_set.take(batches[:1], view=0), keep=views > 0)
-        steps = len(batches) * phase.epochs
         way = find_fastest(above, boundary, accelerator, options, steps, run.speeds)
         above, accelerator = computed(above, way), accelerator._replace(dtype=DTYPES[way.precision])
     return PhaseContext(
