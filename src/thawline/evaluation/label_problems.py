@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pandas as pd
 from rich.progress import track
+from sklearn import config_context
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
 from sklearn.neighbors import NearestNeighbors
@@ -15,6 +16,7 @@ from threadpoolctl import threadpool_limits
 FOLDS = 5
 REPEATS = 3  # of the cross-validation: their mean flags half as many correct labels as one
 NEIGHBORS = 10
+MAX_DISTANCES_MB = 128  # of all images to their neighborhood at a time; as much again is sorted
 MAX_NEIGHBORHOOD = 10_000  # images, so that time grows with the number of images, not its square
 FENCE = 3.0  # interquartile ranges above the upper quartile: Tukey's "far out"
 
@@ -88,7 +90,8 @@ def find_outliers(splits: pd.DataFrame, features: np.ndarray) -> pd.DataFrame:
     neighbors = min(NEIGHBORS, len(splits) - 1)
     some = np.sort(np.random.default_rng(0).permutation(len(splits))[:MAX_NEIGHBORHOOD])
     index = NearestNeighbors(n_neighbors=neighbors + 1, metric="cosine").fit(features[some])
-    nearest = index.kneighbors(features)[0]
+    with config_context(working_memory=MAX_DISTANCES_MB):
+        nearest = index.kneighbors(features)[0]
     distances = nearest[:, :-1].mean(axis=1)
     distances[some] = nearest[some, 1:].mean(axis=1)  # not counting the image itself
     lower, upper = np.percentile(distances, [25, 75])

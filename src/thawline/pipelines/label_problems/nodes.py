@@ -33,10 +33,11 @@ def find_label_problems(
     images = [ImageView(*pair) for pair in zip(splits["path"], hashes, strict=True)]
     cache = ActivationCache(activations, parameters.activations.max_gb)
     stages = stage_features(network, images, transforms, parameters.training, cache)
-    features = [*stages.values()]
-    stacked = np.hstack(features)
+    *_, last = (features.shape[1] for features in stages.values())
+    stacked = np.hstack([*stages.values()])
+    del stages  # 0.8 GB of 100,000 images
     label_errors = label_problems.find_label_errors(splits, stacked, parameters.seed)
-    outliers = label_problems.find_outliers(splits, features[-1])
+    outliers = label_problems.find_outliers(splits, stacked[:, -last:])
     label_errors.attrs = outliers.attrs = splits.attrs
     counts = {
         "label_errors": len(label_errors),
