@@ -67,7 +67,7 @@ def write_images(folder: Path, count: int, side: int) -> None:
 
 def measure(folder: Path, settings: list[str]) -> pd.Series:
     """Return the seconds of each node and of the whole command, and its peak memory in GB."""
-    command = [Path(sys.executable).with_name("thawline"), "finetune", "photos"]
+    command = [str(Path(sys.executable).with_name("thawline")), "finetune", "photos"]
     command += [part for setting in settings for part in ("--set", setting)]
     start = time.perf_counter()
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
