@@ -36,7 +36,7 @@ def list_runs(place: Place, count: int | None) -> pd.DataFrame:
         order_by=["attributes.start_time DESC"],
         max_results=count or MAX_RUNS,
     )  # fmt: skip
-    models = {run.data.tags["registered_model"] for run in runs} - {""}
+    models = {run.data.tags.get("registered_model", "") for run in runs} - {""}
     champions = {model: find_version(model, CHAMPION, client) for model in models}
     return pd.DataFrame([_describe(run, champions) for run in runs], columns=[*RunRow._fields])
 

@@ -1,7 +1,7 @@
 """Find out how the part above the thaw line is computed fastest here, by a few steps of each way.
 
-It depends on the network, its shapes and the machine: bf16 makes one network three times as fast
-as fp32, and another slower.
+It depends on the network, its shapes and the machine: bf16 makes one network twice as fast as
+fp32, and another slower.
 """
 
 import json
