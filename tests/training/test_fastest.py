@@ -52,6 +52,15 @@ def test_a_short_phase_is_computed_as_the_hardware_suggests(tmp_path: Path) -> N
     assert way == Way("bf16") and not [*tmp_path.iterdir()]
 
 
+def test_cached_bf16_activations_can_be_computed_on_in_fp32(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    cached = tuple(tensor.bfloat16() for tensor in BOUNDARY)
+    find_fastest(small(), cached, BF16, EAGER, MANY, tmp_path)
+    assert "cannot be timed" not in caplog.text and "fp32" in caplog.text
+
+
 def test_the_network_and_the_random_generators_stay_as_they_are(tmp_path: Path) -> None:
     network = small().train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}

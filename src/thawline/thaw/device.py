@@ -5,6 +5,7 @@ import logging
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from thawline.errors import ParameterError
 from thawline.options import TrainingOptions
@@ -36,6 +37,11 @@ class Accelerator(NamedTuple):
         """Return a context in which a network computes in `dtype`."""
         is_reduced = self.dtype != torch.float32
         return torch.autocast(self.device.type, self.dtype, enabled=is_reduced)
+
+    def as_input(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return tensors that may be in a reduced precision as this network takes them."""
+        is_reduced = self.dtype != torch.float32
+        return tensors if is_reduced else tuple(tensor.float() for tensor in tensors)
 
 
 def make_accelerator(options: TrainingOptions) -> Accelerator:

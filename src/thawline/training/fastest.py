@@ -118,7 +118,8 @@ def _time_steps(
         for _ in range(count):
             start = time.perf_counter()
             with accelerator.autocast():
-                logits = part(*(tensor.clone() for tensor in boundary)).float()
+                inputs = accelerator.as_input(tuple(tensor.clone() for tensor in boundary))
+                logits = part(*inputs).float()
             cross_entropy(logits, labels).backward()
             above.zero_grad()
             if accelerator.device.type != "cpu":
@@ -144,7 +145,7 @@ def _describe(
     if accelerator.device.type == "cuda":
         device = torch.cuda.get_device_name(accelerator.device)
     trained = sum(p.numel() for p in above.parameters() if p.requires_grad)
-    shapes = [tuple(tensor.shape) for tensor in boundary]
+    shapes = [(*tensor.shape, str(tensor.dtype)) for tensor in boundary]
     wanted = f"precision {options.precision}, compile {options.compile}"
     return (
         f"{sum(1 for _ in above.modules())} modules, {trained} trained parameters, {shapes},"

@@ -141,7 +141,7 @@ def train_step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Take a step; return its mean loss, logits (N, C) float32 and class indices (N,)."""
     labels = run.train_set.labels_of(step.positions)
-    inputs, targets = run.mix_images(boundary, labels)
+    inputs, targets = run.mix_images(current.accelerator.as_input(boundary), labels)
     with sync_gradients(current.above, step.ends_update):
         with current.accelerator.autocast():
             logits = current.above(*inputs).float()
@@ -175,7 +175,8 @@ def validate(
         for batch, boundary in zip(batches, boundaries, strict=True):
             labels = run.val_set.labels_of(batch)
             with current.accelerator.autocast():
-                logits = current.line.above_eval(*boundary).float()
+                inputs = current.accelerator.as_input(boundary)
+                logits = current.line.above_eval(*inputs).float()
             # log_softmax leaves log-probabilities as they are, so this serves for both.
             metrics.add(cross_entropy(logits, labels), logits, labels, weight=len(labels))
     loss, accuracy, _ = metrics.compute()
