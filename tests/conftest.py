@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from helpers.browser import CHROMIUM, SECONDS
 from helpers.servers import Postgres
 from thawline.data.splitting import split_dataset
 from thawline.options import DatasetOptions
@@ -145,6 +146,20 @@ def finished_project(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> 
     said = "".join(process.communicate(timeout=300))
     assert process.returncode == 0, said
     return project
+
+
+@pytest.fixture(scope="module")
+def page() -> Iterator[Any]:
+    """Return a page of a browser without a window."""
+    from playwright.sync_api import sync_playwright
+
+    arguments = ["--no-sandbox", "--enable-unsafe-swiftshader", "--disable-background-networking"]
+    with sync_playwright() as starter:
+        browser = starter.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        page = browser.new_page(viewport={"width": 1600, "height": 1200})
+        page.set_default_timeout(1000 * SECONDS)
+        yield page
+        browser.close()
 
 
 QUICK = "training.epochs=2,training.num_workers=0,training.precision=fp32,transforms.size=64"

@@ -10,6 +10,7 @@ from thawline.pipelines.finetune import pipeline as finetune
 from thawline.pipelines.label_problems import pipeline as label_problems
 from thawline.pipelines.predict import pipeline as predict
 from thawline.pipelines.reporting import pipeline as reporting
+from thawline.pipelines.review import pipeline as review
 from thawline.pipelines.sweep import pipeline as sweep
 
 
@@ -42,6 +43,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "label_problems": model.to_nodes("build_model") + problems,
         "lr_find": model.to_nodes("build_model") + finetune.create_lr_search(),
         "compare": preparation + model.only_nodes("build_transforms") + compare.create_pipeline(),
+        "review": review.create_pipeline(),
         "predict": predict.create_pipeline(),
         "export": export.create_pipeline(),
         "sweep": preparation + sweep.create_pipeline(),

@@ -51,6 +51,15 @@ def test_labels_are_changed_and_images_left_out_and_no_file_is_touched(folder: P
     assert hash_files(manifest_of(folder)["path"].tolist()) == before
 
 
+def test_a_labeled_image_from_elsewhere_is_added(folder: Path) -> None:
+    new = folder.parent / "new.jpg"
+    shutil.copy(folder / "flower/00.jpg", new)
+    lines = ("../new.jpg,add,flower,,", "../absent.jpg,add,flower,,", "../new.png,add,bird,,")
+    manifest, outcomes = correct(folder, *lines)
+    assert outcomes == ["applied", "there is no such image", "there is no such image"]
+    assert manifest.set_index("path")["label"][str(new)] == "flower" and len(manifest) == 41
+
+
 def test_an_image_that_has_moved_is_found_by_its_content(folder: Path) -> None:
     (sha256,) = hash_files([str(folder / "flower/03.jpg")])
     (folder / "flower/03.jpg").rename(folder / "flower/moved.jpg")
@@ -111,7 +120,7 @@ def test_each_image_has_the_label_that_its_last_line_says(
     for path, (action, label) in last.items():
         if path in wanted and action == "drop":
             del wanted[path]
-        elif path in wanted and action == "relabel" and label in "aabbaabb":
+        elif path in wanted and action in ("relabel", "add") and label in "aabbaabb":
             wanted[path] = label
     assert dict(zip(corrected["path"], corrected["label"], strict=True)) == wanted
 

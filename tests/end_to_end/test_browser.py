@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import random
 import shutil
-import signal
-import socket
 import sqlite3
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from conftest import kedro
+from helpers.browser import CHROMIUM, served
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-CHROMIUM = shutil.which("chromium")
 NODES = {
     "scan_images",
     "screen_images",
@@ -37,68 +26,11 @@ NODES = {
     "package_model",
     "evaluate_model",
 }
-SECONDS = 60  # that a server or a page is waited for
 
 pytestmark = [
     pytest.mark.xdist_group("finished project"),
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH"),
 ]
-
-
-@pytest.fixture(scope="module")
-def page() -> Iterator[playwright.Page]:
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with playwright.sync_playwright() as starter:
-        browser = starter.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        page = browser.new_page(viewport={"width": 1600, "height": 1200})
-        page.set_default_timeout(1000 * SECONDS)
-        yield page
-        browser.close()
-
-
-@contextmanager
-def served(folder: Path, command: str, *arguments: str) -> Iterator[str]:
-    """Start a server of the environment's own on a free port and yield its address."""
-    port = free_port()
-    log_file = folder.parent / f"{command}.log"
-    with log_file.open("w") as log:
-        process = subprocess.Popen(
-            [str(Path(sys.executable).with_name(command)), *arguments, "--port", str(port)],
-            cwd=folder,
-            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        address = f"http://127.0.0.1:{port}"
-        wait_for(address, process, log_file)
-        yield address
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(timeout=SECONDS)
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on; kedro viz takes none above 49151."""
-    while True:
-        port = random.randrange(20000, 32000)
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
-
-
-def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(2 * SECONDS):
-        assert process.poll() is None, log.read_text()
-        try:
-            urllib.request.urlopen(address, timeout=5)
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.5)
-        else:
-            return
-    raise AssertionError(f"{address} did not answer:\n{log.read_text()}")
 
 
 def test_kedro_viz_shows_the_nodes_the_numbers_and_the_figures(

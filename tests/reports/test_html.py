@@ -20,6 +20,7 @@ from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from conftest import ROOT
+from helpers.browser import wait_until
 from helpers.trials import make_trials
 from thawline.evaluation.comparison import compare
 from thawline.evaluation.metrics import count_confusion
@@ -174,7 +175,7 @@ def test_the_page_is_whole_from_the_file_system_at_any_size_and_scheme(
     tab.on("pageerror", lambda error: said.append(str(error)))
     tab.on("request", lambda request: asked.append(request.url))
     tab.goto(file.as_uri())
-    tab.wait_for_function("document.querySelectorAll('.plot .main-svg').length > 0")
+    wait_until(tab, "document.querySelectorAll('.plot .main-svg').length > 0")
     for plot in tab.locator(".plot").all():
         box = plot.locator(".main-svg").first.bounding_box()
         assert box and box["height"] > 100 and 200 < box["width"] <= width
@@ -189,10 +190,8 @@ def test_the_page_is_whole_from_the_file_system_at_any_size_and_scheme(
     )
     assert colors[0] == colors[1]
     tab.emulate_media(color_scheme="light" if scheme == "dark" else "dark")
-    tab.wait_for_function(
-        "before => getComputedStyle(document.querySelector('.plot .xtick text')).fill !== before",
-        arg=colors[1],
-    )
+    fill = "getComputedStyle(document.querySelector('.plot .xtick text')).fill"
+    wait_until(tab, f"{fill} !== '{colors[1]}'")
     tab.close()
 
 

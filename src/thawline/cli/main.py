@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 import thawline
-from thawline.cli import verbs
+from thawline.cli import pages, verbs
 from thawline.cli.verbs import environment, examples
 from thawline.errors import ThawlineError
 from thawline.tracking.redaction import mask
@@ -36,8 +36,9 @@ def main() -> None:
 
 
 for command in (
-    verbs.finetune, verbs.predict, verbs.compare, verbs.sweep, verbs.runs, verbs.report,
-    verbs.serve, verbs.params,
+    verbs.finetune, verbs.predict, verbs.compare, verbs.sweep, verbs.watch, verbs.runs,
+    verbs.params,
+    pages.report, pages.review, pages.serve,
 ):  # fmt: skip
     main.add_command(command)
 

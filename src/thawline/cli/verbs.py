@@ -1,23 +1,17 @@
 """The commands of `thawline` that run pipelines, and those that show what runs have left."""
 
 import os
-import subprocess
-import sys
 import textwrap
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from thawline.errors import ThawlineError
-
 LATEST_RUNS = SHOWN_ROWS = 20
-PORT = 5001  # of the server of a model; `kedro mlflow ui` has 5000
-IMAGE = r"""{\"dataframe_split\": {\"columns\": [0], \"data\": [[\"$(base64 < photo.jpg)\"]]}}"""
-ASK = f"""Serving %s. To ask it about photo.jpg (docs/serving.md):
-  echo "{IMAGE}" | tr -d '\\n' |
-  curl -s http://127.0.0.1:%d/invocations -H 'Content-Type: application/json' -d @-"""
+WATCHED_STRATEGY = "all_stages"
+REST_SECONDS = 3  # after which a folder is taken for complete
 
 environment = click.option(
     "--env",
@@ -49,11 +43,9 @@ def _name_run(_context: Any, _option: Any, name: str | None) -> None:
         os.environ["THAWLINE_RUN_NAME"] = name
 
 
-def _with_options(*, strategy: bool = True) -> Callable[[Any], Any]:
-    """Add the options of every command that trains."""
+def with_options(*, data: bool = True, strategy: bool = True) -> Callable[[Any], Any]:
+    """Add the options of every command that runs a pipeline, and of one that trains on data."""
     options = [
-        click.argument("data", required=False),
-        click.option("--backbone", metavar="NAME", help="model.backbone, such as resnet50."),
         click.option(
             "--set", "parameters", multiple=True, callback=_parse, metavar="NAME=VALUE",
             help="Any parameter, as in YAML: --set training.step_epochs='[3, 5]'. Repeatable.",
@@ -64,8 +56,11 @@ def _with_options(*, strategy: bool = True) -> Callable[[Any], Any]:
         environment,
         click.option("--verbose", is_flag=True, help="Print everything that the log file holds."),
     ]  # fmt: skip
-    if strategy:
-        options.insert(1, click.option("--strategy", metavar="NAME", help="By default auto."))
+    if strategy and data:
+        options.insert(0, click.option("--strategy", metavar="NAME", help="By default auto."))
+    if data:
+        backbone = click.option("--backbone", metavar="NAME", help="Such as resnet50.")
+        options = [click.argument("data", required=False), backbone, *options]
 
     def decorate(command: Any) -> Any:
         for option in reversed(options):
@@ -75,7 +70,7 @@ def _with_options(*, strategy: bool = True) -> Callable[[Any], Any]:
     return decorate
 
 
-def _run(
+def run(
     pipeline: str, given: dict[str, Any], env: str | None = None, verbose: bool = False
 ) -> None:
     """Run a pipeline, and print the command of Kedro that does the same."""
@@ -109,7 +104,7 @@ def _print(texts: Any) -> None:
         "thawline finetune photos --set training.epochs=10",
     )
 )
-@_with_options()
+@with_options()
 def finetune(
     data: str | None, strategy: str | None, backbone: str | None, parameters: dict[str, Any],
     env: str | None, verbose: bool,
@@ -121,7 +116,7 @@ def finetune(
     """
     from thawline.api import name_parameters
 
-    _run("finetune", name_parameters(data, strategy, backbone) | parameters, env, verbose)
+    run("finetune", name_parameters(data, strategy, backbone) | parameters, env, verbose)
 
 
 @click.command(
@@ -129,7 +124,7 @@ def finetune(
         "thawline compare photos --strategy head_only --strategy full",
     )
 )
-@_with_options(strategy=False)
+@with_options(strategy=False)
 @click.option("--strategy", "strategies", multiple=True, metavar="NAME", help="Repeatable.")
 def compare(
     data: str | None, strategies: tuple[str, ...], backbone: str | None,
@@ -140,7 +135,7 @@ def compare(
 
     given = name_parameters(data, None, backbone) | parameters
     given |= {"compare.strategies": list(strategies)} if strategies else {}
-    _run("compare", given, env, verbose)
+    run("compare", given, env, verbose)
 
 
 @click.command(
@@ -148,7 +143,7 @@ def compare(
         "thawline sweep photos --set sweep.trials=10",
     )
 )
-@_with_options()
+@with_options()
 def sweep(
     data: str | None, strategy: str | None, backbone: str | None, parameters: dict[str, Any],
     env: str | None, verbose: bool,
@@ -156,7 +151,47 @@ def sweep(
     """Search for the best parameters on DATA with Optuna."""
     from thawline.api import name_parameters
 
-    _run("sweep", name_parameters(data, strategy, backbone) | parameters, env, verbose)
+    run("sweep", name_parameters(data, strategy, backbone) | parameters, env, verbose)
+
+
+@click.command(epilog=examples("thawline watch photos"))
+@with_options()
+def watch(
+    data: str | None, strategy: str | None, backbone: str | None, parameters: dict[str, Any],
+    env: str | None, verbose: bool,
+) -> None:  # fmt: skip
+    """Train on the folder DATA, and again whenever it has changed and rests, until Ctrl+C.
+
+    The strategy is all_stages unless another is given: only new images pass the frozen layers.
+    """
+    from thawline.api import name_parameters
+
+    folder = Path(data or "").resolve()
+    given = name_parameters(folder, strategy or WATCHED_STRATEGY, backbone) | parameters
+    trained = None
+    while True:
+        found = _list_files(folder)
+        time.sleep(REST_SECONDS)
+        if found == trained or found != _list_files(folder):
+            continue
+        trained = found
+        try:
+            run("finetune", given, env, verbose)
+        except click.ClickException as error:  # such as a class with too few images yet
+            error.show()
+        click.echo(f"Watching {folder} until Ctrl+C.")
+
+
+def _list_files(folder: Path) -> set[tuple[str, int, int]]:
+    """Return path, size and time of change of the files of a folder that are no results."""
+    from thawline.data.sources import RESULTS
+
+    found = set()
+    for path in folder.rglob("*"):
+        if RESULTS not in path.parts and path.is_file():
+            about = path.stat()
+            found.add((str(path), about.st_size, about.st_mtime_ns))
+    return found
 
 
 @click.command(
@@ -171,7 +206,7 @@ def predict(images: str, model: str | None) -> None:
     """Classify an image, or all IMAGES of a folder, with the champion."""
     from thawline.api import find_place
 
-    _run("predict", {"predict.root": images} | ({"predict.model": model} if model else {}))
+    run("predict", {"predict.root": images} | ({"predict.model": model} if model else {}))
     import pandas as pd
 
     rows = pd.read_parquet(find_place().project / "data/07_model_output/folder_labels.parquet")
@@ -206,41 +241,6 @@ def runs(everything: bool, as_page: bool) -> None:
         file.write_text(runs_page(found), "utf-8")
         click.echo(file)
         click.launch(str(file))
-
-
-@click.command(epilog=examples("thawline report"))
-def report() -> None:
-    """Open the report of the last run in a browser."""
-    from thawline.api import REPORT, find_place
-
-    file = find_place().project / REPORT
-    if not file.is_file():
-        raise click.ClickException(f"{file} does not exist yet. Run thawline finetune first.")
-    click.echo(file)
-    click.launch(str(file))
-
-
-@click.command(
-    epilog=examples(
-        "thawline serve --port 8000",
-    )
-)
-@click.option("--model", default="champion", show_default=True, help="An alias or a version.")
-@click.option("--port", default=PORT, show_default=True)
-def serve(model: str, port: int) -> None:
-    """Serve a registered model over HTTP, until Ctrl+C."""
-    from thawline.api import find_place
-    from thawline.cli.run_table import find_registered
-
-    try:
-        uri, store = find_registered(find_place(), model)
-    except ThawlineError as error:
-        raise click.ClickException(str(error)) from error
-    click.echo(ASK % (uri, port))
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", uri, "--port", str(port)]
-    environment = os.environ | {"MLFLOW_TRACKING_URI": store}
-    served = subprocess.run([*command, "--env-manager", "local"], env=environment, check=False)
-    raise SystemExit(served.returncode)
 
 
 @click.command(

@@ -9,9 +9,12 @@ from pathlib import Path
 import pandas as pd
 
 from thawline.data.decoding import hash_files
+from thawline.data.shards import is_file
 from thawline.errors import DataError
 
-ACTIONS = ("relabel", "drop", "fine")  # fine: looked at, and left as it is
+# fine: looked at, and left as it is; add: an image file that the data set lacks
+ACTIONS = ("relabel", "drop", "fine", "add")
+SAID = {"relabel": "relabeled", "drop": "left out", "fine": "confirmed", "add": "added"}
 COLUMNS = ["path", "sha256", "action", "label"]
 OUTCOMES = [*COLUMNS, "old_label", "outcome"]
 APPLIED = "applied"
@@ -48,6 +51,7 @@ def apply_corrections(
     A correction is of the image at its path, relative to the `folder` of the images; or, if none is
     there, of the image with its sha256. If it has a sha256 and the image's is another, the image
     has been replaced since, and the correction is not applied. The last one of an image counts.
+    `add` appends an image with its label, for training if the data brings splits.
 
     Returns:
         the manifest, with fewer rows if images are dropped; and the corrections with their `path`
@@ -60,21 +64,41 @@ def apply_corrections(
     if moved.any():
         at = dict(zip(hash_files(manifest["path"].tolist()), manifest["path"], strict=True))
         table.loc[moved, "path"] = table["sha256"].map(at).fillna(table["path"])
-    is_there = table["path"].isin(labels.index)
+    is_new = (table["action"] == "add") & ~table["path"].isin(labels.index)
+    is_there = table["path"].isin(labels.index) | (is_new & table["path"].map(is_file))
     table["old_label"] = table["path"].map(labels).fillna("")
     table["outcome"] = APPLIED
     checked = table[is_there & (table["sha256"] != "")]
     other = checked["sha256"].to_numpy() != hash_files(checked["path"].tolist())
     table.loc[checked.index[other], "outcome"] = "the image has been replaced since"
-    wrong = (table["action"] == "relabel") & ~table["label"].isin(labels.unique())
+    gives_label = table["action"].isin(["relabel", "add"])
+    wrong = gives_label & ~table["label"].isin(labels.unique())
     table.loc[wrong, "outcome"] = "there is no such class"
     table.loc[~is_there, "outcome"] = "there is no such image"
     table.loc[table.duplicated("path", keep="last"), "outcome"] = "a later line is of this image"
     applied = table[table["outcome"] == APPLIED].set_index("path")
-    new = applied.loc[applied["action"] == "relabel", "label"]
+    new = applied.loc[applied["action"].isin(["relabel", "add"]), "label"]
     corrected = manifest.copy()
     corrected.loc[corrected["path"].isin(new.index), "label"] = corrected["path"].map(new)
     dropped = applied.index[applied["action"] == "drop"]
-    corrected = corrected[~corrected["path"].isin(dropped)].reset_index(drop=True)
+    corrected = corrected[~corrected["path"].isin(dropped)]
+    added = applied.index[is_new[table["outcome"] == APPLIED]]
+    if len(added):
+        rows = {"path": added, "label": new[added].to_numpy(), "split": "train", "group": added}
+        corrected = pd.concat([corrected, pd.DataFrame(rows)[[*manifest]]])
+    corrected = corrected.sort_values("path", ignore_index=True)
     corrected.attrs = table.attrs = manifest.attrs
     return corrected, table
+
+
+def corrected_paths(table: pd.DataFrame) -> frozenset[str]:
+    """Return the images that the corrections of `apply_corrections` gave a label."""
+    applied = table[table["outcome"] == APPLIED]
+    return frozenset(applied.loc[applied["action"].isin(["relabel", "add"]), "path"])
+
+
+def summarize_corrections(table: pd.DataFrame) -> str:
+    """Return how many corrections were applied, by kind; nothing if there are none."""
+    counts = table.loc[table["outcome"] == APPLIED, "action"].value_counts()
+    texts = [f"{counts[name]} {SAID[name]}" for name in ACTIONS if name in counts]
+    return ", ".join(texts)

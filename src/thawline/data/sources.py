@@ -83,7 +83,7 @@ def find_root(root: str, base: Path, packaged_folder: Path) -> Path:
     return path.parent if path.suffix.lower() in TABLES and not path.is_dir() else path
 
 
-def find_files(root: str, base: Path) -> list[str]:
+def find_files(root: str, base: Path, parameter: str = "predict.root") -> list[str]:
     """Return the absolute paths of a file, or of all in a folder and its subfolders, sorted.
 
     Hidden files and folders, and special files such as pipes, are skipped. Links to folders are
@@ -97,13 +97,13 @@ def find_files(root: str, base: Path) -> list[str]:
         return [str(folder)]
     if not folder.is_dir():
         raise DataError(
-            f"predict.root: '{root}' does not exist ({folder}). Give an image or a folder, of which"
-            " all images are predicted, those in its subfolders too."
+            f"{parameter}: '{root}' does not exist ({folder}). Give an image or a folder of images;"
+            " those in its subfolders count too."
         )
     files, _, unlisted = _walk(folder)
     files = [path for path in files if os.path.isfile(path) or not os.path.exists(path)]  # noqa: PTH110, PTH113
     if not files:
-        raise DataError(f"predict.root: {folder} holds no file. Give a folder with images in it.")
+        raise DataError(f"{parameter}: {folder} holds no file. Give a folder with images in it.")
     return sorted(files + unlisted)
 
 

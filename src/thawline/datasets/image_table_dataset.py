@@ -14,7 +14,7 @@ from thawline.data.splitting import SPLITS
 
 PATHS = ("path", "other_path")
 # Columns that are text even if all of it looks like numbers: labels may be 007 or NA, files 12e3.
-TEXT = (*PATHS, "label", "other_label", "suggested", "prediction", "group", "sha256")
+TEXT = (*PATHS, "label", "other_label", "suggested", "prediction", "group", "sha256", "nearest")
 SENTENCES = "detail"  # a column of text in which paths may occur
 SUFFIX = ".root"  # of the file beside the table that says which folder that is
 

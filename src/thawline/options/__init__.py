@@ -25,6 +25,7 @@ from thawline.options.parameters import (
     Parameters,
     PredictOptions,
     RegistryOptions,
+    ReviewOptions,
     SweepOptions,
     flatten,
 )
@@ -49,7 +50,7 @@ __all__ = [
     "AugmentationOptions", "AutoOptions", "BitDepth", "Channels", "CompareOptions",
     "DatasetOptions", "Dimension", "EngineOptions", "EvaluationOptions", "ExplainOptions",
     "ExportOptions", "Interpolation", "LastStages", "LoraStages", "LrFindOptions", "ModelOptions",
-    "Options", "Parameters", "Phase", "PredictOptions", "RegistryOptions", "ScreeningOptions",
-    "SplitFractions", "Strategy", "SweepOptions",
+    "Options", "Parameters", "Phase", "PredictOptions", "RegistryOptions", "ReviewOptions",
+    "ScreeningOptions", "SplitFractions", "Strategy", "SweepOptions",
     "TrainingOptions", "TransformOptions", "Tta", "flatten", "validate_parameters",
 ]  # fmt: skip

@@ -127,6 +127,12 @@ class ExplainOptions(Options):
         return images
 
 
+class ReviewOptions(Options):
+    """What a person looks at besides the data set."""
+
+    unlabeled: str | None = Field(None, min_length=1)
+
+
 class RegistryOptions(Options):
     """The registered model that `finetune` adds versions to; None registers nothing."""
 
@@ -168,6 +174,7 @@ class Parameters(Options):
     activations: ActivationOptions = ActivationOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
     explain: ExplainOptions = ExplainOptions()
+    review: ReviewOptions = ReviewOptions()
     registry: RegistryOptions = RegistryOptions()
     engine: EngineOptions = EngineOptions()
     predict: PredictOptions = PredictOptions()

@@ -54,14 +54,8 @@ def html_report(
     escaped. The same arguments give the same page. `facts` are data, backbone and the like, by
     name; `verdict` is the main result in one sentence.
     """
-    environment = Environment(
-        loader=PackageLoader("thawline.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html").render(
+    return render(
+        "report.html",
         title=title,
         facts=facts,
         verdict=verdict,
@@ -70,8 +64,20 @@ def html_report(
         data_uri=_data_uri,
         csv_uri=_csv_uri,
         max_rows=MAX_SAVED_ROWS,
-        plotly_js=_compressed(get_plotlyjs()),
+        plotly_js=plotly_source(),
     )
+
+
+def render(template: str, **names: Any) -> str:
+    """Return a template with these names filled in, escaped."""
+    environment = Environment(
+        loader=PackageLoader("thawline.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(names)
 
 
 def with_captions(
@@ -124,9 +130,10 @@ def kedro_command(
     return " ".join([f"kedro run --pipeline={pipeline}", *arguments])
 
 
-def _compressed(text: str) -> str:
-    """Return a text as base64 of gzip, which is 40 % of plotly.js."""
-    return base64.b64encode(gzip.compress(text.encode("utf-8"), mtime=0)).decode("ascii")
+def plotly_source() -> str:
+    """Return plotly.js as base64 of gzip, which is 40 % of it."""
+    source = gzip.compress(get_plotlyjs().encode("utf-8"), mtime=0)
+    return base64.b64encode(source).decode("ascii")
 
 
 def _data_uri(figure: go.Figure | Image.Image) -> str:

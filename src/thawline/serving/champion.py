@@ -1,7 +1,7 @@
 """Register a model, and make it the champion if it is significantly better than the last one."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, NamedTuple
 
 import mlflow
@@ -37,12 +37,14 @@ def register_model(
     predictions: pd.DataFrame,
     classifier: Classifier,
     folders: ProjectFolders,
+    corrected: Container[str] = (),
 ) -> dict[str, Any]:
     """Register a logged model as a new version, and move the alias `champion` to it if it wins.
 
     A registry that refuses the model does not end the run, which may have trained for hours. `uri`
     is `models:/m-…`, None if the model was not logged; `predictions` is the table of
-    `predict_split` for its test images.
+    `predict_split` for its test images. Those whose paths are in `corrected` have a new label, and
+    do not count in the comparison.
 
     Returns:
         registered_model, registered_version, champion_version, registration_reason, and, if both
@@ -55,7 +57,9 @@ def register_model(
         problem = "no MLflow run is active" if name else "registry.name is null"
         result = {"registration_reason": f"not registered: {problem}"}
     else:
-        rows = predictions.assign(sha256=hash_files(predictions["path"].tolist()))
+        touched = [path in corrected for path in predictions["path"]]
+        hashes = hash_files(predictions["path"].tolist())
+        rows = predictions.assign(sha256=hashes, corrected=touched)
         try:
             result = _register(uri, name, classifier, rows, parameters, folders)
         except MlflowException as error:
@@ -163,7 +167,8 @@ def _register(
         version = str(mlflow.register_model(uri, name).version)
     while True:
         current = registry.find_version(name, CHAMPION)
-        verdict = compare_with_champion(classifier, rows, name, current, parameters)
+        untouched = rows[~rows["corrected"]]
+        verdict = compare_with_champion(classifier, untouched, name, current, parameters)
         with lock:
             if registry.find_version(name, CHAMPION) != current:
                 continue

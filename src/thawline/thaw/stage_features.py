@@ -1,7 +1,7 @@
 """Compute the pooled outputs of a network's stages, in one pass over the images."""
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -42,13 +42,56 @@ def stage_features(
     Returns:
         (N, features) float32 by the stage's name, from the input on.
     """
-    network = copy.deepcopy(network)
     if reader := find_all_stages(network):
-        freeze_layers(network, Phase(trainable=LastStages(last=1), optimizer="lbfgs"))
-        line = split_at_thaw_line(network, transforms.preprocessing.size)
-    else:
-        stages = StageFeatures(network)
-        line = ThawLine(stages, network, network, tuple(stages.outputs))
+        features, _ = head_features(network, images, transforms, options, store, dtype, keep)
+        return {stage: means.numpy() for stage, means in reader.means(features).items()}
+    stages = StageFeatures(copy.deepcopy(network))
+    line = ThawLine(stages, stages.network, stages.network, tuple(stages.outputs))
+    loaded = _load(line, images, transforms, options, store, dtype, keep)
+    columns = [torch.cat(column).float().cpu().numpy() for column in zip(*loaded, strict=True)]
+    return dict(zip(stages.outputs, columns, strict=True))
+
+
+@torch.no_grad()
+def head_features(
+    network: nn.Module,
+    images: Sequence[ImageView],
+    transforms: Transforms,
+    options: TrainingOptions,
+    store: ActivationCache = NO_CACHE,
+    dtype: torch.dtype | None = None,
+    keep: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Return what the last linear layer of a copy of the network receives, and what it returns.
+
+    The arguments are those of `stage_features`.
+
+    Returns:
+        features (N, F) and logits (N, C), float32 on the CPU.
+    """
+    network = copy.deepcopy(network)
+    freeze_layers(network, Phase(trainable=LastStages(last=1), optimizer="lbfgs"))
+    line = split_at_thaw_line(network, transforms.preprocessing.size)
+    received: list[Tensor] = []
+    returned: list[Tensor] = []
+    linear = find_linear(network)
+    linear.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0].float().cpu()))
+    for boundary in _load(line, images, transforms, options, store, dtype, keep):
+        with evaluation_mode(network):
+            returned.append(line.above_eval(*(tensor.float() for tensor in boundary)).cpu())
+    return torch.cat(received), torch.cat(returned)
+
+
+def _load(
+    line: ThawLine,
+    images: Sequence[ImageView],
+    transforms: Transforms,
+    options: TrainingOptions,
+    store: ActivationCache,
+    dtype: torch.dtype | None,
+    keep: bool,
+) -> Iterable[Tensors]:
+    """Return batches of what crosses a line, with a progress bar."""
     accelerator = make_accelerator(options)
     loader = FeatureLoader(
         line,
@@ -60,26 +103,8 @@ def stage_features(
     )
     size = options.batch_size
     batches = [images[start : start + size] for start in range(0, len(images), size)]
-    loaded = track(loader.load(batches, keep), "Computing stages", len(batches), transient=True)
-    if reader:
-        means = reader.means(torch.cat([*_read_all_stages(network, line, loaded)]))
-        return {stage: features.numpy() for stage, features in means.items()}
-    columns = [torch.cat(column).float().cpu().numpy() for column in zip(*loaded, strict=True)]
-    return dict(zip(stages.outputs, columns, strict=True))
-
-
-@torch.no_grad()
-def _read_all_stages(
-    network: nn.Module, line: ThawLine, loaded: Iterable[Tensors]
-) -> Iterator[Tensor]:
-    """Yield what the head of a network receives, (B, F) float32."""
-    received: list[Tensor] = []
-    linear = find_linear(network)
-    linear.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0].float().cpu()))
-    for boundary in loaded:
-        with evaluation_mode(network):
-            line.above_eval(*boundary)
-        yield received.pop()
+    loaded = loader.load(batches, keep)
+    return track(loaded, "Computing features", len(batches), transient=True)
 
 
 class StageFeatures(nn.Module):

@@ -10,6 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from PIL import Image
 
+from thawline.data.corrections import corrected_paths
 from thawline.data.decoding import hash_files
 from thawline.data.shards import read_bytes
 from thawline.errors import ParameterError
@@ -276,8 +277,10 @@ def register_model(
     predictions: pd.DataFrame,
     classifier: Classifier,
     registry: ProjectFolders,
+    applied_corrections: pd.DataFrame,
 ) -> dict[str, Any]:
     """Return the version that a model was registered as, whether it is champion, and why."""
     from thawline.serving import champion
 
-    return champion.register_model(parameters, uri, predictions, classifier, registry)
+    corrected = corrected_paths(applied_corrections)
+    return champion.register_model(parameters, uri, predictions, classifier, registry, corrected)

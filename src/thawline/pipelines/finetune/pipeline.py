@@ -73,7 +73,8 @@ def create_summary() -> Pipeline:
 
 def create_registration() -> Pipeline:
     """Return the pipeline from an evaluated classifier to its version in the registry."""
-    inputs = ["parameters", "served_model", "predictions", "classifier", "registry"]
+    evaluated = ["predictions", "classifier", "registry", "applied_corrections"]
+    inputs = ["parameters", "served_model", *evaluated]
     return Pipeline(
         [
             make_node(nodes.package_model, ["classifier", "splits"], "served_model"),

@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from PIL import Image
 
+from thawline.data.corrections import summarize_corrections
 from thawline.options import AUTO, EvaluationOptions, Parameters, TrainingOptions
 from thawline.pipelines.types import Classifier
 from thawline.reports.finetune import VERDICT, finetune_sections
@@ -76,6 +77,10 @@ def write_report(
     facts["Strategy"] = strategy_choice["chosen_strategy"]
     if strategy_choice["strategy"] == AUTO:
         facts["Strategy"] = f"auto, {strategy_choice['strategy_reason']}"
+    if said := summarize_corrections(entries["applied_corrections"]):
+        facts["Corrections"] = (
+            f"{said}; the champion is compared on test images that keep their label"
+        )
     root = os.path.commonpath(list(splits["path"]))
     for name, entry in entries.items():
         if isinstance(entry, pd.DataFrame):  # to be read elsewhere: no folders of this machine

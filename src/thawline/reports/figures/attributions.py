@@ -45,6 +45,12 @@ def attribution_grid(
     return image_grid(title, pictures, captions, columns=4)
 
 
+def overlay_views(explained: Explanations) -> list[Image.Image]:
+    """Return each image as the network sees it, with its attribution in colors."""
+    pairs = zip(explained.views, explained.maps, strict=True)
+    return [overlay(functional.to_pil_image(view), evidence) for view, evidence in pairs]
+
+
 def overlay(picture: Image.Image, evidence: Tensor) -> Image.Image:
     """Return a picture in gray, colored by a map (H, W) of the same size, from 0."""
     highest = float(evidence.double().quantile(MAX_QUANTILE)) or float(evidence.max()) or 1.0

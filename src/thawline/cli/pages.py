@@ -1,0 +1,100 @@
+"""The commands of `thawline` that open a page, and those that serve one."""
+
+import secrets
+from pathlib import Path
+from typing import Any
+
+import click
+
+from thawline.cli.verbs import examples, run, with_options
+from thawline.errors import ThawlineError
+
+LOCAL = "127.0.0.1"
+PORT = 5001  # of the server of a model; `kedro mlflow ui` has 5000
+IMAGE = r"""{\"dataframe_split\": {\"columns\": [0], \"data\": [[\"$(base64 < photo.jpg)\"]]}}"""
+ASK = f"""Serving %s; to try it, open %s. By a program (docs/serving.md):
+  echo "{IMAGE}" | tr -d '\\n' |
+  curl -s %s/invocations -H 'Content-Type: application/json' -d @-"""
+
+REVIEW_PORT = 5002
+REVIEW = Path("data", "08_reporting", "review.html")
+CORRECTIONS = "corrections.csv"
+
+
+@click.command(epilog=examples("thawline report"))
+def report() -> None:
+    """Open the report of the last run in a browser."""
+    from thawline.api import REPORT, find_place
+
+    file = find_place().project / REPORT
+    if not file.is_file():
+        raise click.ClickException(f"{file} does not exist yet. Run thawline finetune first.")
+    click.echo(file)
+    click.launch(str(file))
+
+
+@click.command(
+    epilog=examples(
+        "thawline serve --port 8000",
+    )
+)
+@click.option("--model", default="champion", show_default=True, help="An alias or a version.")
+@click.option("--host", default=LOCAL, show_default=True, help="Any other address needs a token.")
+@click.option("--port", default=PORT, show_default=True)
+def serve(model: str, host: str, port: int) -> None:
+    """Serve a registered model over HTTP, with a page to try it, until Ctrl+C."""
+    from thawline.api import find_place
+    from thawline.cli.run_table import find_registered
+
+    try:
+        uri, store = find_registered(find_place(), model)
+    except ThawlineError as error:
+        raise click.ClickException(str(error)) from error
+    import mlflow
+    import uvicorn
+
+    from thawline.reports.html import render
+    from thawline.serving.server import make_app
+
+    mlflow.set_tracking_uri(store)
+    token = None if host == LOCAL else secrets.token_urlsafe()
+    about: Any = mlflow.models.get_model_info(uri).metadata
+    names = about["class_names"]
+    app = make_app(uri, render("try.html", name=uri.removeprefix("models:/"), classes=names), token)
+    address = f"http://{host}:{port}"
+    click.echo(ASK % (uri, f"{address}/?token={token}" if token else address, address))
+    uvicorn.run(app, host=host, port=port, log_level="warning")
+
+
+@click.command(
+    epilog=examples(
+        "thawline review",
+        "thawline review --unlabeled new_photos",
+        "thawline review --serve",
+    )
+)
+@click.option("--unlabeled", metavar="FOLDER", help="Say which of its images to label next.")
+@click.option("--serve", is_flag=True, help="Let the page write corrections.csv, until Ctrl+C.")
+@click.option("--port", default=REVIEW_PORT, show_default=True)
+@with_options(data=False)
+def review(
+    unlabeled: str | None, serve: bool, port: int, parameters: dict[str, Any], env: str | None,
+    verbose: bool,
+) -> None:  # fmt: skip
+    """Show the images of the last run on a page, to find and correct wrong labels."""
+    from thawline.api import find_place
+
+    if unlabeled:
+        parameters = {"review.unlabeled": str(Path(unlabeled).resolve()), **parameters}
+    run("review", parameters, env, verbose)
+    project = find_place().project
+    if not serve:
+        click.echo(project / REVIEW)
+        click.launch(str(project / REVIEW))
+        return
+    import uvicorn
+
+    from thawline.serving.review_server import make_app
+
+    click.echo(f"http://127.0.0.1:{port} writes {project / CORRECTIONS} until Ctrl+C.")
+    uvicorn.run(make_app(project / REVIEW, project / CORRECTIONS), port=port, log_level="warning")

@@ -1,0 +1,1 @@
+"""A page on which a person looks through the images and corrects their labels."""

@@ -1,0 +1,75 @@
+"""A server on a free port, for a browser."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+CHROMIUM = shutil.which("chromium")
+SECONDS = 60  # that a server or a page is waited for
+
+
+@contextmanager
+def served(folder: Path, command: str, *arguments: str) -> Iterator[str]:
+    """Start a server of the environment's own on a free port and yield its address."""
+    port = free_port()
+    log_file = folder.parent / f"{command}.log"
+    with log_file.open("w") as log:
+        process = subprocess.Popen(
+            [str(Path(sys.executable).with_name(command)), *arguments, "--port", str(port)],
+            cwd=folder,
+            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        wait_for(address, process, log_file)
+        yield address
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(timeout=SECONDS)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on; kedro viz takes none above 49151."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return port
+
+
+def wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(2 * SECONDS):
+        assert process.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(address, timeout=5)
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.5)
+        else:
+            return
+    raise AssertionError(f"{address} did not answer:\n{log.read_text()}")
+
+
+def wait_until(page: Any, condition: str) -> None:
+    """Wait until a condition in JavaScript holds, on a page that forbids to evaluate strings."""
+    for _ in range(10 * SECONDS):
+        if page.evaluate(condition):
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"{condition} did not become true")
