@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -27,7 +28,7 @@ from thawline.data.splitting import split_dataset
 from thawline.evaluation.image_map import rank_unlabeled, reduce_features
 from thawline.networks.libraries import BUNDLED_BACKBONE
 from thawline.options import DatasetOptions, TrainingOptions
-from thawline.thaw.stage_features import head_features
+from thawline.thaw.stage_features import head_batches
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
 START, ROUND, MAX_LABELED = 100, 50, 600
@@ -44,7 +45,8 @@ def main() -> None:
     network, transforms = common.build(BUNDLED_BACKBONE, "head_only")
     hashes = hash_files(splits["path"].tolist())
     images = [ImageView(*pair) for pair in zip(splits["path"], hashes, strict=True)]
-    features, _ = head_features(network, images, transforms, TrainingOptions())
+    batches = head_batches(network, images, transforms, TrainingOptions())
+    features = torch.cat([batch.last for batch in batches])
     curves = {
         (seed, way): label(splits, features.numpy(), way, seed)
         for seed in range(arguments.seeds)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from thawline.data.decoding import hash_files
 from thawline.data.loading import ImageView
@@ -19,6 +20,7 @@ from thawline.evaluation.label_problems import (
 from thawline.networks.building import build_network, pretrained_preprocessing
 from thawline.options import DatasetOptions, ModelOptions, TrainingOptions, TransformOptions
 from thawline.thaw.stage_features import stage_features
+from thawline.training.logistic_regression import find_basis
 
 pytestmark = pytest.mark.xdist_group("digits")  # so that their features are computed once
 
@@ -48,8 +50,10 @@ def by_stage(digits: pd.DataFrame) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def features(by_stage: list[np.ndarray]) -> np.ndarray:
-    return np.hstack(by_stage)
+def features(by_stage: list[np.ndarray]) -> torch.Tensor:
+    """Return the principal components of all stages."""
+    stacked = torch.from_numpy(np.hstack(by_stage))
+    return find_basis(stacked, stacked.shape[1])[1]
 
 
 def flip(splits: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, set[str]]:
@@ -65,7 +69,7 @@ def flip(splits: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, s
 
 @pytest.mark.parametrize("seed", range(2))
 def test_most_flipped_labels_are_found_and_few_others(
-    digits: pd.DataFrame, features: np.ndarray, seed: int
+    digits: pd.DataFrame, features: torch.Tensor, seed: int
 ) -> None:
     flipped, wrong = flip(digits, 0.05, seed)
     table = find_label_errors(flipped, features, seed)
@@ -80,9 +84,9 @@ def test_most_flipped_labels_are_found_and_few_others(
 
 
 def test_few_of_the_digits_as_they_are_are_suspected(
-    digits: pd.DataFrame, by_stage: list[np.ndarray]
+    digits: pd.DataFrame, features: torch.Tensor, by_stage: list[np.ndarray]
 ) -> None:
-    assert len(find_label_errors(digits, np.hstack(by_stage), 0)) < 0.02 * len(digits)
+    assert len(find_label_errors(digits, features, 0)) < 0.02 * len(digits)
     assert len(find_outliers(digits, by_stage[-1])) < 0.02 * len(digits)
 
 
@@ -90,7 +94,7 @@ def test_no_image_is_predicted_from_its_own_group() -> None:
     rng = np.random.default_rng(0)
     groups = np.arange(60) // 2  # two of each, the same, and nothing else tells the classes apart
     labels = rng.permutation(30)[groups] % 2
-    features = 5 * np.eye(30, dtype=np.float32)[groups]
+    features = 5 * torch.eye(30)[torch.from_numpy(groups)]
     apart = out_of_sample_probabilities(features, labels, None, seed=0)
     together = out_of_sample_probabilities(features, labels, pd.Series(groups), seed=0)
     assert together.sum(axis=1) == pytest.approx(np.ones(60))
@@ -100,7 +104,7 @@ def test_no_image_is_predicted_from_its_own_group() -> None:
 
 def test_fewer_groups_than_folds_are_predicted_from_each_other() -> None:
     groups, labels = np.arange(60) // 20, np.arange(60) % 2
-    features = np.stack([labels, groups], axis=1).astype(np.float32)
+    features = 50 * torch.from_numpy(np.stack([labels, groups], axis=1)).float()
     found = out_of_sample_probabilities(features, labels, pd.Series(groups), seed=0)
     assert (found.argmax(axis=1) == labels).all()
 

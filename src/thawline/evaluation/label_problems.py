@@ -4,30 +4,32 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import torch
 from rich.progress import track
 from sklearn import config_context
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.neighbors import NearestNeighbors
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from threadpoolctl import threadpool_limits
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from thawline.training.logistic_regression import MAX_FOLD_ITERATIONS, LinearMap, fit
 
 FOLDS = 5
 REPEATS = 3  # of the cross-validation: their mean flags half as many correct labels as one
+C = 0.001  # strong enough that no wrong label is memorized
 NEIGHBORS = 10
 MAX_DISTANCES_MB = 128  # of all images to their neighborhood at a time; as much again is sorted
 MAX_NEIGHBORHOOD = 10_000  # images, so that time grows with the number of images, not its square
 FENCE = 3.0  # interquartile ranges above the upper quartile: Tukey's "far out"
 
 
-def find_label_errors(splits: pd.DataFrame, features: np.ndarray, seed: int) -> pd.DataFrame:
+def find_label_errors(splits: pd.DataFrame, components: Tensor, seed: int) -> pd.DataFrame:
     """Return the images whose label is probably wrong, the most probable error first.
 
-    A logistic regression on the features of other images predicts each image, and confident
-    learning (Northcutt et al. 2021, arXiv:1911.00068) finds the labels that contradict it by more
-    than chance. Images of one group do not predict one another. `features` (N, features) are those
-    of a pretrained network for the rows of `splits`.
+    A linear head on the features of other images predicts each image, and confident learning
+    (Northcutt et al. 2021, arXiv:1911.00068) finds the labels that contradict it by more than
+    chance. Images of one group do not predict one another. `components` (N, R) are those of
+    `logistic_regression.find_basis` for the rows of `splits`.
 
     Returns:
         path, split, label, suggested (the more probable class), probability (0 to 1, of the label).
@@ -35,7 +37,7 @@ def find_label_errors(splits: pd.DataFrame, features: np.ndarray, seed: int) -> 
     from cleanlab.filter import find_label_issues
 
     labels = splits["class_index"].to_numpy()
-    probabilities = out_of_sample_probabilities(features, labels, splits.get("group"), seed)
+    probabilities = out_of_sample_probabilities(components, labels, splits.get("group"), seed)
     found = find_label_issues(
         labels,
         probabilities,
@@ -52,30 +54,29 @@ def find_label_errors(splits: pd.DataFrame, features: np.ndarray, seed: int) -> 
 
 
 def out_of_sample_probabilities(
-    features: np.ndarray, labels: np.ndarray, groups: pd.Series | None, seed: int
+    components: Tensor, labels: np.ndarray, groups: pd.Series | None, seed: int
 ) -> np.ndarray:
-    """Return each image's class probabilities (N, C), from models fitted on images of other groups.
+    """Return each image's class probabilities (N, C), by heads fitted to images of other groups.
 
-    Features are (N, features), labels (N,) from 0 to C - 1, at least two of each.
+    Components are (N, R), labels (N,) from 0 to C - 1, at least two of each.
     """
     together = np.arange(len(labels)) if groups is None else groups.to_numpy()
     count = max(2, min(FOLDS, int(np.bincount(labels).min()), len(np.unique(together))))
-    # Regularized so strongly that a wrong label is not memorized; a finer tolerance takes twice as
-    # long and finds the same.
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, tol=0.01, max_iter=1000))
-    tables = []
-    # Threads would wait for each other: 9 s, not 0.8.
-    with warnings.catch_warnings(), threadpool_limits(1):
-        # of classes with fewer groups than folds
-        warnings.filterwarnings("ignore", "The least populated class|Number of classes in training")
-        for repeat in track(range(REPEATS), "Cross-validating labels", transient=True):
-            folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed + repeat)
-            tables.append(
-                cross_val_predict(
-                    model, features, labels, groups=together, cv=folds, method="predict_proba"
-                )
-            )
-    return np.mean(tables, axis=0, dtype=float)
+    targets, classes = torch.from_numpy(labels).long(), int(labels.max()) + 1
+    zeros = components.new_zeros(classes, components.shape[1])
+    start = LinearMap(zeros, zeros[:, 0])
+    total = np.zeros((len(labels), classes))
+    for repeat in track(range(REPEATS), "Cross-validating labels", transient=True):
+        folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed + repeat)
+        with warnings.catch_warnings():
+            # of classes with fewer groups than folds
+            warnings.filterwarnings("ignore", "The least populated class")
+            parts = [*folds.split(labels, labels, together)]
+        for rest, fold in parts:
+            own = components[rest], targets[rest]
+            head = fit(*own, C, cross_entropy, start, MAX_FOLD_ITERATIONS)
+            total[fold] += head(components[fold]).softmax(dim=1).numpy()
+    return total / REPEATS
 
 
 def find_outliers(splits: pd.DataFrame, features: np.ndarray) -> pd.DataFrame:

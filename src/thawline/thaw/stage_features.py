@@ -1,9 +1,11 @@
 """Compute the pooled outputs of a network's stages, in one pass over the images."""
 
+from __future__ import annotations
+
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from thawline.data.loading import ImageView, ViewLoader
 from thawline.data.transforms import Transforms
 from thawline.networks.all_stages import find_all_stages
 from thawline.networks.heads import find_linear
-from thawline.networks.stages import find_stages
+from thawline.networks.stages import HEAD, find_stages
 from thawline.options import LastStages, Phase, TrainingOptions
 from thawline.thaw.cache import NO_CACHE, ActivationCache
 from thawline.thaw.device import Accelerator, make_accelerator
@@ -42,44 +44,66 @@ def stage_features(
     Returns:
         (N, features) float32 by the stage's name, from the input on.
     """
-    if reader := find_all_stages(network):
-        features, _ = head_features(network, images, transforms, options, store, dtype, keep)
-        return {stage: means.numpy() for stage, means in reader.means(features).items()}
+    how = images, transforms, options, store, dtype, keep
+    if find_all_stages(network):
+        batches = [batch.means for batch in head_batches(network, *how)]
+        return {name: torch.cat([b[name] for b in batches]).numpy() for name in batches[0]}
     stages = StageFeatures(copy.deepcopy(network))
-    line = ThawLine(stages, stages.network, stages.network, tuple(stages.outputs))
-    loaded = _load(line, images, transforms, options, store, dtype, keep)
-    columns = [torch.cat(column).float().cpu().numpy() for column in zip(*loaded, strict=True)]
+    columns = [torch.cat(column).numpy() for column in zip(*_pooled(stages, *how), strict=True)]
     return dict(zip(stages.outputs, columns, strict=True))
 
 
+def all_features(network: nn.Module, *how: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the features of all stages, (B, F) float32, and of them those of the last layer.
+
+    They are what a head on all stages receives, or else the pooled output of each stage. The
+    arguments are those of `stage_features`.
+    """
+    if find_all_stages(network):
+        for batch in head_batches(network, *how):
+            yield batch.features, batch.last
+        return
+    for columns in _pooled(StageFeatures(copy.deepcopy(network)), *how):
+        yield torch.cat(columns, dim=1), columns[-1]
+
+
+class HeadBatch(NamedTuple):
+    """What the last linear layer of a network receives and returns for some images."""
+
+    features: Tensor  # (B, F) float32
+    means: dict[str, Tensor]  # of them by stage, (B, D), those of the last layer at the end
+    logits: Tensor  # (B, C) float32
+
+    @property
+    def last(self) -> Tensor:
+        """Features of the last layer, (B, D)."""
+        return [*self.means.values()][-1]
+
+
 @torch.no_grad()
-def head_features(
-    network: nn.Module,
-    images: Sequence[ImageView],
-    transforms: Transforms,
-    options: TrainingOptions,
-    store: ActivationCache = NO_CACHE,
-    dtype: torch.dtype | None = None,
-    keep: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """Return what the last linear layer of a copy of the network receives, and what it returns.
+def head_batches(network: nn.Module, *how: Any) -> Iterator[HeadBatch]:
+    """Yield what the head of a copy of the network receives and returns, batch by batch.
 
     The arguments are those of `stage_features`.
-
-    Returns:
-        features (N, F) and logits (N, C), float32 on the CPU.
     """
     network = copy.deepcopy(network)
+    reader, received = find_all_stages(network), list[Tensor]()
     freeze_layers(network, Phase(trainable=LastStages(last=1), optimizer="lbfgs"))
-    line = split_at_thaw_line(network, transforms.preprocessing.size)
-    received: list[Tensor] = []
-    returned: list[Tensor] = []
+    line = split_at_thaw_line(network, how[1].preprocessing.size)
     linear = find_linear(network)
     linear.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0].float().cpu()))
-    for boundary in _load(line, images, transforms, options, store, dtype, keep):
+    for boundary in _load(line, *how):
         with evaluation_mode(network):
-            returned.append(line.above_eval(*(tensor.float() for tensor in boundary)).cpu())
-    return torch.cat(received), torch.cat(returned)
+            logits = line.above_eval(*(tensor.float() for tensor in boundary)).cpu()
+        features = received.pop()
+        yield HeadBatch(features, reader.means(features) if reader else {HEAD: features}, logits)
+
+
+def _pooled(stages: StageFeatures, *how: Any) -> Iterator[Tensors]:
+    """Yield the pooled output of each stage, (B, D) float32 on the CPU."""
+    line = ThawLine(stages, stages.network, stages.network, tuple(stages.outputs))
+    for columns in _load(line, *how):
+        yield tuple(column.float().cpu() for column in columns)
 
 
 def _load(
@@ -87,9 +111,9 @@ def _load(
     images: Sequence[ImageView],
     transforms: Transforms,
     options: TrainingOptions,
-    store: ActivationCache,
-    dtype: torch.dtype | None,
-    keep: bool,
+    store: ActivationCache = NO_CACHE,
+    dtype: torch.dtype | None = None,
+    keep: bool = True,
 ) -> Iterable[Tensors]:
     """Return batches of what crosses a line, with a progress bar."""
     accelerator = make_accelerator(options)

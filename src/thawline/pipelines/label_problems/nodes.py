@@ -23,21 +23,27 @@ def find_label_problems(
     activations: Path,
 ) -> tuple[pd.DataFrame, pd.DataFrame, Image.Image, Image.Image, Image.Image, dict[str, int]]:
     """Return label errors and outliers, pictures of these and of near-duplicates, and numbers."""
+    import torch
+
     from thawline.data.loading import ImageView
     from thawline.evaluation import label_problems
     from thawline.reports.figures.data import problem_grid
     from thawline.thaw.cache import ActivationCache
-    from thawline.thaw.stage_features import stage_features
+    from thawline.thaw.stage_features import all_features
+    from thawline.training.linear_head import MAX_BASIS_IMAGES
+    from thawline.training.logistic_regression import find_basis
 
     hashes = hash_files(splits["path"].tolist())
     images = [ImageView(*pair) for pair in zip(splits["path"], hashes, strict=True)]
     cache = ActivationCache(activations, parameters.activations.max_gb)
-    stages = stage_features(network, images, transforms, parameters.training, cache)
-    *_, last = (features.shape[1] for features in stages.values())
-    stacked = np.hstack([*stages.values()])
-    del stages  # 0.8 GB of 100,000 images
-    label_errors = label_problems.find_label_errors(splits, stacked, parameters.seed)
-    outliers = label_problems.find_outliers(splits, stacked[:, -last:])
+    how = transforms, parameters.training, cache
+    some = np.random.default_rng(0).permutation(len(images))[:MAX_BASIS_IMAGES]
+    features = torch.cat([f for f, _ in all_features(network, [images[i] for i in some], *how)])
+    basis, _ = find_basis(features, features.shape[1])
+    batches = [(basis.project(f), last) for f, last in all_features(network, images, *how)]
+    components, last_layer = map(torch.cat, zip(*batches, strict=True))
+    label_errors = label_problems.find_label_errors(splits, components, parameters.seed)
+    outliers = label_problems.find_outliers(splits, last_layer.numpy())
     label_errors.attrs = outliers.attrs = splits.attrs
     counts = {
         "label_errors": len(label_errors),

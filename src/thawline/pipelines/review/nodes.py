@@ -30,13 +30,13 @@ def map_images(
 
     Those of `review.unlabeled` come last, without a label; the rank of all others is 0.
     """
-    from scipy.special import softmax
+    import torch
 
     from thawline.data.loading import ImageView
     from thawline.data.transforms import Transforms
     from thawline.evaluation import image_map
     from thawline.thaw.cache import ActivationCache
-    from thawline.thaw.stage_features import head_features
+    from thawline.thaw.stage_features import head_batches
 
     images = splits[["path", "label", "split"]]
     if parameters.review.unlabeled:
@@ -47,9 +47,10 @@ def map_images(
     transforms = Transforms(classifier.preprocessing, parameters.transforms)
     cache = ActivationCache(activations, parameters.activations.max_gb)
     how = transforms, parameters.training, cache
-    features, logits = (t.numpy() for t in head_features(classifier.network, views, *how))
-    probabilities = softmax(logits, axis=1)
-    components = image_map.reduce_features(features, parameters.seed)
+    batches = [(b.last, b.logits) for b in head_batches(classifier.network, views, *how)]
+    features, logits = (torch.cat(column) for column in zip(*batches, strict=True))
+    probabilities = logits.softmax(dim=1).numpy()
+    components = image_map.reduce_features(features.numpy(), parameters.seed)
     names = classifier.class_names
     table = image_map.describe_images(images, components, probabilities, names, parameters.seed)
     is_new = (images["split"] == UNLABELED).to_numpy()
