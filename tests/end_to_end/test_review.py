@@ -52,7 +52,7 @@ def opened(reviewed: Path, page: playwright.Page) -> Iterator[playwright.Page]:
     page.goto((reviewed / "data/08_reporting/review.html").as_uri())
     page.evaluate("localStorage.clear()")
     page.reload()
-    page.wait_for_selector("#map .main-svg")
+    page.wait_for_selector("#list li")
     yield page
     assert not problems
     assert not [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
@@ -109,23 +109,44 @@ def test_several_images_found_by_their_names_are_relabeled_together(
     assert corrections(opened) == []
 
 
-def test_the_map_has_every_image_and_any_color(opened: playwright.Page) -> None:
+def test_the_map_is_zoomed_and_moved_and_a_lasso_selects_on_it(opened: playwright.Page) -> None:
     for color in ("prediction", "split", "correct", "confidence", "label"):
         opened.select_option("#color", color)
-        points = opened.evaluate("document.querySelector('#map').data.flatMap(t => t.x).length")
-        assert points == 40
-    opened.locator("#map .modebar-btn[data-attr='dragmode'][data-val='lasso']").click()
-    box = opened.locator("#map .nsewdrag").bounding_box()
+    assert opened.inner_text("#legend").split() == ["flower", "temple", "unlabeled"]
+    box = opened.locator("#map").bounding_box()
     assert box
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    before = opened.evaluate("({...view})")
+    opened.mouse.move(*middle)
+    opened.mouse.wheel(0, -300)
+    opened.mouse.down()
+    opened.mouse.move(middle[0] + 50, middle[1] + 20, steps=5)
+    opened.mouse.up()
+    after = opened.evaluate("({...view})")
+    assert after["size"] < before["size"] and after["x"] != before["x"]
+    opened.click("#whole")
+    opened.click("#lasso")
     corners = [(0, 0), (1, 0), (1, 1), (0, 1), (0, 0.02)]
-    places = [(box["x"] + 2 + x * (box["width"] - 4), box["y"] + 2 + y * (box["height"] - 4))
-              for x, y in corners]  # fmt: skip
+    places = [
+        (box["x"] + 1 + x * (box["width"] - 2), box["y"] + 1 + y * (box["height"] - 2))
+        for x, y in corners
+    ]
     opened.mouse.move(*places[0])
     opened.mouse.down()
     for place in places[1:]:
         opened.mouse.move(*place, steps=5)
     opened.mouse.up()
-    opened.wait_for_selector("#list-title:has-text('Selection')")
+    assert opened.inner_text("#list-title") == "Selection"
+    assert opened.locator("#list li").count() == 40
+
+
+def test_an_image_on_the_map_is_shown_by_a_click(opened: playwright.Page) -> None:
+    place = opened.evaluate(
+        "(() => { const { scale, left, top } = projection();"
+        " return [(images.x[7] - left) * scale, (images.y[7] - top) * scale]; })()"
+    )
+    opened.locator("#map").click(position={"x": place[0], "y": place[1]})
+    assert opened.evaluate("images.path[7]") in opened.inner_text("#image")
 
 
 def test_what_is_to_be_labeled_next_is_added_with_its_label(opened: playwright.Page) -> None:
@@ -149,7 +170,7 @@ def test_a_served_page_writes_the_file_itself(reviewed: Path, page: playwright.P
         reviewed, "thawline", "review", "--serve", "--set", "transforms.size=64"
     ) as address:
         page.goto(address)
-        page.wait_for_selector("#map .main-svg")
+        page.wait_for_selector("#list li")
         page.locator("#list .pick").first.click()
         wait_until(page, "document.querySelector('#image img.large').naturalWidth > 100")
         page.click("#image button[aria-label^='Drop']")

@@ -64,7 +64,7 @@ def html_report(
         data_uri=_data_uri,
         csv_uri=_csv_uri,
         max_rows=MAX_SAVED_ROWS,
-        plotly_js=plotly_source(),
+        plotly_js=_compressed(get_plotlyjs()),
     )
 
 
@@ -130,10 +130,9 @@ def kedro_command(
     return " ".join([f"kedro run --pipeline={pipeline}", *arguments])
 
 
-def plotly_source() -> str:
-    """Return plotly.js as base64 of gzip, which is 40 % of it."""
-    source = gzip.compress(get_plotlyjs().encode("utf-8"), mtime=0)
-    return base64.b64encode(source).decode("ascii")
+def _compressed(text: str) -> str:
+    """Return a text as base64 of gzip, which is 40 % of plotly.js."""
+    return base64.b64encode(gzip.compress(text.encode("utf-8"), mtime=0)).decode("ascii")
 
 
 def _data_uri(figure: go.Figure | Image.Image) -> str:

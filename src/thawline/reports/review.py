@@ -15,7 +15,7 @@ from thawline.data.corrections import COLUMNS
 from thawline.data.decoding import hash_files, map_threads
 from thawline.data.manifests import ROOT
 from thawline.reports.figures.grids import thumbnail
-from thawline.reports.html import plotly_source, render
+from thawline.reports.html import render
 
 SIDES = ((5_000, 96), (50_000, 64))  # px of a thumbnail, for up to so many images
 MIN_SIDE = 32
@@ -30,7 +30,8 @@ class ReviewList(NamedTuple):
 
     title: str
     about: str
-    images: pd.DataFrame  # path; perhaps suggested, a label; other_path; and why, a text
+    images: pd.DataFrame  # path; perhaps suggested, a label, and other_path
+    why: list[str]  # it is listed
 
 
 def list_images(
@@ -48,47 +49,50 @@ def list_images(
         near_duplicates: path, other_path, split, other_split.
         outliers: path, distance.
     """
-    percent = "{:.0%}".format
     labeled = images[images["split"] != "unlabeled"]
     wrong = labeled[labeled["prediction"] != labeled["label"]]
     wrong = wrong.sort_values("confidence", ascending=False)
+    wrong = wrong.assign(suggested=wrong["prediction"])
     unsure = labeled.sort_values("margin")
     next_ones = images[images["rank"] > 0].sort_values("rank")
-    both = near_duplicates["split"] + " and " + near_duplicates["other_split"]
+    next_ones = next_ones.assign(suggested=next_ones["prediction"])
+    both = zip(near_duplicates["split"], near_duplicates["other_split"], strict=True)
     return [
         ReviewList(
             "Probable label errors",
             "A classifier that has not seen the image contradicts its label.",
-            label_errors.assign(
-                why="probability of the label " + label_errors["probability"].map(percent)
-            ),
+            label_errors,
+            [f"probability of the label {p:.0%}" for p in label_errors["probability"]],
         ),
         ReviewList(
             "Confident mistakes",
             "The classifier is surest of these, and contradicts the label.",
-            wrong.assign(
-                suggested=wrong["prediction"], why="confidence " + wrong["confidence"].map(percent)
-            ),
+            wrong,
+            [f"confidence {p:.0%}" for p in wrong["confidence"]],
         ),
         ReviewList(
             "Least certain",
             "The two most probable classes are about as probable.",
-            unsure.assign(why="margin " + unsure["margin"].map(percent)),
+            unsure,
+            [f"margin {p:.0%}" for p in unsure["margin"]],
         ),
         ReviewList(
             "Near-duplicates",
             "Pairs that look alike, in two splits.",
-            near_duplicates.assign(why=both),
+            near_duplicates,
+            [f"{one} and {other}" for one, other in both],
         ),
         ReviewList(
             "Outliers",
             "These resemble no other image.",
-            outliers.assign(why="distance " + outliers["distance"].map("{:.2f}".format)),
+            outliers,
+            [f"distance {distance:.2f}" for distance in outliers["distance"]],
         ),
         ReviewList(
             "Label these next (experimental)",
             "Unlabeled images of which the classifier is unsure, none like another.",
-            next_ones.assign(suggested=next_ones["prediction"], why="unlabeled"),
+            next_ones,
+            ["unlabeled"] * len(next_ones),
         ),
     ]
 
@@ -132,7 +136,6 @@ def review_page(
         "review.html",
         data=page,
         sheets=[_webp(sheet) for sheet in thumbnail_sheets(images["path"].tolist(), side)],
-        plotly_js=plotly_source(),
     )
 
 
@@ -180,7 +183,7 @@ def _as_dict(own: ReviewList, rows: Mapping[str, int]) -> dict[str, Any]:
         "about": own.about,
         "total": len(own.images),
         "images": images["path"].map(rows).tolist(),
-        "why": images["why"].tolist(),
+        "why": own.why[: len(images)],
         "suggested": images["suggested"].tolist() if "suggested" in images else [],
         "other": images["other_path"].map(rows).tolist() if "other_path" in images else [],
     }

@@ -212,6 +212,7 @@ function render() {
   renderTabs();
   renderList();
   renderImage();
+  redraw();
 }
 
 function selected(rows, title) {
@@ -243,56 +244,197 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
-// The map
+// The map: points on a canvas, and thumbnails once few are in view.
 const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c8c8c"];
+const SHADES = ["#440154", "#3b528b", "#21918c", "#5ec962", "#fde725"];  // of confidence, rising
+const MAX_PICTURES = 80;  // in view, drawn in place of points
+const canvas = element("map");
+const view = { x: -.03, y: -.03, size: 1.06 };  // the part of the plane from 0 to 1 that is shown
+let groups = new Map();  // rows by what they have in common
+let lasso = null;  // its corners, while it is drawn
+let pictures = [];  // decoded sheets
 
-const hasWebGl = document.createElement("canvas").getContext("webgl") !== null;
-
-function traces(by) {
-  const point = { x: images.x, y: images.y };
-  const size = Math.max(3, Math.min(8, 500 / Math.sqrt(count)));
-  const text = images.path.map((path, row) => `${path}<br>${described(row)}<br>prediction ${images.prediction[row]}`);
-  const common = { type: hasWebGl ? "scattergl" : "scatter", mode: "markers", hoverinfo: "text" };
-  const rows = images.path.map((_, row) => row);
-  if (by === "confidence") {
-    const marker = { size, color: images.confidence, colorscale: "Viridis", colorbar: { title: { text: "confidence" } } };
-    return [{ ...common, ...point, text, customdata: rows, marker, showlegend: false }];
+function groupBy(column) {
+  const value = (row) => {
+    if (column === "confidence") return `${20 * Math.min(4, Math.floor(5 * images.confidence[row]))} % and more`;
+    if (column !== "correct") return images[column][row] || UNLABELED;
+    if (images.split[row] === UNLABELED) return UNLABELED;
+    return images.label[row] === images.prediction[row] ? "right" : "wrong";
+  };
+  const found = new Map();
+  for (let row = 0; row < count; row++) {
+    const key = value(row);
+    if (!found.has(key)) found.set(key, []);
+    found.get(key).push(row);
   }
-  const value = (row) => by !== "correct" ? images[by][row] || UNLABELED
-    : images.split[row] === UNLABELED ? UNLABELED : images.label[row] === images.prediction[row] ? "right" : "wrong";
-  const groups = Map.groupBy(rows, value);
-  return [...groups.keys()].sort().map((key, idx) => {
-    const own = groups.get(key);
-    const pick = (column) => own.map((row) => column[row]);
-    const symbol = ["circle", "diamond", "square", "cross"][Math.floor(idx / PALETTE.length) % 4];
-    const marker = { size, color: PALETTE[idx % PALETTE.length], symbol, opacity: .8 };
-    return { ...common, x: pick(images.x), y: pick(images.y), text: pick(text), customdata: own, name: key, marker };
-  });
+  const keys = [...found.keys()].sort((one, other) => one.localeCompare(other, undefined, { numeric: true }));
+  const colors = column === "confidence" ? SHADES.slice(5 - keys.length) : PALETTE;
+  groups = new Map(keys.map((key, idx) => [key, { rows: found.get(key), color: colors[idx % colors.length], isSquare: Math.floor(idx / PALETTE.length) % 2 }]));
+  element("legend").replaceChildren(...[...groups].map(([key, group]) => {
+    const item = node("span", key);
+    const mark = node("span", "", { className: group.isSquare ? "mark square" : "mark" });
+    mark.style.background = group.color;
+    item.prepend(mark);
+    return item;
+  }));
+  redraw();
 }
 
-function drawMap() {
-  const style = getComputedStyle(document.documentElement);
-  const color = (own) => style.getPropertyValue(`--${own}`).trim();
-  const axis = { visible: false, range: [-.03, 1.03] };
-  Plotly.react("map", traces(element("color").value), {
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: color("text") },
-    margin: { l: 0, r: 0, t: 0, b: 0 }, xaxis: axis, yaxis: axis, dragmode: "pan", hovermode: "closest",
-    uirevision: "map", legend: { itemsizing: "constant", orientation: "h", x: 0, y: 0, yanchor: "top" },
-    modebar: { bgcolor: "rgba(0,0,0,0)", color: color("quiet"), activecolor: color("accent") },
-    hoverlabel: { bgcolor: color("card"), font: { color: color("text") } },
-  }, {
-    responsive: true, scrollZoom: true, displaylogo: false, displayModeBar: true,
-    modeBarButtons: [["pan2d", "lasso2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
-  });
+// In pixels of the canvas, whose shorter side shows `view.size`.
+function projection() {
+  const { clientWidth: width, clientHeight: height } = canvas;
+  const scale = Math.min(width, height) / view.size;
+  return { width, height, scale, left: view.x - (width / scale - view.size) / 2, top: view.y - (height / scale - view.size) / 2 };
 }
 
+let waiting = false;
+function redraw() {
+  if (!waiting) requestAnimationFrame(draw);
+  waiting = true;
+}
+
+function draw() {
+  waiting = false;
+  const { width, height, scale, left, top } = projection();
+  const ratio = devicePixelRatio;
+  canvas.width = width * ratio;
+  canvas.height = height * ratio;
+  const context = canvas.getContext("2d");
+  context.scale(ratio, ratio);
+  const radius = Math.max(1.5, Math.min(5, 250 / Math.sqrt(count)) * Math.min(2, 1 / Math.sqrt(view.size)));
+  const place = (row) => [(images.x[row] - left) * scale, (images.y[row] - top) * scale];
+  const isSeen = ([x, y]) => x > -50 && y > -50 && x < width + 50 && y < height + 50;
+  const seen = [];
+  for (const { rows, color, isSquare } of groups.values()) {
+    context.fillStyle = color;
+    for (const row of rows) {
+      const at = place(row);
+      if (!isSeen(at)) continue;
+      if (seen.length <= MAX_PICTURES) seen.push(row);
+      if (isSquare || count > 3000) context.fillRect(at[0] - radius, at[1] - radius, 2 * radius, 2 * radius);
+      else {
+        context.beginPath();
+        context.arc(at[0], at[1], radius, 0, 2 * Math.PI);
+        context.fill();
+      }
+    }
+  }
+  if (seen.length <= MAX_PICTURES && view.size < .9) for (const row of seen) drawPicture(context, row, place(row));
+  if (current !== null) {
+    context.strokeStyle = getComputedStyle(document.body).color;
+    context.lineWidth = 2;
+    context.beginPath();
+    context.arc(...place(current), radius + 4, 0, 2 * Math.PI);
+    context.stroke();
+  }
+  if (lasso) {
+    context.strokeStyle = getComputedStyle(document.body).color;
+    context.beginPath();
+    for (const corner of lasso) context.lineTo(...corner);
+    context.closePath();
+    context.stroke();
+  }
+}
+
+function drawPicture(context, row, [x, y]) {
+  const { side, tiles } = data;
+  const [number, tile] = [Math.floor(row / tiles ** 2), row % tiles ** 2];
+  pictures[number] ??= Object.assign(new Image(), { src: sheetUrl(number), onload: redraw });
+  if (!pictures[number].complete) return;
+  const from = [tile % tiles * side, Math.floor(tile / tiles) * side];
+  context.drawImage(pictures[number], ...from, side, side, x + 6, y - 24, 48, 48);
+}
+
+const at = (event) => [event.offsetX, event.offsetY];
+
+function nearest([x, y], within = 12) {
+  const { scale, left, top } = projection();
+  let best = null;
+  let least = within ** 2;
+  for (let row = 0; row < count; row++) {
+    const distance = ((images.x[row] - left) * scale - x) ** 2 + ((images.y[row] - top) * scale - y) ** 2;
+    if (distance < least) [best, least] = [row, distance];
+  }
+  return best;
+}
+
+function zoom(factor, [x, y] = [canvas.clientWidth / 2, canvas.clientHeight / 2]) {
+  const before = projection();
+  const [px, py] = [before.left + x / before.scale, before.top + y / before.scale];
+  view.size = Math.min(2, Math.max(.005, view.size / factor));
+  const after = projection();
+  view.x += px - (after.left + x / after.scale);
+  view.y += py - (after.top + y / after.scale);
+  redraw();
+}
+
+function isInside(x, y, corners) {
+  let inside = false;
+  for (let i = 0, j = corners.length - 1; i < corners.length; j = i++) {
+    const [[ax, ay], [bx, by]] = [corners[i], corners[j]];
+    if ((ay > y) !== (by > y) && x < (bx - ax) * (y - ay) / (by - ay) + ax) inside = !inside;
+  }
+  return inside;
+}
+
+let pressed = null;  // where, and whether it has moved since
+canvas.addEventListener("pointerdown", (event) => {
+  canvas.setPointerCapture(event.pointerId);
+  pressed = { at: at(event), moved: false };
+  if (element("lasso").getAttribute("aria-pressed") === "true" || event.shiftKey) lasso = [at(event)];
+});
+canvas.addEventListener("pointermove", (event) => {
+  const [x, y] = at(event);
+  if (!pressed) {
+    const row = nearest([x, y]);
+    element("hovered").textContent = row === null ? "" : `${images.path[row]}: ${described(row)}; the classifier says ${images.prediction[row]}`;
+    return;
+  }
+  pressed.moved ||= Math.hypot(x - pressed.at[0], y - pressed.at[1]) > 3;
+  if (lasso) lasso.push([x, y]);
+  else if (pressed.moved) {
+    const { scale } = projection();
+    view.x -= (x - pressed.at[0]) / scale;
+    view.y -= (y - pressed.at[1]) / scale;
+    pressed.at = [x, y];
+  }
+  redraw();
+});
+canvas.addEventListener("pointerup", (event) => {
+  if (lasso && pressed.moved) {
+    const { scale, left, top } = projection();
+    const rows = images.path.map((_, row) => row);
+    selected(rows.filter((row) => isInside((images.x[row] - left) * scale, (images.y[row] - top) * scale, lasso)), "Selection");
+  } else if (!pressed?.moved) {
+    const row = nearest(at(event));
+    if (row !== null) show(row);
+  }
+  [pressed, lasso] = [null, null];
+  redraw();
+});
+canvas.addEventListener("wheel", (event) => {
+  event.preventDefault();
+  zoom(event.deltaY < 0 ? 1.2 : 1 / 1.2, at(event));
+}, { passive: false });
+
+element("zoom-in").onclick = () => zoom(1.5);
+element("zoom-out").onclick = () => zoom(1 / 1.5);
+element("whole").onclick = () => {
+  Object.assign(view, { x: -.03, y: -.03, size: 1.06 });
+  redraw();
+};
+element("lasso").onclick = () => {
+  const isOn = element("lasso").getAttribute("aria-pressed") === "true";
+  element("lasso").setAttribute("aria-pressed", !isOn);
+};
+new ResizeObserver(redraw).observe(canvas);
 element("undo").onclick = undo;
 element("save").onclick = save;
 element("more").onclick = () => { shown += PAGE; render(); };
 element("accept-all").onclick = () => decide(list.images
   .map((row, place) => [row, "relabel", list.suggested[place]])
   .filter(([row, , label]) => label && !corrections.has(images.path[row])));
-element("color").onchange = drawMap;
+element("color").onchange = () => groupBy(element("color").value);
 element("who").onchange = () => { try { localStorage.setItem("thawline who", element("who").value); } catch { /* as above */ } };
 element("search").onchange = () => {
   const word = element("search").value.toLowerCase();
@@ -308,10 +450,5 @@ async function begin() {
 }
 
 begin();
-loadPlotly().then(() => {
-  drawMap();
-  const map = element("map");
-  map.on("plotly_click", (event) => show(event.points[0].customdata));
-  map.on("plotly_selected", (event) => event?.points.length && selected(event.points.map((point) => point.customdata), "Selection"));
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawMap);
-});
+groupBy("label");
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
