@@ -37,11 +37,14 @@ def find_label_problems(
     images = [ImageView(*pair) for pair in zip(splits["path"], hashes, strict=True)]
     cache = ActivationCache(activations, parameters.activations.max_gb)
     how = transforms, parameters.training, cache
-    some = np.random.default_rng(0).permutation(len(images))[:MAX_BASIS_IMAGES]
-    features = torch.cat([f for f, _ in all_features(network, [images[i] for i in some], *how)])
-    basis, _ = find_basis(features, features.shape[1])
-    batches = [(basis.project(f), last) for f, last in all_features(network, images, *how)]
-    components, last_layer = map(torch.cat, zip(*batches, strict=True))
+    order = np.random.default_rng(0).permutation(len(images))
+    some, rest = ([images[i] for i in part] for part in np.split(order, [MAX_BASIS_IMAGES]))
+    features, last_layer = map(torch.cat, zip(*all_features(network, some, *how), strict=True))
+    basis, components = find_basis(features, features.shape[1])
+    del features  # seven times as wide
+    batches = [(basis.project(f), last) for f, last in all_features(network, rest, *how)]
+    columns = zip((components, last_layer), *batches, strict=True)
+    components, last_layer = (torch.cat(column)[order.argsort()] for column in columns)
     label_errors = label_problems.find_label_errors(splits, components, parameters.seed)
     outliers = label_problems.find_outliers(splits, last_layer.numpy())
     label_errors.attrs = outliers.attrs = splits.attrs
