@@ -42,7 +42,8 @@ def find_label_problems(
     features, last_layer = map(torch.cat, zip(*all_features(network, some, *how), strict=True))
     basis, components = find_basis(features, features.shape[1])
     del features  # seven times as wide
-    batches = [(basis.project(f), last) for f, last in all_features(network, rest, *how)]
+    more = all_features(network, rest, *how) if rest else ()
+    batches = [(basis.project(features), last) for features, last in more]
     columns = zip((components, last_layer), *batches, strict=True)
     components, last_layer = (torch.cat(column)[order.argsort()] for column in columns)
     label_errors = label_problems.find_label_errors(splits, components, parameters.seed)
