@@ -137,8 +137,8 @@ def test_figures_say_what_they_show(tmp_path) -> None:
     predictions = predictions_of(2 * rng.normal(size=(90, 3)), rng.integers(0, 3, 90), str(path))
     bins = reliability(predictions)
     assert bins["images"].sum() == 90
-    errors = {"temperature": 1.5, "test_calibration_error": 0.2}
-    errors |= {"test_calibration_error_scaled": 0.1, "test_calibration_error_by_chance": 0.05}
+    errors = {"temperature": 1.5, "test_calibration_error": 0.1}
+    errors |= {"test_calibration_error_uncalibrated": 0.2, "test_calibration_error_by_chance": 0.05}
     figure = reliability_diagram(bins, bins, errors)
     names = [trace.name for trace in figure.data if trace.showlegend is not False]
     assert names == [

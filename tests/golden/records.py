@@ -151,7 +151,7 @@ def metrics_of_a_run(folder: Path) -> dict[str, float]:
     options = f"dataset.root={folder},transforms.size=32,transforms.min_crop_scale=0.08"
     options += ",training.precision=fp32"
     options += ",training.epochs=2,training.num_workers=0,training.optimizer=sgd,training.lr=0.05"
-    done = kedro(project, "run", "--to-nodes=report.calibrate", f"--params={options}")
+    done = kedro(project, "run", "--to-nodes=report.measure_calibration", f"--params={options}")
     assert done.returncode == 0, done.stdout + done.stderr
     found: dict[str, float] = {}
     for name in ("metrics", "calibration"):

@@ -213,7 +213,7 @@ def predict(images: str, model: str | None) -> None:
     folder = Path(images) if Path(images).is_dir() else Path(images).parent
     shown = {
         "file": rows["path"].str.removeprefix(f"{folder}/"),
-        "label": rows["label"].fillna(rows["problem"]),
+        "label": rows["label"].fillna(rows.get("reason")).fillna(rows["problem"]),
         "probability": rows["probability"].map("{:.3f}".format),
     }
     _print(pd.DataFrame(shown).head(SHOWN_ROWS))

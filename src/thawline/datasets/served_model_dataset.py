@@ -23,6 +23,7 @@ PACKAGE = Path(__file__).parents[1]
 # What serving.mlflow_model imports; the packages of the pipelines are not needed for serving.
 REQUIREMENTS = (
     "joblib",
+    "numpy",
     "pandas",
     "pillow",
     "pydantic",

@@ -3,6 +3,9 @@
 Predictions are tables of `predict_split`.
 """
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import torch
@@ -10,7 +13,11 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from thawline.evaluation.prediction_sets import class_scores, prediction_sets, upper_bound
 from thawline.evaluation.predictions import as_arrays, probability_columns
+from thawline.networks.classifier import Calibration
+from thawline.options import ServingOptions
+from thawline.training.logistic_regression import is_better, make_folds
 
 BINS = 15  # of equal width from 0 to 1, as in Guo et al. 2017
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.02, 50.0
@@ -18,6 +25,7 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.02, 50.0
 # images outweigh it; without it, a few dozen correct images would make the classifier certain.
 PRIOR = 0.5
 RESAMPLES = 1000
+KEPT = 0.95  # of validation images, which are like the training images
 
 
 def reliability(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -82,6 +90,52 @@ def fit_temperature(predictions: pd.DataFrame) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
 
 
+def calibrate(
+    calibration: Calibration, validation: pd.DataFrame, options: ServingOptions, seed: int
+) -> tuple[Calibration, str]:
+    """Return a calibration by the predictions of validation images, and why its temperature.
+
+    It keeps 95 % of them: images further from the training images than that are unlike these.
+    """
+    temperature, why = choose_temperature(validation, seed)
+    scaled = with_temperature(validation, temperature)
+    changes: dict[str, Any] = {"temperature": temperature}
+    if options.coverage:
+        scores = fit_sets(scaled, options.coverage, options.by_class, seed)
+        changes |= {"max_scores": tuple(scores.tolist()), "coverage": options.coverage}
+    if options.refuse and "distance" in validation:
+        changes["max_distance"] = upper_bound(validation["distance"].tolist(), KEPT)
+    return dataclasses.replace(calibration, **changes), why
+
+
+def choose_temperature(validation: pd.DataFrame, seed: int) -> tuple[float, str]:
+    """Return a temperature, and why: 1 unless another is better by more than chance.
+
+    That is, if temperatures that are fitted to folds of the validation images make the labels of
+    the others more probable, by more than the standard error; images of a group stay together.
+    """
+    groups = validation["group"].to_numpy() if "group" in validation else None
+    _, targets, _ = as_arrays(validation)
+    folds = make_folds(targets, groups, seed)
+    gains = np.zeros(len(validation))
+    for rest, fold in folds:
+        own = validation.iloc[fold]
+        scaled = with_temperature(own, fit_temperature(validation.iloc[rest]))
+        gains[fold] = log_likelihood(scaled) - log_likelihood(own)
+    if folds and is_better(gains, groups):
+        return fit_temperature(validation), "better on validation images by more than chance"
+    few = f"on {len(validation)} validation images none is better by more than chance"
+    return 1.0, few
+
+
+def log_likelihood(predictions: pd.DataFrame) -> np.ndarray:
+    """Return the logarithm of the probability of each label, (N,), in nats."""
+    probabilities, targets, _ = as_arrays(predictions)
+    own = probabilities[np.arange(len(targets)), targets]
+    logs: np.ndarray = np.log(np.clip(own, np.finfo(np.float32).tiny, None))
+    return logs
+
+
 def with_temperature(predictions: pd.DataFrame, temperature: float) -> pd.DataFrame:
     """Return the predictions with all logits divided by a temperature; the classes stay."""
     probabilities, *_ = as_arrays(predictions)
@@ -98,3 +152,47 @@ def _logits(probabilities: np.ndarray) -> np.ndarray:
 def _bins(confidence: np.ndarray) -> np.ndarray:
     """Return the bin of each confidence, from 0 to `BINS` - 1."""
     return np.minimum((confidence * BINS).astype(int), BINS - 1)
+
+
+def fit_sets(validation: pd.DataFrame, coverage: float, by_class: bool, seed: int) -> np.ndarray:
+    """Return the largest score of each class in a set, (C,), so that sets hold the true class.
+
+    They do so with probability `coverage`, over images like those of the table of `predict_split`;
+    if `by_class`, over those of each class. Of a group, one image counts.
+    """
+    if "group" in validation:
+        validation = validation.groupby("group").sample(1, random_state=seed)
+    probabilities, targets, _ = as_arrays(validation)
+    scores = class_scores(probabilities, validation["uniform"].to_numpy())
+    own, classes = scores[np.arange(len(targets)), targets], range(scores.shape[1])
+    return np.array([
+        upper_bound(own[targets == idx] if by_class else own, coverage) for idx in classes
+    ])  # fmt: skip
+
+
+def measure_sets(predictions: pd.DataFrame, limits: np.ndarray) -> pd.DataFrame:
+    """Return for each image of a table of `predict_split` whether its set holds its class.
+
+    Returns:
+        label, covered, and size, the number of classes in the set.
+    """
+    probabilities, targets, _ = as_arrays(predictions)
+    inside = prediction_sets(probabilities, predictions["uniform"].to_numpy(), limits)
+    covered = inside[np.arange(len(targets)), targets]
+    return predictions[["label"]].assign(covered=covered, size=inside.sum(axis=1))
+
+
+def brier_score(predictions: pd.DataFrame) -> float:
+    """Return the mean squared distance of probabilities and truth, from 0 to 2 (Brier 1950)."""
+    probabilities, targets, _ = as_arrays(predictions)
+    truth = np.eye(probabilities.shape[1])[targets]
+    return float(((probabilities - truth) ** 2).sum(axis=1).mean())
+
+
+def risk_coverage(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return accuracy (0 to 1) by the share of images that are answered, the surest first."""
+    probabilities, _, correct = as_arrays(predictions)
+    surest = np.argsort(-probabilities.max(axis=1), kind="stable")
+    count = np.arange(1, len(surest) + 1)
+    accuracy = correct[surest].cumsum() / count
+    return pd.DataFrame({"answered": count / len(surest), "accuracy": accuracy})

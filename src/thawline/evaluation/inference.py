@@ -5,20 +5,27 @@ A served model uses it too: import only what `datasets.served_model_dataset` lis
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
-from itertools import chain, pairwise
+from itertools import chain, compress, pairwise
 from typing import Any, NamedTuple
 
 import joblib
+import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import normalize as normalize_length
 
 from thawline.data.decoding import ImageError, Source
 from thawline.data.transforms import Preprocessing, evaluation_views, normalize
+from thawline.evaluation.prediction_sets import draw_uniform, prediction_sets
 from thawline.networks.classifier import Classifier
+from thawline.networks.heads import find_linear
 from thawline.options import Tta
 
+NEIGHBORS = 5
+UNLIKE = "unlike the training images"
 CPU = torch.device("cpu")
 NUM_VIEWS = {"none": 1, "flip": 2, "five_crop": 5}  # of an image, with test-time augmentation
 
@@ -29,6 +36,8 @@ class PredictedBatch(NamedTuple):
     views: Tensor  # (N, 3, size, size) uint8, the center crops; black if unreadable
     probabilities: Tensor  # (N, C) float32 on the CPU
     problems: tuple[str, ...]  # why each image cannot be read; empty if it can
+    # (N,) float32 from the training images, 0 (equal) to 2; not a number if these are not known
+    distances: Tensor
 
 
 def predict_batches(
@@ -40,12 +49,15 @@ def predict_batches(
 ) -> Iterator[PredictedBatch]:
     """Predict images in fp32 with the classifier's own preprocessing, batch by batch, in order.
 
+    Logits are divided by the temperature of its calibration.
+
     With test-time augmentation, an image's probabilities are the mean of those of its views, as in
     Krizhevsky et al. 2012; mean logits would give more weight to views with extreme ones.
     The network is moved to `device`. Threads decode the next batch during the prediction of this
     one: a process would load another 700 MB of PyTorch.
     """
     network = classifier.network.eval().to(device).to(memory_format=torch.channels_last)
+    temperature, reference = classifier.calibration.temperature, classifier.calibration.reference
     decode = partial(decode_views, preprocessing=classifier.preprocessing, tta=tta)
     with ThreadPoolExecutor(max_workers=joblib.cpu_count()) as pool:
         starts = range(0, len(images), batch_size)
@@ -53,13 +65,44 @@ def predict_batches(
         for batch, _ in pairwise(chain(decoding, [()])):  # submits the next before it yields one
             decoded, problems = zip(*batch, strict=True)
             views = torch.stack(decoded, dim=1)
-            with torch.inference_mode():  # one view after the other, in the memory of one
+            # One view after the other, in the memory of one.
+            with torch.inference_mode(), head_inputs(network, reference) as received:
                 logits = [
                     network(normalize(view.to(device), classifier.preprocessing)) for view in views
                 ]
                 # Softmax leaves log-probabilities as they are, so it serves for both.
-                probabilities = torch.stack(logits).float().softmax(dim=2).mean(dim=0).cpu()
-            yield PredictedBatch(views[0], probabilities, problems)
+                scaled = torch.stack(logits).float() / temperature
+                probabilities = scaled.softmax(dim=2).mean(dim=0).cpu()
+            distances = torch.full((len(problems),), torch.nan)
+            if reference is not None:
+                distances = measure_distances(received[0].float().cpu(), reference)
+            yield PredictedBatch(views[0], probabilities, problems, distances)
+
+
+@contextmanager
+def head_inputs(network: nn.Module, reference: Tensor | None) -> Iterator[list[Tensor]]:
+    """Collect what the last linear layer receives, (N, F), if there is a reference to compare."""
+    received: list[Tensor] = []
+    if reference is None:
+        yield received
+        return
+    linear = find_linear(network)
+    hook = linear.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0]))
+    try:
+        yield received
+    finally:
+        hook.remove()
+
+
+def measure_distances(features: Tensor, reference: Tensor) -> Tensor:
+    """Return the mean cosine distance (N,) to the five nearest of the reference (M, D).
+
+    Of features (N, D or more), the last D count: those of the last layer. Deep nearest neighbors
+    tell images of another kind apart (Sun et al. 2022, arXiv:2204.06507).
+    """
+    own = normalize_length(features[:, -reference.shape[1] :])
+    nearest = (own @ reference.float().T).topk(min(NEIGHBORS, len(reference)), dim=1).values
+    return 1 - nearest.mean(dim=1)
 
 
 def decode_views(
@@ -71,6 +114,31 @@ def decode_views(
     except ImageError as error:
         size, count = preprocessing.size, NUM_VIEWS[tta]
         return torch.zeros(count, 3, size, size, dtype=torch.uint8), error.problem
+
+
+def answer(
+    batch: PredictedBatch, classifier: Classifier, top_k: int, refuse: bool = True
+) -> pd.DataFrame:
+    """Return `top_k_predictions` of a batch, and how sure they are, as far as it is known.
+
+    Returns:
+        then set: the classes that hold the true one with the chosen probability, separated by
+        commas; distance from the training images; reason why there is no label, or empty. With
+        `refuse`, an image that is unlike them has none.
+    """
+    own, names = classifier.calibration, classifier.class_names
+    table = top_k_predictions(batch.probabilities, names, top_k)
+    if own.max_scores:
+        uniform = draw_uniform(batch.views.numpy())
+        inside = prediction_sets(batch.probabilities.numpy(), uniform, np.array(own.max_scores))
+        table["set"] = [", ".join(compress(names, row)) for row in inside]
+    if own.reference is not None:
+        table["distance"] = batch.distances.numpy()
+        if refuse:
+            is_unlike = table["distance"] > own.max_distance
+            table["label"] = table["label"].mask(is_unlike, None)
+            table["reason"] = pd.Series(UNLIKE, table.index).where(is_unlike, None)
+    return table
 
 
 def top_k_predictions(

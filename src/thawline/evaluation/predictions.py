@@ -11,7 +11,8 @@ from rich.progress import track
 from thawline.data.decoding import became_unreadable
 from thawline.data.splitting import class_names
 from thawline.errors import DataError
-from thawline.evaluation.inference import PredictedBatch, predict_batches, top_k_predictions
+from thawline.evaluation.inference import PredictedBatch, answer, predict_batches
+from thawline.evaluation.prediction_sets import draw_uniform
 from thawline.networks.classifier import Classifier
 from thawline.options import TrainingOptions, Tta
 from thawline.thaw.device import make_accelerator
@@ -28,6 +29,9 @@ def predict_split(
     tta: Tta = "none",
 ) -> pd.DataFrame:
     """Predict a split and return path, label, prediction, group (if any) and all probabilities.
+
+    Further columns are distance from the training images, if that is known, and uniform, a number
+    from 0 to 1 of each image for its prediction set.
 
     Raises:
         DataError: if the splits have other classes than the classifier, or an image is unreadable.
@@ -46,12 +50,16 @@ def predict_split(
         for problem, path in zip(batch.problems, remaining, strict=False):
             if problem:
                 raise became_unreadable(path, problem)
-        tables.append(batch.probabilities)
-    probabilities = torch.cat(tables).numpy()
+        uniform = draw_uniform(batch.views.numpy())
+        tables.append((batch.probabilities, batch.distances, torch.from_numpy(uniform)))
+    probabilities, distances, uniform = (torch.cat(c).numpy() for c in zip(*tables, strict=True))
     predictions = rows[["path", "label"]].copy()
     predictions["prediction"] = [names[idx] for idx in probabilities.argmax(axis=1)]
     if "group" in rows:
         predictions["group"] = rows["group"]
+    if classifier.calibration.reference is not None:
+        predictions["distance"] = distances
+    predictions["uniform"] = uniform
     return predictions.join(pd.DataFrame(probabilities, columns=[PROBABILITY + n for n in names]))
 
 
@@ -62,16 +70,18 @@ def predict_files(
     top_k: int,
     training: TrainingOptions,
     tta: Tta = "none",
+    refuse: bool = True,
 ) -> pd.DataFrame:
     """Predict files, images or not, and return one row per file.
 
     Returns:
-        path; label and probability (0 to 1); label_2, probability_2 and so on up to `top_k`;
+        path; label and probability (0 to 1); label_2, probability_2 and so on up to `top_k`; set,
+        distance and reason, see `inference.answer`;
         problem: why the file cannot be read, in which case the others are empty, or else empty.
     """
     tables = []
     for batch in _predict(classifier, paths, batch_size, training, "Predicting", tta):
-        table = top_k_predictions(batch.probabilities, classifier.class_names, top_k)
+        table = answer(batch, classifier, top_k, refuse)
         problem = pd.Series(batch.problems, dtype="str").replace("", None)
         tables.append(table.where(problem.isna()).assign(problem=problem))
     predictions = pd.concat(tables, ignore_index=True)

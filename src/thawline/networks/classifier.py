@@ -2,15 +2,16 @@
 
 import json
 import platform
-from dataclasses import dataclass, field
+import sys
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
-from torch import nn
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import Tensor, nn
 
 from thawline.data.atomic_write import write_atomic
 from thawline.data.transforms import Preprocessing
@@ -18,6 +19,7 @@ from thawline.errors import CheckpointError, ParameterError
 from thawline.networks.building import build_network
 from thawline.networks.files import (
     DESCRIPTION_FILE,
+    REFERENCE_FILE,
     SEEN_FILE,
     WEIGHTS_FILE,
     WRITER,
@@ -25,9 +27,34 @@ from thawline.networks.files import (
 )
 from thawline.options import RENAMED, ModelOptions
 
-FORMAT = 3
+FORMAT = 4
+LARGEST = sys.float_info.max  # a bound that nothing exceeds, which JSON can hold
 PACKAGES = ("thawline", "torch", "torchvision", "timm")
-PARSE_ERRORS = (OSError, UnicodeError, json.JSONDecodeError, KeyError, TypeError, ValidationError)
+REFERENCE = "reference"
+PARSE_ERRORS = (
+    OSError,
+    SafetensorError,
+    UnicodeError,
+    json.JSONDecodeError,
+    KeyError,
+    TypeError,
+    ValidationError,
+)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How sure a classifier is, as measured on validation images. The default changes nothing."""
+
+    temperature: float = 1.0  # divisor of the logits
+    # Of a class in a prediction set, see `evaluation.prediction_sets`; without, there are no sets
+    max_scores: tuple[float, ...] = ()
+    coverage: float = 0.0  # how often a set should hold the true class
+    max_distance: float = LARGEST  # from the training images, of an image that is answered
+    reference: Tensor | None = None  # features of some of these, (M, D) float16, of length 1
+
+
+UNCALIBRATED = Calibration()
 
 
 @dataclass(frozen=True)
@@ -41,6 +68,7 @@ class Classifier:
     training: dict[str, Any] = field(default_factory=dict)  # how it was trained, to be read
     # SHA-256 of each image that it or an ancestor of its weights was trained or validated on
     seen: frozenset[str] = frozenset()
+    calibration: Calibration = UNCALIBRATED
 
 
 def save_classifier(classifier: Classifier, folder: Path) -> None:
@@ -49,12 +77,15 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
     Raises:
         FileExistsError: if the folder exists: a classifier is never overwritten.
     """
+    calibration = asdict(classifier.calibration)
+    reference = calibration.pop(REFERENCE)
     description = {
         "format": FORMAT,
         "class_names": classifier.class_names,
         "preprocessing": classifier.preprocessing.model_dump(),
         "model": classifier.model.model_dump(exclude={"trust_code"}),  # each run decides anew
         "training": classifier.training,
+        "calibration": calibration,
         "versions": {name: version(name) for name in PACKAGES}
         | {"python": platform.python_version()},
     }
@@ -63,6 +94,9 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
     folder.mkdir(parents=True)
     write_atomic(folder / WEIGHTS_FILE, lambda file: save_model(network, str(file), metadata))
     (folder / SEEN_FILE).write_text("\n".join(sorted(classifier.seen)), encoding="ascii")
+    if reference is not None:
+        tensors = {REFERENCE: reference}
+        write_atomic(folder / REFERENCE_FILE, lambda file: save_file(tensors, file))
     # Last, since a folder without it contains no classifier.
     (folder / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
 
@@ -89,6 +123,7 @@ def load_classifier(folder: Path, own: ModelOptions | None = None) -> Classifier
         class_names = tuple(description["class_names"])
         training = description["training"]
         seen = read_seen(folder)
+        calibration = _read_calibration(description.get("calibration", {}), folder)
     except PARSE_ERRORS as error:
         raise CheckpointError(
             f"'{folder}' contains no classifier ({type(error).__name__}: {error}). Give a folder"
@@ -107,7 +142,16 @@ def load_classifier(folder: Path, own: ModelOptions | None = None) -> Classifier
             f"'{folder / WEIGHTS_FILE}' is damaged or belongs to another network ({error}). Copy"
             f" it again, together with its {DESCRIPTION_FILE}."
         ) from error
-    return Classifier(network.eval(), class_names, preprocessing, model, training, seen)
+    network.eval()
+    return Classifier(network, class_names, preprocessing, model, training, seen, calibration)
+
+
+def _read_calibration(description: dict[str, Any], folder: Path) -> Calibration:
+    """Return the calibration of a classifier; the default for one of an earlier format."""
+    file = folder / REFERENCE_FILE
+    reference = load_file(file)[REFERENCE] if file.is_file() else None
+    own = {**description, "max_scores": tuple(description.get("max_scores", ()))}
+    return Calibration(**own, reference=reference)
 
 
 def _check_factory(folder: Path, model: ModelOptions, own: ModelOptions | None) -> None:

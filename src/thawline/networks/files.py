@@ -11,6 +11,7 @@ from thawline.options import ModelOptions
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "classifier.json"
 SEEN_FILE = "seen_images.txt"
+REFERENCE_FILE = "reference.safetensors"
 WEIGHT_FILES = (".pth", ".pt", ".th", ".ckpt", ".bin", ".tar", ".safetensors")
 
 WRITER = "thawline"  # metadata key of the weights, which identifies a copy of them

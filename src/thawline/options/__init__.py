@@ -26,6 +26,7 @@ from thawline.options.parameters import (
     PredictOptions,
     RegistryOptions,
     ReviewOptions,
+    ServingOptions,
     SweepOptions,
     flatten,
 )
@@ -51,6 +52,6 @@ __all__ = [
     "DatasetOptions", "Dimension", "EngineOptions", "EvaluationOptions", "ExplainOptions",
     "ExportOptions", "Interpolation", "LastStages", "LoraStages", "LrFindOptions", "ModelOptions",
     "Options", "Parameters", "Phase", "PredictOptions", "RegistryOptions", "ReviewOptions",
-    "ScreeningOptions", "SplitFractions", "Strategy", "SweepOptions",
+    "ScreeningOptions", "ServingOptions", "SplitFractions", "Strategy", "SweepOptions",
     "TrainingOptions", "TransformOptions", "Tta", "flatten", "validate_parameters",
 ]  # fmt: skip

@@ -127,6 +127,14 @@ class ExplainOptions(Options):
         return images
 
 
+class ServingOptions(Options):
+    """What a classifier says besides a label, in predictions and over HTTP."""
+
+    coverage: Annotated[float, Field(gt=0, lt=1)] | None = 0.9
+    by_class: bool = False
+    refuse: bool = True
+
+
 class ReviewOptions(Options):
     """What a person looks at besides the data set."""
 
@@ -174,6 +182,7 @@ class Parameters(Options):
     activations: ActivationOptions = ActivationOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
     explain: ExplainOptions = ExplainOptions()
+    serving: ServingOptions = ServingOptions()
     review: ReviewOptions = ReviewOptions()
     registry: RegistryOptions = RegistryOptions()
     engine: EngineOptions = EngineOptions()

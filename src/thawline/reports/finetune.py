@@ -30,11 +30,13 @@ PARTS = (
     ),
     Part(
         "Calibration",
-        ("reliability_diagram",),
+        ("reliability_diagram", "risk_coverage_figure"),
+        ("prediction_sets",),
         text="The confidence of a calibrated classifier equals its accuracy: its points lie on the"
         " dotted line. ECE is the expected calibration error. Temperature scaling divides the"
-        " logits by one number, fitted on the validation split. It changes confidences, but no"
-        " prediction.",
+        " logits by one number, fitted on the validation split, if that makes its labels more"
+        " probable by more than chance. It changes confidences, but no prediction. A prediction set"
+        " holds the true class with a chosen probability (serving.coverage).",
     ),
     Part(
         "Attributions",
@@ -76,6 +78,8 @@ TERMS = {
     " classes, each counting the same.",
     "ECE": "Expected calibration error: by how much, on average, the confidence differs from the"
     " share that is right.",
+    "Prediction set": "The classes that an image may well have; the set holds the true one with the"
+    " chosen probability, over many images like the validation images.",
     "Thaw line": "The border between what is frozen and what is trained. Below it, each image view"
     " is computed once, ever.",
     "CKA": "How similar the outputs of a stage are before and after training, from 0 to 1.",

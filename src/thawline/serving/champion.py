@@ -116,7 +116,7 @@ def compare_with_champion(
     new = labels.isna()
     if paths := unseen.loc[new, "path"].tolist():
         how = options.batch_size, 1, parameters.training, options.tta
-        predicted = predict_files(champion, paths, *how)
+        predicted = predict_files(champion, paths, *how, refuse=False)
         labels[new] = predicted["label"].to_numpy()
     return _test_difference(unseen, labels, version)
 

@@ -40,17 +40,31 @@ def export_onnx(classifier: Classifier) -> OnnxModel:
                 " install 'thawline[onnx]'"
             )
     images = _check_images(classifier)
-    network = classifier.network.cpu().eval()
+    network = Scaled(classifier.network.cpu().eval(), classifier.calibration.temperature)
     model = _to_onnx(network, images[:2])
     difference = _check(model, network, images)
     return model, _describe(classifier, difference)
 
 
-def _to_onnx(network: nn.Module, images: Tensor) -> bytes:
+class Scaled(nn.Module):
+    """A network whose logits are divided by a temperature."""
+
+    def __init__(self, network: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.network, self.temperature = network, temperature
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (N, C)."""
+        logits: Tensor = self.network(images)
+        return logits / self.temperature
+
+
+def _to_onnx(network: Scaled, images: Tensor) -> bytes:
     """Return the ONNX file of a network for batches of such images."""
+    name = type(network.network).__name__
     tensors = [*network.parameters(), *network.buffers()]
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors) >= MAX_BYTES:
-        raise ExportError(f"{type(network).__name__} is too large: an ONNX file holds up to 2 GB.")
+        raise ExportError(f"{name} is too large: an ONNX file holds up to 2 GB.")
     try:
         program = torch.onnx.export(
             network,
@@ -65,7 +79,7 @@ def _to_onnx(network: nn.Module, images: Tensor) -> bytes:
         return program.model_proto.SerializeToString()
     except (torch.onnx.OnnxExporterError, ValueError) as error:
         raise ExportError(
-            f"{type(network).__name__} cannot be exported to ONNX"
+            f"{name} cannot be exported to ONNX"
             f" ({first_line(error.__cause__ or error)}). Its control flow must not depend on the"
             " values of the images; see the documentation of torch.export."
         ) from error
@@ -140,6 +154,7 @@ def _describe(classifier: Classifier, difference: float) -> dict[str, Any]:
         "output": {
             "name": OUTPUT,
             "softmax": "not applied: a softmax over the classes gives probabilities",
+            "temperature": "applied; prediction sets and refusals are not in the file",
         },
         "class_names": list(classifier.class_names),
         "check": {"batch_sizes": list(BATCH_SIZES), "largest_difference": difference},

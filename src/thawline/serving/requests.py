@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from thawline.data.decoding import ImageError, Source, image_size
 from thawline.errors import DataError
-from thawline.evaluation.inference import predict_batches, top_k_predictions
+from thawline.evaluation.inference import PredictedBatch, answer, predict_batches
 from thawline.networks.classifier import Classifier
 from thawline.options import Options
 
@@ -61,16 +61,16 @@ def check_request(images: Sequence[Any], limits: RequestLimits, takes_paths: boo
 
 
 def classify(classifier: Classifier, images: Sequence[Source], top_k: int = 1) -> pd.DataFrame:
-    """Return the `top_k_predictions` of each image, given as a path or as the bytes of a file.
+    """Return the `inference.answer` for each image, given as a path or as the bytes of a file.
 
     Raises:
         DataError: if an image cannot be read; it is named by its position, from 1.
     """
-    names = classifier.class_names
-    tables = [top_k_predictions(torch.empty(0, len(names)), names, top_k)]
+    nothing = torch.empty(0, len(classifier.class_names))
+    tables = [answer(PredictedBatch(nothing, nothing, (), torch.empty(0)), classifier, top_k)]
     for idx, batch in enumerate(predict_batches(classifier, images, BATCH_SIZE)):
         for number, problem in enumerate(batch.problems, idx * BATCH_SIZE + 1):
             if problem:
                 raise DataError(f"Image {number} cannot be read: {problem}.")
-        tables.append(top_k_predictions(batch.probabilities, names, top_k))
+        tables.append(answer(batch, classifier, top_k))
     return pd.concat(tables, ignore_index=True)

@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional
 from thawline.data.transforms import normalize
 from thawline.errors import DataError, ParameterError
 from thawline.evaluation.explanations import attribute
-from thawline.evaluation.inference import predict_batches
+from thawline.evaluation.inference import answer, predict_batches
 from thawline.networks.classifier import Classifier
 from thawline.serving.requests import RequestLimits, check_request
 
@@ -76,9 +76,10 @@ def look_at(classifier: Classifier, content: bytes, attribution: bool) -> dict[s
     """Return classes with their probabilities, and pictures as PNG in base64.
 
     Returns:
-        classes: up to five pairs of name and probability (0 to 1), the most probable first; view:
-        what the network saw; attribution: its Grad-CAM in gray, white where most speaks for the
-        first class, if wanted and the network has one.
+        classes: up to five pairs of name and probability (0 to 1), the most probable first; set
+        and reason, see `inference.answer`, if there are any; view: what the network saw;
+        attribution: its Grad-CAM in gray, white where most speaks for the first class, if wanted
+        and the network has one.
 
     Raises:
         DataError: if the image cannot be read.
@@ -89,7 +90,9 @@ def look_at(classifier: Classifier, content: bytes, attribution: bool) -> dict[s
     probabilities, order = batch.probabilities[0].sort(descending=True, stable=True)
     pairs = zip(order[:TOP].tolist(), probabilities[:TOP].tolist(), strict=True)
     classes = [(classifier.class_names[idx], probability) for idx, probability in pairs]
-    found: dict[str, Any] = {"classes": classes, "view": _png(batch.views[0])}
+    row = answer(batch, classifier, 1).to_dict("records")[0]
+    sure = {name: row[name] for name in ("set", "reason") if row.get(name)}
+    found: dict[str, Any] = {"classes": classes, "view": _png(batch.views[0]), **sure}
     if attribution:
         images = normalize(batch.views, classifier.preprocessing)
         try:

@@ -13,7 +13,7 @@ CHOICE = [
 ]  # fmt: skip
 FROZEN = ["frozen_network", "freeze_report"]
 TRAINED = [
-    "classifier", "last_classifier", "history", "freeze_contract", "learning_curves",
+    "trained_classifier", "last_classifier", "history", "freeze_contract", "learning_curves",
     "stage_contributions",
 ]  # fmt: skip
 
@@ -46,11 +46,13 @@ def create_lr_search() -> Pipeline:
 def create_training() -> Pipeline:
     """Return the pipeline from a network to a classifier and its metrics on the test split."""
     frozen = ["frozen_network", "chosen_strategy", *DATA, *RESOURCES]
+    calibrated = ["parameters", "trained_classifier", "splits", "activations"]
     trained = ["classifier", "splits", "params:evaluation", "params:training"]
     return Pipeline(
         [
             make_node(nodes.freeze_layers, ["chosen_network", "chosen_strategy"], FROZEN),
             make_node(nodes.train_model, frozen, TRAINED),
+            make_node(nodes.calibrate_classifier, calibrated, "classifier"),
             make_node(nodes.evaluate_model, trained, EVALUATED),
         ]
     )

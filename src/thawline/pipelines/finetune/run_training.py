@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 
+from thawline.data.decoding import hash_files
+from thawline.data.loading import ImageView
 from thawline.data.splitting import class_names
 from thawline.data.transforms import Transforms
+from thawline.errors import ParameterError
 from thawline.evaluation.predictions import as_arrays, predict_split
 from thawline.evaluation.weight_averages import apply_wise_ft
 from thawline.networks import building
@@ -20,11 +25,14 @@ from thawline.options import AUTO, Parameters
 from thawline.pipelines.finetune.nodes import build_transforms
 from thawline.sweep import auto
 from thawline.thaw.cache import ActivationCache
+from thawline.thaw.stage_features import head_batches
 from thawline.training import loop, ray_engine, setup
 from thawline.training.progress import OnEpoch, State, TrainingResult
 from thawline.training.state import TrainingCheckpoints
 
 logger = logging.getLogger(__name__)
+
+MAX_REFERENCE = 500  # training images that others are compared with: 1.3 MB
 
 
 def build_network(
@@ -95,3 +103,25 @@ def make_classifier(
     network.load_state_dict(state)
     names, preprocessing = class_names(splits), image_transforms.preprocessing
     return Classifier(network, names, preprocessing, parameters.model, training or {}, seen)
+
+
+def sample_features(
+    parameters: Parameters, classifier: Classifier, splits: pd.DataFrame, cache: ActivationCache
+) -> Tensor | None:
+    """Return features of up to 500 training images, (M, D) float16 of length 1, one of a group.
+
+    They are those of the last layer. None if the head has no linear layer.
+    """
+    train = splits[splits["split"] == "train"]
+    if "group" in train:
+        train = train.groupby("group").sample(1, random_state=parameters.seed)
+    paths = train["path"].sample(min(MAX_REFERENCE, len(train)), random_state=parameters.seed)
+    images = [ImageView(*pair) for pair in zip(paths, hash_files(paths.tolist()), strict=True)]
+    transforms = Transforms(classifier.preprocessing, parameters.transforms)
+    how = transforms, parameters.training, cache
+    try:
+        batches = [batch.last for batch in head_batches(classifier.network, images, *how)]
+    except ParameterError as error:
+        logger.info("Images of another kind cannot be told apart: %s", error)
+        return None
+    return normalize(torch.cat(batches)).half()

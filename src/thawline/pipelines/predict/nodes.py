@@ -43,4 +43,13 @@ def predict_folder(
             len(table),
             *bad[["path", "problem"]].iloc[0],
         )
-    return table, {"predicted_by": found.name, "files": len(table), "unreadable_files": len(bad)}
+    refused = int(table["reason"].notna().sum()) if "reason" in table else 0
+    if refused:
+        logger.warning(
+            "%d of %d images are unlike the training images and have no label; 'distance' says how"
+            " unlike",
+            refused,
+            len(table),
+        )
+    counts = {"files": len(table), "unreadable_files": len(bad), "refused_images": refused}
+    return table, {"predicted_by": found.name, **counts}

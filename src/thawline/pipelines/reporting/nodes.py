@@ -5,12 +5,13 @@ import os
 import re
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from PIL import Image
 
 from thawline.data.corrections import summarize_corrections
-from thawline.options import AUTO, EvaluationOptions, Parameters, TrainingOptions
+from thawline.options import AUTO, Parameters
 from thawline.pipelines.types import Classifier
 from thawline.reports.finetune import VERDICT, finetune_sections
 from thawline.reports.html import data_facts, html_report
@@ -18,40 +19,41 @@ from thawline.reports.html import data_facts, html_report
 logger = logging.getLogger(__name__)
 
 
-def calibrate(
-    classifier: Classifier,
-    splits: pd.DataFrame,
-    predictions: pd.DataFrame,
-    options: EvaluationOptions,
-    training: TrainingOptions,
-    seed: int,
-) -> tuple[dict[str, float], go.Figure]:
-    """Return how far probabilities of the test split are from how often it is right, and a diagram.
-
-    The temperature is fitted on the validation split.
-    """
+def measure_calibration(
+    classifier: Classifier, predictions: pd.DataFrame, seed: int
+) -> tuple[dict[str, float], go.Figure, go.Figure, pd.DataFrame]:
+    """Return how well test images say how sure the classifier is: numbers, two figures, a table."""
     from thawline.evaluation import calibration
-    from thawline.evaluation.predictions import predict_split
-    from thawline.reports.figures.evaluation import reliability_diagram
+    from thawline.evaluation.significance import accuracy_interval
+    from thawline.reports.figures.evaluation import reliability_diagram, risk_coverage_curve
 
-    how = options.batch_size, training, options.tta
-    validation = predict_split(classifier, splits, "val", *how)
-    temperature = calibration.fit_temperature(validation)
-    scaled = calibration.with_temperature(predictions, temperature)
-    errors = {
-        "temperature": temperature,
+    own = classifier.calibration
+    before = calibration.with_temperature(predictions, 1 / own.temperature)
+    measured = {
+        "temperature": own.temperature,
         "test_calibration_error": calibration.calibration_error(predictions),
-        "test_calibration_error_scaled": calibration.calibration_error(scaled),
+        "test_calibration_error_uncalibrated": calibration.calibration_error(before),
         "test_calibration_error_by_chance": calibration.error_by_chance(predictions, seed),
+        "test_brier_score": calibration.brier_score(predictions),
     }
-    logger.debug(
-        "Expected calibration error %(test_calibration_error).4f, divided by the temperature"
-        " %(temperature).2f it is %(test_calibration_error_scaled).4f; chance alone gives about"
-        " %(test_calibration_error_by_chance).4f",
-        errors,
-    )
-    before, after = calibration.reliability(predictions), calibration.reliability(scaled)
-    return errors, reliability_diagram(before, after, errors)
+    if "distance" in predictions:
+        measured["test_refused"] = float((predictions["distance"] > own.max_distance).mean())
+    table = pd.DataFrame(columns=["label", "images", "coverage", "mean_size"])
+    if own.max_scores:
+        sets = calibration.measure_sets(predictions, np.array(own.max_scores))
+        covered = sets["covered"].to_numpy()
+        low, high = accuracy_interval(covered, predictions.get("group"))
+        measured |= {
+            "test_coverage": float(covered.mean()), "test_coverage_low": low,
+            "test_coverage_high": high, "test_set_size": float(sets["size"].mean()),
+        }  # fmt: skip
+        by_class = sets.groupby("label")
+        table = by_class.agg(
+            images=("size", "count"), coverage=("covered", "mean"), mean_size=("size", "mean")
+        ).reset_index()
+    bins = calibration.reliability(before), calibration.reliability(predictions)
+    curve = risk_coverage_curve(calibration.risk_coverage(predictions))
+    return measured, reliability_diagram(*bins, measured), curve, table
 
 
 def plot_errors(

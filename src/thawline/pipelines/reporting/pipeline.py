@@ -6,17 +6,17 @@ from thawline.pipelines import make_node
 from thawline.pipelines.reporting import nodes
 from thawline.reports.finetune import ENTRIES
 
-PARAMETERS = ["params:evaluation", "params:training", "params:seed"]
+CALIBRATION = ["calibration", "reliability_diagram", "risk_coverage_figure", "prediction_sets"]
 REPORTED = ("parameters", "splits", "strategy_choice", "metrics", "registration", *ENTRIES)
 
 
 def create_error_analysis() -> Pipeline:
     """Return the pipeline from predictions to how sure, and where wrong, the classifier is."""
-    predicted = ["classifier", "splits", "predictions", *PARAMETERS]
+    predicted = ["classifier", "predictions", "params:seed"]
     figures = ["per_class_figure", "misclassified_images"]
     return Pipeline(
         [
-            make_node(nodes.calibrate, predicted, ["calibration", "reliability_diagram"]),
+            make_node(nodes.measure_calibration, predicted, CALIBRATION),
             make_node(nodes.plot_errors, ["predictions", "per_class_metrics"], figures),
         ]
     )

@@ -40,12 +40,12 @@ def reliability_diagram(
     """Return accuracy by confidence, with and without temperature scaling, and image counts.
 
     `before` and `after` are tables of `calibration.reliability`; `errors` has temperature,
-    test_calibration_error and the same _scaled and _by_chance.
+    test_calibration_error and the same _uncalibrated and _by_chance.
     """
     names = {
-        f"uncalibrated: ECE {errors['test_calibration_error']:.1%}": before,
+        f"uncalibrated: ECE {errors['test_calibration_error_uncalibrated']:.1%}": before,
         f"temperature {errors['temperature']:.2f}: ECE"
-        f" {errors['test_calibration_error_scaled']:.1%}": after,
+        f" {errors['test_calibration_error']:.1%}": after,
     }
     bins = pd.concat(names, names=["classifier"]).reset_index("classifier")
     figure = make_subplots(
@@ -72,6 +72,14 @@ def reliability_diagram(
     figure.update_yaxes(title_text="Accuracy", range=[0, 1.05], tickformat=".0%", row=1, col=1)
     figure.update_yaxes(title_text="Images", rangemode="tozero", nticks=4, row=2, col=1)
     return finish(figure, "Reliability diagram (test split)", **legend_below(500, 3))
+
+
+def risk_coverage_curve(curve: pd.DataFrame) -> go.Figure:
+    """Return accuracy by the share of images that are answered, see `calibration.risk_coverage`."""
+    figure = px.line(curve, "answered", "accuracy", color_discrete_sequence=COLORS)
+    figure.update_xaxes(title_text="Share of images answered, surest first", tickformat=".0%")
+    figure.update_yaxes(title_text="Accuracy of these", tickformat=".1%", rangemode="normal")
+    return finish(figure, "Accuracy if only the surest are answered (test split)")
 
 
 def per_class_bars(per_class: pd.DataFrame) -> go.Figure:
