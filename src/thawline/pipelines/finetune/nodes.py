@@ -162,21 +162,11 @@ def calibrate_classifier(
     activations: Path,
 ) -> Classifier:
     """Return the classifier with what validation images say about how sure it is."""
-    from thawline.evaluation.calibration import calibrate
-    from thawline.evaluation.predictions import predict_split
-    from thawline.pipelines.finetune.run_training import sample_features
+    from thawline.pipelines.finetune.run_training import calibrate_classifier
     from thawline.thaw.cache import ActivationCache
 
     cache = ActivationCache(activations, parameters.activations.max_gb)
-    reference = sample_features(parameters, trained_classifier, splits, cache)
-    calibration = dataclasses.replace(trained_classifier.calibration, reference=reference)
-    uncalibrated = dataclasses.replace(trained_classifier, calibration=calibration)
-    batch_size = parameters.evaluation.batch_size
-    validation = predict_split(uncalibrated, splits, "val", batch_size, parameters.training)
-    calibration, why = calibrate(calibration, validation, parameters.serving, parameters.seed)
-    logger.debug("Temperature %.3f: %s", calibration.temperature, why)
-    training = trained_classifier.training | {"temperature_reason": why}
-    return dataclasses.replace(uncalibrated, calibration=calibration, training=training)
+    return calibrate_classifier(parameters, trained_classifier, splits, cache)
 
 
 def draw_views(

@@ -3,6 +3,7 @@
 import copy
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from thawline.data.loading import ImageView
 from thawline.data.splitting import class_names
 from thawline.data.transforms import Transforms
 from thawline.errors import ParameterError
+from thawline.evaluation.calibration import calibrate
 from thawline.evaluation.predictions import as_arrays, predict_split
 from thawline.evaluation.weight_averages import apply_wise_ft
 from thawline.networks import building
@@ -103,6 +105,21 @@ def make_classifier(
     network.load_state_dict(state)
     names, preprocessing = class_names(splits), image_transforms.preprocessing
     return Classifier(network, names, preprocessing, parameters.model, training or {}, seen)
+
+
+def calibrate_classifier(
+    parameters: Parameters, classifier: Classifier, splits: pd.DataFrame, cache: ActivationCache
+) -> Classifier:
+    """Return a classifier with a calibration by the validation images; predict these once."""
+    reference = sample_features(parameters, classifier, splits, cache)
+    calibration = replace(classifier.calibration, reference=reference)
+    uncalibrated = replace(classifier, calibration=calibration)
+    size = parameters.evaluation.batch_size
+    validation = predict_split(uncalibrated, splits, "val", size, parameters.training)
+    calibration, why = calibrate(calibration, validation, parameters.serving, parameters.seed)
+    logger.debug("Temperature %.3f: %s", calibration.temperature, why)
+    training = classifier.training | {"temperature_reason": why}
+    return replace(classifier, calibration=calibration, training=training)
 
 
 def sample_features(
