@@ -4,6 +4,7 @@ from kedro.pipeline import Pipeline
 
 from thawline.pipelines.compare import pipeline as compare
 from thawline.pipelines.data_preparation import pipeline as data_preparation
+from thawline.pipelines.drift import pipeline as drift
 from thawline.pipelines.explain import pipeline as explain
 from thawline.pipelines.export import pipeline as export
 from thawline.pipelines.finetune import pipeline as finetune
@@ -43,6 +44,7 @@ def register_pipelines() -> dict[str, Pipeline]:
         "label_problems": model.to_nodes("build_model") + problems,
         "lr_find": model.to_nodes("build_model") + finetune.create_lr_search(),
         "compare": preparation + model.only_nodes("build_transforms") + compare.create_pipeline(),
+        "drift": drift.create_pipeline(),
         "review": review.create_pipeline(),
         "predict": predict.create_pipeline(),
         "export": export.create_pipeline(),

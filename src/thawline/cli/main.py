@@ -38,7 +38,7 @@ def main() -> None:
 for command in (
     verbs.finetune, verbs.predict, verbs.compare, verbs.sweep, verbs.watch, verbs.runs,
     verbs.params,
-    pages.report, pages.review, pages.serve,
+    pages.drift, pages.report, pages.review, pages.serve,
 ):  # fmt: skip
     main.add_command(command)
 

@@ -17,6 +17,7 @@ ASK = f"""Serving %s; to try it, open %s. By a program (docs/serving.md):
   curl -s %s/invocations -H 'Content-Type: application/json' -d @-"""
 
 REVIEW_PORT = 5002
+DRIFT = Path("data", "08_reporting", "drift_report.html")
 REVIEW = Path("data", "08_reporting", "review.html")
 CORRECTIONS = "corrections.csv"
 
@@ -64,6 +65,20 @@ def serve(model: str, host: str, port: int) -> None:
     address = f"http://{host}:{port}"
     click.echo(ASK % (uri, f"{address}/?token={token}" if token else address, address))
     uvicorn.run(app, host=host, port=port, log_level="warning")
+
+
+@click.command(epilog=examples("thawline drift new_photos"))
+@click.argument("images", type=click.Path(resolve_path=True))
+@with_options(data=False)
+def drift(images: str, parameters: dict[str, Any], env: str | None, verbose: bool) -> None:
+    """Say whether IMAGES, a folder, are like those that the last classifier was evaluated on."""
+    from thawline.api import find_place
+
+    run("drift", {"drift.root": images, **parameters}, env, verbose)
+    folder = find_place().project / DRIFT
+    page = max(folder.iterdir()) / folder.name
+    click.echo(page)
+    click.launch(str(page))
 
 
 @click.command(

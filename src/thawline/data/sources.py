@@ -9,6 +9,7 @@ import pandas as pd
 from rich.progress import track
 
 from thawline.data import shards
+from thawline.data.decoding import ImageError, image_size
 from thawline.data.manifests import ROOT, read_manifest
 from thawline.data.packaged_datasets import LIBRARIES, write_packaged
 from thawline.data.splitting import SPLITS
@@ -105,6 +106,25 @@ def find_files(root: str, base: Path, parameter: str = "predict.root") -> list[s
     if not files:
         raise DataError(f"{parameter}: {folder} holds no file. Give a folder with images in it.")
     return sorted(files + unlisted)
+
+
+def find_readable(root: str, base: Path, parameter: str) -> list[str]:
+    """Return the `find_files` that are images, and warn of each other one.
+
+    Raises:
+        DataError: as `find_files`; or if none is an image.
+    """
+    paths = []
+    for path in find_files(root, base, parameter):
+        try:
+            image_size(path)
+        except ImageError as error:
+            logger.warning("%s: %s is left out: %s", parameter, path, error.problem)
+            continue
+        paths.append(path)
+    if not paths:
+        raise DataError(f"{parameter}: {root} holds no image that can be read.")
+    return paths
 
 
 def name_files(paths: Sequence[str], root: str = "", *, base: Path) -> list[str]:

@@ -19,6 +19,7 @@ from thawline.options.parameters import (
     AttributionMethod,
     CompareOptions,
     Dimension,
+    DriftOptions,
     EvaluationOptions,
     ExplainOptions,
     ExportOptions,
@@ -47,11 +48,11 @@ from thawline.options.validation import RENAMED, validate_parameters
 
 __all__ = [
     "AUTO", "FINE_TUNE", "PROBE", "RENAMED", "TRAINING_GROUPS", "ActivationOptions",
-    "AttributionMethod",
-    "AugmentationOptions", "AutoOptions", "BitDepth", "Channels", "CompareOptions",
-    "DatasetOptions", "Dimension", "EngineOptions", "EvaluationOptions", "ExplainOptions",
-    "ExportOptions", "Interpolation", "LastStages", "LoraStages", "LrFindOptions", "ModelOptions",
-    "Options", "Parameters", "Phase", "PredictOptions", "RegistryOptions", "ReviewOptions",
-    "ScreeningOptions", "ServingOptions", "SplitFractions", "Strategy", "SweepOptions",
-    "TrainingOptions", "TransformOptions", "Tta", "flatten", "validate_parameters",
+    "AttributionMethod", "AugmentationOptions", "AutoOptions", "BitDepth", "Channels",
+    "CompareOptions", "DatasetOptions", "Dimension", "DriftOptions", "EngineOptions",
+    "EvaluationOptions", "ExplainOptions", "ExportOptions", "Interpolation", "LastStages",
+    "LoraStages", "LrFindOptions", "ModelOptions", "Options", "Parameters", "Phase",
+    "PredictOptions", "RegistryOptions", "ReviewOptions", "ScreeningOptions", "ServingOptions",
+    "SplitFractions", "Strategy", "SweepOptions", "TrainingOptions", "TransformOptions", "Tta",
+    "flatten", "validate_parameters",
 ]  # fmt: skip

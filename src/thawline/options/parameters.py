@@ -135,6 +135,12 @@ class ServingOptions(Options):
     refuse: bool = True
 
 
+class DriftOptions(Options):
+    """New images that are compared with those that a classifier was evaluated on."""
+
+    root: str | None = Field(None, min_length=1)
+
+
 class ReviewOptions(Options):
     """What a person looks at besides the data set."""
 
@@ -184,6 +190,7 @@ class Parameters(Options):
     explain: ExplainOptions = ExplainOptions()
     serving: ServingOptions = ServingOptions()
     review: ReviewOptions = ReviewOptions()
+    drift: DriftOptions = DriftOptions()
     registry: RegistryOptions = RegistryOptions()
     engine: EngineOptions = EngineOptions()
     predict: PredictOptions = PredictOptions()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+SIGNIFICANT = 0.05  # that of `evaluation.significance`, which imports scipy.stats
 Rows = list[tuple[str, str]]  # what it is, and a text
 
 ACCURACY = (
@@ -25,7 +26,9 @@ def _strategy(choice: Mapping[str, str]) -> str:
 def _predicted(summary: Mapping[str, Any]) -> str:
     bad = summary["unreadable_files"]
     unreadable = f", of which {bad} cannot be read" if bad else ""
-    return f"{summary['files']} files by {summary['predicted_by']}{unreadable}"
+    unlike = summary.get("refused_images", 0)
+    refused = f"; {unlike} are unlike the training images and have no label" if unlike else ""
+    return f"{summary['files']} files by {summary['predicted_by']}{unreadable}{refused}"
 
 
 # Texts by catalog entries, in the order of an answer.
@@ -48,6 +51,13 @@ TEXTS: dict[str, tuple[str, Callable[[Any], str]]] = {
         ),
     ),
     "prediction_summary": ("Predicted", _predicted),
+    "drift": (
+        "Images",
+        lambda found: (
+            f"{'unlike' if found['drift_p_value'] < SIGNIFICANT else 'like'} the held-out ones"
+            f" (p = {found['drift_p_value']:.2g})"
+        ),
+    ),
 }
 FILES = {  # by the entries that they hold
     "latest_report": "Report",

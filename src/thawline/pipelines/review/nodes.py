@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from thawline.data.decoding import hash_files
-from thawline.data.sources import find_files
+from thawline.data.sources import find_readable
 from thawline.errors import ParameterError
 from thawline.options import Parameters
 from thawline.pipelines.types import Classifier
@@ -40,8 +40,9 @@ def map_images(
 
     images = splits[["path", "label", "split"]]
     if parameters.review.unlabeled:
-        new = _find_unlabeled(parameters.review.unlabeled, project, {*images["path"]})
-        images = pd.concat([images, new], ignore_index=True)
+        found = find_readable(parameters.review.unlabeled, project, "review.unlabeled")
+        new = pd.DataFrame({"path": found, "label": "", "split": UNLABELED}, dtype="str")
+        images = pd.concat([images, new[~new["path"].isin(images["path"])]], ignore_index=True)
     paths = images["path"].tolist()
     views = [ImageView(*pair) for pair in zip(paths, hash_files(paths), strict=True)]
     transforms = Transforms(classifier.preprocessing, parameters.transforms)
@@ -95,20 +96,3 @@ def write_review(
         logger.warning("%s", error)
     names = classifier.class_names
     return review_page(image_map, lists, pictures, applied_corrections, project, names)
-
-
-def _find_unlabeled(root: str, project: Path, known: set[str]) -> pd.DataFrame:
-    """Return the images of a folder that can be read and are not in the data set."""
-    from thawline.data.decoding import ImageError, image_size
-
-    paths = []
-    for path in find_files(root, project, "review.unlabeled"):
-        if path in known:
-            continue
-        try:
-            image_size(path)
-        except ImageError as error:
-            logger.warning("review.unlabeled: %s is left out: %s", path, error.problem)
-            continue
-        paths.append(path)
-    return pd.DataFrame({"path": paths, "label": "", "split": UNLABELED}, dtype="str")
