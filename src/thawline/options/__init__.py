@@ -19,15 +19,9 @@ from thawline.options.parameters import (
     AttributionMethod,
     CompareOptions,
     Dimension,
-    DriftOptions,
     EvaluationOptions,
     ExplainOptions,
-    ExportOptions,
     Parameters,
-    PredictOptions,
-    RegistryOptions,
-    ReviewOptions,
-    ServingOptions,
     SweepOptions,
     flatten,
 )
@@ -44,6 +38,14 @@ from thawline.options.training import (
     TrainingOptions,
 )
 from thawline.options.types import AUTO, FINE_TUNE, PROBE, Options, Tta
+from thawline.options.use import (
+    DriftOptions,
+    ExportOptions,
+    PredictOptions,
+    RegistryOptions,
+    ReviewOptions,
+    ServingOptions,
+)
 from thawline.options.validation import RENAMED, validate_parameters
 
 __all__ = [
