@@ -69,7 +69,7 @@ def test_a_long_outage_ends_a_run_that_resumes_and_that_can_be_logged_afterwards
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     params = f"--params=dataset.root={photos},{LONG}"
-    process = begin(project, params, server, "--to-nodes=train_model")
+    process = begin(project, params, server, "--to-nodes=calibrate_classifier")
     server.stop()
     said, errors = process.communicate(timeout=300)
     assert process.returncode == 1
@@ -77,7 +77,9 @@ def test_a_long_outage_ends_a_run_that_resumes_and_that_can_be_logged_afterwards
     assert server.uri in shown and "training.resume=true" in shown
     assert "Traceback" not in said + errors
     server.start()
-    done = kedro(project, "run", "--to-nodes=train_model", f"{params},training.resume=true")
+    done = kedro(
+        project, "run", "--to-nodes=calibrate_classifier", f"{params},training.resume=true"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     statuses = server.query("select status from runs order by start_time")
     assert statuses == [("KILLED",), ("FINISHED",)]

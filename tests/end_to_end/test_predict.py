@@ -223,7 +223,7 @@ def test_http_gives_the_labels_of_predict_and_names_what_it_cannot_read(
         assert found["label_2"].tolist() == good["label_2"].tolist()
         assert found["probability"].tolist() == pytest.approx(good["probability"].tolist(), 1e-5)
         (one,) = ask(address, contents[:1]).json()["predictions"]
-        assert one.keys() == {"label", "probability"}
+        assert one.keys() == {"label", "probability", "set", "distance", "reason"}
         refused = ask(address, [contents[0], b"no image", contents[1]])
         assert refused.status_code == 400
         assert "Image 2 cannot be read: not an image." in refused.json()["message"]

@@ -28,7 +28,7 @@ strategies:
   frozen_norm:
     phases: [{trainable: all, epochs: 2, lr: 0.001, lr_decay: 0.5, batch_norm: eval}]
 """
-UNTIL_TRAINED = ("run", "--pipeline=finetune", "--to-nodes=train_model")
+UNTIL_TRAINED = ("run", "--pipeline=finetune", "--to-nodes=calibrate_classifier")
 
 
 def newest(project: Path, pattern: str) -> Path:

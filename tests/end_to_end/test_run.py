@@ -223,7 +223,7 @@ def test_another_seed_gives_another_model_and_the_earlier_one_its_numbers_again(
     first = latest(project, "06_models/classifier").parent.name
     numbers = json.loads(latest(project, "08_reporting/metrics.json").read_text())
     other = f"--params=dataset.root={photos},seed=1,{QUICK}"  # a later model and other splits
-    train = ("run", "--pipelines=finetune", "--to-nodes=train_model", other)
+    train = ("run", "--pipelines=finetune", "--to-nodes=calibrate_classifier", other)
     assert kedro(project, *train, cwd=project / "src").returncode == 0
     assert latest(project, "06_models/classifier").parent.name != first
     tables = [latest(p, "05_model_input/splits.csv") for p in (project, finished_project)]
@@ -244,7 +244,7 @@ def test_a_warm_start_tests_on_no_image_that_its_ancestors_have_seen(
     seen = {*(ancestor / "seen_images.txt").read_text().split()}
     assert len(seen) == 34
     start = f"dataset.root={photos},model.weights={ancestor}/model.safetensors,{QUICK}"
-    done = kedro(project, "run", "--to-nodes=train_model", f"--params={start}")
+    done = kedro(project, "run", "--to-nodes=calibrate_classifier", f"--params={start}")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "becomes training images" not in done.stdout  # the same seed: the same test images
     newer = latest(project, "06_models/classifier")
@@ -276,7 +276,7 @@ def test_two_runs_with_one_seed_are_identical(
     finished_project: Path, project: Path, photos: Path
 ) -> None:
     options = f"--params=dataset.root={photos},{QUICK}"
-    done = kedro(project, "run", "--to-nodes=train_model", options)  # no name: finetune
+    done = kedro(project, "run", "--to-nodes=calibrate_classifier", options)  # no name: finetune
     assert done.returncode == 0, done.stdout + done.stderr
     splits = [
         latest(p, "05_model_input/splits.csv").read_bytes() for p in (project, finished_project)
@@ -296,7 +296,7 @@ def test_a_resnet50_file_and_an_unfrozen_stage_from_the_command_line(
         project,
         "run",
         "--pipeline=finetune",
-        "--to-nodes=train_model",
+        "--to-nodes=calibrate_classifier",
         f"--params=dataset.root={photos},model.backbone=resnet50,model.weights={project}/mine.pth,"
         f"strategy=freeze_to_layer3,{QUICK}",
     )
@@ -384,7 +384,7 @@ def test_a_strategy_of_ones_own_is_trained_and_without_a_store_nothing_is_writte
     )
     options = f"dataset.root={photos},strategy=mine,transforms.size=32,training.num_workers=0"
     options += ",activations.max_gb=0"
-    done = kedro(project, "run", "--to-nodes=train_model", f"--params={options}")
+    done = kedro(project, "run", "--to-nodes=calibrate_classifier", f"--params={options}")
     assert done.returncode == 0, done.stdout + done.stderr
     report = pd.read_csv(latest(project, "08_reporting/freeze_report.csv"))
     thawed = report[(report["phase"] == 2) & (report["trainable"] > 0)]
@@ -405,7 +405,7 @@ def gradual(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
     """Return a project in which a strategy of six phases has been run."""
     project = copy_project(tmp_path_factory.mktemp("gradual") / "project")
     options = f"--params=dataset.root={photos},{GRADUAL}"
-    done = kedro(project, "run", "--to-nodes=train_model", options)
+    done = kedro(project, "run", "--to-nodes=calibrate_classifier", options)
     assert done.returncode == 0, done.stdout + done.stderr
     return project
 
@@ -434,13 +434,15 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
 ) -> None:
     options = f"--params=dataset.root={photos},{GRADUAL}"
     states = project / "data" / "06_models" / "training_checkpoints"
-    process = start_kedro(project, "run", "--to-nodes=train_model", options)
+    process = start_kedro(project, "run", "--to-nodes=calibrate_classifier", options)
     while not list(states.glob("*.pt")):
         assert process.poll() is None
         time.sleep(0.05)
     process.kill()
     process.wait()
-    done = kedro(project, "run", "--to-nodes=train_model", f"{options},training.resume=true")
+    done = kedro(
+        project, "run", "--to-nodes=calibrate_classifier", f"{options},training.resume=true"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Resuming after epoch" in done.stdout
     for name, tensor in weights(gradual).items():
@@ -460,7 +462,7 @@ def test_more_epochs_go_on_after_the_last_one(
     shutil.copytree(finished_project, project)
     more = QUICK.replace("training.epochs=2", "training.epochs=3")
     options = f"--params=dataset.root={photos},{more},training.resume=true"
-    done = kedro(project, "run", "--to-nodes=train_model", options)
+    done = kedro(project, "run", "--to-nodes=calibrate_classifier", options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Resuming after epoch 2" in done.stdout and "Epoch 2:" not in done.stdout
     first, history = (
@@ -479,7 +481,7 @@ def test_more_epochs_go_on_after_the_last_one(
 
 def test_auto_without_a_budget_fits_all_stages_and_says_why(project: Path, photos: Path) -> None:
     options = f"dataset.root={photos},strategy=auto,auto.budget_minutes=0,{QUICK}"
-    done = kedro(project, "run", "--to-nodes=train_model", f"--params={options}")
+    done = kedro(project, "run", "--to-nodes=calibrate_classifier", f"--params={options}")
     assert done.returncode == 0, done.stdout + done.stderr
     said = " ".join(done.stdout.split())
     choice = json.loads(latest(project, "08_reporting/strategy_choice.json").read_text())
@@ -527,7 +529,9 @@ def test_a_second_run_computes_no_activations_and_gives_the_same_weights(
     project = tmp_path / "project"
     shutil.copytree(finished_project, project)
     first, options = weights(project), f"--params=dataset.root={photos},{QUICK}"
-    done = kedro(project, "run", "--from-nodes=build_transforms", "--to-nodes=train_model", options)
+    done = kedro(
+        project, "run", "--from-nodes=build_transforms", "--to-nodes=calibrate_classifier", options
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "96 activations were read, 0 computed" in log(project)
     second = weights(project)

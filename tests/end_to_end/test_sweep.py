@@ -47,7 +47,7 @@ def test_the_best_trial_is_repeated_exactly(swept: Path) -> None:
     assert written["training"]["lr"] == best["training.lr"]
     assert written["training"]["clip_norm"] == 1  # came by --params
     (swept / "conf/local/parameters_sweep.yml").unlink()
-    done = kedro(swept, "run", "--env=best", "--to-nodes=train_model")
+    done = kedro(swept, "run", "--env=best", "--to-nodes=calibrate_classifier")
     assert done.returncode == 0, done.stdout + done.stderr
     history = pd.read_csv(newest(swept, "history.csv"))
     repeated = history.iloc[int(best["best_epoch"]) - 1]

@@ -137,7 +137,8 @@ def answer(
         if refuse:
             is_unlike = table["distance"] > own.max_distance
             table["label"] = table["label"].mask(is_unlike, None)
-            table["reason"] = pd.Series(UNLIKE, table.index).where(is_unlike, None)
+            reasons = [UNLIKE if unlike else None for unlike in is_unlike]
+            table["reason"] = pd.Series(reasons, dtype="object")
     return table
 
 

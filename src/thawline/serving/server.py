@@ -91,7 +91,7 @@ def look_at(classifier: Classifier, content: bytes, attribution: bool) -> dict[s
     pairs = zip(order[:TOP].tolist(), probabilities[:TOP].tolist(), strict=True)
     classes = [(classifier.class_names[idx], probability) for idx, probability in pairs]
     row = answer(batch, classifier, 1).to_dict("records")[0]
-    sure = {name: row[name] for name in ("set", "reason") if row.get(name)}
+    sure = {name: row[name] for name in ("set", "reason") if isinstance(row.get(name), str)}
     found: dict[str, Any] = {"classes": classes, "view": _png(batch.views[0]), **sure}
     if attribution:
         images = normalize(batch.views, classifier.preprocessing)
