@@ -34,7 +34,7 @@ from thawline.training.state import TrainingCheckpoints
 
 logger = logging.getLogger(__name__)
 
-MAX_REFERENCE = 500  # training images that others are compared with: 1.3 MB
+MAX_REFERENCE = 250  # training images that others are compared with: 0.6 MB
 
 
 def build_network(
@@ -125,7 +125,7 @@ def calibrate_classifier(
 def sample_features(
     parameters: Parameters, classifier: Classifier, splits: pd.DataFrame, cache: ActivationCache
 ) -> Tensor | None:
-    """Return features of up to 500 training images, (M, D) float16 of length 1, one of a group.
+    """Return features of up to 250 training images, (M, D) float16 of length 1, one of a group.
 
     They are those of the last layer. None if the head has no linear layer.
     """
