@@ -21,8 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from benchmarks import common
-from thawline.data.decoding import hash_files
-from thawline.data.loading import ImageView
+from thawline.data.loading import evaluation_images
 from thawline.data.sources import find_images
 from thawline.data.splitting import split_dataset
 from thawline.evaluation.image_map import rank_unlabeled, reduce_features
@@ -43,8 +42,7 @@ def main() -> None:
     manifest = find_images(str(arguments.root), arguments.root, arguments.root)
     splits = split_dataset(manifest, DatasetOptions().fractions, seed=0)
     network, transforms = common.build(BUNDLED_BACKBONE, "head_only")
-    hashes = hash_files(splits["path"].tolist())
-    images = [ImageView(*pair) for pair in zip(splits["path"], hashes, strict=True)]
+    images = evaluation_images(splits["path"].tolist())
     batches = head_batches(network, images, transforms, TrainingOptions())
     features = torch.cat([batch.last for batch in batches])
     curves = {

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from thawline.cli.verbs import examples, run, with_options
+from thawline.cli.verbs import examples, open_page, run, with_options
 from thawline.errors import ThawlineError
 
 LOCAL = "127.0.0.1"
@@ -30,8 +30,7 @@ def report() -> None:
     file = find_place().project / REPORT
     if not file.is_file():
         raise click.ClickException(f"{file} does not exist yet. Run thawline finetune first.")
-    click.echo(file)
-    click.launch(str(file))
+    open_page(file)
 
 
 @click.command(
@@ -76,9 +75,7 @@ def drift(images: str, parameters: dict[str, Any], env: str | None, verbose: boo
 
     run("drift", {"drift.root": images, **parameters}, env, verbose)
     folder = find_place().project / DRIFT
-    page = max(folder.iterdir()) / folder.name
-    click.echo(page)
-    click.launch(str(page))
+    open_page(max(folder.iterdir()) / folder.name)
 
 
 @click.command(
@@ -104,8 +101,7 @@ def review(
     run("review", parameters, env, verbose)
     project = find_place().project
     if not serve:
-        click.echo(project / REVIEW)
-        click.launch(str(project / REVIEW))
+        open_page(project / REVIEW)
         return
     import uvicorn
 

@@ -86,6 +86,12 @@ def run(
         run_pipeline(pipeline, given, env, verbose)
 
 
+def open_page(file: Path) -> None:
+    """Say where a page is, and open it in a browser."""
+    click.echo(file)
+    click.launch(str(file))
+
+
 def _print(texts: Any) -> None:
     """Print a data frame of texts as a table."""
     from rich.console import Console
@@ -239,8 +245,7 @@ def runs(everything: bool, as_page: bool) -> None:
     else:
         file = place.project / REPORT.with_name("runs.html")
         file.write_text(runs_page(found), "utf-8")
-        click.echo(file)
-        click.launch(str(file))
+        open_page(file)
 
 
 @click.command(

@@ -14,6 +14,7 @@ from thawline.errors import DataError
 
 # fine: looked at, and left as it is; add: an image file that the data set lacks
 ACTIONS = ("relabel", "drop", "fine", "add")
+LABELING = ("relabel", "add")  # actions that give a label
 SAID = {"relabel": "relabeled", "drop": "left out", "fine": "confirmed", "add": "added"}
 COLUMNS = ["path", "sha256", "action", "label"]
 OUTCOMES = [*COLUMNS, "old_label", "outcome"]
@@ -71,13 +72,13 @@ def apply_corrections(
     checked = table[is_there & (table["sha256"] != "")]
     other = checked["sha256"].to_numpy() != hash_files(checked["path"].tolist())
     table.loc[checked.index[other], "outcome"] = "the image has been replaced since"
-    gives_label = table["action"].isin(["relabel", "add"])
+    gives_label = table["action"].isin(LABELING)
     wrong = gives_label & ~table["label"].isin(labels.unique())
     table.loc[wrong, "outcome"] = "there is no such class"
     table.loc[~is_there, "outcome"] = "there is no such image"
     table.loc[table.duplicated("path", keep="last"), "outcome"] = "a later line is of this image"
     applied = table[table["outcome"] == APPLIED].set_index("path")
-    new = applied.loc[applied["action"].isin(["relabel", "add"]), "label"]
+    new = applied.loc[applied["action"].isin(LABELING), "label"]
     corrected = manifest.copy()
     corrected.loc[corrected["path"].isin(new.index), "label"] = corrected["path"].map(new)
     dropped = applied.index[applied["action"] == "drop"]
@@ -94,7 +95,7 @@ def apply_corrections(
 def corrected_paths(table: pd.DataFrame) -> frozenset[str]:
     """Return the images that the corrections of `apply_corrections` gave a label."""
     applied = table[table["outcome"] == APPLIED]
-    return frozenset(applied.loc[applied["action"].isin(["relabel", "add"]), "path"])
+    return frozenset(applied.loc[applied["action"].isin(LABELING), "path"])
 
 
 def summarize_corrections(table: pd.DataFrame) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from thawline.data.decoding import ImageError, became_unreadable, read_image
+from thawline.data.decoding import ImageError, became_unreadable, hash_files, read_image
 from thawline.data.transforms import Transforms, evaluation_view, training_view
 
 MAX_WORKERS = 32
@@ -34,6 +34,15 @@ class ImageView(NamedTuple):
         """Return the seed of a random view: a hash of image, number and `transforms.seed`."""
         digest = hashlib.sha256(f"{transforms.seed} {self.sha256} {self.view}".encode()).digest()
         return int.from_bytes(digest[:7], "big")
+
+
+def evaluation_images(paths: Sequence[str]) -> list[ImageView]:
+    """Return the evaluation view of each image file.
+
+    Raises:
+        DataError: if a file cannot be read.
+    """
+    return [ImageView(*pair) for pair in zip(paths, hash_files(paths), strict=True)]
 
 
 @dataclass

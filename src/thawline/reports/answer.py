@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-SIGNIFICANT = 0.05  # that of `evaluation.significance`, which imports scipy.stats
 Rows = list[tuple[str, str]]  # what it is, and a text
 
 ACCURACY = (
@@ -31,6 +30,13 @@ def _predicted(summary: Mapping[str, Any]) -> str:
     return f"{summary['files']} files by {summary['predicted_by']}{unreadable}{refused}"
 
 
+def _compared(found: Mapping[str, float]) -> str:
+    from thawline.evaluation.significance import SIGNIFICANT  # scipy.stats takes a second
+
+    p_value = found["drift_p_value"]
+    return f"{'unlike' if p_value < SIGNIFICANT else 'like'} the held-out ones (p = {p_value:.2g})"
+
+
 # Texts by catalog entries, in the order of an answer.
 TEXTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "metrics": ("Accuracy", lambda metrics: ACCURACY.format(**metrics)),
@@ -51,13 +57,7 @@ TEXTS: dict[str, tuple[str, Callable[[Any], str]]] = {
         ),
     ),
     "prediction_summary": ("Predicted", _predicted),
-    "drift": (
-        "Images",
-        lambda found: (
-            f"{'unlike' if found['drift_p_value'] < SIGNIFICANT else 'like'} the held-out ones"
-            f" (p = {found['drift_p_value']:.2g})"
-        ),
-    ),
+    "drift": ("Images", _compared),
 }
 FILES = {  # by the entries that they hold
     "latest_report": "Report",

@@ -139,9 +139,14 @@ def _data_uri(figure: go.Figure | Image.Image) -> str:
     """Return a picture as the source of an <img>, or nothing for a figure."""
     if isinstance(figure, go.Figure):
         return ""
+    return f"data:image/webp;base64,{encode_webp(figure, quality=85)}"
+
+
+def encode_webp(picture: Image.Image, **options: int) -> str:
+    """Return a picture as WebP in base64; the options are those of Pillow."""
     buffer = io.BytesIO()
-    figure.save(buffer, format="webp", quality=85)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    picture.save(buffer, format="webp", **options)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _csv_uri(table: pd.DataFrame) -> str:

@@ -1,7 +1,5 @@
 """Write the page on which a person looks through images and corrects their labels."""
 
-import base64
-import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -15,12 +13,13 @@ from thawline.data.corrections import COLUMNS
 from thawline.data.decoding import hash_files, map_threads
 from thawline.data.manifests import ROOT
 from thawline.reports.figures.grids import thumbnail
-from thawline.reports.html import render
+from thawline.reports.figures.style import COLORS
+from thawline.reports.html import encode_webp, render
 
 SIDES = ((5_000, 96), (50_000, 64))  # px of a thumbnail, for up to so many images
 MIN_SIDE = 32
 TILES = 32  # thumbnails along a side of a sheet
-QUALITY = 60  # of their WebP
+WEBP = {"quality": 60, "method": 2}  # of pictures, of which there may be thousands
 MAX_LISTED = 500  # images in a list
 WRITTEN = [*COLUMNS, "note", "who", "when"]
 
@@ -126,17 +125,17 @@ def review_page(
         "classes": list(names),
         "images": _columns(images, root),
         "lists": [_as_dict(each, rows) for each in lists],
-        "attributions": {rows[path]: _webp(picture) for path, picture in attributions.items()},
+        "attributions": {
+            rows[path]: encode_webp(picture, **WEBP) for path, picture in attributions.items()
+        },
         "corrections": _written(corrections, root),
         "written": WRITTEN,
+        "colors": COLORS,
         "side": side,
         "tiles": TILES,
     }
-    return render(
-        "review.html",
-        data=page,
-        sheets=[_webp(sheet) for sheet in thumbnail_sheets(images["path"].tolist(), side)],
-    )
+    sheets = thumbnail_sheets(images["path"].tolist(), side)
+    return render("review.html", data=page, sheets=[encode_webp(sheet, **WEBP) for sheet in sheets])
 
 
 def thumbnail_sheets(paths: Sequence[str], side: int) -> Iterator[Image.Image]:
@@ -187,9 +186,3 @@ def _as_dict(own: ReviewList, rows: Mapping[str, int]) -> dict[str, Any]:
         "suggested": images["suggested"].tolist() if "suggested" in images else [],
         "other": images["other_path"].map(rows).tolist() if "other_path" in images else [],
     }
-
-
-def _webp(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, format="webp", quality=QUALITY, method=2)
-    return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -12,12 +12,13 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from thawline.data.loading import ImageView, ViewLoader
+from thawline.data.loading import ImageView, ViewLoader, evaluation_images
 from thawline.data.transforms import Transforms
 from thawline.networks.all_stages import find_all_stages
+from thawline.networks.classifier import Classifier
 from thawline.networks.heads import find_linear
 from thawline.networks.stages import HEAD, find_stages
-from thawline.options import LastStages, Phase, TrainingOptions
+from thawline.options import LastStages, Parameters, Phase, TrainingOptions
 from thawline.thaw.cache import NO_CACHE, ActivationCache
 from thawline.thaw.device import Accelerator, make_accelerator
 from thawline.thaw.features import FeatureLoader
@@ -97,6 +98,22 @@ def head_batches(network: nn.Module, *how: Any) -> Iterator[HeadBatch]:
             logits = line.above_eval(*(tensor.float() for tensor in boundary)).cpu()
         features = received.pop()
         yield HeadBatch(features, reader.means(features) if reader else {HEAD: features}, logits)
+
+
+def read_head(
+    classifier: Classifier, paths: Sequence[str], parameters: Parameters, store: ActivationCache
+) -> tuple[Tensor, Tensor]:
+    """Return features of the last layer, (N, D), and logits (N, C) of image files, float32.
+
+    Raises:
+        DataError: if an image file cannot be read.
+        ParameterError: if the head has no linear layer.
+    """
+    transforms = Transforms(classifier.preprocessing, parameters.transforms)
+    how = evaluation_images(paths), transforms, parameters.training, store
+    batches = [(batch.last, batch.logits) for batch in head_batches(classifier.network, *how)]
+    features, logits = map(torch.cat, zip(*batches, strict=True))
+    return features, logits
 
 
 def _pooled(stages: StageFeatures, *how: Any) -> Iterator[Tensors]:

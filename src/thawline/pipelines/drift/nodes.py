@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from thawline.data.decoding import hash_files
 from thawline.data.sources import find_readable
 from thawline.errors import DataError, ParameterError
 from thawline.evaluation.significance import SIGNIFICANT
@@ -34,15 +33,12 @@ def measure_drift(
         ParameterError: if no folder is given.
         DataError: if there are too few images.
     """
-    import torch
     from torch.nn.functional import normalize
 
-    from thawline.data.loading import ImageView
-    from thawline.data.transforms import Transforms
     from thawline.evaluation import drift
     from thawline.evaluation.inference import measure_distances
     from thawline.thaw.cache import ActivationCache
-    from thawline.thaw.stage_features import head_batches
+    from thawline.thaw.stage_features import read_head
 
     if parameters.drift.root is None:
         raise ParameterError("drift.root: no folder is given. Say which images: drift.root=FOLDER")
@@ -54,12 +50,8 @@ def measure_drift(
             f" {MIN_IMAGES} of each are needed."
         )
     everything = [*held_out["path"], *paths]
-    views = [ImageView(*p) for p in zip(everything, hash_files(everything), strict=True)]
-    transforms = Transforms(classifier.preprocessing, parameters.transforms)
     cache = ActivationCache(activations, parameters.activations.max_gb)
-    how = transforms, parameters.training, cache
-    batches = [(b.last, b.logits) for b in head_batches(classifier.network, views, *how)]
-    features, logits = (torch.cat(column) for column in zip(*batches, strict=True))
+    features, logits = read_head(classifier, everything, parameters, cache)
     features, count = normalize(features), len(held_out)
     predicted = [classifier.class_names[idx] for idx in logits.argmax(dim=1)]
     rng = np.random.default_rng(parameters.seed)

@@ -8,12 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from thawline.data.decoding import hash_files
-from thawline.data.loading import ImageView
 from thawline.data.splitting import class_names
 from thawline.data.transforms import Transforms
 from thawline.errors import ParameterError
@@ -27,7 +24,7 @@ from thawline.options import AUTO, Parameters
 from thawline.pipelines.finetune.nodes import build_transforms
 from thawline.sweep import auto
 from thawline.thaw.cache import ActivationCache
-from thawline.thaw.stage_features import head_batches
+from thawline.thaw.stage_features import read_head
 from thawline.training import loop, ray_engine, setup
 from thawline.training.progress import OnEpoch, State, TrainingResult
 from thawline.training.state import TrainingCheckpoints
@@ -133,12 +130,9 @@ def sample_features(
     if "group" in train:
         train = train.groupby("group").sample(1, random_state=parameters.seed)
     paths = train["path"].sample(min(MAX_REFERENCE, len(train)), random_state=parameters.seed)
-    images = [ImageView(*pair) for pair in zip(paths, hash_files(paths.tolist()), strict=True)]
-    transforms = Transforms(classifier.preprocessing, parameters.transforms)
-    how = transforms, parameters.training, cache
     try:
-        batches = [batch.last for batch in head_batches(classifier.network, images, *how)]
+        features, _ = read_head(classifier, paths.tolist(), parameters, cache)
     except ParameterError as error:
         logger.info("Images of another kind cannot be told apart: %s", error)
         return None
-    return normalize(torch.cat(batches)).half()
+    return normalize(features).half()

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from thawline.data.decoding import hash_files
 from thawline.options import Parameters
 from thawline.pipelines.types import Network, Transforms
 
@@ -25,7 +24,7 @@ def find_label_problems(
     """Return label errors and outliers, pictures of these and of near-duplicates, and numbers."""
     import torch
 
-    from thawline.data.loading import ImageView
+    from thawline.data.loading import evaluation_images
     from thawline.evaluation import label_problems
     from thawline.reports.figures.data import problem_grid
     from thawline.thaw.cache import ActivationCache
@@ -33,8 +32,7 @@ def find_label_problems(
     from thawline.training.linear_head import MAX_BASIS_IMAGES
     from thawline.training.logistic_regression import find_basis
 
-    hashes = hash_files(splits["path"].tolist())
-    images = [ImageView(*pair) for pair in zip(splits["path"], hashes, strict=True)]
+    images = evaluation_images(splits["path"].tolist())
     cache = ActivationCache(activations, parameters.activations.max_gb)
     how = transforms, parameters.training, cache
     order = np.random.default_rng(0).permutation(len(images))

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from thawline.data.decoding import hash_files
 from thawline.data.sources import find_readable
 from thawline.errors import ParameterError
 from thawline.options import Parameters
@@ -30,26 +29,17 @@ def map_images(
 
     Those of `review.unlabeled` come last, without a label; the rank of all others is 0.
     """
-    import torch
-
-    from thawline.data.loading import ImageView
-    from thawline.data.transforms import Transforms
     from thawline.evaluation import image_map
     from thawline.thaw.cache import ActivationCache
-    from thawline.thaw.stage_features import head_batches
+    from thawline.thaw.stage_features import read_head
 
     images = splits[["path", "label", "split"]]
     if parameters.review.unlabeled:
         found = find_readable(parameters.review.unlabeled, project, "review.unlabeled")
         new = pd.DataFrame({"path": found, "label": "", "split": UNLABELED}, dtype="str")
         images = pd.concat([images, new[~new["path"].isin(images["path"])]], ignore_index=True)
-    paths = images["path"].tolist()
-    views = [ImageView(*pair) for pair in zip(paths, hash_files(paths), strict=True)]
-    transforms = Transforms(classifier.preprocessing, parameters.transforms)
     cache = ActivationCache(activations, parameters.activations.max_gb)
-    how = transforms, parameters.training, cache
-    batches = [(b.last, b.logits) for b in head_batches(classifier.network, views, *how)]
-    features, logits = (torch.cat(column) for column in zip(*batches, strict=True))
+    features, logits = read_head(classifier, images["path"].tolist(), parameters, cache)
     probabilities = logits.softmax(dim=1).numpy()
     components = image_map.reduce_features(features.numpy(), parameters.seed)
     names = classifier.class_names

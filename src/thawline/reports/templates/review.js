@@ -245,7 +245,7 @@ document.addEventListener("keydown", (event) => {
 });
 
 // The map: points on a canvas, and thumbnails once few are in view.
-const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c8c8c"];
+const PALETTE = data.colors;
 const SHADES = ["#440154", "#3b528b", "#21918c", "#5ec962", "#fde725"];  // of confidence, rising
 const MAX_PICTURES = 80;  // in view, drawn in place of points
 const canvas = element("map");
