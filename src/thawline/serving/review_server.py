@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from fastapi import FastAPI, HTTPException, Request, Response
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
 
 from thawline.data.atomic_write import write_atomic
 from thawline.data.corrections import read_corrections

@@ -8,9 +8,9 @@ from typing import Any
 
 import mlflow
 from fastapi import FastAPI, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse
 from mlflow.pyfunc import scoring_server
-from starlette.concurrency import run_in_threadpool
 from torchvision.transforms.v2 import functional
 
 from thawline.data.transforms import normalize
