@@ -62,10 +62,12 @@ def log_as_configured() -> None:
 
 
 def packaged_configuration() -> Path:
-    """Return the folder conf that was installed with the package, or that of its repository."""
-    installed = [file for file in files("thawline") or [] if file.name == "logging.yml"]
+    """Return the folder conf of the package's repository, or else the one installed with it."""
     own = Path(__file__).parents[2] / "conf"
-    return Path(str(installed[0].locate())).parent.resolve() if installed else own
+    if own.is_dir():
+        return own
+    (settings,) = [file for file in files("thawline") or [] if file.name == "logging.yml"]
+    return Path(str(settings.locate())).parent.resolve()
 
 
 def run_pipeline(

@@ -27,14 +27,16 @@ def test_two_halves_of_one_set_are_alike_as_often_as_chance_says(
 ) -> None:
     """The share of 200 draws below 0.05 and 0.5, within four standard errors."""
     monkeypatch.setattr(drift, "PERMUTATIONS", 99)
-    found = [compare_features(features(40, s), features(40, s + 1000), None, s) for s in range(200)]
+    found = [
+        compare_features(features(40, s), features(40, s + 1000), range(80), s) for s in range(200)
+    ]
     assert np.mean(np.array(found) <= 0.05) <= 0.11
     assert np.mean(np.array(found) <= 0.5) == pytest.approx(0.5, abs=0.15)
 
 
 def test_images_of_another_kind_are_found() -> None:
     pairs = [(features(100, seed), features(100, seed + 99, 1)) for seed in range(9)]
-    found = [compare_features(*pair, None, 0) for pair in pairs]
+    found = [compare_features(*pair, range(200), 0) for pair in pairs]
     assert max(found) < 0.05
 
 
@@ -44,7 +46,7 @@ def test_repeated_images_of_a_group_are_no_evidence(monkeypatch: pytest.MonkeyPa
     for seed in range(40):
         before, now = features(60, seed), np.repeat(features(6, seed + 1000), 10, axis=0)
         groups = [*map(str, range(60)), *(f"group {idx // 10}" for idx in range(60))]
-        apart.append(compare_features(before, now, None, seed))
+        apart.append(compare_features(before, now, range(120), seed))
         together.append(compare_features(before, now, groups, seed))
     assert np.mean(np.array(apart) <= 0.05) > 0.5
     assert np.mean(np.array(together) <= 0.05) <= 0.2

@@ -1,6 +1,7 @@
 """Test whether images are like others, and which classes have become rarer or more frequent."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,20 +14,22 @@ MAX_COMPARED = 500  # images of each side
 
 
 def compare_features(
-    before: np.ndarray, now: np.ndarray, groups: Sequence[str] | None, seed: int
+    before: np.ndarray, now: np.ndarray, groups: Sequence[Any], seed: int
 ) -> float:
     """Return the p-value of the hypothesis that two sets of images are alike.
 
     It is that of a permutation test of the maximum mean discrepancy (Gretton et al. 2012) with a
-    Gaussian kernel, whose width is the median distance. Features are (N, D) and (M, D) of length 1;
-    `groups` (N + M,) name images that belong together: a group changes sides as a whole.
+    Gaussian kernel, whose width is the median distance, on up to 500 images of each. Features are
+    (N, D) and (M, D) of length 1; `groups` (N + M,) name images that belong together: a group
+    changes sides as a whole.
     """
     rng = np.random.default_rng(seed)
-    everything = np.concatenate([before, now])
-    is_now = np.arange(len(everything)) >= len(before)
+    some, others = (rng.permutation(len(side))[:MAX_COMPARED] for side in (before, now))
+    everything = np.concatenate([before[some], now[others]])
+    units = pd.factorize(np.asarray(groups)[[*some, *(len(before) + others)]])[0]
+    is_now = np.arange(len(everything)) >= len(some)
     squared = np.maximum(0, 2 - 2 * everything @ everything.T)
     kernel = np.exp(-squared / np.median(squared[~np.eye(len(squared), dtype=bool)]))
-    units = np.arange(len(everything)) if groups is None else pd.factorize(np.asarray(groups))[0]
     first = np.unique(units, return_index=True)[1]
     sides = np.stack(
         [is_now[first], *(rng.permutation(is_now[first]) for _ in range(PERMUTATIONS))]

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from thawline.evaluation.significance import SIGNIFICANT
+
 Rows = list[tuple[str, str]]  # what it is, and a text
 
 ACCURACY = (
@@ -31,8 +33,6 @@ def _predicted(summary: Mapping[str, Any]) -> str:
 
 
 def _compared(found: Mapping[str, float]) -> str:
-    from thawline.evaluation.significance import SIGNIFICANT  # scipy.stats takes a second
-
     p_value = found["drift_p_value"]
     return f"{'unlike' if p_value < SIGNIFICANT else 'like'} the held-out ones (p = {p_value:.2g})"
 

@@ -3,7 +3,6 @@
 import logging
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from thawline.data.sources import find_readable
@@ -11,7 +10,6 @@ from thawline.errors import DataError, ParameterError
 from thawline.evaluation.significance import SIGNIFICANT
 from thawline.options import Parameters
 from thawline.pipelines.types import Classifier
-from thawline.reports.drift import drift_page
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +35,7 @@ def measure_drift(
 
     from thawline.evaluation import drift
     from thawline.evaluation.inference import measure_distances
+    from thawline.reports.drift import drift_page
     from thawline.thaw.cache import ActivationCache
     from thawline.thaw.stage_features import read_head
 
@@ -54,13 +53,10 @@ def measure_drift(
     features, logits = read_head(classifier, everything, parameters, cache)
     features, count = normalize(features), len(held_out)
     predicted = [classifier.class_names[idx] for idx in logits.argmax(dim=1)]
-    rng = np.random.default_rng(parameters.seed)
-    some = [np.sort(rng.permutation(n)[: drift.MAX_COMPARED]) for n in (count, len(paths))]
-    rows = np.concatenate([some[0], count + some[1]])
     own = held_out.get("group", held_out["path"])
-    groups = pd.concat([own, pd.Series(paths)], ignore_index=True)[rows]
-    before, now = (features[part].numpy() for part in (some[0], count + some[1]))
-    p_features = drift.compare_features(before, now, groups.tolist(), parameters.seed)
+    groups = pd.concat([own, pd.Series(paths)])
+    before, now = features[:count].numpy(), features[count:].numpy()
+    p_features = drift.compare_features(before, now, groups, parameters.seed)
     classes = drift.compare_classes(predicted[:count], predicted[count:], classifier.class_names)
     p_value = drift.combine(p_features, classes)
     measured: dict[str, float] = {
