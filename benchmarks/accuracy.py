@@ -39,6 +39,7 @@ from sklearn.metrics import f1_score
 from benchmarks import common
 from thawline.data.screening.screen import screen_images
 from thawline.evaluation.predictions import predict_split
+from thawline.networks.classifier import Classifier
 from thawline.options import AUTO, Parameters, validate_parameters
 from thawline.pipelines.data_preparation import nodes as data_preparation
 from thawline.pipelines.finetune import nodes as finetune
@@ -197,6 +198,21 @@ def train_thawline(
     parameters: Parameters, splits: pd.DataFrame, folder: Path
 ) -> tuple[pd.Series, float, str]:
     """Return predictions of val and test, seconds, and the strategy with its epochs."""
+    classifier, seconds, trained = train_classifier(parameters, splits, folder)
+    training, evaluation = parameters.training, parameters.evaluation
+    predictions = [
+        predict_split(classifier, splits, split, evaluation.batch_size, training, evaluation.tta)
+        for split in ("val", "test")
+    ]
+    by_path = pd.concat(predictions).set_index("path")["prediction"]
+    evaluated = splits[splits["split"] != "train"]
+    return evaluated["path"].map(by_path), seconds, trained
+
+
+def train_classifier(
+    parameters: Parameters, splits: pd.DataFrame, folder: Path
+) -> tuple[Classifier, float, str]:
+    """Return the classifier, not yet calibrated, seconds, and the strategy with its epochs."""
     transforms = finetune.build_transforms(parameters)
     network, _ = finetune.build_model(parameters, splits, transforms)
     activations, states = folder / "activations", TrainingCheckpoints(folder / "states")
@@ -207,15 +223,7 @@ def train_thawline(
     classifier, _, history, *_ = finetune.train_model(
         network, choice, splits, transforms, activations, states, ignore_metrics
     )
-    seconds = time.perf_counter() - start
-    training, evaluation = parameters.training, parameters.evaluation
-    predictions = [
-        predict_split(classifier, splits, split, evaluation.batch_size, training, evaluation.tta)
-        for split in ("val", "test")
-    ]
-    by_path = pd.concat(predictions).set_index("path")["prediction"]
-    evaluated = splits[splits["split"] != "train"]
-    return evaluated["path"].map(by_path), seconds, f"{choice.name}, {len(history)} epochs"
+    return classifier, time.perf_counter() - start, f"{choice.name}, {len(history)} epochs"
 
 
 def ignore_metrics(metrics: dict[str, Any], epoch: int) -> None:

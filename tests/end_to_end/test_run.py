@@ -132,6 +132,7 @@ def test_artifacts_and_the_data_set_are_logged(run: mlflow.entities.Run) -> None
         "confusion_matrix.json",
         "metrics.json",
         "per_class_metrics.csv",
+        "weak_spots.csv",
         "predictions.csv",
         "quarantine.csv",
         "finetune_report.html",

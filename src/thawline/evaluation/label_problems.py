@@ -1,6 +1,7 @@
 """Find images that are probably mislabeled, or outliers."""
 
 import warnings
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,8 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from thawline.training.logistic_regression import MAX_FOLD_ITERATIONS, LinearMap, fit
+from thawline.training.linear_head import MAX_BASIS_IMAGES
+from thawline.training.logistic_regression import MAX_FOLD_ITERATIONS, LinearMap, find_basis, fit
 
 FOLDS = 5
 REPEATS = 3  # of the cross-validation: their mean flags half as many correct labels as one
@@ -21,6 +23,27 @@ NEIGHBORS = 10
 MAX_DISTANCES_MB = 128  # of all images to their neighborhood at a time; as much again is sorted
 MAX_NEIGHBORHOOD = 10_000  # images, so that time grows with the number of images, not its square
 FENCE = 3.0  # interquartile ranges above the upper quartile: Tukey's "far out"
+
+
+def read_components(
+    load: Callable[[np.ndarray], Iterable[tuple[Tensor, Tensor]]], count: int
+) -> tuple[Tensor, Tensor]:
+    """Return principal components (N, R) of all features, and the last layer's features (N, D).
+
+    `load` yields batches of both kinds of features (B, F) and (B, D) for positions from 0 to
+    `count` - 1. The features themselves are not kept: they are seven times as wide.
+    """
+    order = np.random.default_rng(0).permutation(count)
+    some, rest = np.split(order, [MAX_BASIS_IMAGES])
+    features, last = map(torch.cat, zip(*load(some), strict=True))
+    basis, own = find_basis(features, features.shape[1])
+    components, last_layer = (part.new_empty(count, part.shape[1]) for part in (own, last))
+    components[some], last_layer[some] = own, last
+    del features, own, last
+    for features, last in load(rest) if len(rest) else ():
+        here, rest = np.split(rest, [len(last)])
+        components[here], last_layer[here] = basis.project(features), last
+    return components, last_layer
 
 
 def find_label_errors(splits: pd.DataFrame, components: Tensor, seed: int) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from thawline.evaluation.significance import SIGNIFICANT
+from thawline.evaluation.weak_spots import describe_weakest
 
 Rows = list[tuple[str, str]]  # what it is, and a text
 
@@ -40,6 +41,7 @@ def _compared(found: Mapping[str, float]) -> str:
 # Texts by catalog entries, in the order of an answer.
 TEXTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "metrics": ("Accuracy", lambda metrics: ACCURACY.format(**metrics)),
+    "weak_spots": ("Weakest", describe_weakest),
     "comparison": ("Result", lambda comparison: str(comparison["verdict"]["sentence"])),
     "strategy_choice": ("Strategy", _strategy),
     "registration": ("Champion", lambda registration: registration["registration_reason"]),
@@ -77,7 +79,8 @@ def answer(entries: Mapping[str, Any], files: Mapping[str, str]) -> Rows:
     `entries` are what a run has saved in the entries of `TEXTS`, `files` are the paths of those in
     `FILES`.
     """
-    rows = [(name, text(entries[e])) for e, (name, text) in TEXTS.items() if e in entries]
+    said = [(name, text(entries[e])) for e, (name, text) in TEXTS.items() if e in entries]
+    rows = [(name, text) for name, text in said if text]
     if registration := entries.get("registration"):
         rows.append(("Predict", registration["next_prediction"]))
     shown = {entry: path for entry, path in files.items() if not (rows and entry in ASIDE)}

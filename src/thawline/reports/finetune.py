@@ -25,7 +25,7 @@ PARTS = (
     Part(
         "Errors",
         ("confusion_matrix", "per_class_figure", "misclassified_images"),
-        ("per_class_metrics",),
+        ("per_class_metrics", "weak_spots"),
         "Measured on the test split, which had no part in training.",
     ),
     Part(
@@ -76,6 +76,9 @@ TERMS = {
     "Precision, recall, F1": "Of the images called a class, how many are of it; of the images of a"
     " class, how many are called so; and the harmonic mean of both. Macro F1 is the mean over"
     " classes, each counting the same.",
+    "Weak spots": "Parts of the test images, such as a class, a group, dark images or a file type."
+    " A p-value below 0.05 says that the part is more often wrong than the other images by more"
+    " than chance, though so many parts were looked at.",
     "ECE": "Expected calibration error: by how much, on average, the confidence differs from the"
     " share that is right.",
     "Prediction set": "The classes that an image may well have; the set holds the true one with the"

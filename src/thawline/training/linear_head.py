@@ -78,7 +78,11 @@ def fit_linear_head(
         widths, basis, components, labels[some], folds, curve.maps
     )
     if len(some) < count:
-        components = torch.cat([basis.project(batch) for batch in load(np.arange(count))])
+        components = components.new_empty(count, components.shape[1])  # held once, not twice
+        rest = components
+        for batch in load(np.arange(count)):
+            own, rest = rest.split([len(batch), len(rest) - len(batch)])
+            own.copy_(basis.project(batch))
     c = min(curve.c, current.phase.max_c)
     chosen = fit(components, labels, c, loss, curve.maps[0])
     basis.fold(chosen, linear)

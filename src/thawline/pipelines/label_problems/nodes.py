@@ -3,7 +3,6 @@
 import logging
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from PIL import Image
 
@@ -22,28 +21,18 @@ def find_label_problems(
     activations: Path,
 ) -> tuple[pd.DataFrame, pd.DataFrame, Image.Image, Image.Image, Image.Image, dict[str, int]]:
     """Return label errors and outliers, pictures of these and of near-duplicates, and numbers."""
-    import torch
-
     from thawline.data.loading import evaluation_images
     from thawline.evaluation import label_problems
     from thawline.reports.figures.data import problem_grid
     from thawline.thaw.cache import ActivationCache
     from thawline.thaw.stage_features import all_features
-    from thawline.training.linear_head import MAX_BASIS_IMAGES
-    from thawline.training.logistic_regression import find_basis
 
     images = evaluation_images(splits["path"].tolist())
     cache = ActivationCache(activations, parameters.activations.max_gb)
     how = transforms, parameters.training, cache
-    order = np.random.default_rng(0).permutation(len(images))
-    some, rest = ([images[i] for i in part] for part in np.split(order, [MAX_BASIS_IMAGES]))
-    features, last_layer = map(torch.cat, zip(*all_features(network, some, *how), strict=True))
-    basis, components = find_basis(features, features.shape[1])
-    del features  # seven times as wide
-    more = all_features(network, rest, *how) if rest else ()
-    batches = [(basis.project(features), last) for features, last in more]
-    columns = zip((components, last_layer), *batches, strict=True)
-    components, last_layer = (torch.cat(column)[order.argsort()] for column in columns)
+    components, last_layer = label_problems.read_components(
+        lambda positions: all_features(network, [images[i] for i in positions], *how), len(images)
+    )
     label_errors = label_problems.find_label_errors(splits, components, parameters.seed)
     outliers = label_problems.find_outliers(splits, last_layer.numpy())
     label_errors.attrs = outliers.attrs = splits.attrs

@@ -11,6 +11,7 @@ import plotly.graph_objects as go
 from PIL import Image
 
 from thawline.data.corrections import summarize_corrections
+from thawline.evaluation.weak_spots import describe_weakest
 from thawline.options import AUTO, Parameters
 from thawline.pipelines.types import Classifier
 from thawline.reports.finetune import VERDICT, finetune_sections
@@ -65,6 +66,13 @@ def plot_errors(
     return per_class_bars(per_class), mistakes_grid(predictions)
 
 
+def find_weak_spots(predictions: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Return which classes, groups and kinds of files are more often wrong, the worst first."""
+    from thawline.evaluation import weak_spots
+
+    return weak_spots.find_weak_spots(predictions, seed)
+
+
 def write_report(
     parameters: Parameters,
     splits: pd.DataFrame,
@@ -79,6 +87,8 @@ def write_report(
     facts["Strategy"] = strategy_choice["chosen_strategy"]
     if strategy_choice["strategy"] == AUTO:
         facts["Strategy"] = f"auto, {strategy_choice['strategy_reason']}"
+    if said := describe_weakest(entries["weak_spots"]):
+        facts["Weakest"] = said
     if said := summarize_corrections(entries["applied_corrections"]):
         facts["Corrections"] = (
             f"{said}; the champion is compared on test images that keep their label"

@@ -18,6 +18,7 @@ def create_error_analysis() -> Pipeline:
         [
             make_node(nodes.measure_calibration, predicted, CALIBRATION),
             make_node(nodes.plot_errors, ["predictions", "per_class_metrics"], figures),
+            make_node(nodes.find_weak_spots, ["predictions", "params:seed"], "weak_spots"),
         ]
     )
 
