@@ -204,13 +204,19 @@ def serving(project: Path) -> Iterator[str]:
         server.wait(30)
 
 
+def load_champion(project: Path) -> mlflow.pyfunc.PyFuncModel:
+    """Return the champion of a project as a function of Python."""
+    mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
+    return mlflow.pyfunc.load_model(f"models:/{registered(project)}@champion")
+
+
 def ask(address: str, contents: list[bytes], **more: object) -> requests.Response:
     data = [[base64.b64encode(content).decode()] for content in contents]
     body = {"dataframe_split": {"columns": [0], "data": data}, **more}
     return requests.post(f"{address}/invocations", json=body, timeout=120)
 
 
-def test_http_gives_the_labels_of_predict_and_names_what_it_cannot_read(
+def test_http_and_python_answer_as_predict_and_http_names_what_it_cannot_read(
     finished_project: Path, table: pd.DataFrame, photos: Path
 ) -> None:
     good = table[table["problem"].isna()]
@@ -219,9 +225,14 @@ def test_http_gives_the_labels_of_predict_and_names_what_it_cannot_read(
         answer = ask(address, contents, params={"top_k": 2})
         assert answer.status_code == 200, answer.text
         found = pd.DataFrame(answer.json()["predictions"])
-        assert found["label"].tolist() == good["label"].tolist()
         assert found["label_2"].tolist() == good["label_2"].tolist()
-        assert found["probability"].tolist() == pytest.approx(good["probability"].tolist(), 1e-5)
+        for own in (found, load_champion(finished_project).predict(pd.DataFrame({0: contents}))):
+            assert own["label"].tolist() == good["label"].tolist()
+            assert own["set"].tolist() == good["set"].tolist()
+            assert own["reason"].isna().tolist() == good["reason"].isna().tolist()
+            for column in ("probability", "distance"):
+                expected = pytest.approx(good[column].tolist(), rel=1e-5, abs=1e-6)
+                assert own[column].tolist() == expected
         (one,) = ask(address, contents[:1]).json()["predictions"]
         assert one.keys() == {"label", "probability", "set", "distance", "reason"}
         refused = ask(address, [contents[0], b"no image", contents[1]])

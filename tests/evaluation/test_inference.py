@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from torchvision.transforms import v2
 from thawline.data.transforms import normalize
 from thawline.evaluation.inference import NUM_VIEWS, decode_views, predict_batches
 from thawline.networks.building import IMAGENET, build_network
-from thawline.networks.classifier import Classifier
+from thawline.networks.classifier import Calibration, Classifier
+from thawline.networks.heads import find_linear
 from thawline.options import ModelOptions, Tta
 
 PREPROCESSING = IMAGENET.model_copy(update={"size": 32, "resize": 36})
@@ -74,6 +76,25 @@ def test_test_time_augmentation_is_the_mean_over_torchvisions_views(classifier: 
             logits = classifier.network(normalize(torch.stack([*chosen]), PREPROCESSING))
         expected = logits.softmax(dim=1).mean(dim=0)
         torch.testing.assert_close(probabilities(classifier, encoded(PIXELS), tta), expected)
+
+
+def test_threads_that_share_a_classifier_get_the_answers_of_one(classifier: Classifier) -> None:
+    """Each has its own image, and its own distance from the training images."""
+    network, _ = build_network(classifier.model, 3, 32, seed=1)
+    width = find_linear(network).in_features
+    reference = torch.nn.functional.normalize(torch.randn(9, width)).half()
+    calibration = Calibration(reference=reference, max_distance=1.0)
+    shared = replace(classifier, network=network, calibration=calibration)
+    rng = np.random.default_rng(0)
+    images = [encoded(rng.integers(0, 256, (36, 36, 3), dtype=np.uint8)) for _ in range(400)]
+
+    def ask(image: bytes) -> tuple[list[float], float]:
+        (batch,) = predict_batches(shared, [image], 1)
+        return batch.probabilities[0].tolist(), batch.distances.item()
+
+    with ThreadPoolExecutor(20) as pool:
+        together = [*pool.map(ask, images)]
+    assert together == [ask(image) for image in images]
 
 
 def test_views_that_are_equal_give_what_one_of_them_gives(classifier: Classifier) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from thawline.data.transforms import normalize
 from thawline.errors import DataError, ParameterError
-from thawline.evaluation.inference import predict_batches
+from thawline.evaluation.inference import NETWORK_LOCK, predict_batches
 from thawline.networks.classifier import Classifier
 from thawline.networks.stages import find_stages
 from thawline.options import AttributionMethod, TrainingOptions
@@ -155,7 +155,8 @@ def _grad_cam(network: nn.Module, stage: str, image: Tensor, target: int) -> Ten
 
 def _copy_without_inplace(network: nn.Module) -> nn.Module:
     """Return a copy for evaluation whose modules overwrite nothing that a gradient needs."""
-    twin = copy.deepcopy(network).eval().requires_grad_(False)
+    with NETWORK_LOCK:
+        twin = copy.deepcopy(network).eval().requires_grad_(False)
     for module in twin.modules():
         if hasattr(module, "inplace"):
             setattr(module, "inplace", False)  # noqa: B010

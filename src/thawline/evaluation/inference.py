@@ -3,6 +3,7 @@
 A served model uses it too: import only what `datasets.served_model_dataset` lists as requirements.
 """
 
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from thawline.options import Tta
 NEIGHBORS = 5
 UNLIKE = "unlike the training images"
 CPU = torch.device("cpu")
+# Held while a network is moved, hooked or copied: a server's threads share it.
+NETWORK_LOCK = threading.Lock()
 NUM_VIEWS = {"none": 1, "flip": 2, "five_crop": 5}  # of an image, with test-time augmentation
 
 
@@ -56,7 +59,8 @@ def predict_batches(
     The network is moved to `device`. Threads decode the next batch during the prediction of this
     one: a process would load another 700 MB of PyTorch.
     """
-    network = classifier.network.eval().to(device).to(memory_format=torch.channels_last)
+    with NETWORK_LOCK:
+        network = classifier.network.eval().to(device).to(memory_format=torch.channels_last)
     temperature, reference = classifier.calibration.temperature, classifier.calibration.reference
     decode = partial(decode_views, preprocessing=classifier.preprocessing, tta=tta)
     with ThreadPoolExecutor(max_workers=joblib.cpu_count()) as pool:
@@ -66,7 +70,7 @@ def predict_batches(
             decoded, problems = zip(*batch, strict=True)
             views = torch.stack(decoded, dim=1)
             # One view after the other, in the memory of one.
-            with torch.inference_mode(), head_inputs(network, reference) as received:
+            with NETWORK_LOCK, torch.inference_mode(), head_inputs(network, reference) as received:
                 logits = [
                     network(normalize(view.to(device), classifier.preprocessing)) for view in views
                 ]
