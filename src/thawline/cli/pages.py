@@ -1,5 +1,6 @@
 """The commands of `thawline` that open a page, and those that serve one."""
 
+import os
 import secrets
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ IMAGE = r"""{\"dataframe_split\": {\"columns\": [0], \"data\": [[\"$(base64 < ph
 ASK = f"""Serving %s; to try it, open %s. By a program (docs/serving.md):
   echo "{IMAGE}" | tr -d '\\n' |
   curl -s %s/invocations -H 'Content-Type: application/json' -d @-"""
+
+QUEUE_SECONDS = "600"  # that a request may wait for those before it; MLflow's 60 are for few
 
 REVIEW_PORT = 5002
 DRIFT = Path("data", "08_reporting", "drift_report.html")
@@ -57,6 +60,7 @@ def serve(model: str, host: str, port: int) -> None:
     from thawline.serving.server import make_app
 
     mlflow.set_tracking_uri(store)
+    os.environ.setdefault("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", QUEUE_SECONDS)
     token = None if host == LOCAL else secrets.token_urlsafe()
     about: Any = mlflow.models.get_model_info(uri).metadata
     names = about["class_names"]
