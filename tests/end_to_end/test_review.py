@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from conftest import QUICK, copy_project, kedro
-from helpers.browser import CHROMIUM, served, wait_until
+from helpers.browser import CHROMIUM, serious_problems, served, wait_until
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -162,6 +162,7 @@ def test_a_phone_shows_all_of_it_in_its_width(opened: playwright.Page, scheme: s
     opened.set_viewport_size(PHONE)
     opened.locator("#list .pick").first.click()
     assert opened.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert serious_problems(opened) == []
     opened.emulate_media(color_scheme="light")
 
 

@@ -17,7 +17,7 @@ import requests
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from helpers.browser import CHROMIUM, served, wait_until
+from helpers.browser import CHROMIUM, serious_problems, served, wait_until
 from thawline.serving.server import make_app
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -86,6 +86,7 @@ def test_a_phone_shows_all_of_it_in_its_width(
     opened.set_input_files("#files", photos / "flower/01.jpg")
     opened.wait_for_selector("#details:not([hidden])")
     assert opened.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    assert serious_problems(opened) == []
     opened.emulate_media(color_scheme="light")
 
 

@@ -73,3 +73,16 @@ def wait_until(page: Any, condition: str) -> None:
             return
         page.wait_for_timeout(100)
     raise AssertionError(f"{condition} did not become true")
+
+
+def serious_problems(page: Any) -> list[str]:
+    """Return what hinders people who see, hear or move otherwise, after axe-core."""
+    from axe_playwright_python.sync_playwright import Axe  # the lowest versions are tested without
+
+    found = Axe().run(page).response["violations"]
+    return [
+        f"{problem['id']}: {node['html']}"
+        for problem in found
+        if problem["impact"] in ("serious", "critical")
+        for node in problem["nodes"]
+    ]
