@@ -138,6 +138,20 @@ def test_photographs_after_digits_are_predicted_by_the_model_of_the_photographs(
     assert set(found["label"]) == {"flower", "temple"}
 
 
+def test_images_of_one_class_alone_are_unlike_those_of_both(
+    finished_project: Path, photos: Path
+) -> None:
+    root = f"--params=drift.root={photos / 'flower'}"
+    done = kedro(finished_project, "run", "--pipeline=drift", root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "unlike the held-out ones (p = 0.0" in " ".join(done.stdout.split())
+    classes = pd.read_csv(latest(finished_project, "08_reporting/drift_classes.csv"))
+    assert classes["share_now"].sum() == pytest.approx(1)
+    assert len(pd.read_csv(latest(finished_project, "08_reporting/drift_images.csv"))) == 20
+    page = latest(finished_project, "08_reporting/drift_report.html").read_text("utf-8")
+    assert "differ from" in page and "flower" in page
+
+
 def test_a_mistake_ends_in_one_clear_message(finished_project: Path) -> None:
     wrong = "--params=predict.root=nowhere"
     done = kedro(finished_project, "run", "--pipeline=predict", wrong)
