@@ -53,11 +53,23 @@ def predict_split(
         uniform = draw_uniform(batch.views.numpy())
         tables.append((batch.probabilities, batch.distances, torch.from_numpy(uniform)))
     probabilities, distances, uniform = (torch.cat(c).numpy() for c in zip(*tables, strict=True))
+    known = classifier.calibration.reference is not None
+    return tabulate(rows, names, probabilities, distances if known else None, uniform)
+
+
+def tabulate(
+    rows: pd.DataFrame,
+    names: Sequence[str],
+    probabilities: np.ndarray,
+    distances: np.ndarray | None,
+    uniform: np.ndarray,
+) -> pd.DataFrame:
+    """Return the table of `predict_split` for rows of the splits and their probabilities (N, C)."""
     predictions = rows[["path", "label"]].copy()
     predictions["prediction"] = [names[idx] for idx in probabilities.argmax(axis=1)]
     if "group" in rows:
         predictions["group"] = rows["group"]
-    if classifier.calibration.reference is not None:
+    if distances is not None:
         predictions["distance"] = distances
     predictions["uniform"] = uniform
     return predictions.join(pd.DataFrame(probabilities, columns=[PROBABILITY + n for n in names]))

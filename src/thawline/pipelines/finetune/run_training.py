@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -15,7 +16,8 @@ from thawline.data.splitting import class_names
 from thawline.data.transforms import Transforms
 from thawline.errors import ParameterError
 from thawline.evaluation.calibration import calibrate
-from thawline.evaluation.predictions import as_arrays, predict_split
+from thawline.evaluation.inference import measure_distances
+from thawline.evaluation.predictions import as_arrays, predict_split, tabulate
 from thawline.evaluation.weight_averages import apply_wise_ft
 from thawline.networks import building
 from thawline.networks.classifier import Classifier
@@ -107,12 +109,26 @@ def make_classifier(
 def calibrate_classifier(
     parameters: Parameters, classifier: Classifier, splits: pd.DataFrame, cache: ActivationCache
 ) -> Classifier:
-    """Return a classifier with a calibration by the validation images; predict these once."""
-    reference = sample_features(parameters, classifier, splits, cache)
+    """Return a classifier with a calibration by the validation images.
+
+    What its head receives for them is in the cache since they were evaluated in training, unless
+    the layers below were trained.
+    """
+    rows = splits[splits["split"] == "val"].reset_index(drop=True)
+    reference: Tensor | None = None
+    try:
+        known = sample_features(parameters, classifier, splits, cache)
+        features, logits = read_head(classifier, rows["path"].tolist(), parameters, cache)
+    except ParameterError as error:
+        logger.info("Images of another kind cannot be told apart: %s", error)
+        size = parameters.evaluation.batch_size
+        validation = predict_split(classifier, splits, "val", size, parameters.training)
+    else:
+        reference = known
+        uniform = np.random.default_rng(parameters.seed).random(len(rows))
+        own = logits.softmax(dim=1).numpy(), measure_distances(features, known).numpy()
+        validation = tabulate(rows, classifier.class_names, *own, uniform)
     calibration = replace(classifier.calibration, reference=reference)
-    uncalibrated = replace(classifier, calibration=calibration)
-    size = parameters.evaluation.batch_size
-    validation = predict_split(uncalibrated, splits, "val", size, parameters.training)
     calibration, why = calibrate(calibration, validation, parameters.serving, parameters.seed)
     logger.debug("Temperature %.3f: %s", calibration.temperature, why)
     training = classifier.training | {"temperature_reason": why}
@@ -121,18 +137,17 @@ def calibrate_classifier(
 
 def sample_features(
     parameters: Parameters, classifier: Classifier, splits: pd.DataFrame, cache: ActivationCache
-) -> Tensor | None:
+) -> Tensor:
     """Return features of up to 250 training images, (M, D) float16 of length 1, one of a group.
 
-    They are those of the last layer. None if the head has no linear layer.
+    They are those of the last layer.
+
+    Raises:
+        ParameterError: if the head has no linear layer.
     """
     train = splits[splits["split"] == "train"]
     if "group" in train:
         train = train.groupby("group").sample(1, random_state=parameters.seed)
     paths = train["path"].sample(min(MAX_REFERENCE, len(train)), random_state=parameters.seed)
-    try:
-        features, _ = read_head(classifier, paths.tolist(), parameters, cache)
-    except ParameterError as error:
-        logger.info("Images of another kind cannot be told apart: %s", error)
-        return None
+    features, _ = read_head(classifier, paths.tolist(), parameters, cache)
     return normalize(features).half()
