@@ -111,8 +111,9 @@ def run_pipeline(
 class Model:
     """A classifier that a run has saved."""
 
-    def __init__(self, project: Path, version: str) -> None:
-        """Take the folder of results, and the version of the classifier in it."""
+    def __init__(self, project: Path, version: str, options: dict[str, Any] | None = None) -> None:
+        """Take the folder of results, the version of the classifier in it, and its `model.*`."""
+        self._options = options or {}
         self.folder = project / CLASSIFIERS / version / CLASSIFIERS.name
         self._report = project / REPORT
 
@@ -120,8 +121,9 @@ class Model:
     def classifier(self) -> "Classifier":
         """Network, class names and preprocessing."""
         from thawline.networks.classifier import load_classifier
+        from thawline.options import ModelOptions
 
-        return load_classifier(self.folder)
+        return load_classifier(self.folder, ModelOptions(**self._options))
 
     def predict(self, path: str | Path, top_k: int = 1) -> "pd.DataFrame":
         """Return label and probability of an image file, or of each one in a folder.
@@ -160,16 +162,20 @@ def finetune(
         ThawlineError: if parameters, data or weights cannot be used.
     """
     given = name_parameters(data, strategy, backbone) | dict(parameters or {})
-    return Model(find_place().project, run_pipeline("finetune", given))
+    prefix = "model."
+    own = {name.removeprefix(prefix): v for name, v in given.items() if name.startswith(prefix)}
+    return Model(find_place().project, run_pipeline("finetune", given), own)
 
 
 def name_parameters(
     data: str | Path | None, strategy: str | None = None, backbone: str | None = None
 ) -> dict[str, Any]:
     """Return parameters by name; without data, a folder that is no project is the data itself."""
+    from thawline.data.packaged_datasets import LIBRARIES
+
     if data is None and not find_place().is_project:
         data = Path.cwd()
-    if data is not None and ":" not in str(data):
+    if data is not None and str(data).partition(":")[0] not in LIBRARIES:
         data = Path(data).expanduser().resolve()
     given = {"dataset.root": data, "strategy": strategy, "model.backbone": backbone}
     return {name: str(value) for name, value in given.items() if value is not None}

@@ -68,6 +68,49 @@ def test_an_image_that_has_moved_is_found_by_its_content(folder: Path) -> None:
     assert manifest.set_index("path")["label"][str(folder / "flower/moved.jpg")] == "temple"
 
 
+def test_a_later_line_changes_the_label_of_an_added_image_or_leaves_it_out(folder: Path) -> None:
+    for name in ("new.jpg", "newer.jpg"):
+        shutil.copy(folder / "flower/00.jpg", folder.parent / name)
+    with (folder.parent / "new.jpg").open("ab") as file:
+        file.write(b" ")  # so that its content is its own
+    (sha256,) = hash_files([str(folder.parent / "new.jpg")])
+    added = ("../new.jpg,add,flower,,", "../newer.jpg,add,flower,,")
+    manifest, outcomes = correct(
+        folder, *added, f"../new.jpg,relabel,temple,{sha256},", "../newer.jpg,drop,,,"
+    )
+    assert outcomes == ["a later line is of this image"] * 2 + ["applied"] * 2
+    labels = manifest.set_index("path")["label"]
+    assert labels[str(folder.parent / "new.jpg")] == "temple" and len(labels) == 41
+
+
+def test_a_correction_by_content_is_of_all_copies_but_an_added_copy_is_itself(
+    folder: Path,
+) -> None:
+    (sha256,) = hash_files([str(folder / "flower/00.jpg")])
+    shutil.copy(folder / "flower/00.jpg", folder / "flower/copy.jpg")
+    shutil.copy(folder / "flower/00.jpg", folder.parent / "new.jpg")
+    lines = (f"flower/00.jpg,relabel,temple,{sha256.upper()},", f"../new.jpg,add,temple,{sha256},")
+    manifest, outcomes = correct(folder, *lines)
+    assert outcomes == ["applied"] * 2 and len(manifest) == 42
+    labels = manifest.set_index("path")["label"]
+    for path in (folder / "flower/00.jpg", folder / "flower/copy.jpg", folder.parent / "new.jpg"):
+        assert labels[str(path)] == "temple"
+
+
+def test_linked_images_are_corrected_and_missing_ones_hinder_no_others(folder: Path) -> None:
+    (sha256,) = hash_files([str(folder / "flower/00.jpg")])
+    linked = folder.parent / "linked"
+    for name in ("flower", "temple"):
+        (linked / name).mkdir(parents=True)
+        for path in sorted((folder / name).iterdir())[:5]:
+            (linked / name / path.name).symlink_to(path)
+    (linked / "temple" / "broken.jpg").symlink_to(folder / "absent.jpg")
+    manifest, outcomes = correct(linked, "flower/01.jpg,drop,,,", f"gone.jpg,drop,,{sha256},")
+    assert outcomes == ["applied"] * 2
+    left = {Path(path).name for path in manifest["path"] if "/flower/" in path}
+    assert left == {"02.jpg", "03.jpg", "04.jpg"}
+
+
 def test_what_cannot_be_applied_says_why(folder: Path) -> None:
     (sha256,) = hash_files([str(folder / "flower/00.jpg")])
     manifest, outcomes = correct(
@@ -91,7 +134,10 @@ def test_what_cannot_be_applied_says_why(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,label\na.jpg,b\n", "has no column action"),
+        ("path,label\na.jpg,b\n", "has no column action, only path, label"),
+        ("path;action\na.jpg;drop\n", "only path;action. Separate columns by commas"),
+        ("path,action\na.jpg,drop,\n", "more values than there are columns"),
+        ("path,action\n\na.jpg,drop\n\nb.jpg,delete\n", "line 5 of"),
         (
             "path,action\na.jpg,drop\nb.jpg,delete\n",
             "line 3 of .* 'delete' .possible: relabel, drop",

@@ -53,8 +53,25 @@ def test_repeated_images_of_a_group_are_no_evidence(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_class_that_is_missing_is_named_first_and_chance_names_none() -> None:
-    found = compare_classes(labels(200, 0), labels(200, 1, (0.5, 0.5, 0)), NAMES)
+    found = compare_classes(labels(200, 0), labels(200, 1, (0.5, 0.5, 0)), NAMES, None)
     assert found["label"].iloc[0] == "wasp" and found["p_value"].iloc[0] < 0.001
     assert combine(1.0, found) < 0.01
-    alike = [compare_classes(labels(200, s), labels(200, s + 500), NAMES) for s in range(100)]
+    alike = [compare_classes(labels(200, s), labels(200, s + 500), NAMES, None) for s in range(100)]
     assert np.mean([table["p_value"].min() < 0.05 for table in alike]) <= 0.12
+
+
+def test_classes_of_groups_that_look_alike_are_no_evidence_and_a_shift_among_groups_is() -> None:
+    """At most 10 % of 100 draws of 30 groups of 10 against 300 images; 18 of 20 draws with one."""
+    groups = [*np.repeat(np.arange(30), 10)]
+    false = found = 0
+    for seed in range(100):
+        before = [*np.repeat(labels(30, seed), 10)]
+        table = compare_classes(before, labels(300, seed + 500), NAMES, groups)
+        false += table["p_value"].min() < 0.05
+    assert false <= 10
+    everything = [*groups, *range(1000, 1300)]
+    for seed in range(20):
+        before = np.repeat(features(30, seed), 10, axis=0)
+        now = features(300, seed + 500, shift=1.5)
+        found += compare_features(before, now, everything, seed) < 0.05
+    assert found >= 18

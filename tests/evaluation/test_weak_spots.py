@@ -48,7 +48,7 @@ def test_a_part_that_is_often_wrong_comes_first_and_is_named() -> None:
     assert [*spots.columns] == COLUMNS
     assert spots["of"].iloc[0] == "brightness" and spots["p_value"].iloc[0] < 0.001
     assert describe_weakest(spots).startswith("brightness ")
-    assert describe_weakest(spots).endswith("less than others beyond chance")
+    assert describe_weakest(spots).endswith("worse beyond chance")
 
 
 def test_small_classes_are_not_judged_and_a_faultless_classifier_has_no_weak_spot() -> None:

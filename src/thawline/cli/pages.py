@@ -15,7 +15,7 @@ PORT = 5001  # of the server of a model; `kedro mlflow ui` has 5000
 IMAGE = r"""{\"dataframe_split\": {\"columns\": [0], \"data\": [[\"$(base64 < photo.jpg)\"]]}}"""
 ASK = f"""Serving %s; to try it, open %s. By a program (docs/serving.md):
   echo "{IMAGE}" | tr -d '\\n' |
-  curl -s %s/invocations -H 'Content-Type: application/json' -d @-"""
+  curl -s %s/invocations%s -H 'Content-Type: application/json' -d @-"""
 
 QUEUE_SECONDS = "600"  # that a request may wait for those before it; MLflow's 60 are for few
 
@@ -47,26 +47,25 @@ def report() -> None:
 def serve(model: str, host: str, port: int) -> None:
     """Serve a registered model over HTTP, with a page to try it, until Ctrl+C."""
     from thawline.api import find_place
-    from thawline.cli.run_table import find_registered
+    from thawline.cli.kedro_run import told
 
-    try:
-        uri, store = find_registered(find_place(), model)
-    except ThawlineError as error:
-        raise click.ClickException(str(error)) from error
-    import mlflow
-    import uvicorn
-
-    from thawline.reports.html import render
-    from thawline.serving.server import make_app
-
-    mlflow.set_tracking_uri(store)
     os.environ.setdefault("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", QUEUE_SECONDS)
     token = None if host == LOCAL else secrets.token_urlsafe()
-    about: Any = mlflow.models.get_model_info(uri).metadata
-    names = about["class_names"]
-    app = make_app(uri, render("try.html", name=uri.removeprefix("models:/"), classes=names), token)
+    with told():
+        import mlflow
+        import uvicorn
+
+        from thawline.cli.run_table import find_registered
+        from thawline.reports.html import render
+        from thawline.serving.server import make_app
+
+        uri, _ = find_registered(find_place(), model)
+        about: Any = mlflow.models.get_model_info(uri).metadata
+        name, names = uri.removeprefix("models:/"), about["class_names"]
+        app = make_app(uri, render("try.html", name=name, classes=names), token)
     address = f"http://{host}:{port}"
-    click.echo(ASK % (uri, f"{address}/?token={token}" if token else address, address))
+    key = f" -H 'Authorization: Bearer {token}'" if token else ""
+    click.echo(ASK % (uri, f"{address}/?token={token}" if token else address, address, key))
     uvicorn.run(app, host=host, port=port, log_level="warning")
 
 
@@ -98,8 +97,10 @@ def review(
     verbose: bool,
 ) -> None:  # fmt: skip
     """Show the images of the last run on a page, to find and correct wrong labels."""
-    from thawline.api import find_place
+    from thawline.api import REPORT, find_place
 
+    if not (find_place().project / REPORT).is_file():
+        raise click.ClickException("There is no run yet. Run thawline finetune first.")
     if unlabeled:
         parameters = {"review.unlabeled": str(Path(unlabeled).resolve()), **parameters}
     run("review", parameters, env, verbose)
@@ -111,5 +112,9 @@ def review(
 
     from thawline.serving.review_server import make_app
 
+    try:
+        app = make_app(project / REVIEW, project / CORRECTIONS)
+    except ThawlineError as error:
+        raise click.ClickException(str(error)) from error
     click.echo(f"http://127.0.0.1:{port} writes {project / CORRECTIONS} until Ctrl+C.")
-    uvicorn.run(make_app(project / REVIEW, project / CORRECTIONS), port=port, log_level="warning")
+    uvicorn.run(app, port=port, log_level="warning")

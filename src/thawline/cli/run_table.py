@@ -4,15 +4,16 @@ import math
 from collections.abc import Mapping
 from datetime import datetime
 
+import mlflow
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from thawline.api import Place
-from thawline.errors import TrackingError
 from thawline.hooks.configuration import read_configuration
 from thawline.reports.runs import RunRow
-from thawline.serving.registry import CHAMPION, find_version
+from thawline.serving.find_model import find_uri
+from thawline.serving.registry import CHAMPION, ProjectFolders, find_version
 from thawline.tracking.connection import read_settings
 
 MAX_RUNS = 1000
@@ -60,14 +61,18 @@ def _describe(run: Run, champions: Mapping[str, str | None]) -> RunRow:
 
 
 def find_registered(place: Place, reference: str) -> tuple[str, str]:
-    """Return the URI of the model that was registered last, by alias or version, and its store.
+    """Return the URI of a model by alias or version, as `predict.model` takes it, and its store.
 
     Raises:
-        TrackingError: if there is none.
+        ParameterError: if there is none.
     """
-    client, store, _ = connect(place)
-    models = client.search_registered_models(order_by=["last_updated_timestamp DESC"])
-    if not models:
-        raise TrackingError(f"{store} has no registered model yet. Run thawline finetune first.")
-    separator = "/" if reference.isdigit() else "@"
-    return f"models:/{models[0].name}{separator}{reference}", store
+    _, store, _ = connect(place)
+    mlflow.set_tracking_uri(store)
+    name = read_configuration(place.project, place.env, source=str(place.configuration))[
+        "parameters"
+    ]["registry"]["name"]
+    data = place.project / "data"
+    folders = ProjectFolders(
+        data / "06_models" / "classifier", data / "08_reporting" / "registration.json", data.parent
+    )
+    return find_uri("--model", reference, name, folders), store

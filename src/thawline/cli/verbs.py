@@ -4,6 +4,7 @@ import os
 import textwrap
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,10 @@ def _parse(_context: Any, _option: Any, settings: Sequence[str]) -> dict[str, An
     if wrong := [setting for setting in settings if "=" not in setting]:
         raise click.BadParameter(f"{wrong[0]} is not NAME=VALUE")
     pairs = (setting.split("=", 1) for setting in settings)
-    return {name: yaml.safe_load(value) for name, value in pairs}
+    try:
+        return {name: yaml.safe_load(value) for name, value in pairs}
+    except yaml.YAMLError as error:
+        raise click.BadParameter(f"a value is no YAML: {error}") from error
 
 
 def _name_run(_context: Any, _option: Any, name: str | None) -> None:
@@ -172,8 +176,10 @@ def watch(
     """
     from thawline.api import name_parameters
 
-    folder = Path(data or "").resolve()
-    given = name_parameters(folder, strategy or WATCHED_STRATEGY, backbone) | parameters
+    given = name_parameters(data, strategy or WATCHED_STRATEGY, backbone) | parameters
+    folder = Path(given.get("dataset.root", ""))
+    if "dataset.root" not in given or not folder.is_dir():
+        raise click.ClickException("Name a folder to watch: thawline watch photos.")
     trained = None
     while True:
         found = _list_files(folder)
@@ -192,11 +198,15 @@ def _list_files(folder: Path) -> set[tuple[str, int, int]]:
     """Return path, size and time of change of the files of a folder that are no results."""
     from thawline.data.sources import RESULTS
 
-    found = set()
-    for path in folder.rglob("*"):
-        if RESULTS not in path.parts and path.is_file():
-            about = path.stat()
-            found.add((str(path), about.st_size, about.st_mtime_ns))
+    found: set[tuple[str, int, int]] = set()
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name != RESULTS]
+        linked = [path for name in folders if (path := Path(parent, name)).is_symlink()]
+        found.update(*map(_list_files, linked if Path(parent) == folder else []))  # classes
+        for path in map(Path(parent).joinpath, names):
+            with suppress(OSError):  # it has just been renamed or removed
+                about = path.stat()
+                found.add((str(path), about.st_size, about.st_mtime_ns))
     return found
 
 
@@ -219,7 +229,7 @@ def predict(images: str, model: str | None) -> None:
     folder = Path(images) if Path(images).is_dir() else Path(images).parent
     shown = {
         "file": rows["path"].str.removeprefix(f"{folder}/"),
-        "label": rows["label"].fillna(rows.get("reason")).fillna(rows["problem"]),
+        "label": rows["label"].fillna(rows.get("reason", rows["problem"])).fillna(rows["problem"]),
         "probability": rows["probability"].map("{:.3f}".format),
     }
     _print(pd.DataFrame(shown).head(SHOWN_ROWS))

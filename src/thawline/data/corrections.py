@@ -4,6 +4,8 @@ Image files are never touched.
 """
 
 import csv
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -28,19 +30,30 @@ def read_corrections(file: Path) -> pd.DataFrame:
         DataError: if there is no such file, it lacks a column, or a row has an unknown action.
     """
     try:
-        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+        table = pd.read_csv(file, dtype=str, keep_default_na=False, skip_blank_lines=False)
     except (ValueError, OSError, csv.Error) as error:
         raise DataError(
             f"dataset.corrections: {file} cannot be read ({error}). Give a CSV in UTF-8 with the"
             f" columns {', '.join(COLUMNS)}, of which sha256 and label may be absent or empty."
         ) from error
+    if not isinstance(table.index, pd.RangeIndex):  # pandas made an index of the surplus values
+        raise DataError(
+            f"dataset.corrections: the rows of {file} have more values than there are columns. Put"
+            " quotes around texts with a comma."
+        )
     if missing := {"path", "action"} - set(table):
-        raise DataError(f"dataset.corrections: {file} has no column {min(missing)}.")
+        raise DataError(
+            f"dataset.corrections: {file} has no column {min(missing)}, only"
+            f" {', '.join(map(str, table))}. Separate columns by commas."
+        )
+    table = table.fillna("")
+    table = table[(table != "").any(axis=1)]
     if len(unknown := table[~table["action"].isin(ACTIONS)]):
         raise DataError(
             f"dataset.corrections: line {unknown.index[0] + 2} of {file} has the action"
             f" '{unknown['action'].iloc[0]}' (possible: {', '.join(ACTIONS)})."
         )
+    table = table.reset_index(drop=True)
     return table.reindex(columns=[*COLUMNS, *table.columns.difference(COLUMNS)], fill_value="")
 
 
@@ -51,45 +64,67 @@ def apply_corrections(
 
     A correction is of the image at its path, relative to the `folder` of the images; or, if none is
     there, of the image with its sha256. If it has a sha256 and the image's is another, the image
-    has been replaced since, and the correction is not applied. The last one of an image counts.
-    `add` appends an image with its label, for training if the data brings splits.
+    has been replaced since, and the correction is not applied; if copies have the same, it is of
+    all. `add` appends an image with its label, for training if the data brings splits. The last
+    line of an image counts.
 
     Returns:
         the manifest, with fewer rows if images are dropped; and the corrections with their `path`
         absolute, `old_label` and `outcome`: "applied" or why not.
     """
     table = corrections.copy()
-    table["path"] = [str((folder / path).resolve()) for path in table["path"]]
+    table["sha256"] = table["sha256"].str.lower()
     labels = manifest.set_index("path")["label"]
-    moved = ~table["path"].isin(labels.index) & (table["sha256"] != "")
-    if moved.any():
-        at = dict(zip(hash_files(manifest["path"].tolist()), manifest["path"], strict=True))
-        table.loc[moved, "path"] = table["sha256"].map(at).fillna(table["path"])
+    table["path"] = [_find(folder, path, labels.index) for path in table["path"]]
+    hashes = _hash(labels.index) if (table["sha256"] != "").any() else labels.iloc[:0]
+    gives_label = table["action"].isin(LABELING)
     is_new = (table["action"] == "add") & ~table["path"].isin(labels.index)
-    is_there = table["path"].isin(labels.index) | (is_new & table["path"].map(is_file))
+    is_new &= table["path"].map(is_file)
+    moved = ~table["path"].isin(labels.index) & ~is_new & (table["sha256"] != "")
+    at = pd.Series(hashes.index, hashes.to_numpy())
+    at = at[~at.index.duplicated()]
+    table.loc[moved, "path"] = table["sha256"].map(at).fillna(table["path"])
+    is_new = table["path"].isin(table.loc[is_new, "path"])  # whatever a later line says of it
+    found = pd.concat([hashes, _hash(table.loc[is_new, "path"].unique())])
     table["old_label"] = table["path"].map(labels).fillna("")
     table["outcome"] = APPLIED
-    checked = table[is_there & (table["sha256"] != "")]
-    other = checked["sha256"].to_numpy() != hash_files(checked["path"].tolist())
-    table.loc[checked.index[other], "outcome"] = "the image has been replaced since"
-    gives_label = table["action"].isin(LABELING)
+    other = (table["sha256"] != "") & (table["sha256"] != table["path"].map(found))
+    table.loc[other, "outcome"] = "the image has been replaced since"
     wrong = gives_label & ~table["label"].isin(labels.unique())
     table.loc[wrong, "outcome"] = "there is no such class"
+    is_there = table["path"].isin(labels.index) | is_new
     table.loc[~is_there, "outcome"] = "there is no such image"
     table.loc[table.duplicated("path", keep="last"), "outcome"] = "a later line is of this image"
     applied = table[table["outcome"] == APPLIED].set_index("path")
-    new = applied.loc[applied["action"].isin(LABELING), "label"]
+    of_copies = applied[applied["sha256"] != ""].reset_index().set_index("sha256")
+    of_copies = of_copies[~of_copies.index.duplicated(keep="last")]
+    copies = hashes[hashes.isin(of_copies.index) & ~hashes.index.isin(applied.index)]
+    everything = pd.concat([applied, of_copies.loc[copies].set_index(copies.index)])
+    new = everything.loc[everything["action"].isin(LABELING), "label"]
     corrected = manifest.copy()
     corrected.loc[corrected["path"].isin(new.index), "label"] = corrected["path"].map(new)
-    dropped = applied.index[applied["action"] == "drop"]
+    dropped = everything.index[everything["action"] == "drop"]
     corrected = corrected[~corrected["path"].isin(dropped)]
-    added = applied.index[is_new[table["outcome"] == APPLIED]]
+    added = new.index.difference(labels.index)
     if len(added):
         rows = {"path": added, "label": new[added].to_numpy(), "split": "train", "group": added}
+        rows |= {"sha256": hash_files([*added])}
         corrected = pd.concat([corrected, pd.DataFrame(rows)[[*manifest]]])
     corrected = corrected.sort_values("path", ignore_index=True)
     corrected.attrs = table.attrs = manifest.attrs
     return corrected, table
+
+
+def _find(folder: Path, path: str, known: pd.Index) -> str:
+    """Return the absolute path of an image; folders of images may be links."""
+    plain = os.path.normpath(folder / path)
+    return plain if plain in known else str(Path(plain).resolve())
+
+
+def _hash(paths: Iterable[str]) -> pd.Series:
+    """Return the SHA-256 of those files that are there, by path."""
+    there = [path for path in paths if is_file(path)]
+    return pd.Series(hash_files(there), there, dtype="str")
 
 
 def corrected_paths(table: pd.DataFrame) -> frozenset[str]:

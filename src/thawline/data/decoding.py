@@ -188,7 +188,8 @@ def _content(source: Source) -> bytes:
 def _describe_problem(error: Exception, source: Source) -> str:
     """Return in a few words why decoding failed."""
     if isinstance(error, UnidentifiedImageError):
-        return "not an image" if _content(source) else "an empty file"
+        size = len(source) if isinstance(source, bytes) else stat_file(os.fspath(source))[0]
+        return "not an image" if size else "an empty file"
     if isinstance(error, OSError) and error.strerror:  # without the path, which is known
         return f"{type(error).__name__}: {error.strerror}"
     return f"{type(error).__name__}: {error}"

@@ -9,10 +9,9 @@ import pandas as pd
 from rich.progress import track
 
 from thawline.data import shards
-from thawline.data.decoding import ImageError, image_size
+from thawline.data.decoding import ImageError, map_threads, open_image
 from thawline.data.manifests import ROOT, read_manifest
 from thawline.data.packaged_datasets import LIBRARIES, write_packaged
-from thawline.data.splitting import SPLITS
 from thawline.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -22,6 +21,10 @@ IMG_EXTENSIONS = (
     ".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 TABLES = (".csv", ".parquet")
+SPLIT_NAMES = {  # of folders, in small letters
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
 RESULTS = "thawline-runs"  # what the command thawline writes where there is no project: no images
 
 
@@ -115,16 +118,25 @@ def find_readable(root: str, base: Path, parameter: str) -> list[str]:
         DataError: as `find_files`; or if none is an image.
     """
     paths = []
-    for path in find_files(root, base, parameter):
-        try:
-            image_size(path)
-        except ImageError as error:
-            logger.warning("%s: %s is left out: %s", parameter, path, error.problem)
-            continue
-        paths.append(path)
+    files = find_files(root, base, parameter)
+    for path, problem in zip(files, map_threads(_problem, files, "Reading images"), strict=True):
+        if problem:
+            logger.warning("%s: %s is left out: %s", parameter, path, problem)
+        else:
+            paths.append(path)
     if not paths:
         raise DataError(f"{parameter}: {root} holds no image that can be read.")
     return paths
+
+
+def _problem(path: str) -> str:
+    """Return why an image cannot be decoded; empty if it can."""
+    try:
+        with open_image(path) as file:
+            file.load()
+    except ImageError as error:
+        return error.problem
+    return ""
 
 
 def name_files(paths: Sequence[str], root: str = "", *, base: Path) -> list[str]:
@@ -149,30 +161,47 @@ def name_files(paths: Sequence[str], root: str = "", *, base: Path) -> list[str]
 
 def _scan_folder(root: Path) -> pd.DataFrame:
     """Return the manifest of class folders or shards, or of train/, val/ and test/ with these."""
-    splits = [name for name in SPLITS if (root / name).is_dir()]
+    folders = [path for path in _list(root) if path.is_dir()]
+    found = [(SPLIT_NAMES.get(path.name.lower()), path) for path in folders]
+    splits = {name: path for name, path in found if name and _holds_classes(path)}
     if "train" not in splits:
         return _scan_split(root)
-    tables = {name: _scan_split(root / name).assign(split=name) for name in splits}
+    if rest := [path for path in folders if path not in splits.values()]:
+        raise DataError(
+            f"dataset.root: beside {splits['train']} lies {rest[0]}, which is no split of its own."
+            " Name the splits train, val and test, and move other folders elsewhere."
+        )
+    tables = {name: _scan_split(path).assign(split=name) for name, path in splits.items()}
     classes = set(tables["train"]["label"])
     for name, table in tables.items():
         unmatched = sorted(classes ^ set(table["label"]))
         if unmatched:
             raise DataError(
-                f"dataset.root: the class '{unmatched[0]}' is not in both {root / 'train'} and"
-                f" {root / name}. Every split needs the same classes."
+                f"dataset.root: the class '{unmatched[0]}' is not in both {splits['train']} and"
+                f" {splits[name]}. Every split needs the same classes."
             )
     return pd.concat(tables.values(), ignore_index=True)
 
 
-def _scan_split(folder: Path) -> pd.DataFrame:
-    """Return the manifest of class folders, or of shards in a folder without folders."""
+def _holds_classes(folder: Path) -> bool:
+    """Return whether a folder holds folders or shards; if not, it may be a class named train."""
+    return any(path.is_dir() or path.suffix == shards.SUFFIX for path in _list(folder))
+
+
+def _list(folder: Path) -> list[Path]:
+    """Return the entries of a folder that are not hidden, sorted."""
     try:
-        entries = sorted(path for path in folder.iterdir() if not _is_skipped(path.name))
+        return sorted(path for path in folder.iterdir() if not _is_skipped(path.name))
     except OSError as error:
         raise DataError(
             f"dataset.root: {folder} cannot be listed ({error.strerror}). Get the permission to"
             " read it."
         ) from error
+
+
+def _scan_split(folder: Path) -> pd.DataFrame:
+    """Return the manifest of class folders, or of shards in a folder without folders."""
+    entries = _list(folder)
     class_folders = [path for path in entries if path.is_dir()]
     if class_folders:
         return _scan_classes(class_folders)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import fisher_exact
 
-from thawline.evaluation.significance import holm_correction
+from thawline.evaluation.significance import Groups, effective_images, holm_correction
 
 PERMUTATIONS = 1000
 MAX_COMPARED = 500  # images of each side
@@ -19,32 +19,30 @@ def compare_features(
     """Return the p-value of the hypothesis that two sets of images are alike.
 
     It is that of a permutation test of the maximum mean discrepancy (Gretton et al. 2012) with a
-    Gaussian kernel, whose width is the median distance, on up to 500 images of each. Features are
-    (N, D) and (M, D) of length 1; `groups` (N + M,) name images that belong together: a group
-    changes sides as a whole.
+    Gaussian kernel, whose width is the median distance. Features are (N, D) and (M, D) of length 1;
+    `groups` (N + M,) name images that belong together, of which one counts, drawn by the seed. Up
+    to 500 of each side are compared.
     """
     rng = np.random.default_rng(seed)
-    some, others = (rng.permutation(len(side))[:MAX_COMPARED] for side in (before, now))
-    everything = np.concatenate([before[some], now[others]])
-    units = pd.factorize(np.asarray(groups)[[*some, *(len(before) + others)]])[0]
-    is_now = np.arange(len(everything)) >= len(some)
+    drawn = pd.Series(groups).sample(frac=1, random_state=rng).drop_duplicates().index
+    some, others = (drawn[drawn < len(before)], drawn[drawn >= len(before)])
+    rows = [*some[:MAX_COMPARED], *others[:MAX_COMPARED]]
+    everything = np.concatenate([before, now])[rows]
+    is_now = np.array(rows) >= len(before)
     squared = np.maximum(0, 2 - 2 * everything @ everything.T)
     kernel = np.exp(-squared / np.median(squared[~np.eye(len(squared), dtype=bool)]))
-    first = np.unique(units, return_index=True)[1]
-    sides = np.stack(
-        [is_now[first], *(rng.permutation(is_now[first]) for _ in range(PERMUTATIONS))]
-    )
-    drawn = sides[:, units]
-    count = drawn.sum(axis=1, keepdims=True)
-    weights = np.where(drawn, 1 / count, -1 / (len(units) - count))
+    sides = np.stack([is_now, *(rng.permutation(is_now) for _ in range(PERMUTATIONS))])
+    weights = np.where(sides, 1 / is_now.sum(), -1 / (~is_now).sum())
     found = ((weights @ kernel) * weights).sum(axis=1)
     return float((found >= found[0] - 1e-12).mean())
 
 
 def compare_classes(
-    before: Sequence[str], now: Sequence[str], names: Sequence[str]
+    before: Sequence[str], now: Sequence[str], names: Sequence[str], groups: Groups
 ) -> pd.DataFrame:
     """Return how often each class was and is predicted, by Fisher's exact test.
+
+    `groups` are those of the images before; their images count as `effective_images` do.
 
     Returns:
         label, share_before and share_now (0 to 1), p_value, corrected for the number of classes by
@@ -54,7 +52,9 @@ def compare_classes(
     rows = []
     for name in names:
         counts = int((one == name).sum()), int((other == name).sum())
-        table = [[counts[0], len(one) - counts[0]], [counts[1], len(other) - counts[1]]]
+        table = np.array([[n, len(side) - n] for n, side in zip(counts, (one, other), strict=True)])
+        share = effective_images((one == name).to_numpy(), groups) / len(one)
+        table[0] = np.rint(share * table[0])
         rows.append((name, counts[0] / len(one), counts[1] / len(other), fisher_exact(table)[1]))
     found = pd.DataFrame(rows, columns=["label", "share_before", "share_now", "p_value"])
     found["p_value"] = holm_correction(found["p_value"].to_numpy())

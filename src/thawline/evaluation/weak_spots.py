@@ -84,10 +84,10 @@ def describe_weakest(spots: pd.DataFrame) -> str:
     enough = spots[(spots["images"] >= MIN_IMAGES) & (is_class | (spots["p_value"] < SIGNIFICANT))]
     said = []
     if len(enough) and (row := enough.iloc[0])["accuracy"] < 1:
-        verdict = "beyond chance" if row["p_value"] < SIGNIFICANT else "by no more than chance"
+        verdict = "beyond chance" if row["p_value"] < SIGNIFICANT else "not beyond chance"
         said.append(
-            f"{row['of']} {row['value']}: {row['accuracy']:.1%} of {row['images']} test images"
-            f" (95 % interval {row['low']:.1%} to {row['high']:.1%}), less than others {verdict}"
+            f"{row['of']} {row['value']}: {row['accuracy']:.1%} of {row['images']} test images are"
+            f" right (95 % interval {row['low']:.1%} to {row['high']:.1%}), worse {verdict}"
         )
     if len(few):
         said.append(

@@ -69,9 +69,9 @@ def find_linear(network: nn.Module) -> nn.Linear:
     layers = [linear for linear in modules if linear.bias is not None]
     if not layers:
         raise ParameterError(
-            f"optimizer: lbfgs fits an nn.Linear with a bias, but the head of"
-            f" {type(network).__name__} is a {type(head).__name__} without one. Train it with adamw"
-            " or sgd."
+            f"The head of {type(network).__name__} is a {type(head).__name__} without an nn.Linear"
+            " with a bias, which optimizer: lbfgs fits and features are read of. Train it with"
+            " adamw or sgd."
         )
     return layers[-1]
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from PIL import Image, ImageOps
 
-from thawline.data.corrections import COLUMNS
+from thawline.data.corrections import COLUMNS, OUTCOMES
 from thawline.data.decoding import hash_files, map_threads
 from thawline.data.manifests import ROOT
 from thawline.reports.figures.grids import thumbnail
@@ -130,6 +131,7 @@ def review_page(
         },
         "corrections": _written(corrections, root),
         "written": WRITTEN,
+        "made": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}",
         "colors": COLORS,
         "side": side,
         "tiles": TILES,
@@ -159,7 +161,7 @@ def _columns(images: pd.DataFrame, root: Path) -> dict[str, Any]:
     """Return the columns that the page reads, each as a list."""
     columns = images.copy()
     columns["sha256"] = hash_files(images["path"].tolist())
-    columns["path"] = images["path"].str.removeprefix(f"{root.as_posix()}/")
+    columns["path"] = [os.path.relpath(path, root) for path in images["path"]]
     columns["nearest"] = [[int(row) for row in rows.split()] for rows in images["nearest"]]
     rounded = columns.round({"x": 4, "y": 4, "confidence": 3, "margin": 3})
     return {str(name): rounded[name].tolist() for name in rounded}
@@ -167,7 +169,8 @@ def _columns(images: pd.DataFrame, root: Path) -> dict[str, Any]:
 
 def _written(corrections: pd.DataFrame, root: Path) -> list[dict[str, Any]]:
     """Return earlier corrections as the page writes them again."""
-    rows = corrections.reindex(columns=WRITTEN, fill_value="")
+    names = [*WRITTEN, *corrections.columns.difference([*WRITTEN, *OUTCOMES])]
+    rows = corrections.reindex(columns=names, fill_value="")
     paths = [os.path.relpath(path, root) for path in rows["path"]]
     return [
         {str(name): v for name, v in row.items()}

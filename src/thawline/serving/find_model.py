@@ -63,7 +63,7 @@ def find_model(
         saved_at: float | None = (folder / DESCRIPTION_FILE).stat().st_mtime
         found = FoundModel(load_classifier(folder, own), str(folder), saved_at)
     else:
-        uri = _find_uri(parameter, reference, registry_name, folders)
+        uri = find_uri(parameter, reference, registry_name, folders)
         try:
             classifier, _ = registry.load_logged(uri, own)
             saved_at = None
@@ -97,8 +97,12 @@ def _newest_classifier(folders: ProjectFolders) -> Path | None:
     return max(folders.classifiers.glob(f"*/*/{DESCRIPTION_FILE}"), default=None)
 
 
-def _find_uri(parameter: str, reference: str, name: str | None, folders: ProjectFolders) -> str:
-    """Return the MLflow URI of a model that is not a folder."""
+def find_uri(parameter: str, reference: str, name: str | None, folders: ProjectFolders) -> str:
+    """Return the MLflow URI of a model that is not a folder; see `find_model`.
+
+    Raises:
+        ParameterError: if there is none.
+    """
     if reference.startswith(("models:/", "runs:/")):
         return reference
     if re.fullmatch("[0-9a-f]{32}", reference):

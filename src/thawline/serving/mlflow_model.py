@@ -46,7 +46,8 @@ class ServedClassifier(PythonModel):
         try:
             in_server = os.environ.get(SERVING, "").lower() == "true"
             check_request(images, self.limits, takes_paths=not in_server)
-            return classify(self.classifier, images, top_k)
+            answers = classify(self.classifier, images, top_k).astype(object)
+            return answers.where(answers.notna(), None)  # JSON has no NaN
         except DataError as error:
             raise MlflowException.invalid_parameter_value(str(error)) from error
 

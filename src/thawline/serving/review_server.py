@@ -13,8 +13,8 @@ from thawline.data.atomic_write import write_atomic
 from thawline.data.corrections import read_corrections
 from thawline.data.shards import read_bytes
 from thawline.errors import DataError
+from thawline.serving.server import LOCAL
 
-LOCAL = ["127.0.0.1", "localhost"]  # names by which a page of another site cannot reach it
 MAX_BYTES = 20_000_000  # of the corrections
 DATA = '<script type="application/json" id="data">'
 
@@ -24,6 +24,7 @@ def make_app(page: Path, corrections: Path) -> FastAPI:
 
     It shows the images that the page names and no other file, and writes the CSV of `corrections`.
     """
+    _read(corrections)
     text = page.read_text("utf-8")
     data = json.loads(text.partition(DATA)[2].partition("</script>")[0])
     root, paths = Path(unquote(urlsplit(data["root"]).path)), data["images"]["path"]
@@ -40,12 +41,18 @@ def make_app(page: Path, corrections: Path) -> FastAPI:
             raise HTTPException(404, f"There are {len(paths)} images.")
         kind, _ = mimetypes.guess_type(paths[row])
         headers = {"X-Content-Type-Options": "nosniff"}
-        return Response(read_bytes(root / paths[row]), media_type=kind, headers=headers)
+        try:
+            content = read_bytes(root / paths[row])
+        except OSError as error:
+            raise HTTPException(404, f"{paths[row]} is no longer there.") from error
+        return Response(content, media_type=kind, headers=headers)
 
     @app.get("/corrections")
     def list_corrections() -> list[dict[str, Any]]:
-        rows = read_corrections(corrections).to_dict("records") if corrections.is_file() else []
-        return [{str(name): value for name, value in row.items()} for row in rows]
+        try:
+            return _read(corrections)
+        except DataError as error:
+            raise HTTPException(422, str(error)) from error
 
     @app.put("/corrections", status_code=204)
     async def keep_corrections(request: Request) -> None:
@@ -65,3 +72,9 @@ def make_app(page: Path, corrections: Path) -> FastAPI:
             raise HTTPException(422, str(error)) from error
 
     return app
+
+
+def _read(corrections: Path) -> list[dict[str, Any]]:
+    """Return the rows of corrections.csv; none if there is no such file."""
+    rows = read_corrections(corrections).to_dict("records") if corrections.is_file() else []
+    return [{str(name): value for name, value in row.items()} for row in rows]

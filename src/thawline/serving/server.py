@@ -9,6 +9,7 @@ from typing import Any
 import mlflow
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import HTMLResponse, JSONResponse
 from mlflow.pyfunc import scoring_server
 from torchvision.transforms.v2 import functional
@@ -21,6 +22,7 @@ from thawline.networks.classifier import Classifier
 from thawline.serving.requests import RequestLimits, check_request
 
 TOP = 5  # classes of an answer
+LOCAL = ["127.0.0.1", "localhost"]  # names of this machine
 BASE64 = 4 / 3  # by which images grow in a request to /invocations
 JSON_BYTES = 1_000_000  # around them
 Next = Callable[[Request], Awaitable[Response]]
@@ -40,15 +42,18 @@ def make_app(uri: str, page: str, token: str | None = None) -> FastAPI:
     app.title = f"Thawline: {uri}"
     most = int(limits.max_mb * 1e6 * BASE64) + JSON_BYTES
 
+    if token is None:  # then a page of another site must not reach it by a name of its own
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL)
+
     @app.middleware("http")
     async def guard(request: Request, answer: Next) -> Response:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ")
-        given = given or request.query_params.get("token", "")
-        if token and not hmac.compare_digest(given.encode(), token.encode()):
+        _, _, bearer = request.headers.get("authorization", "").partition(" ")
+        given = bearer, request.query_params.get("token", "")
+        if token and not any(hmac.compare_digest(each.encode(), token.encode()) for each in given):
             return JSONResponse({"error": "This server needs its token."}, 401)
         if request.method == "POST":
             length = request.headers.get("content-length", "")
-            if not length.isdecimal():
+            if not length.isdecimal() or "transfer-encoding" in request.headers:
                 return JSONResponse({"error": "The request does not say its length."}, 411)
             if int(length) > most:
                 return JSONResponse({"error": f"A request may have {limits.max_mb:g} MB."}, 413)

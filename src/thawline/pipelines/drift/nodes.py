@@ -57,7 +57,9 @@ def measure_drift(
     groups = pd.concat([own, pd.Series(paths)])
     before, now = features[:count].numpy(), features[count:].numpy()
     p_features = drift.compare_features(before, now, groups, parameters.seed)
-    classes = drift.compare_classes(predicted[:count], predicted[count:], classifier.class_names)
+    classes = drift.compare_classes(
+        predicted[:count], predicted[count:], classifier.class_names, own
+    )
     p_value = drift.combine(p_features, classes)
     measured: dict[str, float] = {
         "drift_p_value": p_value, "drift_p_features": p_features, "drift_images": len(paths)

@@ -3,7 +3,7 @@ const served = location.protocol.startsWith("http");
 const { images, classes } = data;
 const count = images.path.length;
 const rowOf = new Map(images.path.map((path, row) => [path, row]));
-const storage = `thawline review of ${data.data}`;
+const storage = `thawline review of ${data.root}`;
 const element = (name) => document.querySelector(`#${name}`);
 const PAGE = 60;  // images that a list shows at first, and more at a time
 const UNLABELED = "unlabeled";
@@ -23,9 +23,16 @@ function remember() {
 
 function recall() {
   try {
-    for (const row of JSON.parse(localStorage.getItem(storage) ?? "[]")) corrections.set(row.path, row);
-    element("who").value = localStorage.getItem("thawline who") ?? "";
+    for (const row of JSON.parse(localStorage.getItem(storage) ?? "[]")) {
+      const isOlder = corrections.has(row.path) && (row.when ?? "") < data.made;  // than the file that the page was made of
+      if (!isOlder) set(row.path, row);
+    }
   } catch { /* likewise */ }
+}
+
+function set(path, row) {  // at the end: the last line of an image counts
+  corrections.delete(path);
+  corrections.set(path, row);
 }
 
 // Decisions are [row, action, label]; those made together are undone together.
@@ -33,8 +40,10 @@ function decide(decisions) {
   before.push(decisions.map(([row]) => [images.path[row], corrections.get(images.path[row])]));
   for (const [row, action, label] of decisions) {
     const path = images.path[row];
-    const isNew = images.split[row] === UNLABELED && action === "relabel";
-    corrections.set(path, {
+    const earlier = corrections.get(path)?.action;
+    if (action === "fine" && (images.split[row] === UNLABELED || ["relabel", "add"].includes(earlier))) continue;
+    const isNew = action === "relabel" && (images.split[row] === UNLABELED || earlier === "add");
+    set(path, {
       path, sha256: images.sha256[row], action: isNew ? "add" : action, label: label ?? "",
       note: "", who: element("who").value, when: new Date().toISOString().slice(0, 19),
     });
@@ -44,7 +53,7 @@ function decide(decisions) {
 const correct = (rows, action, label) => decide(rows.map((row) => [row, action, label]));
 
 function undo() {
-  for (const [path, row] of before.pop() ?? []) row ? corrections.set(path, row) : corrections.delete(path);
+  for (const [path, row] of before.pop() ?? []) row ? set(path, row) : corrections.delete(path);
   changed();
 }
 
@@ -55,8 +64,11 @@ function changed() {
 }
 
 const quoted = (text) => /[",\r\n]/.test(text) ? `"${String(text).replaceAll('"', '""')}"` : text;
-const asCsv = () => [data.written, ...[...corrections.values()].map((row) => data.written.map((name) => row[name] ?? ""))]
-  .map((cells) => cells.map(quoted).join(",")).join("\n") + "\n";
+function asCsv() {
+  const rows = [...corrections.values()];
+  const names = [...new Set([data.written, ...rows.map(Object.keys)].flat())];
+  return [names, ...rows.map((row) => names.map((own) => row[own] ?? ""))].map((cells) => cells.map(quoted).join(",")).join("\n") + "\n";
+}
 
 async function save() {
   if (!served) {
@@ -444,9 +456,15 @@ element("search").onchange = () => {
 };
 
 async function begin() {
-  recall();
-  if (served) for (const row of await (await fetch("corrections")).json()) corrections.set(row.path, row);
+  try { element("who").value = localStorage.getItem("thawline who") ?? ""; } catch { /* as above */ }
+  if (!served) recall();
   choose(data.lists[0]);
+  if (!served) return;
+  const response = await fetch("corrections");
+  const found = await response.json();
+  if (!response.ok) element("summary").textContent = found.detail;
+  else corrections = new Map(found.map((row) => [row.path, row]));
+  if (response.ok) render();
 }
 
 begin();
