@@ -48,6 +48,23 @@ def test_split_folders_are_found(tmp_path: Path) -> None:
     ]
 
 
+def test_split_folders_may_have_other_names_and_nothing_beside_them(tmp_path: Path) -> None:
+    for split in ("Train", "valid", "Testing"):
+        for label in ("ants", "bees"):
+            save(tmp_path / split / label / "0.png")
+    assert find(".", tmp_path)["split"].tolist() == ["test"] * 2 + ["train"] * 2 + ["val"] * 2
+    save(tmp_path / "wasps" / "0.png")
+    with pytest.raises(DataError, match=r"beside .*Train lies .*wasps, which is no split"):
+        find(".", tmp_path)
+
+
+def test_a_class_may_be_named_train(tmp_path: Path) -> None:
+    for label in ("train", "plane"):
+        save(tmp_path / label / "0.png")
+    manifest = find(".", tmp_path)
+    assert manifest["label"].tolist() == ["plane", "train"] and "split" not in manifest
+
+
 def test_a_csv_is_read_with_its_labels_as_text(tmp_path: Path) -> None:
     for name in ("1.png", "2.png", "3.png"):
         save(tmp_path / "photos" / name)

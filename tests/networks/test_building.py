@@ -43,8 +43,9 @@ def test_a_new_head_finds_its_place_and_width(backbone: str, head: str, kind: st
 
 @pytest.mark.parametrize("backbone", ["vit_b_32", "timm/test_vit"])
 def test_images_of_a_size_that_the_network_cannot_take_are_refused(backbone: str) -> None:
-    with pytest.raises(ParameterError, match=r"cannot process images of 100 px \(transforms.size"):
-        build(backbone=backbone, weights="none", size=100)
+    for head in ("linear", "all_stages"):
+        with pytest.raises(ParameterError, match=r"cannot process images of 100 px"):
+            build(backbone=backbone, weights="none", head=head, size=100)
 
 
 def test_the_mlp_head_is_linear_relu_dropout_linear_with_its_sizes() -> None:

@@ -46,7 +46,9 @@ class Trainings:
         correct = np.arange(40) >= self.errors.get((own.strategy, size), 20)
         losses = np.full(60, 1.0) - (self.larger_gains if size > 224 else 0)
         path = [{"C": 0.1, "loss": 1.0, "accuracy": 0.5}]
-        result: Any = SimpleNamespace(linear_head={"path": path, "losses": losses.tolist()})
+        result: Any = SimpleNamespace(
+            linear_head={"path": path, "losses": losses.tolist(), "groups": []}
+        )
         return Trained(own, result, correct, size, 0.01)
 
     def prepare(self, own: Parameters) -> Any:
@@ -91,7 +93,8 @@ def test_a_named_strategy_is_taken_with_the_epochs_and_rate_of_a_training(tmp_pa
 
 def test_a_closed_form_has_one_epoch_or_none() -> None:
     for epochs, expected in ((7, 1), (0, 0), (None, 1)):
-        own = parameters(training=TrainingOptions(epochs=epochs)).with_strategy("lp_ft")
+        given = parameters(strategy="full", training=TrainingOptions(epochs=epochs))
+        own = given.with_strategy("lp_ft")
         assert own.phases[0].epochs == expected
 
 
@@ -132,6 +135,19 @@ def test_without_a_budget_only_the_closed_form_is_fitted(tmp_path: Path) -> None
         choice = trainings.choose(write_splits(tmp_path, 400), given)
     assert trainings.asked == [("all_stages", 224)] and choice.name == "all_stages"
     assert "does not fit into auto.budget_minutes" in choice.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"head": "mlp"}}, "model.head: mlp needs a strategy that trains it"),
+        ({"training": {"epochs": 0}}, "training.epochs: 0 leaves the strategy auto nothing"),
+    ],
+)
+def test_what_auto_would_ignore_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parameters(**changes)
+    assert parameters(**changes, auto=AutoOptions(by="size")).strategy == "auto"
 
 
 @pytest.mark.parametrize(("fits", "depth"), [(7, "all"), (4, LastStages(last=4))])

@@ -456,6 +456,52 @@ def test_folding_a_trained_batch_norm_that_keeps_its_statistics_gives_the_same_g
         torch.testing.assert_close(other, plain)
 
 
+class Standardized(nn.Conv2d):
+    """A convolution that makes its weight anew in each pass, as timm's StdConv2d."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        weight = self.weight / self.weight.std()
+        return nn.functional.conv2d(images, weight, self.bias, padding=1)
+
+
+class KeywordNet(nn.Module):
+    """A network that calls a module by keyword alone."""
+
+    def __init__(self, conv: nn.Module) -> None:
+        """Take a convolution from 3 to 4 channels."""
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(3, 3, 1), conv
+        self.norm, self.fc = nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (N, 2)."""
+        return self.fc(input=self.norm(self.conv(self.stem(images))).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(3, 4, 3, padding=1),
+        Standardized(3, 4, 3, padding=1),
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3, padding=1)),
+    ],
+    ids=["plain", "computes its weight", "parametrized"],
+)
+def test_only_a_convolution_that_has_its_weight_takes_in_a_batch_norm(conv: nn.Module) -> None:
+    torch.manual_seed(0)
+    network = KeywordNet(conv).double()
+    network(5 * images(16))  # so that the statistics are not those of a new layer
+    network.stem.requires_grad_(False)
+    network.norm.eval()
+    line = split_at_thaw_line(network, SIZE)
+    assert line.below is not None
+    boundary = line.below(images())
+    folded = fold_kept_batch_norm(line.above_train)
+    torch.testing.assert_close(folded(*boundary), line.above_train(*boundary))
+    is_folded = any(isinstance(module, ConvBatchNorm) for module in folded.modules())
+    assert is_folded == (type(conv) is nn.Conv2d)
+
+
 def test_a_batch_norm_that_counts_its_batches_is_not_folded() -> None:
     network = frozen("resnet18", "layer4", "fc")
     folded = fold_kept_batch_norm(split_at_thaw_line(network, SIZE).above_train)

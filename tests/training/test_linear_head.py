@@ -230,3 +230,20 @@ def test_fine_tuning_is_never_worse_than_its_head(splits: pd.DataFrame) -> None:
 def test_no_epochs_evaluate_without_a_fit(splits: pd.DataFrame) -> None:
     result = run(splits, CLOSED.model_copy(update={"epochs": 0}))
     assert result.history.empty and result.linear_head == {} and result.best_epoch == 0
+
+
+def test_cross_validated_losses_have_the_groups_of_their_own_images(
+    monkeypatch: pytest.MonkeyPatch, splits: pd.DataFrame
+) -> None:
+    monkeypatch.setattr(linear_head, "MAX_CV_IMAGES", 12)
+    grouped = splits.assign(group=[f"roll {idx // 2}" for idx in range(len(splits))])
+    result = run(grouped, CLOSED)
+    assert len(result.linear_head["losses"]) == len(result.linear_head["groups"]) == 12
+    assert run(splits, CLOSED).linear_head["groups"] == []
+
+
+def test_features_that_are_all_alike_give_a_finite_head() -> None:
+    for shape in ((8, 20), (20, 8)):
+        basis, components = find_basis(torch.ones(shape), shape[1])
+        assert components.shape[1] >= 1 and bool(components.isfinite().all())
+        assert bool(basis.components.isfinite().all())

@@ -161,6 +161,9 @@ def test_another_training_is_not_gone_on_with(
         assert "no training to go on with that has these data" in caplog.text
         assert len(resumed.history) == 8
     assert_same(resumed, run(splits, **changed))
+    caplog.clear()
+    run(splits.assign(group="one"), states, resume=True)
+    assert "no training to go on with that has these data" in caplog.text
 
 
 def test_without_resume_it_starts_anew(splits: pd.DataFrame, states: TrainingCheckpoints) -> None:

@@ -4,7 +4,8 @@ import inspect
 import logging
 import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def _read_all_stages(
     """Replace the classifier by one that reads the pooled outputs of all stages."""
     features = AllStages(network)
     network.set_submodule(name, features)
-    with torch.no_grad():
+    with torch.no_grad(), _refusing_size(options.backbone, size):
         width = network.eval()(torch.zeros(1, 3, size, size)).shape[1]
     head = make_head(width, options, classes)
     network.set_submodule(name, nn.Sequential(features, head))
@@ -174,18 +175,25 @@ def _load_weights(network: nn.Module, options: ModelOptions) -> tuple[LoadReport
     return LoadReport(options.weights, replaced=replaced), pretrained
 
 
-@torch.no_grad()
-def _check_outputs(network: nn.Module, options: ModelOptions, classes: int, size: int) -> None:
-    """Refuse a network whose outputs are not (N, classes), or not what the loss expects."""
-    backbone = options.backbone
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+@contextmanager
+def _refusing_size(backbone: str, size: int) -> Iterator[None]:
+    """Say that a network cannot process images of this size, such as a transformer."""
     try:
-        outputs = network.eval()(images)
+        yield
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ParameterError(
             f"model.backbone: {backbone} cannot process images of {size} px (transforms.size):"
             f" {first_line(error)}"
         ) from error
+
+
+@torch.no_grad()
+def _check_outputs(network: nn.Module, options: ModelOptions, classes: int, size: int) -> None:
+    """Refuse a network whose outputs are not (N, classes), or not what the loss expects."""
+    backbone = options.backbone
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with _refusing_size(backbone, size):
+        outputs = network.eval()(images)
     network.train()
     shape = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
     if shape != (2, classes):

@@ -174,6 +174,16 @@ class Parameters(Options):
                 problems.append(
                     f"{parameter}: '{name}' is not a strategy{alternatives(name, known)}"
                 )
+        if self.strategy == AUTO and self.auto.by == "validation":
+            if self.model.head in ("builtin", "mlp"):
+                problems.append(
+                    f"model.head: {self.model.head} needs a strategy that trains it, such as full;"
+                    f" {AUTO} fits linear heads"
+                )
+            if self.training.epochs == 0:
+                problems.append(
+                    f"training.epochs: 0 leaves the strategy {AUTO} nothing to choose by; name one"
+                )
         if AUTO in self.strategies:
             problems.append(
                 f"strategies.{AUTO}: this name is reserved for the choice by data; rename it"

@@ -129,7 +129,9 @@ def choose_by_validation(
     errors = int((~best.correct).sum())
     if errors < MIN_ERRORS:
         reasons.append(f"with {errors} errors left, fine-tuning could not show that it is better")
-    elif fine := deepest_that_fits(best.parameters, prepare, deadline - time.monotonic()):
+    elif (left := deadline - time.monotonic()) > 0 and (
+        fine := deepest_that_fits(best.parameters, prepare, left)
+    ):
         tuned = train(fine)
         tried.append(tuned)
         gains = tuned.correct.astype(float) - best.correct
@@ -153,7 +155,6 @@ def try_sizes(
     That has the lowest cross-validated loss. Stop at a size that does not lower it by more than the
     standard error.
     """
-    groups = find_groups(splits, "train")
     tried: list[Trained] = []
     for size in possible_sizes(parameters, splits):
         if tried:
@@ -169,8 +170,11 @@ def try_sizes(
                 raise
             logger.info("%s", error)
             continue
-        if len(tried) > 1 and not is_better(cv_losses(tried[-2]) - cv_losses(tried[-1]), groups):
-            break
+        if len(tried) > 1:
+            groups = np.array(tried[-1].result.linear_head["groups"])
+            gains = cv_losses(tried[-2]) - cv_losses(tried[-1])
+            if not is_better(gains, groups if len(groups) else None):
+                break
     return tried, min(tried, key=lambda each: cv_losses(each).mean())
 
 

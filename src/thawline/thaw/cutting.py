@@ -17,6 +17,7 @@ TOLERANCE = 1e-3  # of the largest output; folding batch norm rounds differently
 # A subclass may do anything after it normalizes, so only these are folded: timm's also activate.
 TIMM_BATCH_NORMS = (timm.layers.BatchNormAct2d, timm.layers.SyncBatchNormAct)
 FOLDABLE = {nn.BatchNorm2d, nn.SyncBatchNorm, *TIMM_BATCH_NORMS}
+PLAIN = (nn.Conv2d, timm.layers.Conv2dSame)  # a subclass may compute its weight in each pass
 CONSTANTS = (int, float, str, type(None), torch.dtype, torch.device, torch.memory_format)
 
 Values = tuple[Any, Any]  # of a node, for `FEW` and for `MANY` images
@@ -142,7 +143,9 @@ def fold_kept_batch_norm(part: fx.GraphModule) -> fx.GraphModule:
     graph.output(graph.graph_copy(part.graph, {}))
     folded = _make_module(part, graph)
     for source, conv, target, norm in _foldable(folded):
-        if not norm.training and norm.affine:
+        own = dict(conv.named_parameters(recurse=False))
+        is_plain = type(conv) in PLAIN and "weight" in own  # not made anew from other parameters
+        if not norm.training and norm.affine and is_plain:
             folded.set_submodule(source, ConvBatchNorm(conv, norm))
             folded.set_submodule(target, _rest(norm))
     return folded
@@ -154,9 +157,10 @@ def _foldable(part: fx.GraphModule) -> Iterator[tuple[str, nn.Conv2d, str, nn.Ba
     calls = [node for node in part.graph.nodes if node.op == "call_module"]
     used = [node.target for node in calls]
     for node in calls:
-        norm, source = modules[node.target], node.args[0]
-        if type(norm) not in FOLDABLE or norm.running_mean is None:
+        norm = modules[node.target]
+        if type(norm) not in FOLDABLE or norm.running_mean is None or not node.args:
             continue
+        source = node.args[0]
         conv = modules.get(source.target) if source.op == "call_module" else None
         if not isinstance(conv, nn.Conv2d) or len(source.users) > 1:
             continue

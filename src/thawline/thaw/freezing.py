@@ -40,10 +40,11 @@ def freeze_layers(network: nn.Module, phase: Phase) -> None:
     frozen = (stage for stage in stages.values() if trainable.isdisjoint(stage.parameters))
     for name in chain.from_iterable(stage.modules for stage in frozen):
         network.get_submodule(name).eval()
+    keeps_statistics = phase.batch_norm == "eval" or isinstance(phase.trainable, LoraStages)
     for module in network.modules():
         parameters = list(module.parameters())
         is_frozen = bool(parameters) and not any(p.requires_grad for p in parameters)
-        if is_frozen or (phase.batch_norm == "eval" and isinstance(module, BATCH_NORM)):
+        if is_frozen or (keeps_statistics and isinstance(module, BATCH_NORM)):
             module.eval()
 
 

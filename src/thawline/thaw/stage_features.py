@@ -87,7 +87,7 @@ def head_batches(network: nn.Module, *how: Any) -> Iterator[HeadBatch]:
 
     The arguments are those of `stage_features`.
     """
-    network = copy.deepcopy(network)
+    network = copy.deepcopy(network).to(make_accelerator(how[2]).device)
     reader, received = find_all_stages(network), list[Tensor]()
     freeze_layers(network, Phase(trainable=LastStages(last=1), optimizer="lbfgs"))
     line = split_at_thaw_line(network, how[1].preprocessing.size)

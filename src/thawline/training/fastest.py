@@ -76,8 +76,6 @@ def find_fastest(
     file = folder / FILE if folder else None
     key = _describe(above, boundary, accelerator, options)
     known = json.loads(file.read_text("utf-8")) if file and file.is_file() else {}
-    if key in known:
-        return Way(*known[key])
 
     def time_steps(way: Way, count: int) -> float:
         return _time_steps(above, boundary, accelerator, way, count)
@@ -86,6 +84,8 @@ def find_fastest(
         first = time_steps(ways[0], 1)
         if first * steps < MIN_SECONDS or first == math.inf:
             return ways[0]
+        if key in known:
+            return Way(*known[key])
         seconds = {way: time_steps(way, NUM_TIMED_STEPS) for way in ways}
         best = min(seconds, key=lambda way: seconds[way])
         is_long = seconds[best] * steps > MIN_COMPILED_SECONDS

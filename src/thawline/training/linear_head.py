@@ -7,6 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import log_softmax
@@ -87,7 +88,8 @@ def fit_linear_head(
     chosen = fit(components, labels, c, loss, curve.maps[0])
     basis.fold(chosen, linear)
     progress.linear_head = {
-        "path": curve.path, "contributions": contributions, "losses": curve.losses
+        "path": curve.path, "contributions": contributions, "losses": curve.losses,
+        "groups": [] if groups is None else pd.factorize(groups)[0].tolist(),  # of the losses
     }  # fmt: skip
     logger.debug(
         "Phase %d: C %g for the features of %s, chosen from %s",

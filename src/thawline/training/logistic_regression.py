@@ -87,11 +87,12 @@ def find_basis(features: Tensor, width: int) -> tuple[Basis, Tensor]:
     is_wide = len(features) < features.shape[1]
     gram = standardized @ standardized.T if is_wide else standardized.T @ standardized
     values, vectors = torch.linalg.eigh(gram)
-    count = min(MAX_COMPONENTS, int((values > MIN_DEVIATION * values[-1]).sum()))
+    rank = int((values > MIN_DEVIATION * values[-1].clamp_min(MIN_DEVIATION)).sum())
+    count = min(MAX_COMPONENTS, max(1, rank))
     vectors = vectors[:, -count:]
     if not is_wide:
         return Basis(mean, deviation, vectors), standardized @ vectors
-    scale = values[-count:].sqrt()
+    scale = values[-count:].clamp_min(MIN_DEVIATION).sqrt()
     return Basis(mean, deviation, standardized.T @ (vectors / scale)), vectors * scale
 
 

@@ -10,6 +10,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from accelerate.utils import send_to_device
 from pydantic import BaseModel
@@ -154,6 +155,9 @@ def training_key(run: TrainingContext, phases: Sequence[Phase], initial: dict[st
         [*map(str, run.accelerator), torch.__version__],
         [world_size(), run.parameters.engine.sync_batch_norm],
     ]
+    if run.train_groups is not None:
+        groups, _ = pd.factorize(run.train_groups)
+        everything.append(hashlib.sha256(groups.tobytes()).hexdigest())
     text = json.dumps(everything, default=BaseModel.model_dump)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -48,8 +48,9 @@ def run_sweep(
         with child_runs(f"trial {number}", values, tags) as set_tags:
             try:
                 result = train_trial(chosen, development_splits, activations, track)
-                best = result.history["val_accuracy"].iloc[result.best_epoch - 1]
-                metric_logger({"best_val_accuracy": best}, result.best_epoch)
+                if result.best_epoch:
+                    best = result.history["val_accuracy"].iloc[result.best_epoch - 1]
+                    metric_logger({"best_val_accuracy": best}, result.best_epoch)
             except optuna.TrialPruned:
                 state = "pruned"  # raised again below: the child run has not failed
             set_tags({"state": state})
