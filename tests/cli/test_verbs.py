@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 import thawline
 from conftest import ROOT, environment
@@ -170,3 +173,33 @@ def test_a_value_may_be_a_list_and_a_setting_needs_a_name() -> None:
     done = CliRunner().invoke(main, ["finetune", "--set", "epochs"])
     assert done.exit_code != 0 and "epochs is not NAME=VALUE" in done.output
     assert CliRunner().invoke(main, ["--version"]).output.strip().endswith(thawline.__version__)
+
+
+@pytest.mark.slow
+def test_a_watched_folder_is_trained_on_again_when_it_has_changed(
+    photos: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(photos, tmp_path / "photos")
+    thawline = str(Path(sys.executable).with_name("thawline"))
+    settings = ("--set", "transforms.size=32", "--set", "training.num_workers=0")
+    process = subprocess.Popen(
+        [thawline, "watch", "photos", *settings], cwd=tmp_path, env=environment(),
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout
+    try:
+        said = []
+        for classes in (2, 3):
+            for line in process.stdout:
+                said.append(line)
+                if line.startswith("Watching"):
+                    break
+            assert f"({classes} classes: " in "".join(said)
+            if classes == 3:
+                break
+            shutil.copytree(photos / "flower", tmp_path / "photos" / "garden")
+            for path in (tmp_path / "photos" / "garden").iterdir():
+                Image.open(path).rotate(90).save(path)
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)

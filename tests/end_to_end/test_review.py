@@ -97,6 +97,20 @@ def test_the_keyboard_alone_is_enough(opened: playwright.Page) -> None:
     assert [row["action"] for row in corrections(opened)] == ["drop", "fine"]
 
 
+def test_is_fine_keeps_a_label_that_was_corrected_and_is_nothing_to_an_unlabeled_image(
+    opened: playwright.Page,
+) -> None:
+    opened.click("#accept-all")
+    before = corrections(opened)
+    opened.locator("#list .pick").first.click()
+    opened.keyboard.press("f")
+    opened.locator("#tabs button", has_text="Label these next").click()
+    opened.locator("#list .pick").first.click()
+    wait_until(opened, "document.querySelector('#image img.large').naturalWidth > 100")
+    opened.keyboard.press("f")
+    assert corrections(opened) == before
+
+
 def test_several_images_found_by_their_names_are_relabeled_together(
     opened: playwright.Page,
 ) -> None:
