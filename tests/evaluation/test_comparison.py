@@ -272,3 +272,18 @@ def test_the_console_table_fits_80_columns_and_shows_all_of_every_name() -> None
     for name in names:
         assert name in joined
     assert "123,456,789" in "".join(lines)
+
+
+@pytest.mark.parametrize("accuracies", [(0.9, 0.8, 0.89), (0.95, 0.9, 0.6), (0.9, 0.88, 0.87)])
+def test_what_is_taken_is_the_cheapest_that_does_not_differ_from_the_best(
+    accuracies: tuple[float, ...],
+) -> None:
+    trials = make_trials(dict(zip("abc", accuracies, strict=True)))
+    trials.table["seconds"] = trials.table["strategy"].map({"a": 9.0, "b": 5.0, "c": 1.0})
+    found = compare(trials)
+    equal = found.pairs.loc[found.pairs["p_holm"] >= 0.05, "strategy"]
+    seconds = found.table.set_index("strategy")["seconds"]
+    assert found.verdict["recommended"] == seconds[[found.verdict["best"], *equal]].idxmin()
+    assert f"take {found.verdict['recommended']}" in found.verdict["sentence"].lower() or (
+        found.verdict["recommended"] == found.verdict["best"]
+    )

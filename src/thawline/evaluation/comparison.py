@@ -151,12 +151,17 @@ def _decide(table: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Any]:
     limits = {name: float(closest[name]) for name in ("difference", "low", "high")}
     equals = [best, *pairs.loc[pairs["p_holm"] >= SIGNIFICANT, "strategy"]]
     seconds = table.set_index("strategy")["seconds"]
-    cheapest = best if p_value < SIGNIFICANT else str(seconds[equals].idxmin())
+    cheapest = str(seconds[equals].idxmin())
     takes = seconds.map(format_seconds)
     corrected = "corrected " if len(pairs) > 1 else ""
     found = f"{format_points(**limits)} points, {corrected}p {format_p(p_value)}"
     if p_value < SIGNIFICANT:
         sentence = f"{best} beats {other}: {found}, in {takes[best]} instead of {takes[other]}."
+        if cheapest != best:
+            sentence += (
+                f" But take {cheapest}, the cheapest of {len(equals)} without a significant"
+                f" difference ({takes[cheapest]})."
+            )
     else:
         compared = takes[best] if cheapest == best else f"{takes[cheapest]}; {best} {takes[best]}"
         sentence = (
