@@ -69,41 +69,34 @@ def apply_corrections(
     line of an image counts.
 
     Returns:
-        the manifest, with fewer rows if images are dropped; and the corrections with their `path`
-        absolute, `old_label` and `outcome`: "applied" or why not.
+        the manifest, with fewer rows if images are dropped; and the corrections, one for each copy,
+        with their `path` absolute, `old_label` and `outcome`: "applied" or why not.
     """
-    table = corrections.copy()
-    table["sha256"] = table["sha256"].str.lower()
+    table = corrections.assign(sha256=corrections["sha256"].str.lower())
     labels = manifest.set_index("path")["label"]
     table["path"] = [_find(folder, path, labels.index) for path in table["path"]]
     hashes = _hash(labels.index) if (table["sha256"] != "").any() else labels.iloc[:0]
-    gives_label = table["action"].isin(LABELING)
     is_new = (table["action"] == "add") & ~table["path"].isin(labels.index)
     is_new &= table["path"].map(is_file)
     moved = ~table["path"].isin(labels.index) & ~is_new & (table["sha256"] != "")
-    at = pd.Series(hashes.index, hashes.to_numpy())
-    at = at[~at.index.duplicated()]
+    at = dict(zip(hashes, hashes.index, strict=True))
     table.loc[moved, "path"] = table["sha256"].map(at).fillna(table["path"])
-    is_new = table["path"].isin(table.loc[is_new, "path"])  # whatever a later line says of it
-    found = pd.concat([hashes, _hash(table.loc[is_new, "path"].unique())])
+    new_paths = table.loc[is_new, "path"].unique()
+    table = _with_copies(table, hashes)
+    is_there = table["path"].isin([*labels.index, *new_paths])
     table["old_label"] = table["path"].map(labels).fillna("")
     table["outcome"] = APPLIED
-    other = (table["sha256"] != "") & (table["sha256"] != table["path"].map(found))
-    table.loc[other, "outcome"] = "the image has been replaced since"
-    wrong = gives_label & ~table["label"].isin(labels.unique())
+    other = table["sha256"] != table["path"].map(pd.concat([hashes, _hash(new_paths)]))
+    table.loc[other & (table["sha256"] != ""), "outcome"] = "the image has been replaced since"
+    wrong = table["action"].isin(LABELING) & ~table["label"].isin(labels.unique())
     table.loc[wrong, "outcome"] = "there is no such class"
-    is_there = table["path"].isin(labels.index) | is_new
     table.loc[~is_there, "outcome"] = "there is no such image"
     table.loc[table.duplicated("path", keep="last"), "outcome"] = "a later line is of this image"
     applied = table[table["outcome"] == APPLIED].set_index("path")
-    of_copies = applied[applied["sha256"] != ""].reset_index().set_index("sha256")
-    of_copies = of_copies[~of_copies.index.duplicated(keep="last")]
-    copies = hashes[hashes.isin(of_copies.index) & ~hashes.index.isin(applied.index)]
-    everything = pd.concat([applied, of_copies.loc[copies].set_index(copies.index)])
-    new = everything.loc[everything["action"].isin(LABELING), "label"]
+    new = applied.loc[applied["action"].isin(LABELING), "label"]
     corrected = manifest.copy()
     corrected.loc[corrected["path"].isin(new.index), "label"] = corrected["path"].map(new)
-    dropped = everything.index[everything["action"] == "drop"]
+    dropped = applied.index[applied["action"] == "drop"]
     corrected = corrected[~corrected["path"].isin(dropped)]
     added = new.index.difference(labels.index)
     if len(added):
@@ -113,6 +106,15 @@ def apply_corrections(
     corrected = corrected.sort_values("path", ignore_index=True)
     corrected.attrs = table.attrs = manifest.attrs
     return corrected, table
+
+
+def _with_copies(table: pd.DataFrame, hashes: pd.Series) -> pd.DataFrame:
+    """Return corrections with one more line for each copy of an image that a sha256 names."""
+    named = table[table["sha256"] == table["path"].map(hashes)].reset_index(names="line")
+    copies = named.merge(hashes.rename_axis("copy").reset_index(name="sha256"), on="sha256")
+    copies = copies[copies["copy"] != copies["path"]].set_index("line")
+    copies = copies.assign(path=copies["copy"]).drop(columns="copy")
+    return pd.concat([copies, table]).sort_index(kind="stable", ignore_index=True)
 
 
 def _find(folder: Path, path: str, known: pd.Index) -> str:
