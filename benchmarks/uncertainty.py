@@ -91,8 +91,8 @@ def measure(data: str, seed: int, changes: list[str]) -> dict[str, Any]:
     distances = test["distance"].to_numpy()
     return {
         "temperature": calibration.temperature,
-        "nll": -log_likelihood(test).mean(),
-        "nll_before": -log_likelihood(before).mean(),
+        "nll": float(-log_likelihood(test).mean()),
+        "nll_before": float(-log_likelihood(before).mean()),
         "worse": bool(ttest_1samp(gains, 0, alternative="less").pvalue < SIGNIFICANT),
         "covered": float(covered["covered"].mean()),
         "interval": accuracy_interval(covered["covered"].to_numpy(), groups),
