@@ -18,6 +18,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from helpers.browser import CHROMIUM, serious_problems, served, wait_until
+from thawline.serving.mlflow_model import SERVING
 from thawline.serving.server import make_app
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -121,7 +122,10 @@ def test_a_gigabyte_is_refused_before_it_is_sent(address: str) -> None:
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
 
 
-def test_any_other_address_needs_a_token(finished_project: Path, photos: Path) -> None:
+def test_any_other_address_needs_a_token(
+    finished_project: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SERVING, "true")  # MLflow's server sets it, for all later tests
     mlflow.set_tracking_uri(f"sqlite:///{finished_project}/mlflow.db")
     (model,) = mlflow.MlflowClient().search_registered_models()
     client = TestClient(make_app(f"models:/{model.name}/1", "the page", token="secret"))

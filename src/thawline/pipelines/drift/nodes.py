@@ -1,10 +1,12 @@
 """Nodes of the comparison of new images with held-out ones."""
 
 import logging
+import os
 from pathlib import Path
 
 import pandas as pd
 
+from thawline.data.manifests import ROOT
 from thawline.data.sources import find_readable
 from thawline.errors import DataError, ParameterError
 from thawline.evaluation.significance import SIGNIFICANT
@@ -67,6 +69,7 @@ def measure_drift(
     distances = measure_distances(features[count:], features[:count]).numpy()
     table = pd.DataFrame({"path": paths, "prediction": predicted[count:], "distance": distances})
     table = table.sort_values("distance", ascending=False, ignore_index=True)
+    table.attrs[ROOT] = os.path.commonpath([Path(path).parent for path in paths])
     logger.info(
         "%d images are %s the %d held-out ones (p = %.2g)",
         len(paths), "unlike" if p_value < SIGNIFICANT else "like", count, p_value,
