@@ -48,13 +48,13 @@ def test_a_part_that_is_often_wrong_comes_first_and_is_named() -> None:
     assert [*spots.columns] == COLUMNS
     assert spots["of"].iloc[0] == "brightness" and spots["p_value"].iloc[0] < 0.001
     assert describe_weakest(spots).startswith("brightness ")
-    assert describe_weakest(spots).endswith("worse beyond chance")
+    assert describe_weakest(spots).endswith("; others are better beyond chance")
 
 
 def test_small_classes_are_not_judged_and_a_faultless_classifier_has_no_weak_spot() -> None:
     table = pd.DataFrame({"class": ["ant"] * 30 + ["bee"] * 5})
     faultless = compare_parts(np.ones(35, dtype=bool), table)
-    few = "1 classes have fewer than 20 test images, too few to judge them"
+    few = "too few test images to judge 1 of the classes (fewer than 20)"
     assert describe_weakest(faultless) == few
     assert describe_weakest(faultless.head(1)) == ""
 

@@ -84,14 +84,15 @@ def describe_weakest(spots: pd.DataFrame) -> str:
     enough = spots[(spots["images"] >= MIN_IMAGES) & (is_class | (spots["p_value"] < SIGNIFICANT))]
     said = []
     if len(enough) and (row := enough.iloc[0])["accuracy"] < 1:
-        verdict = "beyond chance" if row["p_value"] < SIGNIFICANT else "not beyond chance"
+        is_weak = row["p_value"] < SIGNIFICANT
+        verdict = "others are better beyond chance" if is_weak else "others may differ by chance"
         said.append(
             f"{row['of']} {row['value']}: {row['accuracy']:.1%} of {row['images']} test images are"
-            f" right (95 % interval {row['low']:.1%} to {row['high']:.1%}), worse {verdict}"
+            f" right (95 % interval {row['low']:.1%} to {row['high']:.1%}); {verdict}"
         )
     if len(few):
         said.append(
-            f"{len(few)} classes have fewer than {MIN_IMAGES} test images, too few to judge them"
+            f"too few test images to judge {len(few)} of the classes (fewer than {MIN_IMAGES})"
         )
     return "; ".join(said)
 

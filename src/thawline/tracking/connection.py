@@ -28,7 +28,10 @@ DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # seconds
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # it breaks the log
 }
-OTHER_EXPERIMENTS = {"data_preparation": " data", "predict": " predictions"}
+OTHER_EXPERIMENTS = {
+    "data_preparation": " data", "predict": " predictions", "drift": " predictions",
+    "explain": " predictions", "export": " predictions", "review": " data",
+}  # fmt: skip
 TRACKING_URI, MAX_RETRIES = "MLFLOW_TRACKING_URI", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 HEALTH_TIMEOUT_SECONDS = 3
 ABSOLUTE = re.compile(r"/|[A-Za-z][\w+.-]*:")  # a path or a URI
