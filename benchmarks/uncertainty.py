@@ -85,7 +85,9 @@ def measure(data: str, seed: int, changes: list[str]) -> dict[str, Any]:
             for name, paths in other_images(data, Path(folder)).items()
         }
     groups = test.get("group", test["path"])
-    before = with_temperature(test, 1 / calibration.temperature)
+    before = test
+    if calibration.temperature != 1:
+        before = with_temperature(test, 1 / calibration.temperature)
     gains = pd.Series(log_likelihood(test) - log_likelihood(before)).groupby(groups).sum()
     covered = measure_sets(test, np.array(calibration.max_scores))
     distances = test["distance"].to_numpy()
@@ -94,6 +96,7 @@ def measure(data: str, seed: int, changes: list[str]) -> dict[str, Any]:
         "nll": float(-log_likelihood(test).mean()),
         "nll_before": float(-log_likelihood(before).mean()),
         "worse": bool(ttest_1samp(gains, 0, alternative="less").pvalue < SIGNIFICANT),
+        "better": bool(ttest_1samp(gains, 0, alternative="greater").pvalue < SIGNIFICANT),
         "covered": float(covered["covered"].mean()),
         "interval": accuracy_interval(covered["covered"].to_numpy(), groups),
         "size": float(covered["size"].mean()),
@@ -143,7 +146,7 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
                 "NLL before": f"{own['nll_before'].mean():.3f}",
                 "NLL": f"{own['nll'].mean():.3f}",
                 "better, equal, worse": " ".join(str((gains == sign).sum()) for sign in (1, 0, -1)),
-                "worse beyond chance": int(own["worse"].sum()),
+                "beyond chance better, worse": f"{own['better'].sum()} {own['worse'].sum()}",
                 "coverage": " ".join(f"{share:.3f}" for share in own["covered"]),
                 f"{COVERAGE} in its interval": sum(inside),
                 "classes per set": f"{own['size'].mean():.2f}",

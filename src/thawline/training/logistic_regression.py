@@ -205,8 +205,8 @@ def measure_contributions(
     return rows
 
 
-def is_better(gains: np.ndarray, groups: np.ndarray | None) -> bool:
-    """Return whether the mean of paired gains (N,) exceeds its standard error, by groups (N,).
+def is_better(gains: np.ndarray, groups: np.ndarray | None, errors: float = 1.0) -> bool:
+    """Return whether the mean of paired gains (N,) exceeds so many standard errors, by groups (N,).
 
     One gain alone is never better, nor is that of a single group.
     """
@@ -214,5 +214,5 @@ def is_better(gains: np.ndarray, groups: np.ndarray | None) -> bool:
     sums = pd.Series(gains - gains.mean()).groupby(units).sum().to_numpy()
     count = len(sums)
     return count > 1 and bool(
-        gains.sum() > np.sqrt((sums**2).sum() * count / (count - 1)) + ROUNDING
+        gains.sum() > errors * np.sqrt((sums**2).sum() * count / (count - 1)) + ROUNDING
     )
