@@ -33,7 +33,7 @@ import pandas as pd
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import track
-from scipy.stats import t
+from scipy.stats import binomtest, t
 from sklearn.metrics import f1_score
 
 from benchmarks import common
@@ -127,9 +127,16 @@ def read_parameters(changes: Sequence[str]) -> Parameters:
 
 
 def summarize(results: pd.DataFrame) -> pd.DataFrame:
-    """Return means over seeds, with 95 % intervals (Student's t) of the test accuracy."""
+    """Return means over seeds, with 95 % intervals (Student's t) of the test accuracy.
+
+    The last column is the p-value of McNemar's exact test beside the first strategy of the data.
+    """
     rows = []
     for (data, method), group in results.groupby(["data", "method"], sort=False):
+        of_data = results[results["data"] == data]
+        first = of_data[of_data["method"] == of_data["method"].iloc[0]]
+        differences = np.concatenate([*group["correct"]]) - np.concatenate([*first["correct"]])
+        wins, changed = int((differences > 0).sum()), int(np.count_nonzero(differences))
         test = group["test"]
         reach = t.ppf(0.975, len(test) - 1) * test.sem() if len(test) > 1 else np.nan
         rows.append(
@@ -142,6 +149,7 @@ def summarize(results: pd.DataFrame) -> pd.DataFrame:
                 "seconds": f"{group['seconds'].mean():.0f}",
                 "each seed": " ".join(f"{accuracy:.4f}" for accuracy in test),
                 "trained": ", ".join(group["trained"].unique()),
+                "p": f"{binomtest(wins, changed).pvalue:.2g}" if changed else "",
             }
         )
     return pd.DataFrame(rows)
@@ -168,6 +176,7 @@ def measure(
         "validation": float(correct[~is_test].mean()),
         "test": float(correct[is_test].mean()),
         "macro_f1": float(f1_score(truth[is_test], predictions[is_test], average="macro")),
+        "correct": correct[is_test].astype(int).tolist(),
         "seconds": seconds,
         "trained": trained,
     }
