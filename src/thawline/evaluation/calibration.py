@@ -24,6 +24,7 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.02, 50.0
 # Standard deviation of the prior of the log temperature: most networks need 0.6 to 1.6. Hundreds of
 # images outweigh it; without it, a few dozen correct images would make the classifier certain.
 PRIOR = 0.5
+MIN_ERRORS = 10  # on validation images, for confidences to be raised
 RESAMPLES = 1000
 KEPT = 0.95  # of validation images, which are like the training images
 
@@ -112,22 +113,25 @@ def choose_temperature(validation: pd.DataFrame, seed: int) -> tuple[float, str]
     """Return a temperature, and why: 1 unless another is better by more than chance.
 
     That is, if temperatures that are fitted to folds of the validation images make the labels of
-    the others more probable, by two standard errors; images of a group stay together. With one, a
-    few dozen images took temperatures that made test labels less probable three times as often as
-    more (`python -m benchmarks.uncertainty`).
+    the others more probable, by two standard errors; images of a group stay together. One below 1,
+    which raises confidences, needs at least `MIN_ERRORS` errors: where validation images are nearly
+    all right, the few mistakes of other images cost more (`python -m benchmarks.uncertainty`).
     """
     groups = validation["group"].to_numpy() if "group" in validation else None
-    _, targets, _ = as_arrays(validation)
+    _, targets, correct = as_arrays(validation)
     folds = make_folds(targets, groups, seed)
     gains = np.zeros(len(validation))
     for rest, fold in folds:
         own = validation.iloc[fold]
         scaled = with_temperature(own, fit_temperature(validation.iloc[rest]))
         gains[fold] = log_likelihood(scaled) - log_likelihood(own)
-    if folds and is_better(gains, groups, errors=2):
-        return fit_temperature(validation), "better on validation images by more than chance"
     few = f"on {len(validation)} validation images none is better by more than chance"
-    return 1.0, few
+    if not folds or not is_better(gains, groups, errors=2):
+        return 1.0, few
+    temperature, errors = fit_temperature(validation), int((~correct).sum())
+    if temperature < 1 and errors < MIN_ERRORS:
+        return 1.0, f"{errors} errors on validation images are too few to raise confidences"
+    return temperature, "better on validation images by more than chance"
 
 
 def log_likelihood(predictions: pd.DataFrame) -> np.ndarray:
