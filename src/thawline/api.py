@@ -91,7 +91,9 @@ def run_pipeline(
         show_all_logs()
     tree: Any = OmegaConf.create({})
     for name, value in parameters.items():
-        OmegaConf.update(tree, name, value)
+        # A page's corrections are saved where its reader works, which is not the folder of results.
+        is_here = name == "dataset.corrections" and value and Path(value).is_file()
+        OmegaConf.update(tree, name, str(Path(value).resolve()) if is_here else value)
     given: Any = OmegaConf.to_container(tree)
     source, env = str(place.configuration), env or place.env
     validate_parameters(read_configuration(place.project, env, given, source)["parameters"])

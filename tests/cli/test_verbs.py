@@ -157,6 +157,22 @@ def test_nothing_heavy_is_imported_before_a_node_needs_it(photos: Path, tmp_path
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_corrections_are_looked_for_where_the_command_is_given(
+    photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "corrections.csv").write_text("path,action\nflower/00.jpg,drop\n")
+    script = (
+        "from thawline.api import run_pipeline\n"
+        f"given = {{'dataset.root': {str(photos)!r}, 'dataset.corrections': 'corrections.csv'}}\n"
+        "run_pipeline('data_preparation', given)\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment(), check=True, timeout=120
+    )
+    (file,) = tmp_path.rglob("applied_corrections.csv/*/*.csv")
+    assert "applied" in file.read_text()
+
+
 def test_every_parameter_is_listed_with_its_type() -> None:
     rows = {row.name: row for row in list_parameters(packaged_configuration() / "base")}
     parameters = validate_parameters(read_configuration(ROOT, "base")["parameters"])
