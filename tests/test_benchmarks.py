@@ -58,7 +58,8 @@ def test_an_interrupted_table_of_accuracies_goes_on(photos: Path, tmp_path: Path
         "data": str(photos), "method": "head_only", "seed": 0, "per_class": None,
         "changes": QUICK.split(","),
     }  # fmt: skip
-    result = {"validation": 0.5, "test": 0.0125, "macro_f1": 0.25, "seconds": 8, "trained": "none"}
+    result = {"validation": 0.5, "test": 0.0125, "macro_f1": 0.25, "correct": [0, 1], "seconds": 8}
+    result["trained"] = "none"
     file.write_text(json.dumps({"task": task, "result": result}) + "\n")
     done = measure_accuracy(photos, "--seeds=2", f"--results={file}")
     assert done.returncode == 0, done.stderr
