@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from thawline.data.loading import evaluation_images
 from thawline.data.sources import find_images
 from thawline.data.splitting import split_dataset
 from thawline.data.transforms import Transforms, build_transforms
@@ -30,6 +32,7 @@ from thawline.options import (
     TransformOptions,
 )
 from thawline.thaw.freezing import freeze_layers
+from thawline.thaw.stage_features import head_batches
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "hymenoptera"
 PHASES = {  # as in conf/base/parameters_strategies.yml
@@ -61,6 +64,13 @@ def build(backbone: str, strategy: str, seed: int = 0) -> tuple[nn.Module, Trans
     network, _ = build_network(model, 2, transforms.preprocessing.size, seed)
     freeze_layers(network, PHASES[strategy])
     return network, transforms
+
+
+def pretrained_features(paths: list[str]) -> Tensor:
+    """Return features of the last layer (N, D) float32 of images by the bundled network."""
+    network, transforms = build(BUNDLED_BACKBONE, "head_only")
+    batches = head_batches(network, evaluation_images(paths), transforms, TrainingOptions())
+    return torch.cat([batch.last for batch in batches])
 
 
 def parameters(views: int | None = 1, seed: int = 0, **training: object) -> Parameters:

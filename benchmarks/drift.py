@@ -17,19 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from PIL import Image, ImageEnhance
 from scipy.stats import kstest
 from torch.nn.functional import normalize
 
 from benchmarks import common
 from thawline.data.decoding import read_image
-from thawline.data.loading import evaluation_images
 from thawline.data.sources import find_images
 from thawline.evaluation.drift import combine, compare_classes, compare_features
-from thawline.networks.libraries import BUNDLED_BACKBONE
-from thawline.options import TrainingOptions
-from thawline.thaw.stage_features import head_batches
 
 ROOT = Path(__file__).parents[2] / "shared" / "data" / "hand_signs"
 LEVEL = 0.05
@@ -92,9 +87,7 @@ def compare(
 
 def read_features(paths: list[str]) -> np.ndarray:
     """Return features of the last layer (N, D), of length 1."""
-    network, transforms = common.build(BUNDLED_BACKBONE, "head_only")
-    batches = head_batches(network, evaluation_images(paths), transforms, TrainingOptions())
-    return normalize(torch.cat([batch.last for batch in batches])).numpy()
+    return normalize(common.pretrained_features(paths)).numpy()
 
 
 def read_changed(manifest: pd.DataFrame, change: Callable[[Image.Image, Path], None]) -> np.ndarray:

@@ -14,20 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from benchmarks import common
-from thawline.data.loading import evaluation_images
 from thawline.data.sources import find_images
 from thawline.data.splitting import split_dataset
 from thawline.evaluation.image_map import rank_unlabeled, reduce_features
-from thawline.networks.libraries import BUNDLED_BACKBONE
-from thawline.options import DatasetOptions, TrainingOptions
-from thawline.thaw.stage_features import head_batches
+from thawline.options import DatasetOptions
 
 CIFAR = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
 START, ROUND, MAX_LABELED = 100, 50, 600
@@ -41,10 +37,7 @@ def main() -> None:
     arguments = parser.parse_args()
     manifest = find_images(str(arguments.root), arguments.root, arguments.root)
     splits = split_dataset(manifest, DatasetOptions().fractions, seed=0)
-    network, transforms = common.build(BUNDLED_BACKBONE, "head_only")
-    images = evaluation_images(splits["path"].tolist())
-    batches = head_batches(network, images, transforms, TrainingOptions())
-    features = torch.cat([batch.last for batch in batches])
+    features = common.pretrained_features(splits["path"].tolist())
     curves = {
         (seed, way): label(splits, features.numpy(), way, seed)
         for seed in range(arguments.seeds)

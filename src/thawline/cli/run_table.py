@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 import mlflow
 import pandas as pd
@@ -19,9 +20,8 @@ from thawline.tracking.connection import read_settings
 MAX_RUNS = 1000
 
 
-def connect(place: Place) -> tuple[MlflowClient, str, str]:
+def connect(configuration: Mapping[str, Any]) -> tuple[MlflowClient, str, str]:
     """Return a client, the address of the store and the experiment's name that mlflow.yml says."""
-    configuration = read_configuration(place.project, place.env, source=str(place.configuration))
     settings = read_settings(configuration["mlflow"])
     uri = settings.server.mlflow_tracking_uri or ""
     return MlflowClient(uri, uri), uri, settings.tracking.experiment.name
@@ -29,7 +29,7 @@ def connect(place: Place) -> tuple[MlflowClient, str, str]:
 
 def list_runs(place: Place, count: int | None) -> pd.DataFrame:
     """Return runs that have a test accuracy, the latest first, as `reports.runs` describes them."""
-    client, _, name = connect(place)
+    client, _, name = connect(_read(place))
     experiment = client.get_experiment_by_name(name)
     runs = [] if experiment is None else client.search_runs(
         [experiment.experiment_id],
@@ -66,13 +66,17 @@ def find_registered(place: Place, reference: str) -> tuple[str, str]:
     Raises:
         ParameterError: if there is none.
     """
-    _, store, _ = connect(place)
+    configuration = _read(place)
+    _, store, _ = connect(configuration)
     mlflow.set_tracking_uri(store)
-    name = read_configuration(place.project, place.env, source=str(place.configuration))[
-        "parameters"
-    ]["registry"]["name"]
+    name = configuration["parameters"]["registry"]["name"]
     data = place.project / "data"
     folders = ProjectFolders(
         data / "06_models" / "classifier", data / "08_reporting" / "registration.json", data.parent
     )
     return find_uri("--model", reference, name, folders), store
+
+
+def _read(place: Place) -> Mapping[str, Any]:
+    """Return the configuration of a place."""
+    return read_configuration(place.project, place.env, source=str(place.configuration))

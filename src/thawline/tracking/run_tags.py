@@ -11,16 +11,9 @@ from typing import Any
 from thawline.options import AUTO, FINE_TUNE, PROBE, Parameters, flatten
 from thawline.tracking.redaction import mask
 
-OWN_GROUPS = {
-    "compare",
-    "drift",
-    "explain",
-    "export",
-    "lr_find",
-    "predict",
-    "review",
-    "sweep",
-}  # of the pipelines of that name
+OWN_GROUPS = {  # of the pipelines of that name
+    "compare", "drift", "explain", "export", "lr_find", "predict", "review", "sweep",
+}  # fmt: skip
 PACKAGES = ("thawline", "torch", "torchvision", "timm", "kedro", "mlflow")
 
 

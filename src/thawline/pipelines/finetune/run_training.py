@@ -115,19 +115,21 @@ def calibrate_classifier(
     the layers below were trained.
     """
     rows = splits[splits["split"] == "val"].reset_index(drop=True)
+    known = sample_paths(splits, parameters.seed)
     reference: Tensor | None = None
     try:
-        known = sample_features(parameters, classifier, splits, cache)
-        features, logits = read_head(classifier, rows["path"].tolist(), parameters, cache)
+        features, logits = read_head(classifier, [*known, *rows["path"]], parameters, cache)
     except ParameterError as error:
         logger.info("Images of another kind cannot be told apart: %s", error)
         size = parameters.evaluation.batch_size
         validation = predict_split(classifier, splits, "val", size, parameters.training)
     else:
-        reference = known
+        reference = normalize(features[: len(known)]).half()
+        distances = measure_distances(features[len(known) :], reference)
+        probabilities = logits[len(known) :].softmax(dim=1)
         uniform = np.random.default_rng(parameters.seed).random(len(rows))
-        own = logits.softmax(dim=1).numpy(), measure_distances(features, known).numpy()
-        validation = tabulate(rows, classifier.class_names, *own, uniform)
+        own = probabilities.numpy(), distances.numpy(), uniform
+        validation = tabulate(rows, classifier.class_names, *own)
     calibration = replace(classifier.calibration, reference=reference)
     calibration, why = calibrate(calibration, validation, parameters.serving, parameters.seed)
     logger.debug("Temperature %.3f: %s", calibration.temperature, why)
@@ -135,19 +137,9 @@ def calibrate_classifier(
     return replace(classifier, calibration=calibration, training=training)
 
 
-def sample_features(
-    parameters: Parameters, classifier: Classifier, splits: pd.DataFrame, cache: ActivationCache
-) -> Tensor:
-    """Return features of up to 250 training images, (M, D) float16 of length 1, one of a group.
-
-    They are those of the last layer.
-
-    Raises:
-        ParameterError: if the head has no linear layer.
-    """
+def sample_paths(splits: pd.DataFrame, seed: int) -> list[str]:
+    """Return up to 250 training images that others are compared with, one of a group."""
     train = splits[splits["split"] == "train"]
     if "group" in train:
-        train = train.groupby("group").sample(1, random_state=parameters.seed)
-    paths = train["path"].sample(min(MAX_REFERENCE, len(train)), random_state=parameters.seed)
-    features, _ = read_head(classifier, paths.tolist(), parameters, cache)
-    return normalize(features).half()
+        train = train.groupby("group").sample(1, random_state=seed)
+    return [*train["path"].sample(min(MAX_REFERENCE, len(train)), random_state=seed)]
