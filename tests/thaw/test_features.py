@@ -8,7 +8,8 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from conftest import child_process
 from helpers.training import parameters
 from thawline.data import atomic_write, loading
 from thawline.data.decoding import CODEC_VERSIONS, hash_files
-from thawline.data.loading import ImageView, ViewLoader
+from thawline.data.loading import ImageView, ViewLoader, evaluation_images
 from thawline.data.transforms import DECODING_VERSION, NO_AUGMENTATION, build_transforms
 from thawline.errors import DataError
 from thawline.networks.building import IMAGENET, build_network
@@ -269,6 +270,27 @@ def test_only_what_is_new_is_computed(setting: Setting) -> None:
     setting.store.max_bytes = 0
     assert computed == 1
     assert all(torch.equal(a, b) for a, b in zip(some, setting.load()[0], strict=True))
+
+
+def test_decoded_views_are_freed_as_they_are_used(setting: Setting) -> None:
+    decoded: list[weakref.ref[Tensor]] = []
+
+    class Watched(ViewLoader):
+        def load(self, batches: Sequence[list[ImageView]]) -> Iterator[Tensor]:
+            for views in super().load(batches):
+                decoded.append(weakref.ref(views))
+                yield views
+
+    freeze_layers(setting.network, HEAD)
+    transforms = build_transforms(setting.options, setting.pretrained)
+    loader = FeatureLoader(
+        split_at_thaw_line(setting.network, 32), transforms, Watched(transforms, workers=0),
+        setting.store, Accelerator(torch.device("cpu"), torch.float32), entries=100,
+    )  # fmt: skip
+    for number, _ in enumerate(loader.load([[i] for i in evaluation_images(setting.paths)]), 1):
+        assert len(decoded) == number
+        assert sum(views() is not None for views in decoded) <= 2
+    assert number == 5
 
 
 def test_copies_of_a_file_share_an_entry(setting: Setting) -> None:

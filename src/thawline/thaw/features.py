@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, compress, product
 from typing import Any
 
@@ -99,9 +99,9 @@ class FeatureLoader:
         to_decode = [[*r.to_decode.values()] for r in requests if r.to_decode]
         views = self._loader.load(to_decode)
         for request in requests:
-            if request.to_decode:
-                request.decoded = next(views)
-            tensors = self._load_request(request)
+            # A copy, so that its views are freed when the next one comes.
+            current = replace(request, decoded=next(views)) if request.to_decode else request
+            tensors = self._load_request(current)
             if len(request.sizes) == 1:
                 yield tensors
                 continue
