@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 import requests
 from fastapi.testclient import TestClient
@@ -56,6 +57,19 @@ def test_a_photograph_is_answered_with_what_speaks_for_it(
     assert " %" in opened.inner_text("#answer")
     assert opened.locator("#classes tr").count() == 2
     wait_until(opened, "document.querySelector('#attribution').width === 64")
+    captions = opened.locator("#nearest figcaption").all_inner_texts()
+    assert len(captions) == 3 and {*captions} <= {"flower", "temple"}
+
+
+def test_a_training_image_is_most_similar_to_itself(
+    address: str, finished_project: Path, photos: Path
+) -> None:
+    *_, table = sorted(finished_project.glob("data/05_model_input/splits.csv/*/splits.csv"))
+    splits = pd.read_csv(table)
+    row = splits[splits["split"] == "train"].iloc[0]
+    content = (photos / row["path"]).read_bytes()
+    found = requests.post(f"{address}/explain", content, timeout=60).json()
+    assert found["nearest"][0] == [row["label"], found["view"]]
 
 
 def test_many_photographs_are_a_table_that_can_be_saved(

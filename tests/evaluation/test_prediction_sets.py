@@ -19,7 +19,7 @@ from thawline.evaluation.calibration import (
     measure_sets,
     risk_coverage,
 )
-from thawline.evaluation.inference import measure_distances
+from thawline.evaluation.inference import find_nearest
 from thawline.evaluation.prediction_sets import class_scores, prediction_sets, upper_bound
 from thawline.networks.classifier import LARGEST, Calibration
 from thawline.options import ServingOptions
@@ -103,14 +103,14 @@ def test_images_like_these_are_kept_and_others_are_not() -> None:
     rng = np.random.default_rng(0)
     own = torch.from_numpy(rng.normal(size=(400, 16)) + 8 * np.eye(16)[0]).float()
     reference = torch.nn.functional.normalize(own[:200]).half()
-    validation = predictions(100, 0).assign(distance=measure_distances(own[200:300], reference))
+    validation = predictions(100, 0).assign(distance=find_nearest(own[200:300], reference)[0])
     calibration, _ = calibrate(
         Calibration(reference=reference), validation, ServingOptions(), seed=0
     )
-    kept = measure_distances(own[300:], reference) <= calibration.max_distance
+    kept = find_nearest(own[300:], reference)[0] <= calibration.max_distance
     assert 0.85 <= kept.float().mean() <= 1
     others = torch.from_numpy(rng.normal(size=(100, 16)) + 8 * np.eye(16)[5]).float()
-    assert (measure_distances(others, reference) <= calibration.max_distance).sum() == 0
+    assert (find_nearest(others, reference)[0] <= calibration.max_distance).sum() == 0
 
 
 def test_the_brier_score_and_the_risk_are_those_of_a_plain_loop() -> None:

@@ -41,6 +41,7 @@ class PredictedBatch(NamedTuple):
     problems: tuple[str, ...]  # why each image cannot be read; empty if it can
     # (N,) float32 from the training images, 0 (equal) to 2; not a number if these are not known
     distances: Tensor
+    nearest: Tensor  # (N, 5) positions in the reference, the nearest first; (N, 0) without one
 
 
 def predict_batches(
@@ -77,10 +78,11 @@ def predict_batches(
                 # Softmax leaves log-probabilities as they are, so it serves for both.
                 scaled = torch.stack(logits).float() / temperature
                 probabilities = scaled.softmax(dim=2).mean(dim=0).cpu()
-            distances = torch.full((len(problems),), torch.nan)
+            unknown = torch.full((len(problems),), torch.nan)
+            distances, nearest = unknown, torch.empty(len(problems), 0, dtype=torch.int64)
             if reference is not None:
-                distances = measure_distances(received[0].float().cpu(), reference)
-            yield PredictedBatch(views[0], probabilities, problems, distances)
+                distances, nearest = find_nearest(received[0].float().cpu(), reference)
+            yield PredictedBatch(views[0], probabilities, problems, distances, nearest)
 
 
 @contextmanager
@@ -98,15 +100,17 @@ def head_inputs(network: nn.Module, reference: Tensor | None) -> Iterator[list[T
         hook.remove()
 
 
-def measure_distances(features: Tensor, reference: Tensor) -> Tensor:
-    """Return the mean cosine distance (N,) to the five nearest of the reference (M, D).
+def find_nearest(features: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean cosine distance (N,) to the five nearest of the reference (M, D), and these.
 
     Of features (N, D or more), the last D count: those of the last layer. Deep nearest neighbors
-    tell images of another kind apart (Sun et al. 2022, arXiv:2204.06507).
+    tell images of another kind apart (Sun et al. 2022, arXiv:2204.06507). The five are positions
+    in the reference, (N, 5) int64, the nearest first; fewer if it has fewer.
     """
     own = normalize_length(features[:, -reference.shape[1] :])
-    nearest = (own @ reference.float().T).topk(min(NEIGHBORS, len(reference)), dim=1).values
-    return 1 - nearest.mean(dim=1)
+    similarities = own @ reference.float().T
+    nearest, positions = similarities.topk(min(NEIGHBORS, len(reference)), dim=1)
+    return 1 - nearest.mean(dim=1), positions
 
 
 def decode_views(

@@ -52,6 +52,7 @@ class Calibration:
     coverage: float = 0.0  # how often a set should hold the true class
     max_distance: float = LARGEST  # from the training images, of an image that is answered
     reference: Tensor | None = None  # features of some of these, (M, D) float16, of length 1
+    reference_images: tuple[tuple[str, str], ...] = ()  # their paths, as in training, and labels
 
 
 UNCALIBRATED = Calibration()
@@ -150,7 +151,11 @@ def _read_calibration(description: dict[str, Any], folder: Path) -> Calibration:
     """Return the calibration of a classifier; the default for one of an earlier format."""
     file = folder / REFERENCE_FILE
     reference = load_file(file)[REFERENCE] if file.is_file() else None
-    own = {**description, "max_scores": tuple(description.get("max_scores", ()))}
+    own = {
+        **description,
+        "max_scores": tuple(description.get("max_scores", ())),
+        "reference_images": tuple(map(tuple, description.get("reference_images", ()))),
+    }
     return Calibration(**own, reference=reference)
 
 

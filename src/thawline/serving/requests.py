@@ -67,7 +67,8 @@ def classify(classifier: Classifier, images: Sequence[Source], top_k: int = 1) -
         DataError: if an image cannot be read; it is named by its position, from 1.
     """
     nothing = torch.empty(0, len(classifier.class_names))
-    tables = [answer(PredictedBatch(nothing, nothing, (), torch.empty(0)), classifier, top_k)]
+    empty = PredictedBatch(nothing, nothing, (), torch.empty(0), nothing)
+    tables = [answer(empty, classifier, top_k)]
     for idx, batch in enumerate(predict_batches(classifier, images, BATCH_SIZE)):
         for number, problem in enumerate(batch.problems, idx * BATCH_SIZE + 1):
             if problem:

@@ -3,7 +3,7 @@
 import base64
 import hmac
 import io
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import mlflow
@@ -17,11 +17,12 @@ from torchvision.transforms.v2 import functional
 from thawline.data.transforms import normalize
 from thawline.errors import DataError, ParameterError
 from thawline.evaluation.explanations import attribute
-from thawline.evaluation.inference import answer, predict_batches
+from thawline.evaluation.inference import answer, decode_views, predict_batches
 from thawline.networks.classifier import Classifier
 from thawline.serving.requests import RequestLimits, check_request
 
 TOP = 5  # classes of an answer
+NEAREST = 3  # training images that are shown beside one
 LOCAL = ["127.0.0.1", "localhost"]  # names of this machine
 BASE64 = 4 / 3  # by which images grow in a request to /invocations
 JSON_BYTES = 1_000_000  # around them
@@ -82,7 +83,9 @@ def look_at(classifier: Classifier, content: bytes, attribution: bool) -> dict[s
 
     Returns:
         classes: up to five pairs of name and probability (0 to 1), the most probable first; set
-        and reason, see `inference.answer`, if there are any; view: what the network saw;
+        and reason, see `inference.answer`, if there are any; view: what the network saw; nearest:
+        label and view of the most similar training images that the model knows, as far as this
+        machine has their files;
         attribution: its Grad-CAM in gray, white where most speaks for the first class, if wanted
         and the network has one.
 
@@ -98,6 +101,7 @@ def look_at(classifier: Classifier, content: bytes, attribution: bool) -> dict[s
     row = answer(batch, classifier, 1).to_dict("records")[0]
     sure = {name: row[name] for name in ("set", "reason") if isinstance(row.get(name), str)}
     found: dict[str, Any] = {"classes": classes, "view": _png(batch.views[0]), **sure}
+    found["nearest"] = nearest_images(classifier, batch.nearest[0].tolist())
     if attribution:
         images = normalize(batch.views, classifier.preprocessing)
         try:
@@ -106,6 +110,17 @@ def look_at(classifier: Classifier, content: bytes, attribution: bool) -> dict[s
             return found | {"no_attribution": str(error)}
         found["attribution"] = _png(evidence[None] / evidence.max().clamp_min(1e-9))
     return found
+
+
+def nearest_images(classifier: Classifier, positions: Sequence[int]) -> list[tuple[str, str]]:
+    """Return label and view, as PNG, of the first three reference images that can be read."""
+    known, found = classifier.calibration.reference_images, []
+    for position in positions if known else ():
+        path, label = known[position]
+        (view,), problem = decode_views(path, classifier.preprocessing)
+        if not problem:
+            found.append((label, _png(view)))
+    return found[:NEAREST]
 
 
 def _png(picture: Any) -> str:

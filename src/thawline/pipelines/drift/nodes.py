@@ -36,7 +36,7 @@ def measure_drift(
     from torch.nn.functional import normalize
 
     from thawline.evaluation import drift
-    from thawline.evaluation.inference import measure_distances
+    from thawline.evaluation.inference import find_nearest
     from thawline.reports.drift import drift_page
     from thawline.thaw.cache import ActivationCache
     from thawline.thaw.stage_features import read_head
@@ -66,7 +66,7 @@ def measure_drift(
     measured: dict[str, float] = {
         "drift_p_value": p_value, "drift_p_features": p_features, "drift_images": len(paths)
     }  # fmt: skip
-    distances = measure_distances(features[count:], features[:count]).numpy()
+    distances = find_nearest(features[count:], features[:count])[0].numpy()
     table = pd.DataFrame({"path": paths, "prediction": predicted[count:], "distance": distances})
     table = table.sort_values("distance", ascending=False, ignore_index=True)
     table.attrs[ROOT] = os.path.commonpath([Path(path).parent for path in paths])

@@ -16,7 +16,7 @@ from thawline.data.splitting import class_names
 from thawline.data.transforms import Transforms
 from thawline.errors import ParameterError
 from thawline.evaluation.calibration import calibrate
-from thawline.evaluation.inference import measure_distances
+from thawline.evaluation.inference import find_nearest
 from thawline.evaluation.predictions import as_arrays, predict_split, tabulate
 from thawline.evaluation.weight_averages import apply_wise_ft
 from thawline.networks import building
@@ -115,31 +115,34 @@ def calibrate_classifier(
     the layers below were trained.
     """
     rows = splits[splits["split"] == "val"].reset_index(drop=True)
-    known = sample_paths(splits, parameters.seed)
+    known = sample_images(splits, parameters.seed)
     reference: Tensor | None = None
     try:
-        features, logits = read_head(classifier, [*known, *rows["path"]], parameters, cache)
+        features, logits = read_head(classifier, [*known["path"], *rows["path"]], parameters, cache)
     except ParameterError as error:
         logger.info("Images of another kind cannot be told apart: %s", error)
         size = parameters.evaluation.batch_size
         validation = predict_split(classifier, splits, "val", size, parameters.training)
     else:
         reference = normalize(features[: len(known)]).half()
-        distances = measure_distances(features[len(known) :], reference)
+        distances, _ = find_nearest(features[len(known) :], reference)
         probabilities = logits[len(known) :].softmax(dim=1)
         uniform = np.random.default_rng(parameters.seed).random(len(rows))
         own = probabilities.numpy(), distances.numpy(), uniform
         validation = tabulate(rows, classifier.class_names, *own)
-    calibration = replace(classifier.calibration, reference=reference)
+    images = zip(known["path"], known["label"], strict=True)
+    calibration = replace(
+        classifier.calibration, reference=reference, reference_images=tuple(images)
+    )
     calibration, why = calibrate(calibration, validation, parameters.serving, parameters.seed)
     logger.debug("Temperature %.3f: %s", calibration.temperature, why)
     training = classifier.training | {"temperature_reason": why}
     return replace(classifier, calibration=calibration, training=training)
 
 
-def sample_paths(splits: pd.DataFrame, seed: int) -> list[str]:
+def sample_images(splits: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Return up to 250 training images that others are compared with, one of a group."""
     train = splits[splits["split"] == "train"]
     if "group" in train:
         train = train.groupby("group").sample(1, random_state=seed)
-    return [*train["path"].sample(min(MAX_REFERENCE, len(train)), random_state=seed)]
+    return train.sample(min(MAX_REFERENCE, len(train)), random_state=seed)
