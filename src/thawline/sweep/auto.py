@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,7 @@ SIZES = (3 / 7, 4 / 7, 5 / 7)  # times the weights' size, for small images: 96 t
 LARGER = 10 / 7  # 320 px for 224 px
 MAX_UPSAMPLING = 2.0  # where a larger input shows nothing new
 NUM_SIZED_IMAGES = 100  # that the size of the images is judged by
-DEPTHS: tuple[Any, ...] = ("all", *(LastStages(last=last) for last in (6, 5, 4, 3, 2)))
+DEPTHS = tuple(LastStages(last=last) for last in (5, 4, 3, 2))  # what fine-tuning may train
 NUM_TIMED_STEPS = 2
 MIN_ERRORS = 4  # on the validation split, for fine-tuning to show that it is better
 COLUMNS = ["strategy", "size", "trainable", "val_accuracy", "cv_accuracy", "seconds"]
@@ -120,8 +120,8 @@ def choose_by_validation(
     """Fit a head on all stages, at several image sizes; fine-tune if it may pay; take the best.
 
     A costlier training is taken if it is better by more than the standard error of the difference,
-    in which images of a group count together. Fine-tuning trains as many stages as fit into what is
-    left of `auto.budget_minutes`.
+    in which images of a group count together. Fine-tuning trains up to five stages, as many as fit
+    into what is left of `auto.budget_minutes`.
     """
     deadline = time.monotonic() + 60 * parameters.auto.budget_minutes
     tried, best = try_sizes(parameters, splits, train, deadline)
