@@ -102,6 +102,12 @@ def test_no_image_is_predicted_from_its_own_group() -> None:
     assert accuracy[0] > 0.75 and accuracy[1] <= 0.6
 
 
+def test_where_every_class_is_one_group_no_label_is_contradicted() -> None:
+    labels = np.arange(60) % 2
+    found = out_of_sample_probabilities(torch.randn(60, 3), labels, pd.Series(labels), seed=0)
+    assert (found == np.eye(2)[labels]).all()
+
+
 def test_fewer_groups_than_folds_are_predicted_from_each_other() -> None:
     groups, labels = np.arange(60) // 20, np.arange(60) % 2
     features = 50 * torch.from_numpy(np.stack([labels, groups], axis=1)).float()

@@ -8,13 +8,18 @@ import pandas as pd
 import torch
 from rich.progress import track
 from sklearn import config_context
-from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from thawline.training.linear_head import MAX_BASIS_IMAGES
-from thawline.training.logistic_regression import MAX_FOLD_ITERATIONS, LinearMap, find_basis, fit
+from thawline.training.logistic_regression import (
+    MAX_FOLD_ITERATIONS,
+    LinearMap,
+    find_basis,
+    fit,
+    make_folds,
+)
 
 FOLDS = 5
 REPEATS = 3  # of the cross-validation: their mean flags half as many correct labels as one
@@ -81,21 +86,22 @@ def out_of_sample_probabilities(
 ) -> np.ndarray:
     """Return each image's class probabilities (N, C), by heads fitted to images of other groups.
 
-    Components are (N, R), labels (N,) from 0 to C - 1, at least two of each.
+    Components are (N, R), labels (N,) from 0 to C - 1, at least two of each. Where every class is
+    one group, nothing contradicts a label, and its probability is 1.
     """
-    together = np.arange(len(labels)) if groups is None else groups.to_numpy()
-    count = max(2, min(FOLDS, int(np.bincount(labels).min()), len(np.unique(together))))
+    together = None if groups is None else groups.to_numpy()
     targets, classes = torch.from_numpy(labels).long(), int(labels.max()) + 1
     zeros = components.new_zeros(classes, components.shape[1])
     start = LinearMap(zeros, zeros[:, 0])
     total = np.zeros((len(labels), classes))
     for repeat in track(range(REPEATS), "Cross-validating labels", transient=True):
-        folds = StratifiedGroupKFold(count, shuffle=True, random_state=seed + repeat)
         with warnings.catch_warnings():
             # of classes with fewer groups than folds
             warnings.filterwarnings("ignore", "The least populated class")
-            parts = [*folds.split(labels, labels, together)]
-        for rest, fold in parts:
+            folds = make_folds(labels, together, seed + repeat, FOLDS)
+        if not folds:
+            return np.eye(classes)[labels]
+        for rest, fold in folds:
             own = components[rest], targets[rest]
             head = fit(*own, C, cross_entropy, start, MAX_FOLD_ITERATIONS)
             total[fold] += head(components[fold]).softmax(dim=1).numpy()

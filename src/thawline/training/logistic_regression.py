@@ -168,7 +168,9 @@ def cross_validate(
     return Curve(path, best, losses.tolist())
 
 
-def make_folds(labels: np.ndarray, groups: np.ndarray | None, seed: int) -> Folds:
+def make_folds(
+    labels: np.ndarray, groups: np.ndarray | None, seed: int, most: int = NUM_FOLDS
+) -> Folds:
     """Return folds that each have images, or groups, of most classes; none if there is one group.
 
     Returns:
@@ -178,7 +180,7 @@ def make_folds(labels: np.ndarray, groups: np.ndarray | None, seed: int) -> Fold
     per_class = pd.Series(units).groupby(labels).nunique()
     if units.max() == 0 or per_class.max() == 1:
         return []
-    count = max(2, min(NUM_FOLDS, int(per_class.min())))
+    count = max(2, min(most, int(per_class.min())))
     make = StratifiedKFold if groups is None else StratifiedGroupKFold
     folds = make(count, shuffle=True, random_state=seed)
     return [*folds.split(labels, labels, None if groups is None else units)]
