@@ -128,10 +128,11 @@ def _find_below(
 class _Tracer(fx.Tracer):
     """Leaves untraced what timm says cannot be traced, and modules without children."""
 
-    def __init__(self) -> None:
+    def __init__(self, network: nn.Module) -> None:
         functions = tuple(timm.layers.get_notrace_functions())
         super().__init__((math, torchvision.ops), functions)
         self.opaque = tuple(timm.layers.get_notrace_modules())
+        self.features = find_all_stages(network)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether a module is one node, as those that drop paths by their mode must be."""
@@ -149,14 +150,14 @@ class _Tracer(fx.Tracer):
     ) -> Any:
         """Trace a module. The hooks of one node do not run, so its output is handed over here."""
         output, name = super().call_module(m, forward, args, kwargs), self.path_of_module(m)
-        if self.is_leaf_module(m, name) and (features := find_all_stages(self.root)):
-            features.note(name, output)
+        if self.features and self.is_leaf_module(m, name):
+            self.features.note(name, output)
         return output
 
 
 def _trace(network: nn.Module) -> fx.Graph:
     with refusing(f"{type(network).__name__} cannot be traced"):
-        return _Tracer().trace(network)
+        return _Tracer(network).trace(network)
 
 
 def _is_settled(network: nn.Module, node: fx.Node) -> bool:
