@@ -31,8 +31,6 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
-from rich.console import Console
-from rich.progress import track
 from scipy.stats import binomtest, t
 from sklearn.metrics import f1_score
 
@@ -90,33 +88,15 @@ def main() -> None:
         }
         for data in arguments.data for method in methods for seed in range(arguments.seeds)
     ]  # fmt: skip
-    results = read_results(arguments.results)
-    for task in track(tasks, "Training", console=Console(stderr=True)):
-        text = json.dumps(task)
-        if text in results:
-            continue
-        python = arguments.fastai_python if task["method"] == FASTAI else sys.executable
-        results[text] = common.in_a_process_of_its_own("benchmarks.accuracy", text, python=python)
-        print(f"{text} {json.dumps(results[text])}", file=sys.stderr)
-        if arguments.results:
-            with arguments.results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"task": task, "result": results[text]}) + "\n")
-    rows = [task | results[json.dumps(task)] for task in tasks]
-    print(common.markdown(summarize(pd.DataFrame(rows))))
+    pythons = {FASTAI: arguments.fastai_python}
+    rows = common.measure_tasks("benchmarks.accuracy", tasks, arguments.results, pythons)
+    print(common.markdown(summarize(rows)))
 
 
 def can_import_fastai(python: str) -> bool:
     """Return whether this Python has fastai for images."""
     command = [python, "-c", "import fastai.vision.all"]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
-def read_results(file: Path | None) -> dict[str, dict[str, Any]]:
-    """Return the results of earlier commands by their tasks as JSON."""
-    if file is None or not file.exists():
-        return {}
-    rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-    return {json.dumps(row["task"]): row["result"] for row in rows}
 
 
 def read_parameters(changes: Sequence[str]) -> Parameters:

@@ -7,11 +7,14 @@ import logging
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor, nn
 
 from thawline.data.loading import evaluation_images
@@ -98,6 +101,33 @@ def in_a_process_of_its_own(
     command = [python, "-m", module, "--one", *map(str, arguments)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure_tasks(
+    module: str,
+    tasks: Sequence[dict[str, Any]],
+    file: Path | None,
+    pythons: Mapping[str, str] = {},
+) -> pd.DataFrame:
+    """Return tasks as rows, each with the result that a process of its own has for it.
+
+    Results are appended to `file`, JSON lines; what it has already is not measured again. `pythons`
+    are those of some methods.
+    """
+    lines = file.read_text("utf-8").splitlines() if file and file.exists() else []
+    known = {json.dumps(row["task"]): row["result"] for row in map(json.loads, lines)}
+    for task in track(tasks, "Measuring", console=Console(stderr=True)):
+        text = json.dumps(task)
+        if text in known:
+            continue
+        python = pythons.get(task.get("method", ""), sys.executable)
+        known[text] = in_a_process_of_its_own(module, text, python=python)
+        line = json.dumps({"task": task, "result": known[text]})
+        print(line, file=sys.stderr)
+        if file:
+            with file.open("a", encoding="utf-8") as results:
+                results.write(f"{line}\n")
+    return pd.DataFrame([task | known[json.dumps(task)] for task in tasks])
 
 
 def peak_mb() -> tuple[float, float]:

@@ -20,13 +20,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from scipy.stats import ttest_1samp
 from sklearn.metrics import roc_auc_score
 
 from benchmarks import common
-from benchmarks.accuracy import DATA, make_splits, read_parameters, read_results, train_classifier
+from benchmarks.accuracy import DATA, make_splits, read_parameters, train_classifier
 from thawline.evaluation.calibration import log_likelihood, measure_sets, with_temperature
 from thawline.evaluation.predictions import predict_files, predict_split
 from thawline.evaluation.significance import SIGNIFICANT, accuracy_interval
@@ -55,15 +53,7 @@ def main() -> None:
         {"data": data, "seed": seed, "changes": arguments.set}
         for data in arguments.data for seed in range(arguments.seeds)
     ]  # fmt: skip
-    results = read_results(arguments.results)
-    for task in track(tasks, "Training", console=Console(stderr=True)):
-        text = json.dumps(task)
-        if text not in results:
-            results[text] = common.in_a_process_of_its_own("benchmarks.uncertainty", text)
-            if arguments.results:
-                with arguments.results.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"task": task, "result": results[text]}) + "\n")
-    rows = pd.DataFrame([task | results[json.dumps(task)] for task in tasks])
+    rows = common.measure_tasks("benchmarks.uncertainty", tasks, arguments.results)
     print(common.markdown(summarize(rows)), end="\n\n")
     print(common.markdown(summarize_others(rows)))
 
