@@ -34,8 +34,8 @@ def reviewed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (data / "temple" / f"0{idx}.jpg").rename(new / f"{idx}.jpg")
     project = copy_project(folder / "project")
     for arguments in (
-        ("--pipeline=finetune", f"--params=dataset.root={data},{QUICK}"),
-        ("--pipeline=review", f"--params=dataset.root={data},review.unlabeled={new},{QUICK}"),
+        ("--pipeline=finetune", f"--params=dataset.root={data},seed=3,{QUICK}"),
+        ("--pipeline=review", f"--params=dataset.root={data},seed=3,review.unlabeled={new},{QUICK}"),
     ):
         done = kedro(project, "run", *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
