@@ -33,9 +33,10 @@ def reviewed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for idx in (3, 4):
         (data / "temple" / f"0{idx}.jpg").rename(new / f"{idx}.jpg")
     project = copy_project(folder / "project")
+    common = f"dataset.root={data},seed=3,{QUICK}"  # by which the wrong label is found
     for arguments in (
-        ("--pipeline=finetune", f"--params=dataset.root={data},seed=3,{QUICK}"),
-        ("--pipeline=review", f"--params=dataset.root={data},seed=3,review.unlabeled={new},{QUICK}"),
+        ("--pipeline=finetune", f"--params={common}"),
+        ("--pipeline=review", f"--params={common},review.unlabeled={new}"),
     ):
         done = kedro(project, "run", *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
