@@ -109,10 +109,10 @@ def measure_tasks(
     file: Path | None,
     pythons: Mapping[str, str] = {},
 ) -> pd.DataFrame:
-    """Return tasks as rows, each with the result that a process of its own has for it.
+    """Measure each task in a process of its own; return one row per task, with its result.
 
-    Results are appended to `file`, JSON lines; what it has already is not measured again. `pythons`
-    are those of some methods.
+    Results are appended to `file`, JSON lines; a task that it has is not measured again. `pythons`
+    maps a task's method to the Python that measures it, by default this one.
     """
     lines = file.read_text("utf-8").splitlines() if file and file.exists() else []
     known = {json.dumps(row["task"]): row["result"] for row in map(json.loads, lines)}

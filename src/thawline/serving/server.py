@@ -83,11 +83,10 @@ def look_at(classifier: Classifier, content: bytes, attribution: bool) -> dict[s
 
     Returns:
         classes: up to five pairs of name and probability (0 to 1), the most probable first; set
-        and reason, see `inference.answer`, if there are any; view: what the network saw; nearest:
-        label and view of the most similar training images that the model knows, as far as this
-        machine has their files;
-        attribution: its Grad-CAM in gray, white where most speaks for the first class, if wanted
-        and the network has one.
+        and reason, see `inference.answer`, if there are any; view: what the network saw. With
+        `attribution`, nearest: label and view of the most similar training images that the model
+        knows and whose files this machine has; and attribution: Grad-CAM in gray, white where most
+        speaks for the first class, if the network has one.
 
     Raises:
         DataError: if the image cannot be read.
@@ -101,8 +100,8 @@ def look_at(classifier: Classifier, content: bytes, attribution: bool) -> dict[s
     row = answer(batch, classifier, 1).to_dict("records")[0]
     sure = {name: row[name] for name in ("set", "reason") if isinstance(row.get(name), str)}
     found: dict[str, Any] = {"classes": classes, "view": _png(batch.views[0]), **sure}
-    found["nearest"] = nearest_images(classifier, batch.nearest[0].tolist())
     if attribution:
+        found["nearest"] = nearest_images(classifier, batch.nearest[0].tolist())
         images = normalize(batch.views, classifier.preprocessing)
         try:
             evidence = attribute(classifier.network, images, order[:1].tolist(), "grad_cam")[0]
@@ -114,13 +113,14 @@ def look_at(classifier: Classifier, content: bytes, attribution: bool) -> dict[s
 
 def nearest_images(classifier: Classifier, positions: Sequence[int]) -> list[tuple[str, str]]:
     """Return label and view, as PNG, of the first three reference images that can be read."""
-    known, found = classifier.calibration.reference_images, []
-    for position in positions if known else ():
-        path, label = known[position]
+    known, found = classifier.calibration.reference_images, list[tuple[str, str]]()
+    for path, label in (known[position] for position in positions if known):
         (view,), problem = decode_views(path, classifier.preprocessing)
         if not problem:
             found.append((label, _png(view)))
-    return found[:NEAREST]
+        if len(found) == NEAREST:
+            break
+    return found
 
 
 def _png(picture: Any) -> str:

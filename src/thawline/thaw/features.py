@@ -99,7 +99,7 @@ class FeatureLoader:
         to_decode = [[*r.to_decode.values()] for r in requests if r.to_decode]
         views = self._loader.load(to_decode)
         for request in requests:
-            # A copy, so that its views are freed when the next one comes.
+            # The views of a copy are freed with it; `requests` would keep those of all.
             current = replace(request, decoded=next(views)) if request.to_decode else request
             tensors = self._load_request(current)
             if len(request.sizes) == 1:

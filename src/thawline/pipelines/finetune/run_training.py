@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import normalize
 
 from thawline.data.splitting import class_names
@@ -116,7 +116,7 @@ def calibrate_classifier(
     """
     rows = splits[splits["split"] == "val"].reset_index(drop=True)
     known = sample_images(splits, parameters.seed)
-    reference: Tensor | None = None
+    calibration = classifier.calibration
     try:
         features, logits = read_head(classifier, [*known["path"], *rows["path"]], parameters, cache)
     except ParameterError as error:
@@ -130,10 +130,8 @@ def calibrate_classifier(
         uniform = np.random.default_rng(parameters.seed).random(len(rows))
         own = probabilities.numpy(), distances.numpy(), uniform
         validation = tabulate(rows, classifier.class_names, *own)
-    images = zip(known["path"], known["label"], strict=True)
-    calibration = replace(
-        classifier.calibration, reference=reference, reference_images=tuple(images)
-    )
+        images = tuple(zip(known["path"], known["label"], strict=True))
+        calibration = replace(calibration, reference=reference, reference_images=images)
     calibration, why = calibrate(calibration, validation, parameters.serving, parameters.seed)
     logger.debug("Temperature %.3f: %s", calibration.temperature, why)
     training = classifier.training | {"temperature_reason": why}
