@@ -36,6 +36,7 @@ from sklearn.metrics import f1_score
 
 from benchmarks import common
 from thawline.data.screening.screen import screen_images
+from thawline.data.transforms import Preprocessing
 from thawline.evaluation.predictions import predict_split
 from thawline.networks.classifier import Classifier
 from thawline.options import AUTO, Parameters, validate_parameters
@@ -230,21 +231,10 @@ def train_fastai(
 
     transforms = finetune.build_transforms(parameters)
     weights = finetune.build_model(parameters, splits, transforms)[0].state_dict()
-    size, mean, std = (getattr(transforms.preprocessing, n) for n in ("size", "mean", "std"))
-    seen = splits[splits["split"] != "test"].assign(is_val=lambda rows: rows["split"] == "val")
     fastai.set_seed(parameters.seed, reproducible=True)
     start = time.perf_counter()
-    loaders = fastai.DataBlock(
-        blocks=(fastai.ImageBlock, fastai.CategoryBlock),
-        get_x=fastai.ColReader("path"),
-        get_y=fastai.ColReader("label"),
-        splitter=fastai.ColSplitter("is_val"),
-        item_tfms=fastai.Resize(size),
-        batch_tfms=[
-            *fastai.aug_transforms(do_flip=parameters.transforms.horizontal_flip > 0),
-            fastai.Normalize.from_stats(mean, std),
-        ],
-    ).dataloaders(seen, bs=min(FASTAI_BATCH, int((~seen["is_val"]).sum())))
+    flips = parameters.transforms.horizontal_flip > 0
+    loaders = fastai_loaders(splits, transforms.preprocessing, flips, FASTAI_BATCH)
     name = parameters.model.backbone.removeprefix("timm/")
     learner = fastai.vision_learner(loaders, name, pretrained=False)  # nothing is downloaded
     backbone = learner.model[0].model
@@ -256,6 +246,26 @@ def train_fastai(
         probabilities, _ = learner.get_preds(dl=loaders.test_dl(evaluated))
     names = np.asarray(loaders.vocab)[probabilities.argmax(dim=1).numpy()]
     return pd.Series(names, evaluated.index), seconds, f"fine_tune({FASTAI_EPOCHS})"
+
+
+def fastai_loaders(
+    splits: pd.DataFrame, preprocessing: Preprocessing, flips: bool, batch_size: int
+) -> Any:
+    """Return fastai's loaders of training and validation images, with its own augmentation."""
+    from fastai.vision import all as fastai
+
+    seen = splits[splits["split"] != "test"].assign(is_val=lambda rows: rows["split"] == "val")
+    return fastai.DataBlock(
+        blocks=(fastai.ImageBlock, fastai.CategoryBlock),
+        get_x=fastai.ColReader("path"),
+        get_y=fastai.ColReader("label"),
+        splitter=fastai.ColSplitter("is_val"),
+        item_tfms=fastai.Resize(preprocessing.size),
+        batch_tfms=[
+            *fastai.aug_transforms(do_flip=flips),
+            fastai.Normalize.from_stats(preprocessing.mean, preprocessing.std),
+        ],
+    ).dataloaders(seen, bs=min(batch_size, int((~seen["is_val"]).sum())))
 
 
 if __name__ == "__main__":

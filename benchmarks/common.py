@@ -58,10 +58,12 @@ def photographs(root: Path, seed: int | None = None) -> pd.DataFrame:
     return splits
 
 
-def build(backbone: str, strategy: str, seed: int = 0) -> tuple[nn.Module, Transforms]:
+def build(
+    backbone: str, strategy: str, seed: int = 0, head: str = "linear"
+) -> tuple[nn.Module, Transforms]:
     """Return a network frozen as the strategy says, and its transforms at their defaults."""
     weights = "default" if backbone == BUNDLED_BACKBONE else "none"  # nothing is downloaded
-    model = ModelOptions(backbone=backbone, weights=weights)
+    model = ModelOptions(backbone=backbone, weights=weights, head=head)
     pretrained = pretrained_preprocessing(model)
     transforms = build_transforms(TransformOptions(), pretrained, seed)
     network, _ = build_network(model, 2, transforms.preprocessing.size, seed)

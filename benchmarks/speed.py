@@ -1,12 +1,15 @@
 """How fast Thawline trains beside the plain loop of a tutorial, on the same images and machine.
 
-    python -m benchmarks.speed [--backbones resnet18 resnet50] [--epochs 25]
+    python -m benchmarks.speed [--backbones resnet18 resnet50] [--epochs 25] [--plain-epochs 2]
+        [--fastai --fastai-python /path/to/python]
 
 Every figure comes from a process of its own, one after the other: training takes 244 and validation
 153 photographs of ants and bees at 224 px. Weights are random where they would have to be
 downloaded: speed does not depend on them. What is measured is the training node
 (`thawline.pipelines.finetune.nodes.train_model`), and with --process `kedro run` up to the
-evaluation, since the loop draws no figures either.
+evaluation, since the loop draws no figures either. `all_stages` is beside a loop that trains the
+head. fastai trains the same layers of the same network with its own loaders and augmentation, by
+`fit_one_cycle`; it is no dependency, see `benchmarks.accuracy`.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import argparse
 import json
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from operator import itemgetter
@@ -23,18 +27,18 @@ from typing import Any
 
 import pandas as pd
 import torch
+from torch import nn
 
-from benchmarks import common, tutorial
-from thawline.options import (
-    AugmentationOptions,
-    ModelOptions,
-    Strategy,
-)
+from benchmarks import accuracy, common, tutorial
+from thawline.data.transforms import Preprocessing
+from thawline.options import AugmentationOptions, ModelOptions, Phase, Strategy
 from thawline.sweep.auto import Choice
 from thawline.training.state import TrainingCheckpoints
 
 ROOT = Path(__file__).parents[1]
-TUTORIAL = "tutorial loop"
+TUTORIAL, FASTAI = "tutorial loop", "fastai"
+ALL_STAGES = "all_stages"
+FITTED = Phase(trainable={"last": 1}, optimizer="lbfgs")  # of that strategy
 SHORT = 20  # seconds; of what takes less, the median of three processes is given
 DEFAULT_VIEWS = str(AugmentationOptions().views_per_image)
 
@@ -44,12 +48,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--root", type=Path, default=common.PHOTOGRAPHS)
     parser.add_argument("--backbones", nargs="*", default=["resnet18", "resnet50"])
-    parser.add_argument("--strategies", nargs="*", default=[*common.PHASES])
+    parser.add_argument("--strategies", nargs="*", default=[*common.PHASES, ALL_STAGES])
     parser.add_argument("--views", nargs="*", default=["1", DEFAULT_VIEWS, "null"])
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument(
-        "--tutorial-epochs", type=int, help="run the plain loop for fewer epochs, and multiply"
+        "--plain-epochs", type=int, help="run the plain loop and fastai for fewer, and multiply"
     )
+    parser.add_argument("--fastai", action="store_true", help="measure fastai as well")
+    parser.add_argument("--fastai-python", default=sys.executable, help="that imports fastai")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--process", action="store_true", help="measure `kedro run` as well")
@@ -58,6 +64,8 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(measure(argparse.Namespace(**json.loads(arguments.one)))))
         return
+    if arguments.process and arguments.plain_epochs:
+        parser.error("--process needs all epochs of the plain loop: leave --plain-epochs out")
     columns = ["backbone", "strategy", "", "seconds", "faster", "images/s", "peak MB", "of floor"]
     print(common.markdown(pd.DataFrame(columns=columns)), flush=True)
     for backbone in arguments.backbones:
@@ -83,19 +91,31 @@ def main() -> None:
 
 def rows(arguments: argparse.Namespace, backbone: str, strategy: str) -> Any:
     """Yield what was measured of one backbone and strategy, the plain loop first."""
-    epochs = arguments.tutorial_epochs or arguments.epochs
-    row = one(arguments, backbone, strategy, TUTORIAL, epochs)
+    epochs = arguments.plain_epochs or arguments.epochs
     factor = arguments.epochs / epochs
     note = "" if factor == 1 else f" ({epochs} epochs, x {factor:.3g})"
-    yield row | {"what": TUTORIAL + note, "seconds": row["seconds"] * factor}
+    for plain in (TUTORIAL, FASTAI) if arguments.fastai else (TUTORIAL,):
+        row = one(arguments, backbone, strategy, plain, epochs)
+        yield row | {"what": plain + note, "seconds": row["seconds"] * factor}
+    if strategy == ALL_STAGES:
+        yield median(arguments, backbone, strategy, "1") | {"what": "empty store"}
+        return
     for views in arguments.views:
-        row = one(arguments, backbone, strategy, views)
-        if row["seconds"] < SHORT:  # the machine's moods weigh more in a short one
-            again = [one(arguments, backbone, strategy, views) for _ in range(2)]
-            row = sorted([row, *again], key=itemgetter("seconds"))[1]
+        row = median(arguments, backbone, strategy, views)
         yield row | {"what": f"views: {views}, empty store"}
         if views == "1":
             yield row | {"what": f"views: {views}, full store", "seconds": row["again"]}
+
+
+def median(
+    arguments: argparse.Namespace, backbone: str, strategy: str, views: str
+) -> dict[str, Any]:
+    """Return what a process measures, or the median of three if it is short."""
+    row = one(arguments, backbone, strategy, views)
+    if row["seconds"] < SHORT:  # the machine's moods weigh more in a short one
+        again = [one(arguments, backbone, strategy, views) for _ in range(2)]
+        row = sorted([row, *again], key=itemgetter("seconds"))[1]
+    return row
 
 
 def one(
@@ -108,15 +128,19 @@ def one(
         "device": arguments.device,
     }  # fmt: skip
     start = time.perf_counter()
-    row = common.in_a_process_of_its_own("benchmarks.speed", json.dumps(task))
+    python = arguments.fastai_python if what == FASTAI else sys.executable
+    row = common.in_a_process_of_its_own("benchmarks.speed", json.dumps(task), python=python)
     return row | {"process": time.perf_counter() - start}
 
 
 def measure(task: argparse.Namespace) -> dict[str, Any]:
     """Return seconds and peak memory of training once, and seconds of doing it again."""
     splits = common.photographs(Path(task.root))
-    network, transforms = common.build(task.backbone, task.strategy)
-    phase = common.PHASES[task.strategy].model_copy(update={"epochs": task.epochs})
+    frozen = "head_only" if task.strategy == ALL_STAGES else task.strategy
+    head, phase = "linear", common.PHASES[frozen].model_copy(update={"epochs": task.epochs})
+    if task.strategy == ALL_STAGES and task.what not in (TUTORIAL, FASTAI):
+        head, phase = ALL_STAGES, FITTED
+    network, transforms = common.build(task.backbone, frozen, head=head)
     result: dict[str, Any] = {"images": len(splits)}
     if task.what == "floor":
         return result | {"seconds": len(splits) / peak_rate(task)}
@@ -126,13 +150,15 @@ def measure(task: argparse.Namespace) -> dict[str, Any]:
             network, splits, transforms.preprocessing, phase.lr, task.epochs, task.batch_size,
             device=task.device,
         )  # fmt: skip
+    elif task.what == FASTAI:
+        train_fastai(network, splits, transforms.preprocessing, phase, task.batch_size)
     else:
         from thawline.pipelines.finetune.nodes import train_model
 
         views = None if task.what == "null" else int(task.what)
         chosen = common.parameters(views, batch_size=task.batch_size, device=task.device)
         update = {
-            "model": ModelOptions(backbone=task.backbone), "strategy": task.strategy,
+            "model": ModelOptions(backbone=task.backbone, head=head), "strategy": task.strategy,
             "strategies": {task.strategy: Strategy(phases=(phase,))},
         }  # fmt: skip
         choice = Choice("benchmark", chosen.model_copy(update=update), "")
@@ -149,10 +175,27 @@ def measure(task: argparse.Namespace) -> dict[str, Any]:
                 result[name] = time.perf_counter() - start
                 if task.what != "1":
                     break
-                network, _ = common.build(task.backbone, task.strategy)
+                network, _ = common.build(task.backbone, frozen, head=head)
                 start = time.perf_counter()
     result.setdefault("seconds", time.perf_counter() - start)
     return result | {"peak": common.peak_mb()[0]}
+
+
+def train_fastai(
+    network: nn.Module,
+    splits: pd.DataFrame,
+    preprocessing: Preprocessing,
+    phase: Phase,
+    batch_size: int,
+) -> None:
+    """Train in place what requires gradients."""
+    from fastai.vision import all as fastai
+
+    loaders = accuracy.fastai_loaders(splits, preprocessing, True, batch_size)
+    loss = fastai.CrossEntropyLossFlat()
+    learner = fastai.Learner(loaders, network, loss_func=loss, metrics=fastai.accuracy)
+    with learner.no_bar(), learner.no_logging():
+        learner.fit_one_cycle(phase.epochs, phase.lr)
 
 
 @torch.no_grad()

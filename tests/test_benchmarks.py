@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -35,6 +36,18 @@ def test_growth_is_measured_from_the_folder_to_the_report() -> None:
     done = benchmark("growth", "--images", "60", "--side=32", "--set", *settings)
     assert re.search(r"\| train_model \| [\d.]+ \|", done.stdout)
     assert re.search(r"\| whole command \| [\d.]+ \| nan \|", done.stdout)
+
+
+@pytest.mark.slow
+def test_speed_is_measured_beside_the_plain_loop(photos: Path, tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        shutil.copytree(photos, tmp_path / split)
+    done = benchmark(
+        "speed", f"--root={tmp_path}", "--backbones=resnet18", "--strategies", "head_only",
+        "all_stages", "--views", "1", "--epochs=2", "--plain-epochs=1", "--batch-size=8",
+    )  # fmt: skip
+    assert re.search(r"\| head_only \| tutorial loop \(1 epochs, x 2\) \| [\d.]+ \|", done.stdout)
+    assert re.search(r"\| all_stages \| empty store \| [\d.]+ \| [\d.]+x \|", done.stdout)
 
 
 def test_the_store_is_measured() -> None:
