@@ -109,6 +109,13 @@ def train_set_of(labels: torch.Tensor) -> ImageSet:
     return image_set(splits, "train", torch.device("cpu"))
 
 
+@pytest.fixture(autouse=True)
+def no_tracking_uri_from_another_test() -> Iterator[None]:
+    """Forget what `mlflow.set_tracking_uri` has left in the environment."""
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
 @pytest.fixture(scope="session")
 def hymenoptera() -> Path:
     """Return the folder of photographs beside the project, or skip where it is absent."""

@@ -1,4 +1,4 @@
-"""The strategy auto chooses by the number of images, or by paired results within a budget."""
+"""The strategy auto chooses by paired results on validation images, within a budget."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from thawline.options import AutoOptions, LastStages, Parameters, TrainingOptions, TransformOptions
 from thawline.sweep import auto
-from thawline.sweep.auto import Trained, choose_by_size, choose_strategy, is_better, possible_sizes
+from thawline.sweep.auto import Trained, choose_strategy, is_better, possible_sizes
 
 CONF = Path(__file__).parents[2] / "conf" / "base" / "parameters_strategies.yml"
 STRATEGIES = Parameters(**yaml.safe_load(CONF.read_text())).strategies
@@ -61,25 +61,6 @@ class Trainings:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "estimate_seconds", lambda run, phase: 1.0)
-
-
-@pytest.mark.parametrize(
-    ("images", "name"),
-    [
-        (1, "freeze_to_layer3"),
-        (9_999, "freeze_to_layer3"),
-        (10_000, "freeze_to_layer1"),
-        (100_000, "freeze_to_layer1"),
-        (100_001, "full"),
-    ],
-)
-def test_more_images_thaw_more(images: int, name: str) -> None:
-    chosen, reason = choose_by_size(parameters(), images)
-    assert chosen == name and str(images) in reason and "auto." in reason
-
-
-def test_the_thresholds_are_parameters() -> None:
-    assert choose_by_size(parameters(auto=AutoOptions(small=10, large=40)), 50)[0] == "full"
 
 
 def test_a_named_strategy_is_taken_with_the_epochs_and_rate_of_a_training(tmp_path: Path) -> None:
@@ -147,7 +128,6 @@ def test_without_a_budget_only_the_closed_form_is_fitted(tmp_path: Path) -> None
 def test_what_auto_would_ignore_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parameters(**changes)
-    assert parameters(**changes, auto=AutoOptions(by="size")).strategy == "auto"
 
 
 @pytest.mark.parametrize(("fits", "depth"), [(9, 5), (4, 4)])

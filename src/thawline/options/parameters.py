@@ -174,7 +174,7 @@ class Parameters(Options):
                 problems.append(
                     f"{parameter}: '{name}' is not a strategy{alternatives(name, known)}"
                 )
-        if self.strategy == AUTO and self.auto.by == "validation":
+        if self.strategy == AUTO:
             if self.model.head in ("builtin", "mlp"):
                 problems.append(
                     f"model.head: {self.model.head} needs a strategy that trains it, such as full;"

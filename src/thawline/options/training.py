@@ -148,23 +148,7 @@ class Strategy(Options):
 class AutoOptions(Options):
     """How the strategy `auto` chooses."""
 
-    by: Literal["validation", "size"] = "validation"
     budget_minutes: NonNegativeFloat = 5
-    small: PositiveInt = 10_000
-    large: PositiveInt = 100_000
-
-    @field_validator("by", mode="before")
-    @classmethod
-    def _refuse_old_name(cls, by: Any) -> Any:
-        if by == "probe":
-            raise ValueError("the value probe was replaced by validation")
-        return by
-
-    @model_validator(mode="after")
-    def _check_order(self) -> Self:
-        if self.small > self.large:
-            raise ValueError(f"small ({self.small}) must not be above large ({self.large})")
-        return self
 
 
 class TrainingOptions(Options):

@@ -1,4 +1,4 @@
-"""Choose a strategy: by its name, by the number of images, or by what it reaches in a budget."""
+"""Choose a strategy: by its name, or by what it reaches on validation images in a budget."""
 
 import logging
 import time
@@ -92,37 +92,16 @@ Prepare = Callable[[Parameters], TrainingContext]
 def choose_strategy(
     parameters: Parameters, splits: pd.DataFrame, train: Train, prepare: Prepare
 ) -> Choice:
-    """Return the strategy, named or chosen by the data; `train` and `prepare` serve `auto`."""
-    asked, auto = parameters.strategy, parameters.auto
-    if asked != AUTO:
-        return Choice(asked, parameters.with_strategy(asked), "named by the parameter strategy")
-    if auto.by == "size":
-        name, reason = choose_by_size(parameters, int((splits["split"] == "train").sum()))
-        return Choice(asked, parameters.with_strategy(name), reason)
-    return choose_by_validation(parameters, splits, train, prepare)
+    """Return the strategy, named or chosen by the data; `train` and `prepare` serve `auto`.
 
-
-def choose_by_size(parameters: Parameters, images: int) -> tuple[str, str]:
-    """Return the strategy for a number of training images, and why: more images, more stages."""
-    auto = parameters.auto
-    if images < auto.small:
-        name, why = "freeze_to_layer3", f"fewer than auto.small = {auto.small}"
-    elif images <= auto.large:
-        name, why = "freeze_to_layer1", f"from auto.small = {auto.small} to auto.large"
-    else:
-        name, why = "full", f"more than auto.large = {auto.large}"
-    return name, f"{name}: {images} training images are {why}"
-
-
-def choose_by_validation(
-    parameters: Parameters, splits: pd.DataFrame, train: Train, prepare: Prepare
-) -> Choice:
-    """Fit a head on all stages, at several image sizes; fine-tune if it may pay; take the best.
-
-    A costlier training is taken if it is better by more than the standard error of the difference,
-    in which images of a group count together. Fine-tuning trains up to five stages, as many as fit
-    into what is left of `auto.budget_minutes`.
+    `auto` fits a head on all stages at several image sizes, fine-tunes if it may pay, and takes the
+    best. A costlier training is taken if it is better by more than the standard error of the
+    difference, in which images of a group count together. Fine-tuning trains up to five stages, as
+    many as fit into what is left of `auto.budget_minutes`.
     """
+    if parameters.strategy != AUTO:
+        named = parameters.with_strategy(parameters.strategy)
+        return Choice(parameters.strategy, named, "named by the parameter strategy")
     deadline = time.monotonic() + 60 * parameters.auto.budget_minutes
     tried, best = try_sizes(parameters, splits, train, deadline)
     reasons = [f"{best.correct.mean():.3f} by a linear head at {best.size} px"]

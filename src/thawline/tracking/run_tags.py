@@ -46,8 +46,7 @@ def own_parameters(parameters: Parameters, pipelines: Collection[str]) -> dict[s
     """
     others = {"strategies", "recipes", *(OWN_GROUPS - {*pipelines})}
     tree = parameters.model_dump(mode="json", exclude=others, exclude_none=True)
-    by_validation = {PROBE, FINE_TUNE} if parameters.auto.by == "validation" else set()
-    asked = by_validation if parameters.strategy == AUTO else {parameters.strategy}
+    asked = {PROBE, FINE_TUNE} if parameters.strategy == AUTO else {parameters.strategy}
     asked |= {*parameters.compare.strategies} if "compare" in pipelines else set()
     tree["strategies"] = {
         name: parameters.strategies[name].model_dump(mode="json", exclude_defaults=True)
