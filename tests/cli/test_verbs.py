@@ -27,7 +27,7 @@ SETTINGS = {
 }  # fmt: skip
 MAX_LINES = 40
 LATER = {
-    "torch", "torchvision", "timm", "torchmetrics", "captum", "cleanlab", "matplotlib.figure",
+    "torch", "torchvision", "timm", "captum", "cleanlab", "matplotlib.figure",
     "scipy.stats",
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ from typing import Any
 HEAVY = (
     "accelerate", "captum.attr", "cleanlab", "mlflow.data.pandas_dataset", "mlflow.pyfunc",
     "mlflow.store.tracking.sqlalchemy_store", "optuna", "plotly.express", "pyarrow.parquet",
-    "scipy.stats", "sklearn.linear_model", "timm", "torch", "torchmetrics", "torchvision",
+    "scipy.stats", "sklearn.linear_model", "timm", "torch", "torchvision",
 )  # fmt: skip
 LIMIT = 300  # seconds
 

@@ -55,7 +55,6 @@ def test_a_server_needs_none_of_the_packages_of_the_pipelines() -> None:
         "optuna",
         "plotly",
         "sklearn",
-        "torchmetrics",
     )
     blocked = "".join(f"sys.modules[{name!r}] = None; " for name in absent)
     code = f"import sys; {blocked}import thawline.serving.mlflow_model"

@@ -8,10 +8,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from thawline.evaluation.prediction_sets import class_scores, prediction_sets, upper_bound
 from thawline.evaluation.predictions import as_arrays, probability_columns
@@ -48,13 +46,9 @@ def calibration_error(predictions: pd.DataFrame) -> float:
 
     On few images it is above 0 by chance too, see `error_by_chance`.
     """
-    probabilities, targets, _ = as_arrays(predictions)
-    # torchmetrics would count a confidence of exactly 1 in a bin of its own.
-    inside = torch.tensor(probabilities).clamp(max=1 - 1e-7)
-    error = multiclass_calibration_error(
-        inside, torch.tensor(targets), probabilities.shape[1], BINS, norm="l1"
-    )
-    return error.item()
+    bins = reliability(predictions)
+    gaps = (bins["accuracy"] - bins["confidence"]).abs()
+    return float(np.average(gaps, weights=bins["images"]))
 
 
 def error_by_chance(predictions: pd.DataFrame, seed: int) -> float:

@@ -1,14 +1,10 @@
 """Compute test metrics from the predictions of a split."""
 
+import numpy as np
 import pandas as pd
-import torch
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_f1_score,
-    multiclass_precision,
-    multiclass_recall,
-)
+from sklearn.metrics import f1_score, precision_recall_fscore_support
 
+from thawline.evaluation.calibration import log_likelihood
 from thawline.evaluation.predictions import as_arrays, probability_columns
 from thawline.evaluation.significance import accuracy_interval
 from thawline.options import EvaluationOptions
@@ -27,34 +23,27 @@ def compute_metrics(
         confusion: `count_confusion`.
     """
     names = [*probability_columns(predictions)]
-    probabilities, targets, correct = (torch.tensor(array) for array in as_arrays(predictions))
-    predicted = torch.tensor([names.index(label) for label in predictions["prediction"]])
-    count = len(names)
-    k = min(options.top_k, count)
-    low, high = accuracy_interval(correct.numpy(), predictions.get("group"))
-    of_targets = probabilities.gather(1, targets[:, None])
-    top_k_accuracy = multiclass_accuracy(probabilities, targets, count, average="micro", top_k=k)
+    probabilities, targets, correct = as_arrays(predictions)
+    labels, predicted = predictions["label"], predictions["prediction"]
+    low, high = accuracy_interval(correct, predictions.get("group"))
+    k = min(options.top_k, len(names))
+    first_k = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
     metrics = {
-        "test_accuracy": correct.double().mean().item(),
+        "test_accuracy": float(correct.mean()),
         "test_accuracy_low": low,
         "test_accuracy_high": high,
-        f"test_top{k}_accuracy": top_k_accuracy.item(),
-        "test_macro_f1": multiclass_f1_score(predicted, targets, count, average="macro").item(),
-        "test_loss": -of_targets.clamp_min(torch.finfo(torch.float32).tiny).log().mean().item(),
+        f"test_top{k}_accuracy": float((first_k == targets[:, None]).any(axis=1).mean()),
+        "test_macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
+        "test_loss": float(-log_likelihood(predictions).mean()),
         "test_images": float(len(targets)),
     }
-    confusion = count_confusion(predictions)
-    measures = {
-        "precision": multiclass_precision,
-        "recall": multiclass_recall,
-        "f1": multiclass_f1_score,
-    }
-    by_class = {
-        name: measure(predicted, targets, count, average="none").numpy()
-        for name, measure in measures.items()
-    }
-    images = confusion.sum(axis=1).to_numpy()
-    return metrics, pd.DataFrame({"label": names, "images": images, **by_class}), confusion
+    precision, recall, f1, images = precision_recall_fscore_support(
+        labels, predicted, labels=names, zero_division=0
+    )
+    per_class = pd.DataFrame(
+        {"label": names, "images": images, "precision": precision, "recall": recall, "f1": f1}
+    )
+    return metrics, per_class, count_confusion(predictions)
 
 
 def count_confusion(predictions: pd.DataFrame) -> pd.DataFrame:
