@@ -91,9 +91,9 @@ def make_optimizer(
     ]
     is_adamw = (phase.optimizer or options.optimizer) == "adamw"
     optimizer = (
-        torch.optim.AdamW(groups)
+        torch.optim.AdamW(groups, fused=True)
         if is_adamw
-        else torch.optim.SGD(groups, momentum=options.momentum)
+        else torch.optim.SGD(groups, momentum=options.momentum, fused=True)
     )
     if type(previous) is type(optimizer):
         trained = [p for group in groups for p in group["params"]]
