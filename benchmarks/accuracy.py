@@ -69,18 +69,13 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, help="training images; the rest validates")
     parser.add_argument("--set", nargs="*", default=[], help="parameters by dotted name")
     parser.add_argument("--results", type=Path, help="JSON lines, to which results are appended")
-    parser.add_argument("--fastai", action="store_true", help="measure fastai as well")
-    parser.add_argument("--fastai-python", default=sys.executable, help="that imports fastai")
+    add_fastai_options(parser)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         print(json.dumps(measure(**json.loads(arguments.one))))
         return
-    if arguments.fastai and not can_import_fastai(arguments.fastai_python):
-        parser.error(
-            f"--fastai: {arguments.fastai_python} cannot import fastai. Run `pip install fastai`,"
-            " or name by --fastai-python a Python that has Thawline and fastai"
-        )
+    check_fastai(parser, arguments)
     methods = [*arguments.strategies, *[FASTAI] * arguments.fastai]
     tasks = [
         {
@@ -94,10 +89,20 @@ def main() -> None:
     print(common.markdown(summarize(rows)))
 
 
-def can_import_fastai(python: str) -> bool:
-    """Return whether this Python has fastai for images."""
-    command = [python, "-c", "import fastai.vision.all"]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+def add_fastai_options(parser: argparse.ArgumentParser) -> None:
+    """Add what `check_fastai` checks."""
+    parser.add_argument("--fastai", action="store_true", help="measure fastai as well")
+    parser.add_argument("--fastai-python", default=sys.executable, help="that imports fastai")
+
+
+def check_fastai(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """End with an error if fastai is asked for and its Python cannot import it."""
+    command = [arguments.fastai_python, "-c", "import fastai.vision.all"]
+    if arguments.fastai and subprocess.run(command, capture_output=True, check=False).returncode:
+        parser.error(
+            f"--fastai: {arguments.fastai_python} cannot import fastai. Run `pip install fastai`,"
+            " or name by --fastai-python a Python that has Thawline and fastai"
+        )
 
 
 def read_parameters(changes: Sequence[str]) -> Parameters:

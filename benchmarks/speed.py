@@ -7,9 +7,10 @@ Every figure comes from a process of its own, one after the other: training take
 153 photographs of ants and bees at 224 px. Weights are random where they would have to be
 downloaded: speed does not depend on them. What is measured is the training node
 (`thawline.pipelines.finetune.nodes.train_model`), and with --process `kedro run` up to the
-evaluation, since the loop draws no figures either. `all_stages` is beside a loop that trains the
-head. fastai trains the same layers of the same network with its own loaders and augmentation, by
-`fit_one_cycle`; it is no dependency, see `benchmarks.accuracy`.
+evaluation, since the loop draws no figures either. `all_stages` is compared with the loop that
+trains the head, among the rows of `head_only`. fastai trains the same layers of the same network
+with its own loaders and augmentation, by `fit_one_cycle`; it is no dependency, see
+`benchmarks.accuracy`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from thawline.training.state import TrainingCheckpoints
 ROOT = Path(__file__).parents[1]
 TUTORIAL, FASTAI = "tutorial loop", "fastai"
 ALL_STAGES = "all_stages"
-FITTED = Phase(trainable={"last": 1}, optimizer="lbfgs")  # of that strategy
+FITTED = Phase(trainable={"last": 1}, optimizer="lbfgs")  # the only phase of all_stages
 SHORT = 20  # seconds; of what takes less, the median of three processes is given
 DEFAULT_VIEWS = str(AugmentationOptions().views_per_image)
 
@@ -48,14 +49,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--root", type=Path, default=common.PHOTOGRAPHS)
     parser.add_argument("--backbones", nargs="*", default=["resnet18", "resnet50"])
-    parser.add_argument("--strategies", nargs="*", default=[*common.PHASES, ALL_STAGES])
+    parser.add_argument("--strategies", nargs="*", choices=common.PHASES, default=[*common.PHASES])
     parser.add_argument("--views", nargs="*", default=["1", DEFAULT_VIEWS, "null"])
     parser.add_argument("--epochs", type=int, default=25)
     parser.add_argument(
         "--plain-epochs", type=int, help="run the plain loop and fastai for fewer, and multiply"
     )
-    parser.add_argument("--fastai", action="store_true", help="measure fastai as well")
-    parser.add_argument("--fastai-python", default=sys.executable, help="that imports fastai")
+    accuracy.add_fastai_options(parser)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--process", action="store_true", help="measure `kedro run` as well")
@@ -64,6 +64,7 @@ def main() -> None:
     if arguments.one:
         print(json.dumps(measure(argparse.Namespace(**json.loads(arguments.one)))))
         return
+    accuracy.check_fastai(parser, arguments)
     if arguments.process and arguments.plain_epochs:
         parser.error("--process needs all epochs of the plain loop: leave --plain-epochs out")
     columns = ["backbone", "strategy", "", "seconds", "faster", "images/s", "peak MB", "of floor"]
@@ -80,7 +81,7 @@ def main() -> None:
                 images = row["images"] * arguments.epochs
                 faster = f"{reference / seconds:.1f}x"
                 cells = [
-                    backbone, strategy, row["what"], f"{seconds:.2f}", faster,
+                    backbone, row.get("strategy", strategy), row["what"], f"{seconds:.2f}", faster,
                     f"{images / seconds:.0f}", f"{row['peak']:.0f}", f"{floor / seconds:.0%}",
                 ]  # fmt: skip
                 print(f"| {' | '.join(cells)} |", flush=True)
@@ -97,14 +98,14 @@ def rows(arguments: argparse.Namespace, backbone: str, strategy: str) -> Any:
     for plain in (TUTORIAL, FASTAI) if arguments.fastai else (TUTORIAL,):
         row = one(arguments, backbone, strategy, plain, epochs)
         yield row | {"what": plain + note, "seconds": row["seconds"] * factor}
-    if strategy == ALL_STAGES:
-        yield median(arguments, backbone, strategy, "1") | {"what": "empty store"}
-        return
     for views in arguments.views:
         row = median(arguments, backbone, strategy, views)
         yield row | {"what": f"views: {views}, empty store"}
         if views == "1":
             yield row | {"what": f"views: {views}, full store", "seconds": row["again"]}
+    if strategy == "head_only":
+        row = median(arguments, backbone, ALL_STAGES, "1")
+        yield row | {"strategy": ALL_STAGES, "what": "empty store"}
 
 
 def median(
@@ -136,10 +137,11 @@ def one(
 def measure(task: argparse.Namespace) -> dict[str, Any]:
     """Return seconds and peak memory of training once, and seconds of doing it again."""
     splits = common.photographs(Path(task.root))
-    frozen = "head_only" if task.strategy == ALL_STAGES else task.strategy
-    head, phase = "linear", common.PHASES[frozen].model_copy(update={"epochs": task.epochs})
-    if task.strategy == ALL_STAGES and task.what not in (TUTORIAL, FASTAI):
-        head, phase = ALL_STAGES, FITTED
+    if task.strategy == ALL_STAGES:
+        frozen, head, phase = "head_only", ALL_STAGES, FITTED
+    else:
+        frozen, head = task.strategy, "linear"
+        phase = common.PHASES[frozen].model_copy(update={"epochs": task.epochs})
     network, transforms = common.build(task.backbone, frozen, head=head)
     result: dict[str, Any] = {"images": len(splits)}
     if task.what == "floor":

@@ -27,12 +27,12 @@ RENAMED = {
     "training.workers": "training.num_workers",
     "transforms.crop_scale": "transforms.min_crop_scale",
 }
-NO_CHOICE = "removed: auto compares on the validation split; delete this parameter"
+REMOVED_FROM_AUTO = "removed: auto compares on the validation split; delete this parameter"
 REMOVED = {  # by dotted name: why, and what to do
-    "auto.by": NO_CHOICE,
-    "auto.large": NO_CHOICE,
-    "auto.probe_accuracy": NO_CHOICE,
-    "auto.small": NO_CHOICE,
+    "auto.by": REMOVED_FROM_AUTO,
+    "auto.large": REMOVED_FROM_AUTO,
+    "auto.probe_accuracy": REMOVED_FROM_AUTO,
+    "auto.small": REMOVED_FROM_AUTO,
     "evaluation.bootstrap_samples": "removed: the accuracy's confidence interval needs no"
     " resampling; delete this parameter",
     "tracking": "removed: MLflow itself retries; delete tracking.on_failure, and repeat a run that"

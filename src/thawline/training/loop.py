@@ -171,7 +171,7 @@ def validate(
     batches = [positions[at : at + size] for at in range(0, len(positions), size)]
     boundaries = current.features.load(run.val_set.take(batches))
     metrics = RunningMetrics(run.val_set, batches, current, progress)
-    with evaluation_mode(run.network), current.accelerator.autocast():  # casts weights once
+    with evaluation_mode(run.network), current.accelerator.autocast():  # caches cast weights
         for batch, boundary in zip(batches, boundaries, strict=True):
             labels = run.val_set.labels_of(batch)
             inputs = current.accelerator.as_input(boundary)
