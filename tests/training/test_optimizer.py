@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -29,8 +29,14 @@ from thawline.training.optimizer import (
     update_ema,
 )
 
+NORMS_THEN_ALL = [
+    Phase(trainable=["norms"], epochs=1, lr=0.1, optimizer="sgd"),
+    Phase(trainable="all", epochs=1, lr=0.1, optimizer="sgd"),
+]
+
 
 @given(random_phases)
+@example(NORMS_THEN_ALL)
 @settings(max_examples=100)
 def test_the_optimizer_holds_the_trainable_parameters_in_every_phase(phases: list[Phase]) -> None:
     network = network_of()

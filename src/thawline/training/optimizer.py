@@ -89,11 +89,11 @@ def make_optimizer(
         for is_spared, weight_decay in ((False, options.weight_decay), (True, 0.0))
         if (some := [p for p in group["params"] if (p in spared) == is_spared])
     ]
-    is_adamw = (phase.optimizer or options.optimizer) == "adamw"
+    # A fused SGD cannot begin with the moments of some parameters only (PyTorch 2.15).
     optimizer = (
         torch.optim.AdamW(groups, fused=True)
-        if is_adamw
-        else torch.optim.SGD(groups, momentum=options.momentum, fused=True)
+        if (phase.optimizer or options.optimizer) == "adamw"
+        else torch.optim.SGD(groups, momentum=options.momentum)
     )
     if type(previous) is type(optimizer):
         trained = [p for group in groups for p in group["params"]]
