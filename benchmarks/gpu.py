@@ -33,11 +33,12 @@ from benchmarks.memory import generate
 from thawline.data.loading import MAX_WORKERS, ImageView, ViewLoader
 from thawline.data.transforms import Transforms, build_transforms, normalize
 from thawline.networks.libraries import BUNDLED_BACKBONE
-from thawline.options import TransformOptions
+from thawline.options import EngineOptions, TransformOptions
 from thawline.thaw.cache import ActivationCache
 from thawline.thaw.device import Accelerator, use_full_float32
 from thawline.thaw.features import FeatureLoader
 from thawline.thaw.line import ThawLine, split_at_thaw_line
+from thawline.training import ray_engine
 from thawline.training.loop import train
 from thawline.training.setup import prepare
 
@@ -329,6 +330,31 @@ def _seconds_of_plain_epoch(scale: Scale, backbone: str, strategy: str) -> float
     return (time.perf_counter() - start) / 2
 
 
+def measure_workers(scale: Scale) -> Rows:
+    """Return training images/s of one process, and of two Ray workers that share the device."""
+    rows = []
+    images = int((scale.splits["split"] == "train").sum())
+    backbone, phase = scale.backbones[0], common.PHASES["freeze_to_layer3"]
+    gpus_each = 0.5 if scale.device.type == "cuda" else 0
+    engine = EngineOptions(name="ray", workers=2, gpus_per_worker=gpus_each)
+    chosen = common.parameters(
+        batch_size=scale.batch, device=scale.device.type, num_workers=scale.workers // 2,
+        precision="bf16",
+    ).model_copy(update={"engine": engine})  # fmt: skip
+    phases = [phase.model_copy(update={"epochs": scale.epochs})]
+    for name in ("one process", "two workers"):
+        network, transforms = scale.build(backbone, "freeze_to_layer3")
+        store = ActivationCache(scale.folder / name, max_gb=100)
+        arguments = (chosen, network.cpu(), scale.splits, transforms, store)
+        if name == "one process":
+            history = train(prepare(*arguments), phases).history
+        else:
+            history = ray_engine.train(arguments, phases).history
+        store.clear()
+        rows.append({"computed by": name, "images/s": round(images / history["seconds"].min())})
+    return rows
+
+
 def measure_compilation(scale: Scale) -> Rows:
     """Return images/s of training steps above the line, eager and compiled."""
     rows = []
@@ -380,6 +406,7 @@ SECTIONS: dict[str, Callable[[Scale], Rows]] = {
     "decoding": measure_decoding,
     "store": measure_store,
     "epochs": measure_epochs,
+    "workers": measure_workers,
     "compilation": measure_compilation,
     "checks": run_checks,
 }

@@ -17,7 +17,10 @@ def test_a_dry_run_takes_every_step_of_the_gpu_benchmark_on_a_cpu(tmp_path: Path
     file = tmp_path / "gpu.json"
     done = benchmark("gpu", "--dry-run", f"--json={file}")
     results = json.loads(file.read_text())
-    for section in ("line", "precision", "decoding", "store", "epochs", "compilation", "checks"):
+    sections = (
+        "line", "precision", "decoding", "store", "epochs", "workers", "compilation", "checks",
+    )  # fmt: skip
+    for section in sections:
         assert f"\n{section}\n" in done.stdout and results[section]
 
 

@@ -24,7 +24,7 @@ from thawline.training.state import TrainingCheckpoints
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all
 
-ENGINE = EngineOptions(name="ray", workers=2)
+ENGINE = EngineOptions(name="ray", workers=2, gpus_per_worker=0)
 PHASES = [
     Phase(trainable={"last": 1}, epochs=2, lr=0.01),
     Phase(trainable="all", epochs=2, lr=0.003, batch_norm="eval"),  # else it sees shares on CPUs
@@ -33,17 +33,18 @@ PHASES = [
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    ray_cluster.connect(ENGINE)
+    ray.init(num_cpus=2, num_gpus=1, log_to_driver=False)  # a GPU is claimed, and may not exist
     yield
     ray.shutdown()
 
 
-def arguments_of(splits: pd.DataFrame, folder: Path) -> Arguments:
+def arguments_of(splits: pd.DataFrame, folder: Path, gpus_per_worker: float = 0) -> Arguments:
     """Return a training without dropout, of which every worker draws its own."""
+    engine = ENGINE.model_copy(update={"gpus_per_worker": gpus_per_worker})
     model = ModelOptions(backbone="timm/resnet10t", weights="none")
     chosen = parameters(views=2, batch_size=10, optimizer="sgd")
     return (
-        chosen.model_copy(update={"engine": ENGINE}),
+        chosen.model_copy(update={"engine": engine}),
         build_network(model, 2, 32, 0)[0],
         splits,
         build_transforms(TransformOptions(size=32), IMAGENET),
@@ -51,9 +52,12 @@ def arguments_of(splits: pd.DataFrame, folder: Path) -> Arguments:
     )
 
 
-@pytest.mark.slow  # 45 s, most of which Ray takes to start workers
-def test_two_workers_return_what_one_process_does(splits: pd.DataFrame, tmp_path: Path) -> None:
-    arguments = arguments_of(splits, tmp_path / "ray")
+@pytest.mark.slow  # 45 s each, most of which Ray takes to start workers
+@pytest.mark.parametrize("gpus_per_worker", [0, 0.5])
+def test_two_workers_return_what_one_process_does(
+    gpus_per_worker: float, splits: pd.DataFrame, tmp_path: Path
+) -> None:
+    arguments = arguments_of(splits, tmp_path / "ray", gpus_per_worker)
     before = {name: tensor.clone() for name, tensor in arguments[1].state_dict().items()}
     rows: list[dict[str, Any]] = []
     states = TrainingCheckpoints(tmp_path / "states")

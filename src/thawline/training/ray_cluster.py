@@ -105,15 +105,15 @@ def compute_activations(arguments: Arguments, phase: Phase, scaling: Any) -> Non
         + [train_images.assign(view=number) for number in views]
     )
     # In parts from the start: to make them later, Ray Data needs a CPU beside those of the actors.
-    tasks = max(len(rows) / MAX_TASK_IMAGES, TASKS_PER_WORKER * scaling.num_workers)
-    parts = math.ceil(min(tasks, len(rows) / CPU_CHUNK_SIZE))
-    tables = [rows.iloc[part] for part in np.array_split(np.arange(len(rows)), parts)]
+    share = math.ceil(len(rows) / (TASKS_PER_WORKER * scaling.num_workers))
+    size = min(max(share, CPU_CHUNK_SIZE), MAX_TASK_IMAGES)
+    tables = [rows[at : at + size] for at in range(0, len(rows), size)]
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     done = ray.data.from_pandas(tables).map_batches(
         FrozenLayers,
         fn_constructor_args=(arguments, phase),
-        batch_size=None,
+        batch_size=size,
         compute=ray.data.ActorPoolStrategy(size=scaling.num_workers),
         num_cpus=scaling.resources_per_worker["CPU"],
         num_gpus=scaling.resources_per_worker.get("GPU", 0),

@@ -14,6 +14,7 @@ from thawline.data.decoding import hash_files
 from thawline.errors import ThawlineError, TrainingError
 from thawline.options import Phase
 from thawline.thaw.cache import GB, ActivationCache
+from thawline.thaw.device import make_accelerator
 from thawline.training import loop
 from thawline.training.data_parallel import all_reduce_sum, rank
 from thawline.training.progress import OnEpoch, TrainingResult, progress_bar
@@ -88,12 +89,13 @@ def _fit(
     """Start workers, restart them if one dies, and return the first one's result."""
     import ray
     from ray.train import FailureConfig, RunConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.util.queue import Queue
 
     saved = checkpoints and checkpoints.folder.resolve()
     parent, name = saved or Path(tempfile.gettempdir()), f"ray-{uuid.uuid4().hex}"
     queue = Queue(actor_options={"num_cpus": 0})
+    shares_gpus = 0 < scaling.resources_per_worker.get("GPU", 0) < 1
     trainer = TorchTrainer(
         _work,
         train_loop_config={
@@ -104,6 +106,7 @@ def _fit(
             "queue": queue,
             "level": logging.getLogger(LOG).getEffectiveLevel(),
         },
+        torch_config=TorchConfig("gloo" if shares_gpus else None),  # NCCL wants a GPU per worker
         scaling_config=scaling,
         run_config=RunConfig(
             name=name,
@@ -163,8 +166,6 @@ def _pass_on(
 
 def _work(config: dict[str, Any]) -> None:
     """Train as one of the workers; send errors of all, and everything else of the first one."""
-    from ray.train.torch import get_device
-
     queue, arguments, is_first = config["queue"], config["arguments"], rank() == 0
     checkpoints = TrainingCheckpoints(config["checkpoints"]) if config["checkpoints"] else None
     log, handler = logging.getLogger(LOG), logging.handlers.QueueHandler(queue)
@@ -172,7 +173,8 @@ def _work(config: dict[str, Any]) -> None:
     log.setLevel(config["level"])  # if losses of steps are logged, all workers add them up
     log.addHandler(handler)
     marker = config["folder"] / "begun"  # all look for it before one of them leaves it
-    (restarted,) = all_reduce_sum(float(marker.exists()), device=get_device())
+    device = make_accelerator(arguments[0].training).device
+    (restarted,) = all_reduce_sum(float(marker.exists()), device=device)
     marker.parent.mkdir(parents=True, exist_ok=True)
     marker.touch()
     if restarted:

@@ -37,7 +37,7 @@ Loss = nn.CrossEntropyLoss | nn.NLLLoss
 
 # PyTorch's own 65,536 overflows at first, and so skips steps of which a short training has few.
 INITIAL_LOSS_SCALE = 1024.0
-MIN_IMAGES = 2  # per batch and micro-batch: batch norm cannot train on a single image
+MIN_IMAGES = 2  # of a worker in a step: batch norm cannot train on a single image
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class TrainingContext:
     def shuffled_batches(self, rng: torch.Generator) -> list[np.ndarray]:
         """Return positions of training images in batches."""
         balanced = self.options.sampling == "balanced"
-        fewest = max(MIN_IMAGES, world_size())
+        fewest = MIN_IMAGES * world_size()
         return self.train_set.shuffle(rng, self.options.batch_size, balanced, fewest)
 
     def plan_epoch(self, micro_batch: int) -> list[Step]:
@@ -116,7 +116,7 @@ class TrainingContext:
 
 def _split_batch(batch: np.ndarray, size: int) -> list[np.ndarray]:
     """Return a batch in parts of about `size` images, as even as possible."""
-    parts = min(math.ceil(len(batch) / size), len(batch) // MIN_IMAGES)
+    parts = min(math.ceil(len(batch) / size), len(batch) // (MIN_IMAGES * world_size()))
     return np.array_split(batch, max(1, parts))
 
 
