@@ -23,6 +23,7 @@ from thawline.errors import first_line
 from thawline.options import TrainingOptions
 from thawline.thaw.cutting import restoring
 from thawline.thaw.device import DTYPES, Accelerator
+from thawline.thaw.frozen_part import CPU_CHUNK_SIZE
 from thawline.thaw.partition import Tensors
 
 logger = logging.getLogger(__name__)
@@ -73,6 +74,10 @@ def find_fastest(
     ways = [Way(p, options.compile is True) for p in possible_precisions(options, accelerator)]
     if len(ways) == 1 and options.compile != "auto":
         return ways[0]
+    images = len(boundary[0])
+    if accelerator.device.type == "cpu":  # on which more images take as much longer
+        boundary = tuple(tensor[:CPU_CHUNK_SIZE] for tensor in boundary)
+    steps = math.ceil(steps * images / len(boundary[0]))  # of as many images as are timed
     file = folder / FILE if folder else None
     key = _describe(above, boundary, accelerator, options)
     known = json.loads(file.read_text("utf-8")) if file and file.is_file() else {}
@@ -94,7 +99,7 @@ def find_fastest(
             seconds[compiled] = time_steps(compiled, NUM_TIMED_STEPS)
             best = compiled if seconds[compiled] < MIN_GAIN * seconds[best] else best
     told = ", ".join(f"{way} {each:.2f} s" for way, each in seconds.items())
-    logger.debug("A step takes %s. The fastest is taken", told)
+    logger.debug("A step of %d images takes %s. The fastest is taken", len(boundary[0]), told)
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(known | {key: best}, indent=2)

@@ -126,7 +126,7 @@ class PhaseContext:
 
     line: ThawLine
     features: FeatureLoader  # loads what crosses the line
-    accelerator: Accelerator  # of what is above it
+    accelerator: Accelerator  # that trains what is above it
     above: nn.Module  # the line's part in training, whose gradients workers average
     low_rank: LowRankUpdates  # of some of the trainable parameters
     optimizer: torch.optim.Optimizer  # of the trainable parameters, or of their updates' factors
