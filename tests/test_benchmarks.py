@@ -13,6 +13,7 @@ import pytest
 from conftest import QUICK, ROOT, environment
 
 
+@pytest.mark.slow
 def test_a_dry_run_takes_every_step_of_the_gpu_benchmark_on_a_cpu(tmp_path: Path) -> None:
     file = tmp_path / "gpu.json"
     done = benchmark("gpu", "--dry-run", f"--json={file}")
@@ -24,6 +25,7 @@ def test_a_dry_run_takes_every_step_of_the_gpu_benchmark_on_a_cpu(tmp_path: Path
         assert f"\n{section}\n" in done.stdout and results[section]
 
 
+@pytest.mark.slow
 def test_each_precision_is_measured_beside_the_one_that_is_chosen() -> None:
     done = benchmark(
         "precision", "--backbones=resnet18", "--batch-size=2", "--steps=1", "--no-compile"
@@ -31,6 +33,7 @@ def test_each_precision_is_measured_beside_the_one_that_is_chosen() -> None:
     assert re.search(r"\| resnet18 \|( [\d.]+ \|)+ (fp32|bf16) \| \d\.\d\d \|", done.stdout)
 
 
+@pytest.mark.slow
 def test_growth_is_measured_from_the_folder_to_the_report() -> None:
     settings = (
         "model.backbone=resnet18", "model.weights=none", "transforms.size=32",
@@ -53,6 +56,7 @@ def test_speed_is_measured_beside_the_plain_loop(photos: Path, tmp_path: Path) -
     assert re.search(r"\| all_stages \| empty store \| [\d.]+ \| [\d.]+x \|", done.stdout)
 
 
+@pytest.mark.slow
 def test_the_store_is_measured() -> None:
     done = benchmark("store", "--entries=500", "--values=16")
     assert re.search(r"\| 500 \| 1 \| 0 \| [\d.]+ \| \d+ \|", done.stdout)
@@ -68,6 +72,7 @@ def measure_accuracy(photos: Path, *options: object) -> subprocess.CompletedProc
     )
 
 
+@pytest.mark.slow
 def test_an_interrupted_table_of_accuracies_goes_on(photos: Path, tmp_path: Path) -> None:
     file = tmp_path / "accuracy.jsonl"
     task = {

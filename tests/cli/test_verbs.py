@@ -110,6 +110,7 @@ def test_without_a_report_its_command_says_how_to_get_one(
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.slow
 def test_finetune_in_python_does_the_same(photos: Path, tmp_path: Path) -> None:
     script = (
         "import json, sys\nfrom thawline import finetune\n"

@@ -33,6 +33,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 def test_kedro_viz_shows_the_nodes_the_numbers_and_the_figures(
     finished_project: Path, page: playwright.Page
 ) -> None:
@@ -50,6 +51,7 @@ def test_kedro_viz_shows_the_nodes_the_numbers_and_the_figures(
         page.wait_for_selector("text=test_macro_f1")
 
 
+@pytest.mark.slow
 def test_kedro_viz_shows_the_steps_alone_in_letters_that_can_be_read(
     finished_project: Path, page: playwright.Page
 ) -> None:
@@ -82,6 +84,7 @@ def test_the_report_holds_every_figure_and_needs_no_network(
     assert not problems and not [url for url in asked if not url.startswith(("file:", "data:"))]
 
 
+@pytest.mark.slow
 def test_the_built_site_holds_the_graph_and_its_figures(
     finished_project: Path, tmp_path: Path
 ) -> None:
@@ -115,6 +118,7 @@ def test_the_built_site_holds_the_graph_and_its_figures(
     assert "test images are classified correctly" in previews["latest_report"]
 
 
+@pytest.mark.slow
 def test_the_mlflow_ui_shows_metrics_curves_and_artifacts(
     finished_project: Path, page: playwright.Page
 ) -> None:

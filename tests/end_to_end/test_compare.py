@@ -154,10 +154,12 @@ def test_a_classifier_of_a_comparison_is_registered_by_a_run_that_trains_nothing
     assert exported.returncode == 0, exported.stdout + exported.stderr
 
 
+@pytest.mark.slow
 def test_the_notebook_asks_further_questions(compared: Compared) -> None:
     run_notebook("02_compare_strategies", compared.project)
 
 
+@pytest.mark.slow
 def test_a_terminated_comparison_is_marked_as_killed_with_its_trainings(
     project: Path, photos: Path
 ) -> None:

@@ -10,10 +10,12 @@ import pytest
 from conftest import NOTEBOOKS, run_notebook
 
 
+@pytest.mark.slow
 def test_a_first_look_needs_nothing_but_the_project(project: Path) -> None:
     run_notebook("01_first_look", project)
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("finished project")
 def test_errors_are_looked_at_after_a_training(finished_project: Path) -> None:
     run_notebook("03_errors_and_attributions", finished_project)

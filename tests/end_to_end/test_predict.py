@@ -122,6 +122,7 @@ def test_a_second_prediction_replaces_the_table_and_the_first_is_in_mlflow(
         assert "folder_predictions.csv" in names
 
 
+@pytest.mark.slow
 def test_photographs_after_digits_are_predicted_by_the_model_of_the_photographs(
     project: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -272,6 +273,7 @@ def test_http_and_python_answer_as_predict_and_http_names_what_it_cannot_read(
             assert refused.status_code == 400 and limit in refused.json()["message"]
 
 
+@pytest.mark.slow
 def test_the_documented_example_gives_the_same_labels_without_thawline(
     finished_project: Path, table: pd.DataFrame, tmp_path: Path
 ) -> None:

@@ -181,6 +181,7 @@ def test_a_phone_shows_all_of_it_in_its_width(opened: playwright.Page, scheme: s
     opened.emulate_media(color_scheme="light")
 
 
+@pytest.mark.slow
 def test_a_served_page_writes_the_file_itself(reviewed: Path, page: playwright.Page) -> None:
     with served(
         reviewed, "thawline", "review", "--serve", "--set", "transforms.size=64"

@@ -215,6 +215,7 @@ def test_a_moved_project_evaluates_its_model_on_moved_images(
     pd.testing.assert_frame_equal(before, after)
 
 
+@pytest.mark.slow
 @shares_a_run
 def test_another_seed_gives_another_model_and_the_earlier_one_its_numbers_again(
     finished_project: Path, photos: Path, tmp_path: Path
@@ -237,6 +238,7 @@ def test_another_seed_gives_another_model_and_the_earlier_one_its_numbers_again(
     assert not (project / "src" / "mlflow.db").exists()
 
 
+@pytest.mark.slow
 @shares_a_run
 def test_a_warm_start_tests_on_no_image_that_its_ancestors_have_seen(
     finished_project: Path, project: Path, photos: Path
@@ -287,6 +289,7 @@ def test_two_runs_with_one_seed_are_identical(
     assert all(torch.equal(first[name], second[name]) for name in second)
 
 
+@pytest.mark.slow
 def test_a_resnet50_file_and_an_unfrozen_stage_from_the_command_line(
     project: Path, photos: Path
 ) -> None:
@@ -429,6 +432,7 @@ def test_phases_lines_and_rates_are_in_the_history_and_in_mlflow(gradual: Path) 
     assert [record["phase"] for record in contract] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("gradual project")
 def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
     project: Path, gradual: Path, photos: Path
@@ -455,6 +459,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
     assert statuses == [("KILLED",), ("FINISHED",)]
 
 
+@pytest.mark.slow
 @shares_a_run
 def test_more_epochs_go_on_after_the_last_one(
     finished_project: Path, photos: Path, tmp_path: Path

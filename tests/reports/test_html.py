@@ -213,6 +213,7 @@ def test_the_button_copies_the_command(
     tab.close()
 
 
+@pytest.mark.slow
 def test_names_are_text_in_what_is_drawn_and_in_what_a_pointer_shows(
     browser: playwright.Browser, tmp_path: Path
 ) -> None:

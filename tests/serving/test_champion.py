@@ -244,6 +244,7 @@ def register_beside_another(
         barrier.wait(120)
 
 
+@pytest.mark.slow
 def test_two_registrations_at_once_end_with_the_right_champion(
     folders: ProjectFolders, uris: dict[int, str], grays: pd.DataFrame
 ) -> None:

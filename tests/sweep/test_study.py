@@ -252,6 +252,7 @@ def start(file: Path, parameters: Parameters, splits: pd.DataFrame) -> Any:
     return process
 
 
+@pytest.mark.slow
 def test_processes_share_the_trials_of_a_study_and_the_one_of_a_killed_process_is_retried(
     tmp_path: Path, splits: pd.DataFrame
 ) -> None:

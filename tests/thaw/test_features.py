@@ -467,7 +467,13 @@ def assert_same(first: TrainingResult, second: TrainingResult) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("backbone", ["helpers.networks:SmallNet", "timm/tf_efficientnet_lite0"])
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "helpers.networks:SmallNet",
+        pytest.param("timm/tf_efficientnet_lite0", marks=pytest.mark.slow),
+    ],
+)
 def test_with_and_without_the_store_the_weights_are_equal(
     splits: pd.DataFrame, store: ActivationCache, precision: str, backbone: str
 ) -> None:
@@ -493,7 +499,10 @@ def test_with_a_policy_the_store_changes_no_weight_and_other_policies_do_not_rea
 
 
 # The first operation above the line of each of these writes to its input.
-IN_PLACE = ("efficientnet_b0", "efficientnet_v2_s", "mobilenet_v3_small", "mnasnet0_5")
+IN_PLACE = (
+    "efficientnet_b0", "mobilenet_v3_small", "mnasnet0_5",
+    pytest.param("efficientnet_v2_s", marks=pytest.mark.slow),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("backbone", IN_PLACE)

@@ -46,7 +46,13 @@ def test_every_stage_is_pooled_in_one_pass_that_the_cache_keeps(
     assert all((again[stage] == features[stage]).all() for stage in features)
 
 
-@pytest.mark.parametrize("backbone", ["timm/tf_efficientnet_lite0", "timm/vit_tiny_patch16_224"])
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "timm/tf_efficientnet_lite0",
+        pytest.param("timm/vit_tiny_patch16_224", marks=pytest.mark.slow),
+    ],
+)
 def test_a_head_on_all_stages_has_left_the_same_features_in_the_store(
     splits: pd.DataFrame, images: list[ImageView], tmp_path: Path, backbone: str
 ) -> None:
