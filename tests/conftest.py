@@ -151,7 +151,7 @@ def finished_project(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> 
     options = ("--pipeline=finetune", f"--params=dataset.root={photos},{QUICK}")
     process = start_kedro(project, "run", *options)  # all of it, as typed; others are forked
     said = "".join(process.communicate(timeout=300))
-    assert process.returncode == 0, said
+    assert process.returncode == 0 and "leaked" not in said, said
     return project
 
 

@@ -2,6 +2,7 @@
 
 import atexit
 import gc
+import os
 import sys
 
 from thawline.hooks.answer import AnswerHook
@@ -22,6 +23,7 @@ gc.set_threshold(10_000, 50, 50)  # imports make many objects and no garbage
 
 @atexit.register
 def _leave_objects_to_the_system() -> None:
-    """Spare a second in which Python frees each one; PyTorch's own libraries would complain."""
-    if "torch" not in sys.modules:
-        gc.freeze()
+    """Spare two seconds in which Python frees each one; Triton would print what is left of it."""
+    gc.freeze()
+    if "triton" in sys.modules:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

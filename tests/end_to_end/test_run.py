@@ -498,6 +498,7 @@ def test_auto_without_a_budget_fits_all_stages_and_says_why(project: Path, photo
     assert candidates["size"].tolist() == [64]
 
 
+@pytest.mark.slow
 def test_a_head_on_all_stages_is_reported_and_predicts_as_it_was_evaluated(
     project: Path, photos: Path
 ) -> None:

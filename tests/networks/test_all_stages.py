@@ -150,6 +150,7 @@ def test_grad_cam_explains_it(classifier: Classifier, splits: pd.DataFrame) -> N
     assert explained
 
 
+@pytest.mark.slow
 def test_the_exported_network_answers_the_same(classifier: Classifier, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")

@@ -30,7 +30,7 @@ def make(backbone: str, **options: object) -> Classifier:
 @pytest.mark.parametrize(
     "classifier",
     [
-        make("timm/tf_efficientnet_lite0"),
+        pytest.param(make("timm/tf_efficientnet_lite0"), marks=pytest.mark.slow),
         make("helpers.networks:ResidualNet"),
         make("helpers.networks:SmallNet", log_probabilities=True),
     ],

@@ -602,6 +602,7 @@ def _train_in_child(store: ActivationCache, splits: pd.DataFrame, seed: int, die
     run(splits, store, HEAD, TWO_STAGES, views=2, seed=seed)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="starts its processes by fork")
 def test_processes_killed_while_writing_leave_a_store_to_rely_on(
     splits: pd.DataFrame, tmp_path: Path

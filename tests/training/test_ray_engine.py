@@ -22,7 +22,7 @@ from thawline.training.setup import prepare
 from thawline.training.state import TrainingCheckpoints
 
 ray = pytest.importorskip("ray")
-pytestmark = pytest.mark.xdist_group("ray")  # one cluster for all
+pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.slow]  # one cluster for all
 
 ENGINE = EngineOptions(name="ray", workers=2, gpus_per_worker=0)
 PHASES = [
@@ -52,7 +52,6 @@ def arguments_of(splits: pd.DataFrame, folder: Path, gpus_per_worker: float = 0)
     )
 
 
-@pytest.mark.slow  # 45 s each, most of which Ray takes to start workers
 @pytest.mark.parametrize("gpus_per_worker", [0, 0.5])
 def test_two_workers_return_what_one_process_does(
     gpus_per_worker: float, splits: pd.DataFrame, tmp_path: Path
