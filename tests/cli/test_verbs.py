@@ -21,6 +21,8 @@ from thawline.hooks.configuration import read_configuration
 from thawline.options import flatten, validate_parameters
 from thawline.options.listing import list_parameters
 
+pytestmark = pytest.mark.xdist_group("verbs")  # one training for all
+
 SETTINGS = {
     "model.backbone": "resnet18", "model.weights": "none", "transforms.size": 32,
     "strategy": "head_only", "training.epochs": 2, "training.device": "cpu",

@@ -231,6 +231,7 @@ def ask(address: str, contents: list[bytes], **more: object) -> requests.Respons
     return requests.post(f"{address}/invocations", json=body, timeout=120)
 
 
+@pytest.mark.slow
 def test_http_and_python_answer_as_predict_and_http_names_what_it_cannot_read(
     finished_project: Path, table: pd.DataFrame, photos: Path
 ) -> None:

@@ -519,6 +519,7 @@ def test_a_head_on_all_stages_is_reported_and_predicts_as_it_was_evaluated(
     assert found[names].tolist() == evaluated["prediction"].tolist()
 
 
+@pytest.mark.slow
 def test_the_rate_is_swept_on_the_command_line(project: Path, photos: Path) -> None:
     options = f"dataset.root={photos},strategy=auto,lr_find.steps=20,{QUICK}"
     done = kedro(project, "run", "--pipeline=lr_find", f"--params={options}")

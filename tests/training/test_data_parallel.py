@@ -81,7 +81,10 @@ def on_workers(target: Callable[..., None], folder: Path, *arguments: Any) -> li
 
 @pytest.mark.parametrize(
     ("backbone", "changes"),
-    [("helpers.networks:SmallNet", WEIGHED), ("timm/resnet10t", {})],
+    [
+        ("helpers.networks:SmallNet", WEIGHED),
+        pytest.param("timm/resnet10t", {}, marks=pytest.mark.slow),
+    ],
 )
 def test_two_workers_learn_what_one_does(
     splits: pd.DataFrame, tmp_path: Path, backbone: str, changes: dict
