@@ -54,6 +54,7 @@ RunKedro = Callable[..., subprocess.CompletedProcess[str]]
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -171,10 +171,12 @@ def validate(
     batches = [positions[at : at + size] for at in range(0, len(positions), size)]
     boundaries = current.features.load(run.val_set.take(batches))
     metrics = RunningMetrics(run.val_set, batches, current, progress)
-    with evaluation_mode(run.network), run.accelerator.autocast():  # caches cast weights
+    # The lower precision passes forward faster, whichever of the two trains faster.
+    accelerator = min(run.accelerator, current.accelerator, key=lambda each: each.dtype.itemsize)
+    with evaluation_mode(run.network), accelerator.autocast():  # caches cast weights
         for batch, boundary in zip(batches, boundaries, strict=True):
             labels = run.val_set.labels_of(batch)
-            inputs = run.accelerator.as_input(boundary)
+            inputs = accelerator.as_input(boundary)
             logits = current.line.above_eval(*inputs).float()
             # log_softmax leaves log-probabilities as they are, so this serves for both.
             metrics.add(cross_entropy(logits, labels), logits, labels, weight=len(labels))
