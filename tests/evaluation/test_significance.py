@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from thawline.evaluation.significance import accuracy_interval, effective_images, paired_test
+from thawline.errors import DataError
+from thawline.evaluation.significance import (
+    accuracy_interval,
+    effective_images,
+    holm_correction,
+    paired_test,
+)
 
 Answers = tuple[np.ndarray, np.ndarray]
 
@@ -259,3 +265,53 @@ def test_one_group_alone_shows_no_difference(
 ) -> None:
     a, b, groups = models
     assert paired_test(a, b, np.zeros_like(groups)).p_value > 0.05
+
+
+def test_an_added_group_counts_by_the_design_effect_in_an_example() -> None:
+    # Half a group of two right and half a group of two wrong images: 1.75 / 1.375.
+    assert effective_images(np.array([1, 1, 1, 0]), ["a", "a", "b", "b"]) == pytest.approx(22 / 7)
+    # Differences 1 1, 0 0 and 0 -1: the design effect is 40 / 23, that of pairs at most 2.
+    a, b = np.array([1, 1, 0, 1, 0, 0], dtype=bool), np.array([0, 0, 0, 1, 0, 1], dtype=bool)
+    found = paired_test(a, b, ["a", "a", "b", "b", "c", "c"])
+    groups = np.array([1, 0, -0.5, 20 / 23, -20 / 23]) * 115 / 109
+    error = groups.std(ddof=1) / np.sqrt(5)
+    half = stats.t.ppf(0.975, 4) * error
+    assert found.difference == pytest.approx(1 / 6)
+    assert found.low == pytest.approx(groups.mean() - half)
+    assert found.high == 1 < groups.mean() + half
+    assert found.p_value == pytest.approx(2 * stats.t.sf(groups.mean() / error, 4))
+
+
+def test_the_variance_between_trainings_is_that_of_a_two_way_layout() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.random((3, 40)) < np.array([[0.95], [0.8], [0.6]])
+    b = rng.random(40) < 0.5
+    found = paired_test(a, b)
+    padded = np.append(a.mean(axis=0) - b, [1 / 3, -1 / 3])
+    rest = a - a.mean(axis=1, keepdims=True) - a.mean(axis=0) + a.mean()
+    of_trainings = 40 * a.mean(axis=1).var(ddof=1)  # mean squares
+    of_error = (rest**2).sum() / (2 * 39)
+    between = (of_trainings - of_error) / 40 / 3
+    within = padded.var(ddof=1) / 42
+    freedom = (within + between) ** 2 / (within**2 / 41 + between**2 / 2)
+    half = stats.t.ppf(0.975, freedom) * np.sqrt(within + between)
+    assert between > 0
+    assert found.low == pytest.approx(padded.mean() - half)
+    assert found.p_value == pytest.approx(
+        2 * stats.t.sf(padded.mean() / np.sqrt(within + between), freedom)
+    )
+    same = paired_test(np.stack([a[0], a[0]]), b)  # trainings that do not differ add nothing
+    assert same.p_value < 0.001
+
+
+def test_p_values_are_corrected_as_in_holms_paper() -> None:
+    assert holm_correction(np.array([0.01, 0.04, 0.03])) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm_correction(np.array([0.9, 0.6])).tolist() == [1, 1]
+    assert holm_correction(np.array([0.2])).tolist() == [0.2]
+
+
+@pytest.mark.parametrize(("images", "others"), [(3, 4), (1, 1)])
+def test_a_test_of_different_or_too_few_images_is_refused(images: int, others: int) -> None:
+    message = f"needs the same test images for both, at least 2: found {images} and {others}"
+    with pytest.raises(DataError, match=message):
+        paired_test(np.ones(images), np.ones(others))
