@@ -7,16 +7,17 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers.training import options, parameters, transforms
+from helpers.training import network_of, options, parameters, transforms
 from thawline.data.decoding import hash_files
 from thawline.data.loading import ImageView
 from thawline.data.transforms import evaluation_view, normalize
 from thawline.networks.building import build_network
+from thawline.networks.classifier import Classifier
 from thawline.networks.heads import head_name
 from thawline.networks.stages import find_stages
 from thawline.options import ModelOptions, Phase
 from thawline.thaw.cache import ActivationCache
-from thawline.thaw.stage_features import pool, stage_features
+from thawline.thaw.stage_features import all_features, pool, read_head, stage_features
 from thawline.training import loop
 from thawline.training.setup import prepare
 
@@ -96,3 +97,28 @@ def test_the_last_stage_s_features_are_what_the_head_sees(images: list[ImageView
     with torch.no_grad():
         network.eval()(normalize(views, preprocessing))
     torch.testing.assert_close(torch.from_numpy(features["layer4"]), seen[0], rtol=1e-3, atol=1e-4)
+
+
+def test_all_features_are_the_pooled_outputs_of_the_stages_beside_each_other(
+    images: list[ImageView],
+) -> None:
+    network, how = network_of(), (images, transforms(), options())
+    found = stage_features(network, *how)
+    features, last = map(torch.cat, zip(*all_features(network, *how), strict=True))
+    assert features.tolist() == np.hstack([*found.values()]).tolist()
+    assert last.tolist() == [*found.values()][-1].tolist()
+
+
+def test_of_files_a_head_says_what_it_receives_and_returns(
+    splits: pd.DataFrame, tmp_path: Path
+) -> None:
+    network, preprocessing = network_of().eval(), transforms().preprocessing
+    classifier = Classifier(network, ("flower", "temple"), preprocessing, ModelOptions())
+    paths, cache = splits["path"].tolist(), ActivationCache(tmp_path, 1)
+    features, logits = read_head(classifier, paths, parameters(), cache)
+    views = torch.stack([evaluation_view(path, preprocessing) for path in paths])
+    with torch.no_grad():
+        torch.testing.assert_close(network.linear(features), logits, rtol=1e-2, atol=1e-2)
+        expected = network(normalize(views, preprocessing))
+    torch.testing.assert_close(logits, expected, rtol=1e-2, atol=1e-2)
+    assert cache.contents()["entries"].sum() == len(paths)
