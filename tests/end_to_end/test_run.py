@@ -261,6 +261,7 @@ def test_a_warm_start_tests_on_no_image_that_its_ancestors_have_seen(
     assert not {*hash_files(tested)} & seen
 
 
+@pytest.mark.slow
 def test_a_run_reads_what_it_wrote_though_another_writes_beside_it(
     project: Path, photos: Path
 ) -> None:
@@ -530,6 +531,7 @@ def test_the_rate_is_swept_on_the_command_line(project: Path, photos: Path) -> N
     assert suggested["suggested_lr"] in sweep["lr"].tolist()
 
 
+@pytest.mark.slow
 @shares_a_run
 def test_a_second_run_computes_no_activations_and_gives_the_same_weights(
     finished_project: Path, photos: Path, tmp_path: Path
