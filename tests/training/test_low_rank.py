@@ -100,7 +100,7 @@ def test_weights_hold_the_sum_and_factors_get_the_gradients_of_an_unmerged_updat
 @pytest.mark.parametrize(
     "backbone",
     [
-        "resnet18",
+        pytest.param("resnet18", marks=pytest.mark.slow),
         "timm/vit_tiny_patch16_224",
         "timm/tf_efficientnet_lite0",
         "helpers.networks:ResidualNet",
