@@ -160,7 +160,15 @@ def test_a_row_is_repeated_by_its_command() -> None:
     assert recipe.commands.endswith(" # first put transforms.mean into conf/local/parameters.yml")
 
 
-@pytest.mark.parametrize(("width", "height", "scheme"), [(360, 740, "dark"), (1280, 900, "light")])
+@pytest.mark.parametrize(
+    ("width", "height", "scheme"),
+    [
+        (360, 740, "dark"),
+        (1280, 900, "light"),
+        pytest.param(360, 740, "light", marks=pytest.mark.slow),
+        pytest.param(1280, 900, "dark", marks=pytest.mark.slow),
+    ],
+)
 def test_the_page_is_whole_from_the_file_system_at_any_size_and_scheme(
     page: str, browser: playwright.Browser, tmp_path: Path, width: int, height: int, scheme: str
 ) -> None:

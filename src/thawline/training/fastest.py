@@ -66,6 +66,8 @@ def find_fastest(
 ) -> Way:
     """Return the fastest way that the options allow, timed by steps on `boundary`.
 
+    On a CPU, steps on its first images suffice, since time grows with their number there.
+
     What is found is kept in a file of `folder`, if there is one, by network, shapes, device and
     versions, so that the same is taken again, as by a resumed training. Nothing is timed where
     there is no choice, or `steps` of them take less than a minute. `above` and the random
@@ -75,9 +77,9 @@ def find_fastest(
     if len(ways) == 1 and options.compile != "auto":
         return ways[0]
     images = len(boundary[0])
-    if accelerator.device.type == "cpu":  # on which more images take as much longer
+    if accelerator.device.type == "cpu":
         boundary = tuple(tensor[:CPU_CHUNK_SIZE] for tensor in boundary)
-    steps = math.ceil(steps * images / len(boundary[0]))  # of as many images as are timed
+    steps = math.ceil(steps * images / len(boundary[0]))  # in steps of the timed size
     file = folder / FILE if folder else None
     key = _describe(above, boundary, accelerator, options)
     known = json.loads(file.read_text("utf-8")) if file and file.is_file() else {}

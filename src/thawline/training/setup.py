@@ -78,8 +78,7 @@ class TrainingContext:
     def shuffled_batches(self, rng: torch.Generator) -> list[np.ndarray]:
         """Return positions of training images in batches."""
         balanced = self.options.sampling == "balanced"
-        fewest = MIN_IMAGES * world_size()
-        return self.train_set.shuffle(rng, self.options.batch_size, balanced, fewest)
+        return self.train_set.shuffle(rng, self.options.batch_size, balanced, _min_step_images())
 
     def plan_epoch(self, micro_batch: int) -> list[Step]:
         """Shuffle the training images, and divide them into steps of about `micro_batch` images."""
@@ -116,8 +115,13 @@ class TrainingContext:
 
 def _split_batch(batch: np.ndarray, size: int) -> list[np.ndarray]:
     """Return a batch in parts of about `size` images, as even as possible."""
-    parts = min(math.ceil(len(batch) / size), len(batch) // (MIN_IMAGES * world_size()))
+    parts = min(math.ceil(len(batch) / size), len(batch) // _min_step_images())
     return np.array_split(batch, max(1, parts))
+
+
+def _min_step_images() -> int:
+    """Return the smallest number of images in a step of all workers."""
+    return MIN_IMAGES * world_size()
 
 
 @dataclass(frozen=True)
