@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from thawline.networks.stages import HEAD, find_stages
 
@@ -93,6 +94,8 @@ def pool(output: Any, with_means: bool = True) -> Tensor:
         cells = [maps[:, :, i, j] for i in _thirds(maps.shape[2]) for j in _thirds(maps.shape[3])]
         means = [cell.mean(dim=(2, 3), dtype=torch.float32) for cell in cells if with_means]
         output = maps.flatten(2).mT
+        if maps.is_cpu and not maps.requires_grad:  # the same maximum, up to ten times as fast
+            output = functional.max_pool2d(maps, maps.shape[2:]).flatten(2).mT
     elif output.ndim == TOKENS:
         means = [output.mean(dim=1, dtype=torch.float32)] if with_means else []
     else:
