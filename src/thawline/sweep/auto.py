@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from thawline.data.decoding import open_image, upright_size
+from thawline.data.decoding import image_size
 from thawline.data.splitting import find_groups
 from thawline.errors import ParameterError
 from thawline.networks.building import pretrained_preprocessing
@@ -167,11 +167,8 @@ def possible_sizes(parameters: Parameters, splits: pd.DataFrame) -> list[int | N
     if parameters.transforms.size is not None:
         return [parameters.transforms.size]
     paths = splits["path"].iloc[:: max(1, len(splits) // NUM_SIZED_IMAGES)]
-    sides = []
-    for path in paths:
-        with open_image(path) as file:
-            sides.append(min(upright_size(file)))
-    side, usual = float(np.median(sides)), pretrained_preprocessing(parameters.model).size
+    side = float(np.median([min(image_size(path)) for path in paths]))
+    usual = pretrained_preprocessing(parameters.model).size
     smaller = [
         size for f in SIZES if min(side, usual) <= (size := 32 * round(usual * f / 32)) < usual
     ]
