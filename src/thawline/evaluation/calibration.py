@@ -119,9 +119,8 @@ def choose_temperature(validation: pd.DataFrame, seed: int) -> tuple[float, str]
         own = validation.iloc[fold]
         scaled = with_temperature(own, fit_temperature(validation.iloc[rest]))
         gains[fold] = log_likelihood(scaled) - log_likelihood(own)
-    few = f"on {len(validation)} validation images none is better by more than chance"
     if not folds or not is_better(gains, groups, errors=2):
-        return 1.0, few
+        return 1.0, f"on {len(validation)} validation images none is better by more than chance"
     temperature, errors = fit_temperature(validation), int((~correct).sum())
     if temperature < 1 and errors < MIN_ERRORS:
         return 1.0, f"{errors} errors on validation images are too few to raise confidences"
@@ -131,9 +130,7 @@ def choose_temperature(validation: pd.DataFrame, seed: int) -> tuple[float, str]
 def log_likelihood(predictions: pd.DataFrame) -> np.ndarray:
     """Return the logarithm of the probability of each label, (N,), in nats."""
     probabilities, targets, _ = as_arrays(predictions)
-    own = probabilities[np.arange(len(targets)), targets]
-    logs: np.ndarray = np.log(np.clip(own, np.finfo(np.float32).tiny, None))
-    return logs
+    return _logits(probabilities[np.arange(len(targets)), targets])
 
 
 def with_temperature(predictions: pd.DataFrame, temperature: float) -> pd.DataFrame:

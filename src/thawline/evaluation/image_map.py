@@ -21,10 +21,7 @@ def reduce_features(features: np.ndarray, seed: int = 0) -> np.ndarray:
     directions = normalize(features)
     some = _some(len(features), MAX_FITTED, seed)
     count = min(COMPONENTS, *directions[some].shape)
-    components: np.ndarray = (
-        PCA(count, random_state=seed).fit(directions[some]).transform(directions)
-    )
-    return components
+    return PCA(count, random_state=seed).fit(directions[some]).transform(directions)
 
 
 def place_images(components: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -119,5 +116,4 @@ def _some(count: int, most: int, seed: int) -> np.ndarray:
 def _scale(positions: np.ndarray) -> np.ndarray:
     """Return positions (N, 2) from 0 to 1."""
     low, high = positions.min(axis=0), positions.max(axis=0)
-    scaled: np.ndarray = (positions - low) / np.maximum(high - low, 1e-9)
-    return scaled
+    return (positions - low) / np.maximum(high - low, 1e-9)
