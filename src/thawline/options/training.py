@@ -119,7 +119,7 @@ class Phase(Options):
     schedule: Schedule | None = None
     patience: PositiveInt | None = None
     size: PositiveInt | None = None
-    max_c: Annotated[float, Field(gt=0, le=MAX_C)] = MAX_C
+    max_c: float = Field(MAX_C, gt=0, le=MAX_C)
 
     @model_validator(mode="after")
     def _check_optimizer(self) -> Self:

@@ -1,16 +1,14 @@
 """Options of what is done with a trained classifier."""
 
-from typing import Annotated
-
 from pydantic import Field, PositiveInt
 
-from thawline.options.types import AUTO, Options
+from thawline.options.types import AUTO, Fraction, Options
 
 
 class ServingOptions(Options):
     """What a classifier says besides a label, in predictions and over HTTP."""
 
-    coverage: Annotated[float, Field(gt=0, lt=1)] | None = 0.9
+    coverage: Fraction | None = 0.9
     by_class: bool = False
     refuse: bool = True
 
