@@ -226,13 +226,11 @@ class Parameters(Options):
     def with_strategy(self, name: str) -> Self:
         """Return these parameters with a strategy, and what it and `training` say of its phases."""
         strategy = self.strategies[name]
-        own = {"weights": strategy.weights, "head": strategy.head}
-        changes = {key: value for key, value in own.items() if value is not None}
+        changes = strategy.model_dump(include={"weights", "head"}, exclude_none=True)
         model = ModelOptions.model_validate(self.model.model_dump() | changes)
         phases = tuple(self._with_training(phase) for phase in strategy.phases)
         strategies = self.strategies | {name: strategy.model_copy(update={"phases": phases})}
-        update = {"strategy": name, "model": model, "strategies": strategies}
-        return self.model_copy(update=update)
+        return self.model_copy(update={"strategy": name, "model": model, "strategies": strategies})
 
     def _with_training(self, phase: Phase) -> Phase:
         """Return a phase with `training.epochs` and `training.lr`, if they are given."""
