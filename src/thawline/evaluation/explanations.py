@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -85,14 +85,10 @@ def attribute(
 
     twin = _copy_without_inplace(network)
     is_integrated = method == "integrated_gradients"
-
-    def keep_positive(_: nn.Module, gradients: Any, __: object) -> tuple[Tensor]:
-        return (gradients[0].relu(),)
-
     integrated, guided = IntegratedGradients(twin), copy.deepcopy(twin)
     for module in guided.modules():
         if isinstance(module, nn.ReLU | nn.ReLU6):
-            module.register_full_backward_hook(keep_positive)
+            module.register_full_backward_hook(lambda _, gradients, __: (gradients[0].relu(),))
     stage = "" if is_integrated else find_spatial_stage(twin, images[:1])
     maps = []
     inputs = [image.detach().clone().requires_grad_() for image in images.split(1)]
@@ -125,12 +121,12 @@ def find_spatial_stage(network: nn.Module, image: Tensor) -> str:
     image = image.detach().clone().requires_grad_()
     logits, outputs = _record_outputs(network, modules, image)
     for name, output in reversed(outputs.items()):
-        if isinstance(output, Tensor) and _as_maps(output, network) is not None:
+        has_maps = isinstance(output, Tensor) and output.ndim in (3, 4)
+        if has_maps and _as_maps(output, network).shape[2:].numel() > 1:
             (gradient,) = torch.autograd.grad(
                 logits.square().sum(), output, retain_graph=True, materialize_grads=True
             )
-            maps = _as_maps(gradient, network)
-            if maps is not None and maps.any():
+            if _as_maps(gradient, network).any():
                 return name
     shapes = ", ".join(
         f"{name} {tuple(output.shape[1:])}" if isinstance(output, Tensor) else name
@@ -148,7 +144,6 @@ def _grad_cam(network: nn.Module, stage: str, image: Tensor, target: int) -> Ten
     logits, outputs = _record_outputs(network, [stage], image)
     evidence = (outputs[stage], *torch.autograd.grad(logits[0, target], outputs[stage]))
     maps, gradients = (_as_maps(each, network) for each in evidence)
-    assert maps is not None and gradients is not None
     cam = (maps * gradients.mean(dim=(2, 3), keepdim=True)).sum(dim=1, keepdim=True).relu()
     return functional.interpolate(cam, image.shape[2:], mode="bilinear")
 
@@ -181,19 +176,15 @@ def _record_outputs(
             hook.remove()
 
 
-def _as_maps(output: Tensor, network: nn.Module) -> Tensor | None:
-    """Return maps or tokens of more than one position as (N, C, H, W), anything else as None."""
+def _as_maps(output: Tensor, network: nn.Module) -> Tensor:
+    """Return maps (N, C, H, W) or (N, H, W, C), or tokens (N, L, C), as (N, C, H, W)."""
     if output.ndim == 4:  # noqa: PLR2004
         channels_last = output.shape[1] == output.shape[2] != output.shape[3]
-        maps = output.permute(0, 3, 1, 2) if channels_last else output
-    elif output.ndim == 3:  # noqa: PLR2004
-        length = output.shape[1]
-        patches = length - getattr(network, "num_prefix_tokens", 0)  # of timm's networks
-        side = math.isqrt(patches)
-        if side**2 != patches:  # class tokens come before the patches
-            side = math.isqrt(length)
-        tokens = output[:, length - side**2 :]
-        maps = tokens.transpose(1, 2).unflatten(2, (side, side))
-    else:
-        return None
-    return maps if maps.shape[2] * maps.shape[3] > 1 else None
+        return output.permute(0, 3, 1, 2) if channels_last else output
+    length = output.shape[1]
+    patches = length - getattr(network, "num_prefix_tokens", 0)  # of timm's networks
+    side = math.isqrt(patches)
+    if side**2 != patches:  # class tokens come before the patches
+        side = math.isqrt(length)
+    tokens = output[:, length - side**2 :]
+    return tokens.transpose(1, 2).unflatten(2, (side, side))

@@ -93,11 +93,8 @@ def head_inputs(network: nn.Module, reference: Tensor | None) -> Iterator[list[T
         yield received
         return
     linear = find_linear(network)
-    hook = linear.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0]))
-    try:
+    with linear.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0])):
         yield received
-    finally:
-        hook.remove()
 
 
 def find_nearest(features: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
