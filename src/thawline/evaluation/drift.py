@@ -25,7 +25,7 @@ def compare_features(
     """
     rng = np.random.default_rng(seed)
     drawn = pd.Series(groups).sample(frac=1, random_state=rng).drop_duplicates().index
-    some, others = (drawn[drawn < len(before)], drawn[drawn >= len(before)])
+    some, others = drawn[drawn < len(before)], drawn[drawn >= len(before)]
     rows = [*some[:MAX_COMPARED], *others[:MAX_COMPARED]]
     everything = np.concatenate([before, now])[rows]
     is_now = np.array(rows) >= len(before)
@@ -51,11 +51,10 @@ def compare_classes(
     one, other = pd.Series(before), pd.Series(now)
     rows = []
     for name in names:
-        counts = int((one == name).sum()), int((other == name).sum())
-        table = np.array([[n, len(side) - n] for n, side in zip(counts, (one, other), strict=True)])
-        share = effective_images((one == name).to_numpy(), groups) / len(one)
-        table[0] = np.rint(share * table[0])
-        rows.append((name, counts[0] / len(one), counts[1] / len(other), fisher_exact(table)[1]))
+        was, is_now = ((side == name).to_numpy() for side in (one, other))
+        table = np.array([[side.sum(), (~side).sum()] for side in (was, is_now)])
+        table[0] = np.rint(effective_images(was, groups) / len(was) * table[0])
+        rows.append((name, was.mean(), is_now.mean(), fisher_exact(table)[1]))
     found = pd.DataFrame(rows, columns=["label", "share_before", "share_now", "p_value"])
     found["p_value"] = holm_correction(found["p_value"].to_numpy())
     return found.sort_values("p_value", kind="stable", ignore_index=True)
