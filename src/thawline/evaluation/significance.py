@@ -36,7 +36,6 @@ def accuracy_interval(correct: np.ndarray, groups: Groups = None) -> tuple[float
     simulations of 12 to 100 groups with 1 to 30 images each, all correlations within groups and
     accuracies from 0.5 to 0.99, it covered the true accuracy at least 94 times in 100.
     """
-    correct = np.asarray(correct, dtype=float)
     images = effective_images(correct, groups)
     right = correct.mean() * images
     wrong = images - right
