@@ -1,7 +1,6 @@
 """Find where a classifier is wrong more often: in which classes, groups and kinds of files."""
 
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -106,7 +105,7 @@ def _describe(path: str) -> dict[str, float | str]:
         return {
             "shorter side, px": side,
             "brightness, 0 to 255": float(np.asarray(gray).mean()),
-            "file type": file.format or Path(path).suffix,
+            "file type": str(file.format),
             "camera": str(camera).strip("\0 ") if camera else "unknown",
         }
 
