@@ -95,11 +95,11 @@ def make_greedy_soup(arguments: Arguments, trained: Sequence[Classifier]) -> Cla
     best, *others = sorted(range(len(states)), key=scores.__getitem__, reverse=True)
     soup, members, (reached, _) = states[best], [best], scores[best]
     for one in others:
-        share = 1 / (len(members) + 1)
-        mean = average([states[m] for m in (*members, one)], [share] * (len(members) + 1))
+        tried = [*members, one]
+        mean = average([states[m] for m in tried], [1 / len(tried)] * len(tried))
         value, _ = score(measure(mean), monitor)
         if value >= reached:
-            soup, members, reached = mean, [*members, one], value
+            soup, members, reached = mean, tried, value
     if len(members) == 1:
         return None
     network = copy.deepcopy(first.network)
