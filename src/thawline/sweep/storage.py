@@ -65,8 +65,7 @@ def _connect(url: sqlalchemy.URL) -> RDBStorage:
     engine: dict[str, Any] = {"pool_pre_ping": True}  # replaces connections lost by a restart
     if is_sqlite:
         Path(url.database or "").parent.mkdir(parents=True, exist_ok=True)
-        connection = {"timeout": SQLITE_TIMEOUT_SECONDS, "isolation_level": None}
-        engine = {"connect_args": connection}
+        engine = {"connect_args": {"timeout": SQLITE_TIMEOUT_SECONDS, "isolation_level": None}}
     for attempt in range(MAX_ATTEMPTS):
         try:
             storage = RDBStorage(

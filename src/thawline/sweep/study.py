@@ -230,7 +230,6 @@ def _differences(name: str, storage: BaseStorage, fingerprint: dict[str, Any]) -
     ]
     if not earlier:
         return ""
-    before = earlier[-1].user_attrs[FINGERPRINT]
-    now, before = dict(flatten(fingerprint)), dict(flatten(before))
-    names = [name for name in {**now, **before} if now.get(name) != before.get(name)]
+    now, before = dict(flatten(fingerprint)), dict(flatten(earlier[-1].user_attrs[FINGERPRINT]))
+    names = [name for name in now | before if now.get(name) != before.get(name)]
     return f"; {earlier[-1].study_name} had other {', '.join(names)}"
