@@ -17,7 +17,6 @@ from pydantic import (
 from thawline.options.types import Fraction, Options, Probability
 
 Names = Annotated[tuple[str, ...], Field(min_length=1)]
-Head = Literal["linear", "mlp", "all_stages", "builtin"]
 MAX_C = 10.0  # a larger one changes next to nothing
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "step", "constant"]
@@ -32,7 +31,7 @@ class ModelOptions(Options):
     trust_pickle: bool = False
     trust_code: bool = False
     min_loaded: Probability = 0.95
-    head: Head = "linear"
+    head: Literal["linear", "mlp", "all_stages", "builtin"] = "linear"
     head_hidden: PositiveInt = 256
     head_dropout: Probability | None = None
     reuse_head: bool = True

@@ -56,8 +56,7 @@ class Choice(NamedTuple):
     @property
     def result(self) -> TrainingResult | None:
         """The training, if choosing the strategy has taken it."""
-        chosen = [t.result for t in self.tried if t.parameters is self.parameters]
-        return chosen[0] if chosen else None
+        return next((t.result for t in self.tried if t.parameters is self.parameters), None)
 
     @property
     def seconds(self) -> float:

@@ -115,8 +115,7 @@ def _refusal(name: str) -> str:
         return "it sets several parameters; name those instead"
     if name == "training.monitor":
         return "it is what trials are compared by; set it once"
-    known = group in Parameters.model_fields
-    if name in WITHOUT_EFFECT or (known and group not in TRAINING_GROUPS):
+    if name in WITHOUT_EFFECT or group in Parameters.model_fields.keys() - TRAINING_GROUPS:
         return "it does not change what a network learns; set it once"
     return ""
 
