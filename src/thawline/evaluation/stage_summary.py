@@ -127,12 +127,10 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
     """
     if torch.equal(first, second):
         return 1.0
-    grams = []
-    for features in (first, second):
-        centered = features.double() - features.double().mean(dim=0)
-        grams.append(centered @ centered.T)
-    norms = grams[0].norm() * grams[1].norm()
-    return float((grams[0] * grams[1]).sum() / norms) if norms else 0.0
+    centered = (each.double() - each.double().mean(dim=0) for each in (first, second))
+    one, other = (each @ each.T for each in centered)
+    norms = one.norm() * other.norm()
+    return float((one * other).sum() / norms) if norms else 0.0
 
 
 def _fractions_below(network: nn.Module, boundary: Sequence[str]) -> list[float]:
