@@ -66,13 +66,6 @@ def plot_errors(
     return per_class_bars(per_class), mistakes_grid(predictions)
 
 
-def find_weak_spots(predictions: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Return which classes, groups and kinds of files are more often wrong, the worst first."""
-    from thawline.evaluation import weak_spots
-
-    return weak_spots.find_weak_spots(predictions, seed)
-
-
 def write_report(
     parameters: Parameters,
     splits: pd.DataFrame,
