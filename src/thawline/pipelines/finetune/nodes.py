@@ -152,11 +152,9 @@ def calibrate_classifier(
     activations: Path,
 ) -> Classifier:
     """Return the classifier with what validation images say about how sure it is."""
-    from thawline.pipelines.finetune.run_training import calibrate_classifier
-    from thawline.thaw.cache import ActivationCache
+    from thawline.pipelines.finetune import run_training
 
-    cache = ActivationCache(activations, parameters.activations.max_gb)
-    return calibrate_classifier(parameters, trained_classifier, splits, cache)
+    return run_training.calibrate_classifier(parameters, trained_classifier, splits, activations)
 
 
 def draw_views(
