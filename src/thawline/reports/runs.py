@@ -1,6 +1,7 @@
 """All runs of a place: as a table, and as a page that shows how accuracy came along."""
 
 from datetime import datetime
+from itertools import pairwise
 from typing import NamedTuple
 
 import pandas as pd
@@ -62,15 +63,12 @@ def runs_page(runs: pd.DataFrame) -> str:
 def _changes(runs: pd.DataFrame) -> list[str]:
     """Return for each run which parameters differ from those of the run before it."""
     texts = []
-    for now, before in zip(runs["parameters"], [*runs["parameters"][1:], None], strict=True):
-        if before is None:
-            texts.append("")
-            continue
+    for now, before in pairwise(runs["parameters"]):
         names = sorted(n for n in now.keys() | before.keys() if now.get(n) != before.get(n))
         shown = [f"{name}={now.get(name, 'null')}" for name in names[:MAX_CHANGES]]
         more = [f"and {len(names) - MAX_CHANGES} more"] * (len(names) > MAX_CHANGES)
         texts.append(", ".join([*shown, *more]) or "nothing")
-    return texts
+    return [*texts, ""]  # nothing is before the first run
 
 
 def _figure(runs: pd.DataFrame) -> go.Figure:
