@@ -1,9 +1,8 @@
 """Write the page on which a person looks through images and corrects their labels."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,19 +141,17 @@ def review_page(
 
 def thumbnail_sheets(paths: Sequence[str], side: int) -> Iterator[Image.Image]:
     """Yield sheets of 32 × 32 square thumbnails with `side` px, row by row."""
-    read = partial(_square, side=side)
-    sheet, size = None, TILES * side
-    for idx, tile in enumerate(map_threads(read, paths, "Drawing thumbnails")):
+
+    def draw(path: str) -> Image.Image:
+        return ImageOps.pad(thumbnail(path, side), (side, side), color="gray")
+
+    for idx, tile in enumerate(map_threads(draw, paths, "Drawing thumbnails")):
         place = idx % TILES**2
-        sheet = sheet or Image.new("RGB", (size, size), "gray")
+        if place == 0:
+            sheet = Image.new("RGB", (TILES * side, TILES * side), "gray")
         sheet.paste(tile, (place % TILES * side, place // TILES * side))
         if place == TILES**2 - 1 or idx == len(paths) - 1:
             yield sheet
-            sheet = None
-
-
-def _square(path: str, side: int) -> Image.Image:
-    return ImageOps.pad(thumbnail(path, side), (side, side), color="gray")
 
 
 def _columns(images: pd.DataFrame, root: Path) -> dict[str, Any]:
@@ -167,15 +164,12 @@ def _columns(images: pd.DataFrame, root: Path) -> dict[str, Any]:
     return {str(name): rounded[name].tolist() for name in rounded}
 
 
-def _written(corrections: pd.DataFrame, root: Path) -> list[dict[str, Any]]:
+def _written(corrections: pd.DataFrame, root: Path) -> list[dict[Hashable, Any]]:
     """Return earlier corrections as the page writes them again."""
     names = [*WRITTEN, *corrections.columns.difference([*WRITTEN, *OUTCOMES])]
     rows = corrections.reindex(columns=names, fill_value="")
-    paths = [os.path.relpath(path, root) for path in rows["path"]]
-    return [
-        {str(name): v for name, v in row.items()}
-        for row in rows.assign(path=paths).to_dict("records")
-    ]
+    rows["path"] = [os.path.relpath(path, root) for path in rows["path"]]
+    return rows.to_dict("records")
 
 
 def _as_dict(own: ReviewList, rows: Mapping[str, int]) -> dict[str, Any]:
