@@ -110,6 +110,12 @@ def data_facts(root: str, backbone: str, splits: pd.DataFrame) -> dict[str, str]
     }
 
 
+def closing_sections(recipes: Sequence[Recipe], terms: Mapping[str, str]) -> list[Section]:
+    """Return the last sections of a report: how to reproduce it, and what its words mean."""
+    reproduce = Section("Reproduce", "Other parameters have their defaults.", recipes=recipes)
+    return [reproduce, Section("What the words mean", terms=terms)]
+
+
 def kedro_command(
     settings: Mapping[str, str], pipeline: str = "finetune", env: str | None = None
 ) -> str:
