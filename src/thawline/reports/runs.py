@@ -31,15 +31,13 @@ class RunRow(NamedTuple):
 
 def run_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of `RunRow` as texts."""
+    limits = 100 * runs[["low", "high"]].to_numpy()
     marks = runs["is_champion"].map({True: " champion", False: ""})
     return pd.DataFrame(
         {
             "run": runs["name"],
             "accuracy": runs["accuracy"].map("{:.1%}".format),
-            "95 %": [
-                f"{100 * low:.0f}-{100 * high:.0f}"
-                for low, high in runs[["low", "high"]].to_numpy()
-            ],
+            "95 %": [f"{low:.0f}-{high:.0f}" for low, high in limits],
             "seconds": runs["seconds"].map("{:.0f}".format).replace("nan", ""),
             "version": runs["version"] + marks,
             "when": runs["when"].map("{:%m-%d %H:%M}".format),
@@ -52,9 +50,8 @@ def runs_page(runs: pd.DataFrame) -> str:
     sections = []
     for data, own in runs.groupby("data", sort=False):
         table = run_table(own).assign(changed=_changes(own))
-        sections.append(
-            Section(str(data), table=table, illustrations={"Test accuracy": _figure(own)})
-        )
+        figures = {"Test accuracy": _figure(own)}
+        sections.append(Section(str(data), table=table, illustrations=figures))
     last = runs.iloc[0]
     verdict = f"The latest of {len(runs)} runs, {last['name']}, has {last['accuracy']:.1%}."
     return html_report("Runs", {"Date": f"{datetime.now():%Y-%m-%d %H:%M}"}, verdict, sections)
