@@ -85,8 +85,7 @@ def train_trial(
         return choice.result
     cache = ActivationCache(activations, parameters.activations.max_gb)
     arguments = choice.parameters, network, splits, image_transforms, cache
-    context = setup.prepare(*arguments)
-    return loop.train(context, choice.parameters.phases, on_epoch=on_epoch)
+    return loop.train(setup.prepare(*arguments), choice.parameters.phases, on_epoch=on_epoch)
 
 
 def select_best_trial(
