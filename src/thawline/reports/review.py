@@ -30,7 +30,7 @@ class ReviewList(NamedTuple):
     title: str
     about: str
     images: pd.DataFrame  # path; perhaps suggested, a label, and other_path
-    why: list[str]  # it is listed
+    why: str  # an image is listed, with columns of `images` in braces
 
 
 def list_images(
@@ -55,43 +55,42 @@ def list_images(
     unsure = labeled.sort_values("margin")
     next_ones = images[images["rank"] > 0].sort_values("rank")
     next_ones = next_ones.assign(suggested=next_ones["prediction"])
-    both = zip(near_duplicates["split"], near_duplicates["other_split"], strict=True)
     return [
         ReviewList(
             "Probable label errors",
             "A classifier that has not seen the image contradicts its label.",
             label_errors,
-            [f"probability of the label {p:.0%}" for p in label_errors["probability"]],
+            "probability of the label {probability:.0%}",
         ),
         ReviewList(
             "Confident mistakes",
             "The classifier is surest of these, and contradicts the label.",
             wrong,
-            [f"confidence {p:.0%}" for p in wrong["confidence"]],
+            "confidence {confidence:.0%}",
         ),
         ReviewList(
             "Least certain",
             "The two most probable classes are about as probable.",
             unsure,
-            [f"margin {p:.0%}" for p in unsure["margin"]],
+            "margin {margin:.0%}",
         ),
         ReviewList(
             "Near-duplicates",
             "Pairs that look alike, in two splits.",
             near_duplicates,
-            [f"{one} and {other}" for one, other in both],
+            "{split} and {other_split}",
         ),
         ReviewList(
             "Outliers",
             "These resemble no other image.",
             outliers,
-            [f"distance {distance:.2f}" for distance in outliers["distance"]],
+            "distance {distance:.2f}",
         ),
         ReviewList(
             "Label these next (experimental)",
             "Unlabeled images of which the classifier is unsure, none like another.",
             next_ones,
-            ["unlabeled"] * len(next_ones),
+            "unlabeled",
         ),
     ]
 
@@ -179,7 +178,7 @@ def _as_dict(own: ReviewList, rows: Mapping[str, int]) -> dict[str, Any]:
         "about": own.about,
         "total": len(own.images),
         "images": images["path"].map(rows).tolist(),
-        "why": own.why[: len(images)],
+        "why": [own.why.format_map(row) for row in images.to_dict("records")],
         "suggested": images["suggested"].tolist() if "suggested" in images else [],
         "other": images["other_path"].map(rows).tolist() if "other_path" in images else [],
     }
