@@ -28,7 +28,7 @@ def _strategy(choice: Mapping[str, str]) -> str:
 def _predicted(summary: Mapping[str, Any]) -> str:
     bad = summary["unreadable_files"]
     unreadable = f", of which {bad} cannot be read" if bad else ""
-    unlike = summary.get("refused_images", 0)
+    unlike = summary["refused_images"]
     refused = f"; {unlike} are unlike the training images and have no label" if unlike else ""
     return f"{summary['files']} files by {summary['predicted_by']}{unreadable}{refused}"
 

@@ -18,7 +18,7 @@ from thawline.evaluation.metrics import count_confusion
 from thawline.reports import finetune
 from thawline.reports.figures.comparison import compared_curves, comparison_figure
 from thawline.reports.figures.evaluation import confusion_matrix
-from thawline.reports.html import Recipe, Section, kedro_command, with_captions
+from thawline.reports.html import Recipe, Section, closing_sections, kedro_command, with_captions
 
 STRATEGIES = (
     "Means over seeds on the test split, best first. The interval is Student's t over seeds; with"
@@ -79,12 +79,7 @@ def comparison_sections(trainings: Trainings, comparison: Comparison) -> list[Se
             "Corrected p": pairs["p_holm"].map(format_p).str.removeprefix("= "),
         }
         sections.append(Section("Significance", SIGNIFICANCE, pd.DataFrame(shown)))
-    text = "Other parameters have their defaults."
-    return [
-        *sections,
-        Section("Reproduce", text, recipes=recipes),
-        Section("What the words mean", terms=TERMS),
-    ]
+    return [*sections, *closing_sections(recipes, TERMS)]
 
 
 def strategy_table(table: pd.DataFrame) -> pd.DataFrame:

@@ -27,8 +27,7 @@ def drift_page(
     first.
     """
     p_value = measured["drift_p_value"]
-    is_unlike = p_value < SIGNIFICANT
-    found = "differ from" if is_unlike else "cannot be told from"
+    found = "differ from" if p_value < SIGNIFICANT else "cannot be told from"
     facts = {
         "Images": f"{root}: {len(images):,}",
         "Compared with": f"{count:,} validation and test images",

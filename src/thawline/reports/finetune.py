@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from thawline.options import Parameters
-from thawline.reports.html import Recipe, Section, kedro_command, with_captions
+from thawline.reports.html import Recipe, Section, closing_sections, kedro_command, with_captions
 
 
 class Part(NamedTuple):
@@ -112,9 +112,4 @@ def finetune_sections(parameters: Parameters, entries: Mapping[str, Any]) -> lis
     ]
     changed = {name: str(value) for name, value in parameters.changed().items()}
     recipe = Recipe("Command and parameters", kedro_command(changed), changed)
-    text = "Other parameters have their defaults."
-    return [
-        *sections,
-        Section("Reproduce", text, recipes=[recipe]),
-        Section("What the words mean", terms=TERMS),
-    ]
+    return [*sections, *closing_sections([recipe], TERMS)]

@@ -87,14 +87,13 @@ def with_captions(
 
     An empty figure is left out.
     """
-    captions = {
-        name: figure.layout.title.text
-        if isinstance(figure, go.Figure)
-        else name.removesuffix("_grid").replace("_", " ").capitalize()
-        for name, figure in figures.items()
-        if isinstance(figure, Image.Image) or figure.data
-    }
-    return {f"{caption}.": figures[name] for name, caption in captions.items()}
+    captioned: dict[str, go.Figure | Image.Image] = {}
+    for name, figure in figures.items():
+        if isinstance(figure, Image.Image):
+            captioned[f"{name.removesuffix('_grid').replace('_', ' ').capitalize()}."] = figure
+        elif figure.data:
+            captioned[f"{figure.layout.title.text}."] = figure
+    return captioned
 
 
 def data_facts(root: str, backbone: str, splits: pd.DataFrame) -> dict[str, str]:
@@ -109,6 +108,12 @@ def data_facts(root: str, backbone: str, splits: pd.DataFrame) -> dict[str, str]
         f" {images['test']:,} test",
         "Date": f"{datetime.now():%Y-%m-%d %H:%M}",
     }
+
+
+def closing_sections(recipes: Sequence[Recipe], terms: Mapping[str, str]) -> list[Section]:
+    """Return the last sections of a report: how to reproduce it, and what its words mean."""
+    reproduce = Section("Reproduce", "Other parameters have their defaults.", recipes=recipes)
+    return [reproduce, Section("What the words mean", terms=terms)]
 
 
 def kedro_command(

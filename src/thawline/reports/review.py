@@ -1,9 +1,8 @@
 """Write the page on which a person looks through images and corrects their labels."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +30,7 @@ class ReviewList(NamedTuple):
     title: str
     about: str
     images: pd.DataFrame  # path; perhaps suggested, a label, and other_path
-    why: list[str]  # it is listed
+    why: str  # an image is listed, with columns of `images` in braces
 
 
 def list_images(
@@ -56,43 +55,42 @@ def list_images(
     unsure = labeled.sort_values("margin")
     next_ones = images[images["rank"] > 0].sort_values("rank")
     next_ones = next_ones.assign(suggested=next_ones["prediction"])
-    both = zip(near_duplicates["split"], near_duplicates["other_split"], strict=True)
     return [
         ReviewList(
             "Probable label errors",
             "A classifier that has not seen the image contradicts its label.",
             label_errors,
-            [f"probability of the label {p:.0%}" for p in label_errors["probability"]],
+            "probability of the label {probability:.0%}",
         ),
         ReviewList(
             "Confident mistakes",
             "The classifier is surest of these, and contradicts the label.",
             wrong,
-            [f"confidence {p:.0%}" for p in wrong["confidence"]],
+            "confidence {confidence:.0%}",
         ),
         ReviewList(
             "Least certain",
             "The two most probable classes are about as probable.",
             unsure,
-            [f"margin {p:.0%}" for p in unsure["margin"]],
+            "margin {margin:.0%}",
         ),
         ReviewList(
             "Near-duplicates",
             "Pairs that look alike, in two splits.",
             near_duplicates,
-            [f"{one} and {other}" for one, other in both],
+            "{split} and {other_split}",
         ),
         ReviewList(
             "Outliers",
             "These resemble no other image.",
             outliers,
-            [f"distance {distance:.2f}" for distance in outliers["distance"]],
+            "distance {distance:.2f}",
         ),
         ReviewList(
             "Label these next (experimental)",
             "Unlabeled images of which the classifier is unsure, none like another.",
             next_ones,
-            ["unlabeled"] * len(next_ones),
+            "unlabeled",
         ),
     ]
 
@@ -142,19 +140,17 @@ def review_page(
 
 def thumbnail_sheets(paths: Sequence[str], side: int) -> Iterator[Image.Image]:
     """Yield sheets of 32 × 32 square thumbnails with `side` px, row by row."""
-    read = partial(_square, side=side)
-    sheet, size = None, TILES * side
-    for idx, tile in enumerate(map_threads(read, paths, "Drawing thumbnails")):
+
+    def draw(path: str) -> Image.Image:
+        return ImageOps.pad(thumbnail(path, side), (side, side), color="gray")
+
+    for idx, tile in enumerate(map_threads(draw, paths, "Drawing thumbnails")):
         place = idx % TILES**2
-        sheet = sheet or Image.new("RGB", (size, size), "gray")
+        if place == 0:
+            sheet = Image.new("RGB", (TILES * side, TILES * side), "gray")
         sheet.paste(tile, (place % TILES * side, place // TILES * side))
         if place == TILES**2 - 1 or idx == len(paths) - 1:
             yield sheet
-            sheet = None
-
-
-def _square(path: str, side: int) -> Image.Image:
-    return ImageOps.pad(thumbnail(path, side), (side, side), color="gray")
 
 
 def _columns(images: pd.DataFrame, root: Path) -> dict[str, Any]:
@@ -167,15 +163,12 @@ def _columns(images: pd.DataFrame, root: Path) -> dict[str, Any]:
     return {str(name): rounded[name].tolist() for name in rounded}
 
 
-def _written(corrections: pd.DataFrame, root: Path) -> list[dict[str, Any]]:
+def _written(corrections: pd.DataFrame, root: Path) -> list[dict[Hashable, Any]]:
     """Return earlier corrections as the page writes them again."""
     names = [*WRITTEN, *corrections.columns.difference([*WRITTEN, *OUTCOMES])]
     rows = corrections.reindex(columns=names, fill_value="")
-    paths = [os.path.relpath(path, root) for path in rows["path"]]
-    return [
-        {str(name): v for name, v in row.items()}
-        for row in rows.assign(path=paths).to_dict("records")
-    ]
+    rows["path"] = [os.path.relpath(path, root) for path in rows["path"]]
+    return rows.to_dict("records")
 
 
 def _as_dict(own: ReviewList, rows: Mapping[str, int]) -> dict[str, Any]:
@@ -185,7 +178,7 @@ def _as_dict(own: ReviewList, rows: Mapping[str, int]) -> dict[str, Any]:
         "about": own.about,
         "total": len(own.images),
         "images": images["path"].map(rows).tolist(),
-        "why": own.why[: len(images)],
+        "why": [own.why.format_map(row) for row in images.to_dict("records")],
         "suggested": images["suggested"].tolist() if "suggested" in images else [],
         "other": images["other_path"].map(rows).tolist() if "other_path" in images else [],
     }

@@ -1,6 +1,7 @@
 """All runs of a place: as a table, and as a page that shows how accuracy came along."""
 
 from datetime import datetime
+from itertools import pairwise
 from typing import NamedTuple
 
 import pandas as pd
@@ -30,15 +31,13 @@ class RunRow(NamedTuple):
 
 def run_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of `RunRow` as texts."""
+    limits = 100 * runs[["low", "high"]].to_numpy()
     marks = runs["is_champion"].map({True: " champion", False: ""})
     return pd.DataFrame(
         {
             "run": runs["name"],
             "accuracy": runs["accuracy"].map("{:.1%}".format),
-            "95 %": [
-                f"{100 * low:.0f}-{100 * high:.0f}"
-                for low, high in runs[["low", "high"]].to_numpy()
-            ],
+            "95 %": [f"{low:.0f}-{high:.0f}" for low, high in limits],
             "seconds": runs["seconds"].map("{:.0f}".format).replace("nan", ""),
             "version": runs["version"] + marks,
             "when": runs["when"].map("{:%m-%d %H:%M}".format),
@@ -51,9 +50,8 @@ def runs_page(runs: pd.DataFrame) -> str:
     sections = []
     for data, own in runs.groupby("data", sort=False):
         table = run_table(own).assign(changed=_changes(own))
-        sections.append(
-            Section(str(data), table=table, illustrations={"Test accuracy": _figure(own)})
-        )
+        figures = {"Test accuracy": _figure(own)}
+        sections.append(Section(str(data), table=table, illustrations=figures))
     last = runs.iloc[0]
     verdict = f"The latest of {len(runs)} runs, {last['name']}, has {last['accuracy']:.1%}."
     return html_report("Runs", {"Date": f"{datetime.now():%Y-%m-%d %H:%M}"}, verdict, sections)
@@ -62,15 +60,12 @@ def runs_page(runs: pd.DataFrame) -> str:
 def _changes(runs: pd.DataFrame) -> list[str]:
     """Return for each run which parameters differ from those of the run before it."""
     texts = []
-    for now, before in zip(runs["parameters"], [*runs["parameters"][1:], None], strict=True):
-        if before is None:
-            texts.append("")
-            continue
+    for now, before in pairwise(runs["parameters"]):
         names = sorted(n for n in now.keys() | before.keys() if now.get(n) != before.get(n))
         shown = [f"{name}={now.get(name, 'null')}" for name in names[:MAX_CHANGES]]
         more = [f"and {len(names) - MAX_CHANGES} more"] * (len(names) > MAX_CHANGES)
         texts.append(", ".join([*shown, *more]) or "nothing")
-    return texts
+    return [*texts, ""]  # nothing is before the first run
 
 
 def _figure(runs: pd.DataFrame) -> go.Figure:

@@ -101,12 +101,9 @@ def compare_strategies(
 
     comparison = compare(trainings)
     rich_print(console_table(comparison.shown))
-    page = html_report(
-        "Comparison of strategies",
-        data_facts(parameters.dataset.root, parameters.model.backbone, splits),
-        comparison.verdict["sentence"],
-        comparison_sections(trainings, comparison),
-    )
+    facts = data_facts(parameters.dataset.root, parameters.model.backbone, splits)
+    sections = comparison_sections(trainings, comparison)
+    page = html_report("Comparison of strategies", facts, comparison.verdict["sentence"], sections)
     figure = comparison_figure(trainings.table, comparison.table)
     return comparison.summary(), comparison.shown, figure, page, page
 

@@ -127,8 +127,5 @@ def plot_dataset(splits: pd.DataFrame, seed: int) -> tuple[go.Figure, go.Figure,
     """Return the class balance, the sizes of the images, and samples of each split."""
     from thawline.reports.figures import data as figures
 
-    return (
-        figures.class_balance(splits),
-        figures.image_sizes(splits),
-        figures.sample_images(splits, seed),
-    )
+    balance, sizes = figures.class_balance(splits), figures.image_sizes(splits)
+    return balance, sizes, figures.sample_images(splits, seed)

@@ -32,13 +32,7 @@ from thawline.pipelines.types import (
     TrainingCheckpoints,
     Transforms,
 )
-from thawline.reports.figures.training import (
-    candidates_figure,
-    learning_curves,
-    lr_curve,
-    regularization_path,
-    stage_contributions,
-)
+from thawline.reports.figures import training as figures
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +84,7 @@ def choose_strategy(
         logger.debug("Strategy auto: %s", choice.reason)
         _, network, _, image_transforms, _ = arguments(choice.parameters)
     table = choice.table()
-    figure = candidates_figure(table)
+    figure = figures.candidates_figure(table)
     return choice, choice.describe(), table, figure, network, image_transforms
 
 
@@ -138,21 +132,17 @@ def train_model(
         seen |= read_ancestors(parameters.model) or frozenset()
     description = {"seed": parameters.seed, **chosen_strategy.describe()}
     description |= strategy.model_dump(mode="json") | result.linear_head_summary()
-    common = parameters, frozen_network
-    data = splits, image_transforms
-    best, last = (
-        make_classifier(*common, state, *data, description | own, seen)
-        for state, own in (
-            (result.best, {"epoch": result.best_epoch, **result.wise_ft}),
-            (result.last, {"epoch": len(result.history)}),
-        )
-    )
-    curves = learning_curves(result.history, result.best_epoch)
-    path, contributions = (result.linear_head.get(name, []) for name in ("path", "contributions"))
+    common, data = (parameters, frozen_network), (splits, image_transforms)
+    of_best = description | {"epoch": result.best_epoch, **result.wise_ft}
+    best = make_classifier(*common, result.best, *data, of_best, seen)
+    of_last = description | {"epoch": len(result.history)}
+    last = make_classifier(*common, result.last, *data, of_last, seen)
+    curves = figures.learning_curves(result.history, result.best_epoch)
+    path = result.linear_head.get("path")
     if path and len(result.history) == 1:  # a curve of one point
-        curves = regularization_path(path)
-    figures = curves, stage_contributions(contributions)
-    return best, last, result.history, result.freeze_contract, *figures
+        curves = figures.regularization_path(path)
+    lost = figures.stage_contributions(result.linear_head.get("contributions", []))
+    return best, last, result.history, result.freeze_contract, curves, lost
 
 
 def calibrate_classifier(
@@ -162,11 +152,9 @@ def calibrate_classifier(
     activations: Path,
 ) -> Classifier:
     """Return the classifier with what validation images say about how sure it is."""
-    from thawline.pipelines.finetune.run_training import calibrate_classifier
-    from thawline.thaw.cache import ActivationCache
+    from thawline.pipelines.finetune import run_training
 
-    cache = ActivationCache(activations, parameters.activations.max_gb)
-    return calibrate_classifier(parameters, trained_classifier, splits, cache)
+    return run_training.calibrate_classifier(parameters, trained_classifier, splits, activations)
 
 
 def draw_views(
@@ -253,7 +241,7 @@ def find_lr(
     curve = lr_find.find_lr(setup.prepare(*arguments), phase, own.lr_find)
     suggested = lr_find.suggest_lr(curve)
     logger.info("Suggested: training.lr=%.2g (phase %d has %g)", suggested, place + 1, phase.lr)
-    return curve, {"suggested_lr": suggested}, lr_curve(curve, suggested, phase.lr)
+    return curve, {"suggested_lr": suggested}, figures.lr_curve(curve, suggested, phase.lr)
 
 
 def evaluate_model(

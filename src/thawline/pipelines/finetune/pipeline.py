@@ -5,8 +5,8 @@ from kedro.pipeline import Pipeline
 from thawline.pipelines import make_node
 from thawline.pipelines.finetune import nodes
 
+UNTRAINED = ["parameters", "network", "splits", "transforms", "activations"]
 DATA = ["splits", "chosen_transforms", "activations"]
-RESOURCES = ["training_checkpoints", "metric_logger"]
 CHOICE = [
     "chosen_strategy", "strategy_choice", "candidates", "candidates_figure", "chosen_network",
     "chosen_transforms",
@@ -16,36 +16,30 @@ TRAINED = [
     "trained_classifier", "last_classifier", "history", "freeze_contract", "learning_curves",
     "stage_contributions",
 ]  # fmt: skip
-
 EVALUATED = ["metrics", "per_class_metrics", "predictions", "confusion_matrix"]
 
 
 def create_model() -> Pipeline:
     """Return the pipeline from splits to a network and the strategy to train it by."""
     prepared = ["parameters", "splits", "transforms"]
-    choice = [
-        "parameters", "network", "splits", "transforms", "activations", "training_checkpoints",
-    ]  # fmt: skip
     return Pipeline(
         [
             make_node(nodes.build_transforms, "parameters", "transforms"),
             make_node(nodes.build_model, prepared, ["network", "load_report"]),
-            make_node(nodes.choose_strategy, choice, CHOICE),
+            make_node(nodes.choose_strategy, [*UNTRAINED, "training_checkpoints"], CHOICE),
         ]
     )
 
 
 def create_lr_search() -> Pipeline:
     """Return the pipeline from a network to the learning rate that suits its strategy."""
-    inputs = ["parameters", "network", "splits", "transforms", "activations"]
-    return Pipeline(
-        [make_node(nodes.find_lr, inputs, ["lr_range_test", "suggested_lr", "lr_curve"])]
-    )
+    outputs = ["lr_range_test", "suggested_lr", "lr_curve"]
+    return Pipeline([make_node(nodes.find_lr, UNTRAINED, outputs)])
 
 
 def create_training() -> Pipeline:
     """Return the pipeline from a network to a classifier and its metrics on the test split."""
-    frozen = ["frozen_network", "chosen_strategy", *DATA, *RESOURCES]
+    frozen = ["frozen_network", "chosen_strategy", *DATA, "training_checkpoints", "metric_logger"]
     calibrated = ["parameters", "trained_classifier", "splits", "activations"]
     trained = ["classifier", "splits", "params:evaluation", "params:training"]
     return Pipeline(

@@ -107,7 +107,7 @@ def make_classifier(
 
 
 def calibrate_classifier(
-    parameters: Parameters, classifier: Classifier, splits: pd.DataFrame, cache: ActivationCache
+    parameters: Parameters, classifier: Classifier, splits: pd.DataFrame, activations: Path
 ) -> Classifier:
     """Return a classifier with a calibration by the validation images.
 
@@ -116,6 +116,7 @@ def calibrate_classifier(
     """
     rows = splits[splits["split"] == "val"].reset_index(drop=True)
     known = sample_images(splits, parameters.seed)
+    cache = ActivationCache(activations, parameters.activations.max_gb)
     calibration = classifier.calibration
     try:
         features, logits = read_head(classifier, [*known["path"], *rows["path"]], parameters, cache)

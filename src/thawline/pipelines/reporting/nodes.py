@@ -48,10 +48,9 @@ def measure_calibration(
             "test_coverage": float(covered.mean()), "test_coverage_low": low,
             "test_coverage_high": high, "test_set_size": float(sets["size"].mean()),
         }  # fmt: skip
-        by_class = sets.groupby("label")
-        table = by_class.agg(
+        table = sets.groupby("label", as_index=False).agg(
             images=("size", "count"), coverage=("covered", "mean"), mean_size=("size", "mean")
-        ).reset_index()
+        )
     bins = calibration.reliability(before), calibration.reliability(predictions)
     curve = risk_coverage_curve(calibration.risk_coverage(predictions))
     return measured, reliability_diagram(*bins, measured), curve, table
@@ -64,13 +63,6 @@ def plot_errors(
     from thawline.reports.figures.evaluation import mistakes_grid, per_class_bars
 
     return per_class_bars(per_class), mistakes_grid(predictions)
-
-
-def find_weak_spots(predictions: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Return which classes, groups and kinds of files are more often wrong, the worst first."""
-    from thawline.evaluation import weak_spots
-
-    return weak_spots.find_weak_spots(predictions, seed)
 
 
 def write_report(
@@ -97,10 +89,6 @@ def write_report(
     for name, entry in entries.items():
         if isinstance(entry, pd.DataFrame):  # to be read elsewhere: no folders of this machine
             entries[name] = entry.replace(f"{re.escape(root)}/", "", regex=True)
-    page = html_report(
-        "Fine-tuning report",
-        facts,
-        VERDICT.format(**metrics),
-        finetune_sections(parameters, entries),
-    )
+    sections = finetune_sections(parameters, entries)
+    page = html_report("Fine-tuning report", facts, VERDICT.format(**metrics), sections)
     return page, page

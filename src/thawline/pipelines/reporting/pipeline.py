@@ -2,6 +2,7 @@
 
 from kedro.pipeline import Pipeline
 
+from thawline.evaluation.weak_spots import find_weak_spots
 from thawline.pipelines import make_node
 from thawline.pipelines.reporting import nodes
 from thawline.reports.finetune import ENTRIES
@@ -18,7 +19,7 @@ def create_error_analysis() -> Pipeline:
         [
             make_node(nodes.measure_calibration, predicted, CALIBRATION),
             make_node(nodes.plot_errors, ["predictions", "per_class_metrics"], figures),
-            make_node(nodes.find_weak_spots, ["predictions", "params:seed"], "weak_spots"),
+            make_node(find_weak_spots, ["predictions", "params:seed"], "weak_spots"),
         ]
     )
 

@@ -85,8 +85,7 @@ def train_trial(
         return choice.result
     cache = ActivationCache(activations, parameters.activations.max_gb)
     arguments = choice.parameters, network, splits, image_transforms, cache
-    context = setup.prepare(*arguments)
-    return loop.train(context, choice.parameters.phases, on_epoch=on_epoch)
+    return loop.train(setup.prepare(*arguments), choice.parameters.phases, on_epoch=on_epoch)
 
 
 def select_best_trial(
@@ -123,11 +122,7 @@ def report_sweep(
     """Return the table of trials, their course, what mattered, and which values went together."""
     import optuna
 
-    from thawline.reports.figures.sweep import (
-        importance,
-        optimization_history,
-        parallel_coordinates,
-    )
+    from thawline.reports.figures import sweep as figures
     from thawline.sweep import study as sweeping
 
     study = optuna.create_study(direction=sweeping.direction(parameters))
@@ -135,7 +130,7 @@ def report_sweep(
     table, monitor = sweeping.trial_table(finished_trials), parameters.training.monitor
     return (
         table,
-        optimization_history(table, monitor),
-        importance(study, monitor),
-        parallel_coordinates(study, monitor),
+        figures.optimization_history(table, monitor),
+        figures.importance(study, monitor),
+        figures.parallel_coordinates(study, monitor),
     )

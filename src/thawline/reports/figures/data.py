@@ -63,12 +63,8 @@ def sample_images(splits: pd.DataFrame, seed: int) -> Image.Image:
     Raises:
         DataError: if an image file cannot be read.
     """
-    some = pd.concat(
-        [
-            sample_evenly(splits[splits["split"] == split], SAMPLES_PER_SPLIT, seed)
-            for split in SPLITS
-        ]
-    )
+    parts = (splits[splits["split"] == name] for name in SPLITS)
+    some = pd.concat([sample_evenly(part, SAMPLES_PER_SPLIT, seed) for part in parts])
     return image_grid(
         "Samples of each split",
         [thumbnail(path) for path in some["path"]],

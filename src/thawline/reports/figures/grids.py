@@ -81,5 +81,4 @@ def _wrap(text: str, size: int, width: int) -> str:
 
 
 def _fold(caption: str) -> str:
-    lines = [textwrap.wrap(line, MAX_CAPTION_LETTERS) or [""] for line in caption.split("\n")]
-    return "\n".join(part for line in lines for part in line)
+    return "\n".join(textwrap.fill(line, MAX_CAPTION_LETTERS) for line in caption.split("\n"))

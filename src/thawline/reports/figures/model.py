@@ -25,8 +25,8 @@ def stage_figure(table: pd.DataFrame) -> go.Figure:
     """Return the `describe_stages` from input to head, one column per phase, with the thaw line."""
     names = [shorten(str(name), MAX_STAGE_LETTERS) for name in table["stage"]]
     sizes = [
-        f"{str(stage.output) or 'no output'} · {stage.parameters:,} · {stage.compute:.1%}"
-        for stage in table.fillna({"output": ""}).itertuples()  # a CSV reads nothing as NaN
+        f"{stage.output or 'no output'} · {stage.parameters:,} · {stage.compute:.1%}"
+        for stage in table.itertuples()
     ]
     rows = table.assign(row=range(len(table)), name=names, size=sizes, width=0.9)
     phases = [column for column in table if str(column).startswith("phase_")]

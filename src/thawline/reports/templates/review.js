@@ -2,7 +2,6 @@ const data = JSON.parse(document.querySelector("#data").textContent);
 const served = location.protocol.startsWith("http");
 const { images, classes } = data;
 const count = images.path.length;
-const rowOf = new Map(images.path.map((path, row) => [path, row]));
 const storage = `thawline review of ${data.root}`;
 const element = (name) => document.querySelector(`#${name}`);
 const PAGE = 60;  // images that a list shows at first, and more at a time
