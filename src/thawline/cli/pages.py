@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from thawline.api import REPORT, find_place
 from thawline.cli.verbs import examples, open_page, run, with_options
 from thawline.errors import ThawlineError
 
@@ -28,8 +29,6 @@ CORRECTIONS = "corrections.csv"
 @click.command(epilog=examples("thawline report"))
 def report() -> None:
     """Open the report of the last run in a browser."""
-    from thawline.api import REPORT, find_place
-
     file = find_place().project / REPORT
     if not file.is_file():
         raise click.ClickException(f"{file} does not exist yet. Run thawline finetune first.")
@@ -46,7 +45,6 @@ def report() -> None:
 @click.option("--port", default=PORT, show_default=True)
 def serve(model: str, host: str, port: int) -> None:
     """Serve a registered model over HTTP, with a page to try it, until Ctrl+C."""
-    from thawline.api import find_place
     from thawline.cli.kedro_run import told
 
     os.environ.setdefault("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", QUEUE_SECONDS)
@@ -74,8 +72,6 @@ def serve(model: str, host: str, port: int) -> None:
 @with_options(data=False)
 def drift(images: str, parameters: dict[str, Any], env: str | None, verbose: bool) -> None:
     """Say whether IMAGES, a folder, are like those that the last classifier was evaluated on."""
-    from thawline.api import find_place
-
     run("drift", {"drift.root": images, **parameters}, env, verbose)
     folder = find_place().project / DRIFT
     open_page(max(folder.iterdir()) / folder.name)
@@ -97,8 +93,6 @@ def review(
     verbose: bool,
 ) -> None:  # fmt: skip
     """Show the images of the last run on a page, to find and correct wrong labels."""
-    from thawline.api import REPORT, find_place
-
     if not (find_place().project / REPORT).is_file():
         raise click.ClickException("There is no run yet. Run thawline finetune first.")
     if unlabeled:
