@@ -35,11 +35,7 @@ def report() -> None:
     open_page(file)
 
 
-@click.command(
-    epilog=examples(
-        "thawline serve --port 8000",
-    )
-)
+@click.command(epilog=examples("thawline serve --port 8000"))
 @click.option("--model", default="champion", show_default=True, help="An alias or a version.")
 @click.option("--host", default=LOCAL, show_default=True, help="Any other address needs a token.")
 @click.option("--port", default=PORT, show_default=True)

@@ -128,11 +128,7 @@ def finetune(
     run("finetune", name_parameters(data, strategy, backbone) | parameters, env, verbose)
 
 
-@click.command(
-    epilog=examples(
-        "thawline compare photos --strategy head_only --strategy full",
-    )
-)
+@click.command(epilog=examples("thawline compare photos --strategy head_only --strategy full"))
 @with_options(strategy=False)
 @click.option("--strategy", "strategies", multiple=True, metavar="NAME", help="Repeatable.")
 def compare(
@@ -145,11 +141,7 @@ def compare(
     run("compare", given, env, verbose)
 
 
-@click.command(
-    epilog=examples(
-        "thawline sweep photos --set sweep.trials=10",
-    )
-)
+@click.command(epilog=examples("thawline sweep photos --set sweep.trials=10"))
 @with_options()
 def sweep(
     data: str | None, strategy: str | None, backbone: str | None, parameters: dict[str, Any],
@@ -248,12 +240,7 @@ def runs(everything: bool, as_page: bool) -> None:
         open_page(file)
 
 
-@click.command(
-    epilog=examples(
-        "thawline params",
-        "thawline params rate",
-    )
-)
+@click.command(epilog=examples("thawline params", "thawline params rate"))
 @click.argument("word", default="")
 def params(word: str) -> None:
     """List parameters with default, type and meaning; WORD filters their names and meanings."""
