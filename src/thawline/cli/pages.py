@@ -53,7 +53,7 @@ def serve(model: str, host: str, port: int) -> None:
         from thawline.reports.html import render
         from thawline.serving.server import make_app
 
-        uri, _ = find_registered(find_place(), model)
+        uri = find_registered(find_place(), model)
         about: Any = mlflow.models.get_model_info(uri).metadata
         name, names = uri.removeprefix("models:/"), about["class_names"]
         app = make_app(uri, render("try.html", name=name, classes=names), token)
