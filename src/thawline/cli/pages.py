@@ -89,12 +89,12 @@ def review(
     verbose: bool,
 ) -> None:  # fmt: skip
     """Show the images of the last run on a page, to find and correct wrong labels."""
-    if not (find_place().project / REPORT).is_file():
+    project = find_place().project
+    if not (project / REPORT).is_file():
         raise click.ClickException("There is no run yet. Run thawline finetune first.")
     if unlabeled:
         parameters = {"review.unlabeled": str(Path(unlabeled).resolve()), **parameters}
     run("review", parameters, env, verbose)
-    project = find_place().project
     if not serve:
         open_page(project / REVIEW)
         return
