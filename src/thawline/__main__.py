@@ -1,7 +1,6 @@
 """Run Thawline's pipelines where the project is installed as a package: `python -m thawline`."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 from kedro.framework.cli.utils import find_run_command
@@ -12,9 +11,8 @@ def main(*args: Any, **kwargs: Any) -> Any:
     """Run a pipeline; takes the options of `kedro run`."""
     # In the project .telemetry says so; it is no part of the package.
     os.environ.setdefault("KEDRO_DISABLE_TELEMETRY", "1")
-    package_name = Path(__file__).parent.name
-    configure_project(package_name)
-    return find_run_command(package_name)(*args, **kwargs)
+    configure_project("thawline")
+    return find_run_command("thawline")(*args, **kwargs)
 
 
 if __name__ == "__main__":

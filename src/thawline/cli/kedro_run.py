@@ -35,8 +35,7 @@ def told() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        message = _message(error)
-        if message is not None:
+        if (message := _message(error)) is not None:
             again = "" if isinstance(error, ParameterError) else f"\nThen repeat: {command_line()}"
             raise click.ClickException(mask(message) + again) from error
         if masked := mask_traceback(error):

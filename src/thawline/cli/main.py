@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 import thawline
+from thawline.api import log_as_configured
 from thawline.cli import pages, verbs
 from thawline.cli.verbs import environment, examples
 from thawline.errors import ThawlineError
@@ -30,8 +31,6 @@ COLORS = {"ok": "green", "warning": "yellow", "problem": "red"}
 @click.version_option(thawline.__version__)
 def main() -> None:
     """Fine-tune image classifiers. In a Kedro project, `kedro run` does the same and more."""
-    from thawline.api import log_as_configured
-
     log_as_configured()
 
 

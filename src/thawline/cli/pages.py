@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from thawline.api import REPORT, find_place
 from thawline.cli.verbs import examples, open_page, run, with_options
 from thawline.errors import ThawlineError
 
@@ -28,25 +29,18 @@ CORRECTIONS = "corrections.csv"
 @click.command(epilog=examples("thawline report"))
 def report() -> None:
     """Open the report of the last run in a browser."""
-    from thawline.api import REPORT, find_place
-
     file = find_place().project / REPORT
     if not file.is_file():
         raise click.ClickException(f"{file} does not exist yet. Run thawline finetune first.")
     open_page(file)
 
 
-@click.command(
-    epilog=examples(
-        "thawline serve --port 8000",
-    )
-)
+@click.command(epilog=examples("thawline serve --port 8000"))
 @click.option("--model", default="champion", show_default=True, help="An alias or a version.")
 @click.option("--host", default=LOCAL, show_default=True, help="Any other address needs a token.")
 @click.option("--port", default=PORT, show_default=True)
 def serve(model: str, host: str, port: int) -> None:
     """Serve a registered model over HTTP, with a page to try it, until Ctrl+C."""
-    from thawline.api import find_place
     from thawline.cli.kedro_run import told
 
     os.environ.setdefault("MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT", QUEUE_SECONDS)
@@ -59,7 +53,7 @@ def serve(model: str, host: str, port: int) -> None:
         from thawline.reports.html import render
         from thawline.serving.server import make_app
 
-        uri, _ = find_registered(find_place(), model)
+        uri = find_registered(find_place(), model)
         about: Any = mlflow.models.get_model_info(uri).metadata
         name, names = uri.removeprefix("models:/"), about["class_names"]
         app = make_app(uri, render("try.html", name=name, classes=names), token)
@@ -74,8 +68,6 @@ def serve(model: str, host: str, port: int) -> None:
 @with_options(data=False)
 def drift(images: str, parameters: dict[str, Any], env: str | None, verbose: bool) -> None:
     """Say whether IMAGES, a folder, are like those that the last classifier was evaluated on."""
-    from thawline.api import find_place
-
     run("drift", {"drift.root": images, **parameters}, env, verbose)
     folder = find_place().project / DRIFT
     open_page(max(folder.iterdir()) / folder.name)
@@ -97,14 +89,12 @@ def review(
     verbose: bool,
 ) -> None:  # fmt: skip
     """Show the images of the last run on a page, to find and correct wrong labels."""
-    from thawline.api import REPORT, find_place
-
-    if not (find_place().project / REPORT).is_file():
+    project = find_place().project
+    if not (project / REPORT).is_file():
         raise click.ClickException("There is no run yet. Run thawline finetune first.")
     if unlabeled:
         parameters = {"review.unlabeled": str(Path(unlabeled).resolve()), **parameters}
     run("review", parameters, env, verbose)
-    project = find_place().project
     if not serve:
         open_page(project / REVIEW)
         return

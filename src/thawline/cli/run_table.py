@@ -10,7 +10,7 @@ import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from thawline.api import Place
+from thawline.api import CLASSIFIERS, REPORT, Place
 from thawline.hooks.configuration import read_configuration
 from thawline.reports.runs import RunRow
 from thawline.serving.find_model import find_uri
@@ -20,17 +20,12 @@ from thawline.tracking.connection import read_settings
 MAX_RUNS = 1000
 
 
-def connect(configuration: Mapping[str, Any]) -> tuple[MlflowClient, str, str]:
-    """Return a client, the address of the store and the experiment's name that mlflow.yml says."""
-    settings = read_settings(configuration["mlflow"])
-    uri = settings.server.mlflow_tracking_uri or ""
-    return MlflowClient(uri, uri), uri, settings.tracking.experiment.name
-
-
 def list_runs(place: Place, count: int | None) -> pd.DataFrame:
     """Return runs that have a test accuracy, the latest first, as `reports.runs` describes them."""
-    client, _, name = connect(_read(place))
-    experiment = client.get_experiment_by_name(name)
+    settings = read_settings(_read(place)["mlflow"])
+    uri = settings.server.mlflow_tracking_uri or ""
+    client = MlflowClient(uri, uri)
+    experiment = client.get_experiment_by_name(settings.tracking.experiment.name)
     runs = [] if experiment is None else client.search_runs(
         [experiment.experiment_id],
         'metrics."test/accuracy" >= 0',
@@ -60,21 +55,21 @@ def _describe(run: Run, champions: Mapping[str, str | None]) -> RunRow:
     )
 
 
-def find_registered(place: Place, reference: str) -> tuple[str, str]:
-    """Return the URI of a model by alias or version, as `predict.model` takes it, and its store.
+def find_registered(place: Place, reference: str) -> str:
+    """Return the URI of a model by alias or version, as `predict.model` takes it.
+
+    MLflow looks it up in the store of the place from then on.
 
     Raises:
         ParameterError: if there is none.
     """
     configuration = _read(place)
-    _, store, _ = connect(configuration)
-    mlflow.set_tracking_uri(store)
+    settings = read_settings(configuration["mlflow"])
+    mlflow.set_tracking_uri(settings.server.mlflow_tracking_uri or "")
     name = configuration["parameters"]["registry"]["name"]
-    data = place.project / "data"
-    folders = ProjectFolders(
-        data / "06_models" / "classifier", data / "08_reporting" / "registration.json", data.parent
-    )
-    return find_uri("--model", reference, name, folders), store
+    registrations = place.project / REPORT.with_name("registration.json")
+    folders = ProjectFolders(place.project / CLASSIFIERS, registrations, place.project)
+    return find_uri("--model", reference, name, folders)
 
 
 def _read(place: Place) -> Mapping[str, Any]:

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from thawline.api import REPORT, find_place, name_parameters, run_pipeline
+
 LATEST_RUNS = SHOWN_ROWS = 20
 WATCHED_STRATEGY = "all_stages"
 REST_SECONDS = 3  # after which a folder is taken for complete
@@ -78,7 +80,6 @@ def run(
     pipeline: str, given: dict[str, Any], env: str | None = None, verbose: bool = False
 ) -> None:
     """Run a pipeline, and print the command of Kedro that does the same."""
-    from thawline.api import find_place, run_pipeline
     from thawline.cli.kedro_run import told
 
     if find_place().is_project:
@@ -124,16 +125,10 @@ def finetune(
     DATA is what dataset.root takes; without it, the data of the configuration, or outside of a
     project the working directory, where results go to thawline-runs/.
     """
-    from thawline.api import name_parameters
-
     run("finetune", name_parameters(data, strategy, backbone) | parameters, env, verbose)
 
 
-@click.command(
-    epilog=examples(
-        "thawline compare photos --strategy head_only --strategy full",
-    )
-)
+@click.command(epilog=examples("thawline compare photos --strategy head_only --strategy full"))
 @with_options(strategy=False)
 @click.option("--strategy", "strategies", multiple=True, metavar="NAME", help="Repeatable.")
 def compare(
@@ -141,26 +136,18 @@ def compare(
     parameters: dict[str, Any], env: str | None, verbose: bool,
 ) -> None:  # fmt: skip
     """Train several strategies on DATA, and test whether the best is better by more than chance."""
-    from thawline.api import name_parameters
-
     given = name_parameters(data, None, backbone) | parameters
     given |= {"compare.strategies": list(strategies)} if strategies else {}
     run("compare", given, env, verbose)
 
 
-@click.command(
-    epilog=examples(
-        "thawline sweep photos --set sweep.trials=10",
-    )
-)
+@click.command(epilog=examples("thawline sweep photos --set sweep.trials=10"))
 @with_options()
 def sweep(
     data: str | None, strategy: str | None, backbone: str | None, parameters: dict[str, Any],
     env: str | None, verbose: bool,
 ) -> None:  # fmt: skip
     """Search for the best parameters on DATA with Optuna."""
-    from thawline.api import name_parameters
-
     run("sweep", name_parameters(data, strategy, backbone) | parameters, env, verbose)
 
 
@@ -174,8 +161,6 @@ def watch(
 
     The strategy is all_stages unless another is given: only new images pass the frozen layers.
     """
-    from thawline.api import name_parameters
-
     given = name_parameters(data, strategy or WATCHED_STRATEGY, backbone) | parameters
     folder = Path(given.get("dataset.root", ""))
     if "dataset.root" not in given or not folder.is_dir():
@@ -220,8 +205,6 @@ def _list_files(folder: Path) -> set[tuple[str, int, int]]:
 @click.option("--model", help="predict.model: an alias, a version, latest, a run, or a folder.")
 def predict(images: str, model: str | None) -> None:
     """Classify an image, or all IMAGES of a folder, with the champion."""
-    from thawline.api import find_place
-
     run("predict", {"predict.root": images} | ({"predict.model": model} if model else {}))
     import pandas as pd
 
@@ -242,7 +225,6 @@ def predict(images: str, model: str | None) -> None:
 @click.option("--html", "as_page", is_flag=True, help="All of them as a page, opened in a browser.")
 def runs(everything: bool, as_page: bool) -> None:
     """Show the runs of finetune with their accuracies, the latest first."""
-    from thawline.api import REPORT, find_place
     from thawline.cli.run_table import list_runs
     from thawline.reports.runs import run_table, runs_page
 
@@ -258,16 +240,10 @@ def runs(everything: bool, as_page: bool) -> None:
         open_page(file)
 
 
-@click.command(
-    epilog=examples(
-        "thawline params",
-        "thawline params rate",
-    )
-)
+@click.command(epilog=examples("thawline params", "thawline params rate"))
 @click.argument("word", default="")
 def params(word: str) -> None:
     """List parameters with default, type and meaning; WORD filters their names and meanings."""
-    from thawline.api import find_place
     from thawline.options.listing import list_parameters
 
     for row in list_parameters(find_place().configuration / "base"):

@@ -22,17 +22,9 @@ logger = logging.getLogger(__name__)
 PACKAGE = Path(__file__).parents[1]
 # What serving.mlflow_model imports; the packages of the pipelines are not needed for serving.
 REQUIREMENTS = (
-    "joblib",
-    "numpy",
-    "pandas",
-    "pillow",
-    "pydantic",
-    "rich",
-    "safetensors",
-    "timm",
-    "torch",
+    "joblib", "numpy", "pandas", "pillow", "pydantic", "rich", "safetensors", "timm", "torch",
     "torchvision",
-)
+)  # fmt: skip
 # An unnamed column takes a list of paths or bytes, or a data frame of either; over HTTP, bytes are
 # base64.
 SIGNATURE = ModelSignature(

@@ -56,7 +56,6 @@ class AnswerHook:
                 command = f"mlflow ui --backend-store-uri {mlflow.get_tracking_uri()}"
             runs = f"{FIRST_PORT}/#/experiments/{run.info.experiment_id}/runs"
             rows.append(("All runs", f"{command}, then {runs}"))
-        if mlflow.active_run():
             mlflow.set_tag(NOTE, "\n".join(f"- **{name}**: {text}" for name, text in rows))
             mlflow.log_metric("time/run_seconds", time.perf_counter() - self._start)
         if rows:

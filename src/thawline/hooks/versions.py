@@ -30,15 +30,13 @@ class VersionsHook:
         Raises:
             DataError: if there are none of the classifier's version.
         """
-        self._catalog = catalog
-        self._keeps_splits = (
-            "splits" in pipeline.inputs() and "classifier" in pipeline.all_outputs()
-        )
-        if "classifier" not in pipeline.inputs():
+        self._catalog, inputs = catalog, pipeline.inputs()
+        self._keeps_splits = "splits" in inputs and "classifier" in pipeline.all_outputs()
+        if "classifier" not in inputs:
             return
         own = catalog["classifier"].resolve_load_version()  # type: ignore[attr-defined]
         given = run_params["load_versions"] or {}
-        for name in sorted(pipeline.inputs() & CLASSIFIER_ENTRIES - {*given}):
+        for name in sorted(inputs & CLASSIFIER_ENTRIES - {*given}):
             dataset = catalog.get(name, version=Version(own, None))
             if not dataset or not dataset.exists():
                 raise DataError(

@@ -74,7 +74,6 @@ def make_app(page: Path, corrections: Path) -> FastAPI:
     return app
 
 
-def _read(corrections: Path) -> list[dict[str, Any]]:
+def _read(corrections: Path) -> list[Any]:
     """Return the rows of corrections.csv; none if there is no such file."""
-    rows = read_corrections(corrections).to_dict("records") if corrections.is_file() else []
-    return [{str(name): value for name, value in row.items()} for row in rows]
+    return read_corrections(corrections).to_dict("records") if corrections.is_file() else []

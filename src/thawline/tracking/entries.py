@@ -45,9 +45,9 @@ def log_version(catalog: DataCatalog, names: Sequence[str], version: str) -> lis
     Raises:
         DataError: if there are none.
     """
-    datasets = {name: catalog.get(name, version=Version(version, None)) for name in names}
-    logged = ((name, dataset) for name, dataset in datasets.items() if entry_kinds(catalog, name))
-    found = [name for name, dataset in logged if dataset and dataset.exists()]
+    logged = [name for name in names if entry_kinds(catalog, name)]
+    datasets = {name: catalog.get(name, version=Version(version, None)) for name in logged}
+    found = [name for name, dataset in datasets.items() if dataset and dataset.exists()]
     if not found:
         raise DataError(f"There is no catalog entry of version {version} that is logged to MLflow.")
     with mlflow.start_run(run_name=version, tags={"version": version}):

@@ -61,9 +61,7 @@ def _is_alive(tags: dict[str, str]) -> bool:
     """Return whether the process of a run exists, and its number is not that of a later one."""
     try:
         process = psutil.Process(int(tags[PID]))
-        began = process.create_time()
-        return process.status() != psutil.STATUS_ZOMBIE and (
-            abs(began - float(tags[BEGAN])) < CLOCK_TOLERANCE_SECONDS
-        )
+        difference = abs(process.create_time() - float(tags[BEGAN]))
+        return difference < CLOCK_TOLERANCE_SECONDS and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
