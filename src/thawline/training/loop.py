@@ -22,10 +22,7 @@ from thawline.training.data_parallel import (
 )
 from thawline.training.linear_head import fit_linear_head
 from thawline.training.optimizer import ema_weights, load_ema, update_ema
-from thawline.training.out_of_memory import (
-    explain_out_of_memory,
-    retry_on_smaller_micro_batches,
-)
+from thawline.training.out_of_memory import explain_out_of_memory, retry_on_smaller_micro_batches
 from thawline.training.progress import (
     OnEpoch,
     RunningMetrics,
