@@ -193,7 +193,7 @@ def prepare(
         val_set=image_set(splits, "val", device),
         loss_function=loss_function.to(device),
         image_weights=_image_weights(train_set, None if mix else loss_function.weight),
-        loader=make_loader(transforms, options, accelerator),
+        loader=ViewLoader(transforms, options.num_workers, device.type == "cuda"),
         cache=NO_CACHE if mix else cache,
         speeds=None if cache is NO_CACHE else cache.folder,
         transforms=transforms,
@@ -223,7 +223,7 @@ def prepare_phase(
     transforms, loader = run.transforms, run.loader
     if phase.size:
         transforms = transforms.resized(phase.size)
-        loader = make_loader(transforms, options, run.accelerator)
+        loader = ViewLoader(transforms, options.num_workers, run.accelerator.device.type == "cuda")
     line = (
         ThawLine(None, network, network)  # mixed images cross it: none is ever seen again
         if run.mix
@@ -256,13 +256,6 @@ def prepare_phase(
         make_ema(line.above_train, options.ema_decay) if options.ema_decay and not fits else None,
         phase,
     )
-
-
-def make_loader(
-    transforms: Transforms, options: TrainingOptions, accelerator: Accelerator
-) -> ViewLoader:
-    """Return what decodes images ahead of the steps that need them."""
-    return ViewLoader(transforms, options.num_workers, accelerator.device.type == "cuda")
 
 
 def make_loss(splits: pd.DataFrame, options: TrainingOptions, log_probabilities: bool) -> Loss:
