@@ -138,7 +138,10 @@ def train_step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Take a step; return its mean loss, logits (N, C) float32 and class indices (N,)."""
     labels = run.train_set.labels_of(step.positions)
-    inputs, targets = run.mix_images(current.accelerator.as_input(boundary), labels)
+    inputs, targets = current.accelerator.as_input(boundary), labels
+    if run.mix:
+        images, targets = run.mix(inputs[0], labels)  # targets are shares of classes (N, C)
+        inputs = (images,)
     with sync_gradients(current.above, step.ends_update):
         with current.accelerator.autocast():
             logits = current.above(*inputs).float()

@@ -105,13 +105,6 @@ class TrainingContext:
         views = self.train_set.take(batches, epoch % count if count else epoch)
         return features.load(views, keep=count is not None)
 
-    def mix_images(self, boundary: Tensors, labels: Tensor) -> tuple[Tensors, Tensor]:
-        """Return a batch as it is, or mixed images and the shares of their classes (N, C)."""
-        if not self.mix:
-            return boundary, labels
-        images, shares = self.mix(boundary[0], labels)
-        return (images,), shares
-
 
 def _split_batch(batch: np.ndarray, size: int) -> list[np.ndarray]:
     """Return a batch in parts of about `size` images, as even as possible."""
