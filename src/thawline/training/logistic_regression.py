@@ -141,24 +141,25 @@ def cross_validate(
 ) -> Curve:
     """Return loss and accuracy on images that maps were not fitted to, for rising C.
 
-    The path ends where the loss rises.
+    The path ends where the loss rises. Without folds there is one map, which is 0.
     """
-    parts = [(torch.from_numpy(rest), torch.from_numpy(fold)) for rest, fold in folds]
     zeros = components.new_zeros(classes, components.shape[1])
     start = LinearMap(zeros, zeros[:, 0])
+    if not folds:
+        return Curve([], [start], [0.0] * len(labels))
+    parts = [(torch.from_numpy(rest), torch.from_numpy(fold)) for rest, fold in folds]
+    order = torch.cat([fold for _, fold in parts])
+    truth, losses = labels[order], labels.new_zeros(len(labels), dtype=torch.float32)
     path: list[dict[str, float]] = []
-    maps = best = [start] * max(1, len(folds))
-    losses = labels.new_zeros(len(labels), dtype=torch.float32)
-    order = torch.cat([fold for _, fold in parts]) if parts else labels.new_zeros(0)
-    for c in c_path if folds else ():
-        logits, targets = [], []
+    maps = best = [start] * len(folds)
+    for c in c_path:
+        logits = []
         for number, (rest, fold) in enumerate(parts):
             own = components[rest], labels[rest]
             maps[number] = fit(*own, c, loss, maps[number], MAX_FOLD_ITERATIONS)
             logits.append(maps[number](components[fold]))
-            targets.append(labels[fold])
             update_bar(advance=1 / len(parts) / len(c_path), figures=f"C {c:g}")
-        joined, truth = torch.cat(logits), torch.cat(targets)
+        joined = torch.cat(logits)
         accuracy = float((joined.argmax(dim=1) == truth).float().mean())
         path.append({"C": c, "loss": float(loss(joined, truth)), "accuracy": accuracy})
         if path[-1]["loss"] > min(row["loss"] for row in path):
