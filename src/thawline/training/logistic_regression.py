@@ -195,10 +195,8 @@ def measure_contributions(
 
     Nothing is fitted again: the features of the stage are replaced by their means.
     """
-    rows, start = [], 0
-    for stage, width in widths.items():
-        own = basis.components[start : start + width]
-        start += width
+    rows, parts = [], basis.components.split([*widths.values()])
+    for (stage, width), own in zip(widths.items(), parts, strict=True):
         lost = 0
         for (_, fold), fitted in zip(folds, maps, strict=False):
             logits, truth = fitted(components[fold]), labels[fold]
