@@ -55,9 +55,6 @@ class Calibration:
     reference_images: tuple[tuple[str, str], ...] = ()  # their paths, as in training, and labels
 
 
-UNCALIBRATED = Calibration()
-
-
 @dataclass(frozen=True)
 class Classifier:
     """A network with everything that is needed to use it."""
@@ -69,7 +66,7 @@ class Classifier:
     training: dict[str, Any] = field(default_factory=dict)  # how it was trained, to be read
     # SHA-256 of each image that it or an ancestor of its weights was trained or validated on
     seen: frozenset[str] = frozenset()
-    calibration: Calibration = UNCALIBRATED
+    calibration: Calibration = Calibration()
 
 
 def save_classifier(classifier: Classifier, folder: Path) -> None:
