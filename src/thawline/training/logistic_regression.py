@@ -1,7 +1,6 @@
 """Multinomial logistic regression on standardized principal components, chosen by folds."""
 
 from collections.abc import Callable, Sequence
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,7 +67,7 @@ class Curve(NamedTuple):
     @property
     def c(self) -> float:
         """The C of the lowest loss."""
-        return min(self.path, key=itemgetter("loss"))["C"] if self.path else DEFAULT_C
+        return min(self.path, key=lambda row: row["loss"])["C"] if self.path else DEFAULT_C
 
     def __str__(self) -> str:
         """Return the path."""
