@@ -93,8 +93,7 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
     write_atomic(folder / WEIGHTS_FILE, lambda file: save_model(network, str(file), metadata))
     (folder / SEEN_FILE).write_text("\n".join(sorted(classifier.seen)), encoding="ascii")
     if reference is not None:
-        tensors = {REFERENCE: reference}
-        write_atomic(folder / REFERENCE_FILE, lambda file: save_file(tensors, file))
+        write_atomic(folder / REFERENCE_FILE, lambda file: save_file({REFERENCE: reference}, file))
     # Last, since a folder without it contains no classifier.
     (folder / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
 

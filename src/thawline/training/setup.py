@@ -177,6 +177,7 @@ def prepare(
         logger.info("%s is on: the whole network runs in every step and nothing is cached", mix)
     loss_function = make_loss(splits, options, parameters.model.log_probabilities)
     train_set = image_set(splits, "train", device)
+    may_be_fp16 = "fp16" in possible_precisions(options, accelerator)
     return TrainingContext(
         parameters=parameters,
         network=network,
@@ -191,11 +192,7 @@ def prepare(
         speeds=None if cache is NO_CACHE else cache.folder,
         transforms=transforms,
         mix=mix,
-        scaler=torch.amp.GradScaler(
-            device.type,
-            INITIAL_LOSS_SCALE,
-            enabled="fp16" in possible_precisions(options, accelerator),
-        ),
+        scaler=torch.amp.GradScaler(device.type, INITIAL_LOSS_SCALE, enabled=may_be_fp16),
         shuffle_rng=torch.Generator().manual_seed(parameters.seed),
     )
 
@@ -217,11 +214,9 @@ def prepare_phase(
     if phase.size:
         transforms = transforms.resized(phase.size)
         loader = ViewLoader(transforms, options.num_workers, run.accelerator.device.type == "cuda")
-    line = (
-        ThawLine(None, network, network)  # mixed images cross it: none is ever seen again
-        if run.mix
-        else split_at_thaw_line(network, transforms.preprocessing.size)
-    )
+    line = ThawLine(None, network, network)  # mixed images cross it: none is ever seen again
+    if not run.mix:
+        line = split_at_thaw_line(network, transforms.preprocessing.size)
     features = FeatureLoader(
         line, transforms, loader, run.cache, run.accelerator,
         entries=views * len(run.train_set.labels) + len(run.val_set.labels),
