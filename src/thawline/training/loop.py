@@ -22,10 +22,7 @@ from thawline.training.data_parallel import (
 )
 from thawline.training.linear_head import fit_linear_head
 from thawline.training.optimizer import ema_weights, load_ema, update_ema
-from thawline.training.out_of_memory import (
-    explain_out_of_memory,
-    retry_on_smaller_micro_batches,
-)
+from thawline.training.out_of_memory import explain_out_of_memory, retry_on_smaller_micro_batches
 from thawline.training.progress import (
     OnEpoch,
     RunningMetrics,
@@ -141,7 +138,10 @@ def train_step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Take a step; return its mean loss, logits (N, C) float32 and class indices (N,)."""
     labels = run.train_set.labels_of(step.positions)
-    inputs, targets = run.mix_images(current.accelerator.as_input(boundary), labels)
+    inputs, targets = current.accelerator.as_input(boundary), labels
+    if run.mix:
+        images, targets = run.mix(inputs[0], labels)  # targets are shares of classes (N, C)
+        inputs = (images,)
     with sync_gradients(current.above, step.ends_update):
         with current.accelerator.autocast():
             logits = current.above(*inputs).float()

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from itertools import chain
 from typing import Any
 
 import torch
@@ -44,7 +43,7 @@ class LowRankUpdates(nn.Module):
                 up = torch.zeros(len(weight), rank)
                 tensors = weight.detach().clone(), down.to(weight), up.to(weight)
                 self._parts.append((weight, *map(nn.Parameter, tensors)))
-        self._state = nn.ParameterList(chain.from_iterable(part[1:] for part in self._parts))
+        self._state = nn.ParameterList(tensor for part in self._parts for tensor in part[1:])
 
     def replace(self, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
         """Return parameters with A and B in the place of each weight that they update."""

@@ -231,7 +231,7 @@ def log_step(epoch: int, step: int, loss: Tensor, weight: float) -> None:
 
 
 @contextmanager
-def progress_bar(what: str, total: float | None) -> Iterator[Callable[..., None]]:
+def progress_bar(what: str, total: float) -> Iterator[Callable[..., None]]:
     """Show a bar and yield `Progress.update` of its task, which has a field of text, `figures`."""
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[figures]}"))
     # Kedro's logging writes to the same console, above the bar.

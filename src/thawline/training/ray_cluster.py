@@ -100,10 +100,8 @@ def compute_activations(arguments: Arguments, phase: Phase, scaling: Any) -> Non
     train_images = splits[splits["split"] == "train"]
     count = min(parameters.augmentation.views_per_image or phase.epochs, phase.epochs)
     views = [EVALUATION] if phase.optimizer == "lbfgs" else range(count)
-    rows = pd.concat(
-        [splits[splits["split"] == "val"].assign(view=EVALUATION)]
-        + [train_images.assign(view=number) for number in views]
-    )
+    val_images = splits[splits["split"] == "val"].assign(view=EVALUATION)
+    rows = pd.concat([val_images, *(train_images.assign(view=number) for number in views)])
     # In parts from the start: to make them later, Ray Data needs a CPU beside those of the actors.
     share = math.ceil(len(rows) / (TASKS_PER_WORKER * scaling.num_workers))
     size = min(max(share, CPU_CHUNK_SIZE), MAX_TASK_IMAGES)

@@ -95,6 +95,7 @@ def _fit(
     saved = checkpoints and checkpoints.folder.resolve()
     parent, name = saved or Path(tempfile.gettempdir()), f"ray-{uuid.uuid4().hex}"
     queue = Queue(actor_options={"num_cpus": 0})
+    restarts = FailureConfig(max_failures=MAX_RESTARTS)
     shares_gpus = 0 < scaling.resources_per_worker.get("GPU", 0) < 1
     trainer = TorchTrainer(
         _work,
@@ -108,11 +109,7 @@ def _fit(
         },
         torch_config=TorchConfig("gloo" if shares_gpus else None),  # NCCL wants a GPU per worker
         scaling_config=scaling,
-        run_config=RunConfig(
-            name=name,
-            storage_path=str(parent),
-            failure_config=FailureConfig(max_failures=MAX_RESTARTS),
-        ),
+        run_config=RunConfig(name=name, storage_path=str(parent), failure_config=restarts),
     )
 
     def fit() -> None:

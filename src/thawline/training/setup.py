@@ -105,13 +105,6 @@ class TrainingContext:
         views = self.train_set.take(batches, epoch % count if count else epoch)
         return features.load(views, keep=count is not None)
 
-    def mix_images(self, boundary: Tensors, labels: Tensor) -> tuple[Tensors, Tensor]:
-        """Return a batch as it is, or mixed images and the shares of their classes (N, C)."""
-        if not self.mix:
-            return boundary, labels
-        images, shares = self.mix(boundary[0], labels)
-        return (images,), shares
-
 
 def _split_batch(batch: np.ndarray, size: int) -> list[np.ndarray]:
     """Return a batch in parts of about `size` images, as even as possible."""
@@ -184,6 +177,7 @@ def prepare(
         logger.info("%s is on: the whole network runs in every step and nothing is cached", mix)
     loss_function = make_loss(splits, options, parameters.model.log_probabilities)
     train_set = image_set(splits, "train", device)
+    may_be_fp16 = "fp16" in possible_precisions(options, accelerator)
     return TrainingContext(
         parameters=parameters,
         network=network,
@@ -193,16 +187,12 @@ def prepare(
         val_set=image_set(splits, "val", device),
         loss_function=loss_function.to(device),
         image_weights=_image_weights(train_set, None if mix else loss_function.weight),
-        loader=make_loader(transforms, options, accelerator),
+        loader=ViewLoader(transforms, options.num_workers, device.type == "cuda"),
         cache=NO_CACHE if mix else cache,
         speeds=None if cache is NO_CACHE else cache.folder,
         transforms=transforms,
         mix=mix,
-        scaler=torch.amp.GradScaler(
-            device.type,
-            INITIAL_LOSS_SCALE,
-            enabled="fp16" in possible_precisions(options, accelerator),
-        ),
+        scaler=torch.amp.GradScaler(device.type, INITIAL_LOSS_SCALE, enabled=may_be_fp16),
         shuffle_rng=torch.Generator().manual_seed(parameters.seed),
     )
 
@@ -223,12 +213,10 @@ def prepare_phase(
     transforms, loader = run.transforms, run.loader
     if phase.size:
         transforms = transforms.resized(phase.size)
-        loader = make_loader(transforms, options, run.accelerator)
-    line = (
-        ThawLine(None, network, network)  # mixed images cross it: none is ever seen again
-        if run.mix
-        else split_at_thaw_line(network, transforms.preprocessing.size)
-    )
+        loader = ViewLoader(transforms, options.num_workers, run.accelerator.device.type == "cuda")
+    line = ThawLine(None, network, network)  # mixed images cross it: none is ever seen again
+    if not run.mix:
+        line = split_at_thaw_line(network, transforms.preprocessing.size)
     features = FeatureLoader(
         line, transforms, loader, run.cache, run.accelerator,
         entries=views * len(run.train_set.labels) + len(run.val_set.labels),
@@ -256,13 +244,6 @@ def prepare_phase(
         make_ema(line.above_train, options.ema_decay) if options.ema_decay and not fits else None,
         phase,
     )
-
-
-def make_loader(
-    transforms: Transforms, options: TrainingOptions, accelerator: Accelerator
-) -> ViewLoader:
-    """Return what decodes images ahead of the steps that need them."""
-    return ViewLoader(transforms, options.num_workers, accelerator.device.type == "cuda")
 
 
 def make_loss(splits: pd.DataFrame, options: TrainingOptions, log_probabilities: bool) -> Loss:
