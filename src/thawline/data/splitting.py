@@ -15,7 +15,6 @@ from thawline.options import SplitFractions
 SPLITS = ("train", "val", "test")
 TRAIN, VAL, TEST = range(len(SPLITS))
 BATCH_ROWS = 65_536  # rows that are Python objects at the same time
-MIN_CLASSES = 2
 
 
 def split_dataset(manifest: pd.DataFrame, fractions: SplitFractions, seed: int) -> pd.DataFrame:
@@ -41,7 +40,7 @@ def split_dataset(manifest: pd.DataFrame, fractions: SplitFractions, seed: int) 
     splits = manifest if _is_increasing(manifest["path"]) else manifest.sort_values("path")
     splits = splits.reset_index(drop=True)
     label, classes = pd.factorize(splits["label"], sort=True)
-    if len(classes) < MIN_CLASSES:
+    if len(classes) <= 1:
         raise DataError(
             f"dataset.root: a classifier needs at least two classes, found {len(classes)}"
             f" ({', '.join(classes)}). Put the images of each class into a folder of its own."

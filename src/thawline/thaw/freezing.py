@@ -17,7 +17,6 @@ from thawline.options import LastStages, LoraStages, Phase, Strategy
 
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 MATRICES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention)
-NORMS = "norms"  # in `Phase.trainable`
 
 
 def freeze_layers(network: nn.Module, phase: Phase) -> None:
@@ -210,7 +209,7 @@ def _matches(network: nn.Module, stages: dict[str, Stage], pattern: str) -> list
     """
     if pattern in stages:
         return stages[pattern].parameters
-    if pattern == NORMS:
+    if pattern == "norms":
         modules = ((n, m) for n, m in network.named_modules() if "Norm" in type(m).__name__)
         return [name for n, m in modules for name, _ in m.named_parameters(n, recurse=False)]
     names = [name for name, _ in network.named_parameters()]
