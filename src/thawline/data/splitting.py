@@ -66,8 +66,7 @@ def move_seen(splits: pd.DataFrame, seen: Collection[str]) -> tuple[pd.DataFrame
     moved = in_test & unit.isin(unit[in_test & splits["sha256"].isin(seen)])
     if not moved.any():
         return splits, 0
-    emptied = set(splits["label"]) - set(splits["label"][in_test & ~moved])
-    if emptied:
+    if emptied := set(splits["label"]) - set(splits["label"][in_test & ~moved]):
         raise DataError(
             f"model.weights: the classifier was trained or validated on {moved.sum()} of"
             f" {in_test.sum()} test images, among them all of class '{min(emptied)}'. Set"
@@ -99,13 +98,11 @@ def check_splits(splits: pd.DataFrame) -> pd.DataFrame:
         if unit not in splits or _is_increasing(splits[unit]):  # increasing values are unique
             continue
         pairs = splits[[unit, "split"]].drop_duplicates()
-        in_two = pairs[unit][pairs[unit].duplicated()]
-        if len(in_two):
+        if len(in_two := pairs[unit][pairs[unit].duplicated()]):
             raise DataError(f"The {unit} '{in_two.iloc[0]}' is in more than one split.")
     classes = set(splits["label"].unique())
     for name in SPLITS:
-        lacking = classes - set(splits["label"][splits["split"] == name].unique())
-        if lacking:
+        if lacking := classes - set(splits["label"][splits["split"] == name].unique()):
             raise DataError(
                 f"The {name} split has no image of class '{min(lacking)}'. Add images of"
                 " this class or change dataset.fractions."
