@@ -41,8 +41,7 @@ def freeze_layers(network: nn.Module, phase: Phase) -> None:
         network.get_submodule(name).eval()
     keeps_statistics = phase.batch_norm == "eval" or isinstance(phase.trainable, LoraStages)
     for module in network.modules():
-        parameters = list(module.parameters())
-        is_frozen = bool(parameters) and not any(p.requires_grad for p in parameters)
+        is_frozen = {p.requires_grad for p in module.parameters()} == {False}
         if is_frozen or (keeps_statistics and isinstance(module, BATCH_NORM)):
             module.eval()
 
