@@ -28,8 +28,7 @@ def write_packaged(root: str, target: Path) -> Path:
         raise DataError(f"dataset.root: '{root}' is unknown; scikit-learn has sklearn:digits.")
     if target.is_dir():
         return target
-    from_torchvision = root.startswith("torchvision:")
-    images = _torchvision_images(target) if from_torchvision else _digits()
+    images = _torchvision_images(target) if root.startswith("torchvision:") else _digits()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
         unfinished = Path(temporary, target.name)

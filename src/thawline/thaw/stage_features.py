@@ -161,8 +161,7 @@ class StageFeatures(nn.Module):
         super().__init__()
         self.network = network.eval()
         *stages, _ = find_stages(network).items()
-        self.outputs = {name: stage.modules for name, stage in stages if stage.modules}
-        self.outputs = self.outputs or {"images": []}
+        self.outputs = {name: s.modules for name, s in stages if s.modules} or {"images": []}
         self.code = str(self.outputs)
         self._found: dict[str, Tensor] = {}
         for stage, modules in self.outputs.items():
