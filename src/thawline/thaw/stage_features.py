@@ -144,8 +144,7 @@ def _load(
     )
     size = options.batch_size
     batches = [images[start : start + size] for start in range(0, len(images), size)]
-    loaded = loader.load(batches, keep)
-    return track(loaded, "Computing features", len(batches), transient=True)
+    return track(loader.load(batches, keep), "Computing features", len(batches), transient=True)
 
 
 class StageFeatures(nn.Module):

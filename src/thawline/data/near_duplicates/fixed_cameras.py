@@ -63,8 +63,7 @@ class FineImages(NamedTuple):
 
 def read_fine(paths: Sequence[str], gray: np.ndarray, has_class: csr_array) -> FineImages:
     """Decode the images of a large group at `FINE_SIDE`."""
-    found = map_threads(_fine_picture, paths, "Comparing finely")
-    pictures, settings = zip(*found, strict=True)
+    pictures, settings = zip(*map_threads(_fine_picture, paths, "Comparing finely"), strict=True)
     return FineImages(np.stack(pictures), pd.factorize(np.array(settings))[0], gray, has_class)
 
 
