@@ -180,7 +180,6 @@ def _index(shard: str, size: int, mtime_ns: int) -> tuple[np.ndarray, np.ndarray
 
 
 def _members(shard: str, file: io.BufferedReader) -> Iterator[tarfile.TarInfo]:
-    """Yield the members of an archive."""
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:
