@@ -76,9 +76,9 @@ def apply_corrections(
     labels = manifest.set_index("path")["label"]
     table["path"] = [_find(folder, path, labels.index) for path in table["path"]]
     hashes = _hash(labels.index) if (table["sha256"] != "").any() else labels.iloc[:0]
-    is_new = (table["action"] == "add") & ~table["path"].isin(labels.index)
-    is_new &= table["path"].map(is_file)
-    moved = ~table["path"].isin(labels.index) & ~is_new & (table["sha256"] != "")
+    is_unknown = ~table["path"].isin(labels.index)
+    is_new = is_unknown & (table["action"] == "add") & table["path"].map(is_file)
+    moved = is_unknown & ~is_new & (table["sha256"] != "")
     at = dict(zip(hashes, hashes.index, strict=True))
     table.loc[moved, "path"] = table["sha256"].map(at).fillna(table["path"])
     new_paths = table.loc[is_new, "path"].unique()
@@ -138,5 +138,4 @@ def corrected_paths(table: pd.DataFrame) -> frozenset[str]:
 def summarize_corrections(table: pd.DataFrame) -> str:
     """Return how many corrections were applied, by kind; nothing if there are none."""
     counts = table.loc[table["outcome"] == APPLIED, "action"].value_counts()
-    texts = [f"{counts[name]} {SAID[name]}" for name in ACTIONS if name in counts]
-    return ", ".join(texts)
+    return ", ".join(f"{counts[name]} {said}" for name, said in SAID.items() if name in counts)

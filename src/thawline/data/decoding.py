@@ -69,8 +69,11 @@ def open_image(source: Source) -> Iterator[Image.Image]:
     """
     path = None if isinstance(source, bytes) else source
     try:
-        is_plain = path is not None and find_member(path) is None
-        file: Any = path if is_plain else io.BytesIO(_content(source))
+        file: Any = source
+        if isinstance(source, bytes):
+            file = io.BytesIO(source)
+        elif find_member(source):
+            file = io.BytesIO(read_bytes(source))
         with Image.open(file, formats=FORMATS) as image:
             yield image
     except DataError:
@@ -179,10 +182,6 @@ def _hash(path: str) -> str:
 @lru_cache(maxsize=MAX_HASHED_FILES)
 def _hash_file(path: str, size: int, mtime_ns: int) -> str:
     return hashlib.sha256(read_bytes(path)).hexdigest()
-
-
-def _content(source: Source) -> bytes:
-    return source if isinstance(source, bytes) else read_bytes(source)
 
 
 def _describe_problem(error: Exception, source: Source) -> str:

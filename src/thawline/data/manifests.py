@@ -16,12 +16,11 @@ import pyarrow.parquet as pq
 
 from thawline.data.decoding import map_threads
 from thawline.data.shards import is_file
-from thawline.data.splitting import SPLITS
+from thawline.data.splitting import BATCH_ROWS, SPLITS
 from thawline.errors import DataError
 
 ROOT = "root"  # key in a table's `attrs`: the folder that its paths are saved relative to
 COLUMNS = ("path", "label", "split", "group")
-BATCH_ROWS = 65_536
 MAX_CACHED_FOLDERS = 100_000
 
 

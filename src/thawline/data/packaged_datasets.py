@@ -28,8 +28,7 @@ def write_packaged(root: str, target: Path) -> Path:
         raise DataError(f"dataset.root: '{root}' is unknown; scikit-learn has sklearn:digits.")
     if target.is_dir():
         return target
-    from_torchvision = root.startswith("torchvision:")
-    images = _torchvision_images(target) if from_torchvision else _digits()
+    images = _torchvision_images(target) if root.startswith("torchvision:") else _digits()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
         unfinished = Path(temporary, target.name)
@@ -60,13 +59,12 @@ def _torchvision_images(target: Path) -> Iterator[tuple[str, Image.Image]]:
     from torchvision import datasets
 
     name, folder = target.name, target.parent / "torchvision"
-    constructor = getattr(datasets, name, None)
     known = [n for n in datasets.__all__ if n not in ("ImageFolder", "DatasetFolder", "FakeData")]
-    if name not in known or constructor is None:
+    if name not in known:
         raise DataError(
             f"dataset.root: torchvision has no data set '{name}'. It has {', '.join(known)}."
         )
-    written: set[str] = set()
+    constructor, written = getattr(datasets, name), set[str]()
     for split, arguments in _split_arguments(constructor):
         dataset = None if split in written else _open_torchvision(constructor, folder, arguments)
         if dataset is None:

@@ -24,7 +24,6 @@ SUFFIX = ".tar"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 LABELS = ("cls", "json")  # extensions of labels; the first one in the shard counts
 MAX_INDEXED_SHARDS = 512  # an index takes about 50 bytes per member
-BLOCK = tarfile.BLOCKSIZE
 
 
 class Place(NamedTuple):
@@ -162,7 +161,7 @@ def _index(shard: str, size: int, mtime_ns: int) -> tuple[np.ndarray, np.ndarray
     end, last = 0, "its beginning"
     with open(shard, "rb") as file:  # noqa: PTH123
         for member in _members(shard, file):
-            end = member.offset_data + -(-member.size // BLOCK) * BLOCK
+            end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
             if end > size:
                 raise _cut_off(shard, member.name)
             name = posixpath.normpath(member.name).lstrip("/")
@@ -172,7 +171,7 @@ def _index(shard: str, size: int, mtime_ns: int) -> tuple[np.ndarray, np.ndarray
                 members[name] = member.offset_data, member.size
             last = member.name
         file.seek(end)
-        if file.read(BLOCK) != bytes(BLOCK):  # an archive ends with zeros
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # an archive ends with zeros
             raise _cut_off(shard, last)
     names = np.array([name.encode("utf-8", "surrogateescape") for name in members], np.bytes_)
     order = names.argsort()
@@ -181,7 +180,6 @@ def _index(shard: str, size: int, mtime_ns: int) -> tuple[np.ndarray, np.ndarray
 
 
 def _members(shard: str, file: io.BufferedReader) -> Iterator[tarfile.TarInfo]:
-    """Yield the members of an archive."""
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:

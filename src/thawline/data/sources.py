@@ -174,10 +174,9 @@ def _scan_folder(root: Path) -> pd.DataFrame:
     tables = {name: _scan_split(path).assign(split=name) for name, path in splits.items()}
     classes = set(tables["train"]["label"])
     for name, table in tables.items():
-        unmatched = sorted(classes ^ set(table["label"]))
-        if unmatched:
+        if unmatched := classes ^ set(table["label"]):
             raise DataError(
-                f"dataset.root: the class '{unmatched[0]}' is not in both {splits['train']} and"
+                f"dataset.root: the class '{min(unmatched)}' is not in both {splits['train']} and"
                 f" {splits[name]}. Every split needs the same classes."
             )
     return pd.concat(tables.values(), ignore_index=True)
@@ -202,8 +201,7 @@ def _list(folder: Path) -> list[Path]:
 def _scan_split(folder: Path) -> pd.DataFrame:
     """Return the manifest of class folders, or of shards in a folder without folders."""
     entries = _list(folder)
-    class_folders = [path for path in entries if path.is_dir()]
-    if class_folders:
+    if class_folders := [path for path in entries if path.is_dir()]:
         return _scan_classes(class_folders)
     for file in entries:
         if file.name.endswith(shards.COMPRESSED):

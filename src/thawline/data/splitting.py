@@ -15,7 +15,6 @@ from thawline.options import SplitFractions
 SPLITS = ("train", "val", "test")
 TRAIN, VAL, TEST = range(len(SPLITS))
 BATCH_ROWS = 65_536  # rows that are Python objects at the same time
-MIN_CLASSES = 2
 
 
 def split_dataset(manifest: pd.DataFrame, fractions: SplitFractions, seed: int) -> pd.DataFrame:
@@ -41,7 +40,7 @@ def split_dataset(manifest: pd.DataFrame, fractions: SplitFractions, seed: int) 
     splits = manifest if _is_increasing(manifest["path"]) else manifest.sort_values("path")
     splits = splits.reset_index(drop=True)
     label, classes = pd.factorize(splits["label"], sort=True)
-    if len(classes) < MIN_CLASSES:
+    if len(classes) <= 1:
         raise DataError(
             f"dataset.root: a classifier needs at least two classes, found {len(classes)}"
             f" ({', '.join(classes)}). Put the images of each class into a folder of its own."
@@ -67,8 +66,7 @@ def move_seen(splits: pd.DataFrame, seen: Collection[str]) -> tuple[pd.DataFrame
     moved = in_test & unit.isin(unit[in_test & splits["sha256"].isin(seen)])
     if not moved.any():
         return splits, 0
-    emptied = set(splits["label"]) - set(splits["label"][in_test & ~moved])
-    if emptied:
+    if emptied := set(splits["label"]) - set(splits["label"][in_test & ~moved]):
         raise DataError(
             f"model.weights: the classifier was trained or validated on {moved.sum()} of"
             f" {in_test.sum()} test images, among them all of class '{min(emptied)}'. Set"
@@ -100,13 +98,11 @@ def check_splits(splits: pd.DataFrame) -> pd.DataFrame:
         if unit not in splits or _is_increasing(splits[unit]):  # increasing values are unique
             continue
         pairs = splits[[unit, "split"]].drop_duplicates()
-        in_two = pairs[unit][pairs[unit].duplicated()]
-        if len(in_two):
+        if len(in_two := pairs[unit][pairs[unit].duplicated()]):
             raise DataError(f"The {unit} '{in_two.iloc[0]}' is in more than one split.")
     classes = set(splits["label"].unique())
     for name in SPLITS:
-        lacking = classes - set(splits["label"][splits["split"] == name].unique())
-        if lacking:
+        if lacking := classes - set(splits["label"][splits["split"] == name].unique()):
             raise DataError(
                 f"The {name} split has no image of class '{min(lacking)}'. Add images of"
                 " this class or change dataset.fractions."

@@ -30,7 +30,6 @@ GB = 1e9
 CACHE_FORMAT = 2  # part of every description, so that no entry of another format is read
 STALE_SECONDS = 3600  # an unfinished file this old was left by a process that was killed
 PROBE_BYTES = 8_000_000  # size of the file that measures the disk
-COLUMNS = ["partition", "holds", "entries", "MB", "last used"]
 
 
 def describe_entries(
@@ -85,7 +84,7 @@ class ActivationCache:
                 last_used = datetime.fromtimestamp(int(max(p.stat().st_mtime for p in shards)))
                 holds = json.loads(metadata[-1]["description"])["holds"]
                 rows.append((folder.name[:8], holds, entries, megabytes, last_used))
-        return pd.DataFrame(rows, columns=COLUMNS)
+        return pd.DataFrame(rows, columns=["partition", "holds", "entries", "MB", "last used"])
 
     def clear(self) -> None:
         """Remove all entries; a process that is training recomputes what it misses."""

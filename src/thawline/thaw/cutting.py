@@ -164,9 +164,8 @@ def _foldable(part: fx.GraphModule) -> Iterator[tuple[str, nn.Conv2d, str, nn.Ba
         conv = modules.get(source.target) if source.op == "call_module" else None
         if not isinstance(conv, nn.Conv2d) or len(source.users) > 1:
             continue
-        if used.count(source.target) > 1 or used.count(node.target) > 1:  # shared weights
-            continue
-        yield source.target, conv, node.target, norm
+        if used.count(source.target) == used.count(node.target) == 1:  # else they share weights
+            yield source.target, conv, node.target, norm
 
 
 def _rest(norm: Any) -> nn.Module:

@@ -35,8 +35,7 @@ class Accelerator(NamedTuple):
 
     def autocast(self) -> torch.autocast:
         """Return a context in which a network computes in `dtype`."""
-        is_reduced = self.dtype != torch.float32
-        return torch.autocast(self.device.type, self.dtype, enabled=is_reduced)
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def as_input(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Return tensors that may be in a reduced precision as this network takes them."""

@@ -96,8 +96,7 @@ class FeatureLoader:
         for partition in self._partitions.values():
             partition.refresh()
         requests = self._plan(batches, keep) if batches else []
-        to_decode = [[*r.to_decode.values()] for r in requests if r.to_decode]
-        views = self._loader.load(to_decode)
+        views = self._loader.load([[*r.to_decode.values()] for r in requests if r.to_decode])
         for request in requests:
             # The views of a copy are freed with it; `requests` would keep those of all.
             current = replace(request, decoded=next(views)) if request.to_decode else request

@@ -17,7 +17,6 @@ from thawline.options import LastStages, LoraStages, Phase, Strategy
 
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 MATRICES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention)
-NORMS = "norms"  # in `Phase.trainable`
 
 
 def freeze_layers(network: nn.Module, phase: Phase) -> None:
@@ -42,8 +41,7 @@ def freeze_layers(network: nn.Module, phase: Phase) -> None:
         network.get_submodule(name).eval()
     keeps_statistics = phase.batch_norm == "eval" or isinstance(phase.trainable, LoraStages)
     for module in network.modules():
-        parameters = list(module.parameters())
-        is_frozen = bool(parameters) and not any(p.requires_grad for p in parameters)
+        is_frozen = {p.requires_grad for p in module.parameters()} == {False}
         if is_frozen or (keeps_statistics and isinstance(module, BATCH_NORM)):
             module.eval()
 
@@ -210,7 +208,7 @@ def _matches(network: nn.Module, stages: dict[str, Stage], pattern: str) -> list
     """
     if pattern in stages:
         return stages[pattern].parameters
-    if pattern == NORMS:
+    if pattern == "norms":
         modules = ((n, m) for n, m in network.named_modules() if "Norm" in type(m).__name__)
         return [name for n, m in modules for name, _ in m.named_parameters(n, recurse=False)]
     names = [name for name, _ in network.named_parameters()]

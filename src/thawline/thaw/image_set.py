@@ -78,5 +78,4 @@ def image_set(splits: pd.DataFrame, split: str, device: torch.device) -> ImageSe
     else:
         found = pd.Series(hash_files(splits["path"].iloc[rows].tolist()), index=rows)
         hashes = pa.array(found.reindex(range(len(splits))))
-    paths = pa.array(splits["path"])
-    return ImageSet(paths, hashes, rows, torch.from_numpy(labels).to(device))
+    return ImageSet(pa.array(splits["path"]), hashes, rows, torch.from_numpy(labels).to(device))

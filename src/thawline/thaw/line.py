@@ -92,8 +92,7 @@ def modules_below_line(network: nn.Module, boundary: Collection[str]) -> dict[st
 def _split(network: nn.Module, size: int) -> ThawLine | None:
     """Return the split network, or None if no frozen layer comes first."""
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(MANY, 3, size, size, generator=generator)
-    images = noise.to(next(network.parameters()))
+    images = torch.randn(MANY, 3, size, size, generator=generator).to(next(network.parameters()))
     train_graph = _trace(network)
     settled = {node.name for node in train_graph.nodes if _is_settled(network, node)}
     with evaluation_mode(network):
@@ -129,8 +128,7 @@ class _Tracer(fx.Tracer):
     """Leaves untraced what timm says cannot be traced, and modules without children."""
 
     def __init__(self, network: nn.Module) -> None:
-        functions = tuple(timm.layers.get_notrace_functions())
-        super().__init__((math, torchvision.ops), functions)
+        super().__init__((math, torchvision.ops), tuple(timm.layers.get_notrace_functions()))
         self.opaque = tuple(timm.layers.get_notrace_modules())
         self.features = find_all_stages(network)
 

@@ -174,7 +174,6 @@ class CachePartition:
         return self._files[number]
 
     def _close_files(self) -> None:
-        """Close the shards that are being read."""
         while self._files:
             self._files.popitem()[1].close()
 

@@ -46,12 +46,8 @@ def stage_features(
         (N, features) float32 by the stage's name, from the input on.
     """
     how = images, transforms, options, store, dtype, keep
-    if find_all_stages(network):
-        batches = [batch.means for batch in head_batches(network, *how)]
-        return {name: torch.cat([b[name] for b in batches]).numpy() for name in batches[0]}
-    stages = StageFeatures(copy.deepcopy(network))
-    columns = [torch.cat(column).numpy() for column in zip(*_pooled(stages, *how), strict=True)]
-    return dict(zip(stages.outputs, columns, strict=True))
+    batches = [means for _, means in _by_stage(network, *how)]
+    return {name: torch.cat([means[name] for means in batches]).numpy() for name in batches[0]}
 
 
 def all_features(network: nn.Module, *how: Any) -> Iterator[tuple[Tensor, Tensor]]:
@@ -60,12 +56,8 @@ def all_features(network: nn.Module, *how: Any) -> Iterator[tuple[Tensor, Tensor
     They are what a head on all stages receives, or else the pooled output of each stage. The
     arguments are those of `stage_features`.
     """
-    if find_all_stages(network):
-        for batch in head_batches(network, *how):
-            yield batch.features, batch.last
-        return
-    for columns in _pooled(StageFeatures(copy.deepcopy(network)), *how):
-        yield torch.cat(columns, dim=1), columns[-1]
+    for features, means in _by_stage(network, *how):
+        yield features, [*means.values()][-1]
 
 
 class HeadBatch(NamedTuple):
@@ -116,11 +108,17 @@ def read_head(
     return features, logits
 
 
-def _pooled(stages: StageFeatures, *how: Any) -> Iterator[Tensors]:
-    """Yield the pooled output of each stage, (B, D) float32 on the CPU."""
+def _by_stage(network: nn.Module, *how: Any) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Yield the features of all stages, (B, F) float32 on the CPU, and by stage means (B, D)."""
+    if find_all_stages(network):
+        for batch in head_batches(network, *how):
+            yield batch.features, batch.means
+        return
+    stages = StageFeatures(copy.deepcopy(network))
     line = ThawLine(stages, stages.network, stages.network, tuple(stages.outputs))
-    for columns in _load(line, *how):
-        yield tuple(column.float().cpu() for column in columns)
+    for boundary in _load(line, *how):
+        columns = [column.float().cpu() for column in boundary]
+        yield torch.cat(columns, dim=1), dict(zip(stages.outputs, columns, strict=True))
 
 
 def _load(
@@ -144,8 +142,7 @@ def _load(
     )
     size = options.batch_size
     batches = [images[start : start + size] for start in range(0, len(images), size)]
-    loaded = loader.load(batches, keep)
-    return track(loaded, "Computing features", len(batches), transient=True)
+    return track(loader.load(batches, keep), "Computing features", len(batches), transient=True)
 
 
 class StageFeatures(nn.Module):
@@ -161,8 +158,7 @@ class StageFeatures(nn.Module):
         super().__init__()
         self.network = network.eval()
         *stages, _ = find_stages(network).items()
-        self.outputs = {name: stage.modules for name, stage in stages if stage.modules}
-        self.outputs = self.outputs or {"images": []}
+        self.outputs = {name: s.modules for name, s in stages if s.modules} or {"images": []}
         self.code = str(self.outputs)
         self._found: dict[str, Tensor] = {}
         for stage, modules in self.outputs.items():

@@ -63,8 +63,7 @@ class FineImages(NamedTuple):
 
 def read_fine(paths: Sequence[str], gray: np.ndarray, has_class: csr_array) -> FineImages:
     """Decode the images of a large group at `FINE_SIDE`."""
-    found = map_threads(_fine_picture, paths, "Comparing finely")
-    pictures, settings = zip(*found, strict=True)
+    pictures, settings = zip(*map_threads(_fine_picture, paths, "Comparing finely"), strict=True)
     return FineImages(np.stack(pictures), pd.factorize(np.array(settings))[0], gray, has_class)
 
 
@@ -118,9 +117,9 @@ def _decide(images: FineImages) -> tuple[pd.DataFrame, pd.DataFrame]:
         pairs = _find_alike(images, rows, columns)
         if pairs.empty:
             continue
-        same = _product(residuals, residuals, rows, columns) >= threshold
+        same = _product(residuals[rows], residuals[columns]) >= threshold
         for other in (images.pictures, images.pictures[:, :, ::-1]):
-            products = _product(images.pictures, other, rows, columns)
+            products = _product(images.pictures[rows], other[columns])
             same |= 1 - products / FINE_SIDE**2 <= MAX_LOSSLESS_DISTANCE
         chosen = same[pairs["first"] - rows.start, pairs["second"] - columns.start]
         differ = images.settings[pairs["first"]] != images.settings[pairs["second"]]
@@ -138,7 +137,7 @@ def _decide(images: FineImages) -> tuple[pd.DataFrame, pd.DataFrame]:
 def _find_alike(images: FineImages, rows: slice, columns: slice) -> pd.DataFrame:
     """Return the pairs of one class in a block of the matrix of all pairs that look alike."""
     gray = images.gray
-    products = [_product(gray, other, rows, columns) for other in (gray, gray[:, :, ::-1])]
+    products = [_product(gray[rows], other[columns]) for other in (gray, gray[:, :, ::-1])]
     distance = (1 - np.maximum(*products)).clip(min=0)
     first, second = np.nonzero(distance <= 1 - MIN_CORRELATION)
     ends = {"first": first + rows.start, "second": second + columns.start}
@@ -147,9 +146,9 @@ def _find_alike(images: FineImages, rows: slice, columns: slice) -> pd.DataFrame
     return pairs[share_class(pairs, images.has_class)]
 
 
-def _product(one: np.ndarray, two: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
-    """Return the scalar products of rows of two arrays, in float32."""
-    ours, theirs = (part.astype(np.float32) for part in (one[rows], two[columns]))
+def _product(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+    """Return the scalar products of the rows of two arrays, in float32."""
+    ours, theirs = (part.astype(np.float32) for part in (ours, theirs))
     return ours.reshape(len(ours), -1) @ theirs.reshape(len(theirs), -1).T
 
 
@@ -162,8 +161,7 @@ def _residual_threshold(residuals: np.ndarray) -> float:
     if len(residuals) <= MAX_SMALL_GROUP:
         return MIN_RESIDUAL_CORRELATION
     some = residuals[:: -(-len(residuals) // BLOCK)]
-    everyone = slice(0, len(some))
-    products = _product(some, some, everyone, everyone)
+    products = _product(some, some)
     usual = np.quantile(products[np.triu_indices(len(some), 1)], USUAL_SHARE)
     bounds = MIN_RESIDUAL_CORRELATION, MAX_RESIDUAL_CORRELATION
     return float(np.clip(TIMES_USUAL_CORRELATION * usual, *bounds))

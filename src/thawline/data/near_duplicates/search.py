@@ -73,8 +73,7 @@ def find_pairs(images: pd.DataFrame) -> pd.DataFrame:
     found = map_threads(_small_picture, paths, "Looking for duplicates")
     pictures, plain, mirrored = zip(*found, strict=True)
     gray = np.stack([standardize(picture) for picture in pictures])
-    content = pd.Index(contents["sha256"]).get_indexer(images["sha256"])
-    label, _ = pd.factorize(images["label"])
+    content, label = (pd.factorize(images[name])[0] for name in ("sha256", "label"))
     has_class = coo_array((np.ones(len(images), np.int32), (content, label))).tocsr()
     near = similar = uncertain = NO_PAIRS
     linked = scene = np.arange(len(contents))

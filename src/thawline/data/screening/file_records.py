@@ -25,8 +25,6 @@ logger = logging.getLogger(__name__)
 
 # Camera JPEGs may hold several pictures: the first is the image and the others are previews.
 STILL_FORMATS = ("JPEG", "MPO")
-# A JPEG is decoded at an eighth of its size; the decoder still reads all of its data.
-SCALE = 1 / 16
 ESCAPED_BYTE = "\\udc"  # how thawline.data.sources escapes a byte that a CSV cannot hold
 
 
@@ -179,7 +177,7 @@ def _check_pixels(record: FileRecord, options: ScreeningOptions) -> FileRecord:
     if record.width * record.height > options.max_megapixels * 1e6:
         detail = f"{size}; screening.max_megapixels is {options.max_megapixels:g}"
         return record.with_problem(Problem.TOO_MANY_PIXELS, detail)
-    if 0 < min(record.width, record.height) < options.min_side:
+    if min(record.width, record.height) < options.min_side:
         detail = f"{size}; screening.min_side is {options.min_side}"
         return record.with_problem(Problem.TOO_SMALL, detail)
     return record
@@ -217,7 +215,7 @@ def _decode(record: FileRecord, options: ScreeningOptions) -> FileRecord:
                 detail = f"{frames} frames or pages, of which none is marked as the image"
                 return record.with_problem(Problem.ANIMATED, detail)
             width, height = decoding.upright_size(image)
-            to_rgb(image, SCALE)
+            to_rgb(image, scale=1 / 16)  # a JPEG at an eighth of its size, but all of its data
             depth = decoding.find_bit_depth(image) if decoding.is_deep(image) else "auto"
             bits = 0 if depth == "auto" else depth
             record = replace(record, width=width, height=height, mode=image.mode, bits=bits)

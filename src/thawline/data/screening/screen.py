@@ -2,7 +2,6 @@
 
 import logging
 import unicodedata
-from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -42,7 +41,11 @@ def screen_images(
     records = examine_all(manifest["path"].tolist(), options, cache)
     table = manifest.join(pd.DataFrame(records, index=manifest.index).drop(columns="path"))
     readable = table["label"][table["problem"] == ""]
-    for problem, find in EXCLUDING_CHECKS.items():
+    checks = {
+        Problem.CONFLICTING_LABELS: _find_conflicting_labels,
+        Problem.CLASS_TOO_SMALL: _find_small_classes,
+    }
+    for problem, find in checks.items():
         details = find(table[table["problem"] == ""], options)
         table.loc[details.index, "problem"] = problem.value
         table.loc[details.index, "detail"] = details
@@ -119,12 +122,6 @@ def _first_other(paths: pd.Series, key: pd.Series) -> pd.Series:
     groups = paths.groupby(key[paths.index])
     others = groups.transform("first").where(groups.cumcount() > 0, groups.shift(-1))
     return others.astype("str")
-
-
-EXCLUDING_CHECKS: dict[Problem, Callable[[pd.DataFrame, ScreeningOptions], pd.Series]] = {
-    Problem.CONFLICTING_LABELS: _find_conflicting_labels,
-    Problem.CLASS_TOO_SMALL: _find_small_classes,
-}
 
 
 def _check_bit_depth(images: pd.DataFrame, bit_depth: BitDepth) -> None:
