@@ -34,10 +34,10 @@ def describe_stages(
         and below_line_N: the fraction of the stage's modules below the thaw line, from 0 to 1;
         empty if the phase had no epoch.
     """
-    table = stage_table(network, size)[["stage", "output", "parameters", "compute"]]
+    table = stage_table(network, size)
     report = freeze_report(network, phases)
     lines = dict(zip(history["phase"], history["thaw_line"], strict=True))
-    for number, phase in enumerate(phases, start=1):
+    for number, phase in reversed([*enumerate(phases, start=1)]):
         rows = report[report["phase"] == number].set_index("stage").loc[table["stage"]]
         table[f"phase_{number}"] = [
             FROZEN if not trainable else TRAINED if trainable == parameters else PARTLY
@@ -46,8 +46,9 @@ def describe_stages(
         freeze_layers(network, phase)
         below = _fractions_below(network, lines[number].split(", ")) if number in lines else None
         table[f"below_line_{number}"] = math.nan if below is None else below
-    freeze_layers(network, phases[0])
-    return table
+    numbers = range(1, len(phases) + 1)
+    by_phase = [f"{kind}_{number}" for number in numbers for kind in ("phase", "below_line")]
+    return table[["stage", "output", "parameters", "compute", *by_phase]]
 
 
 def line_positions(table: pd.DataFrame) -> dict[int, float]:

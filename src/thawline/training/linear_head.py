@@ -136,11 +136,8 @@ def load_features(
     size = progress.micro_batch
     batches = [positions[at : at + size] for at in range(0, len(positions), size)]
     received: list[Tensor] = []
-    hook = linear.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0].float()))
-    try:
+    with linear.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0].float())):
         for boundary in current.features.load(run.train_set.take(batches)):
             with evaluation_mode(run.network), run.accelerator.autocast():
                 current.line.above_eval(*boundary)
             yield received.pop()
-    finally:
-        hook.remove()

@@ -177,7 +177,7 @@ def _check_pixels(record: FileRecord, options: ScreeningOptions) -> FileRecord:
     if record.width * record.height > options.max_megapixels * 1e6:
         detail = f"{size}; screening.max_megapixels is {options.max_megapixels:g}"
         return record.with_problem(Problem.TOO_MANY_PIXELS, detail)
-    if min(record.width, record.height) < options.min_side:
+    if 0 < min(record.width, record.height) < options.min_side:
         detail = f"{size}; screening.min_side is {options.min_side}"
         return record.with_problem(Problem.TOO_SMALL, detail)
     return record
