@@ -67,6 +67,11 @@ class HeadBatch(NamedTuple):
     means: dict[str, Tensor]  # of them by stage, (B, D), those of the last layer at the end
     logits: Tensor  # (B, C) float32
 
+    @property
+    def last(self) -> Tensor:
+        """Features of the last layer, (B, D)."""
+        return [*self.means.values()][-1]
+
 
 @torch.no_grad()
 def head_batches(network: nn.Module, *how: Any) -> Iterator[HeadBatch]:
@@ -98,9 +103,8 @@ def read_head(
     """
     transforms = Transforms(classifier.preprocessing, parameters.transforms)
     how = evaluation_images(paths), transforms, parameters.training, store
-    batches = head_batches(classifier.network, *how)
-    own = (([*batch.means.values()][-1], batch.logits) for batch in batches)  # of the last layer
-    features, logits = map(torch.cat, zip(*own, strict=True))
+    batches = [(batch.last, batch.logits) for batch in head_batches(classifier.network, *how)]
+    features, logits = map(torch.cat, zip(*batches, strict=True))
     return features, logits
 
 
