@@ -69,10 +69,8 @@ def test_a_csv_is_read_with_its_labels_as_text(tmp_path: Path) -> None:
 def test_digits_are_written_once_as_they_are(tmp_path: Path) -> None:
     manifest = find("sklearn:digits", tmp_path)
     digits = load_digits()
-    assert (
-        manifest["label"].value_counts().sort_index().tolist()
-        == np.bincount(digits.target).tolist()
-    )
+    counts = manifest["label"].value_counts().sort_index()
+    assert counts.tolist() == np.bincount(digits.target).tolist()
     for row in manifest.iloc[::300].itertuples():
         idx = int(Path(row.path).stem)
         assert row.label == str(digits.target[idx])
@@ -91,69 +89,49 @@ def test_a_torchvision_data_set_becomes_image_files(tmp_path: Path) -> None:
         pixels = np.repeat(labels * 20, 28 * 28).tobytes()
         sizes = b"".join(n.to_bytes(4, "big") for n in (count, 28, 28))
         (raw / f"{prefix}-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + sizes + pixels)
-        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(
-            b"\0\0\x08\x01" + count.to_bytes(4, "big") + labels.tobytes()
-        )
+        header = b"\0\0\x08\x01" + count.to_bytes(4, "big")
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
     manifest = find("torchvision:MNIST", tmp_path)
     assert manifest["split"].value_counts().to_dict() == {"train": 20, "test": 10}
     three = manifest[manifest["label"].str.startswith("3")]
     assert all(np.unique(np.asarray(Image.open(p))).tolist() == [60] for p in three["path"])
 
 
-CSVS = {
-    "no_label": "path\n0.png\n",
-    "absent": "path,label\n0.png,a\ngone.png,b\n",
-    "odd_split": "path,label,split\n0.png,a,valid\n",
-    "blank": "path,label\n0.png,\n",
-    "twice": "path,label\n0.png,a\n0.png,b\n",
-    "same_file": "path,label\n0.png,a\n./0.png,b\n",
-    "above": "path,label\n0.png,a\n../0.png,b\n",
-    "absolute": "path,label\n/etc/passwd,a\n",
-    "linked": "path,label\nleads_out.png,a\n",
-    "circle": "path,label\ncircle.png,a\n",
-    "nul": b"path,label\na\0.png,a\n",
-    "long": f"path,label\n{'a' * 5000}.png,a\n",
-    "latin": "path,label\nbär.png,a\n".encode("latin-1"),
-    "no_bytes": b"",
-    "commas": "path,label\n0.png,a,b\n",
-    "short": "path,label\n0.png\n",
-}
+# What the file holds, if it is none of those that the test makes, and what is said of it.
+NO_DATA_SETS: dict[str, tuple[bytes | None, str]] = {
+    "nowhere": (None, "does not exist"),
+    "file.txt": (None, "is not a folder, CSV"),
+    "no_folders": (None, "holds no folder"),
+    "empty_class": (None, "class folder .*bees holds no image"),
+    "uneven": (None, "'wasps' is not in both"),
+    "no_label.csv": (b"path\n0.png\n", "needs the columns path and label"),
+    "absent.csv": (b"path,label\n0.png,a\ngone.png,b\n",
+                   r"1 file\(s\) that .* lists do not exist, first 'gone.png'"),
+    "odd_split.csv": (b"path,label,split\n0.png,a,valid\n", "has the split 'valid'"),
+    "blank.csv": (b"path,label\n0.png,\n", "line 2: 'label' is empty"),
+    "twice.csv": (b"path,label\n0.png,a\n0.png,b\n", "more than once"),
+    "same_file.csv": (b"path,label\n0.png,a\n./0.png,b\n", "more than once"),
+    "above.csv": (b"path,label\n0.png,a\n../0.png,b\n",
+                  r"above.csv, line 3: '../0.png' is outside of .*dataset.allow_external_paths"),
+    "absolute.csv": (b"path,label\n/etc/passwd,a\n", r"line 2: '/etc/passwd' is outside of"),
+    "linked.csv": (b"path,label\nleads_out.png,a\n", r"line 2: 'leads_out.png' is outside of"),
+    "circle.csv": (b"path,label\ncircle.png,a\n",
+                   "do not exist, first 'circle.png'|line 2: 'circle.png' is no path"),
+    "nul.csv": (b"path,label\na\0.png,a\n",
+                "line 2: 'a.x00.png' is no path of a file|do not exist"),
+    "long.csv": (b"path,label\n%s.png,a\n" % (b"a" * 5000), "do not exist"),
+    "latin.csv": (b"path,label\nb\xe4r.png,a\n", "cannot be read as a CSV in UTF-8"),
+    "no_bytes.csv": (b"", "cannot be read as a CSV in UTF-8"),
+    "commas.csv": (b"path,label\n0.png,a,b\n", "more values than there are columns"),
+    "short.csv": (b"path,label\n0.png\n", "line 2: 'label' is empty"),
+    "torchvision:CIFAR11": (None, "torchvision has no data set 'CIFAR11'"),
+    "sklearn:iris": (None, "'sklearn:iris' is unknown"),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("root", "said"),
-    [
-        ("nowhere", "does not exist"),
-        ("file.txt", "is not a folder, CSV"),
-        ("no_folders", "holds no folder"),
-        ("empty_class", "class folder .*bees holds no image"),
-        ("uneven", "'wasps' is not in both"),
-        ("no_label.csv", "needs the columns path and label"),
-        ("absent.csv", r"1 file\(s\) that .* lists do not exist, first 'gone.png'"),
-        ("odd_split.csv", "has the split 'valid'"),
-        ("blank.csv", "line 2: 'label' is empty"),
-        ("twice.csv", "more than once"),
-        ("same_file.csv", "more than once"),
-        (
-            "above.csv",
-            r"above.csv, line 3: '../0.png' is outside of .*dataset.allow_external_paths",
-        ),
-        ("absolute.csv", r"line 2: '/etc/passwd' is outside of"),
-        ("linked.csv", r"line 2: 'leads_out.png' is outside of"),
-        ("circle.csv", "do not exist, first 'circle.png'|line 2: 'circle.png' is no path"),
-        ("nul.csv", "line 2: 'a.x00.png' is no path of a file|do not exist"),
-        ("long.csv", "do not exist"),
-        ("latin.csv", "cannot be read as a CSV in UTF-8"),
-        ("no_bytes.csv", "cannot be read as a CSV in UTF-8"),
-        ("commas.csv", "more values than there are columns"),
-        ("short.csv", "line 2: 'label' is empty"),
-        ("torchvision:CIFAR11", "torchvision has no data set 'CIFAR11'"),
-        ("sklearn:iris", "'sklearn:iris' is unknown"),
-    ],
-)
-def test_what_is_no_data_set_is_refused_with_its_parameter(
-    tmp_path: Path, root: str, said: str
-) -> None:
+@pytest.mark.parametrize("root", NO_DATA_SETS)
+def test_what_is_no_data_set_is_refused_with_its_parameter(tmp_path: Path, root: str) -> None:
+    content, said = NO_DATA_SETS[root]
     (tmp_path / "file.txt").write_text("x")
     (tmp_path / "no_folders").mkdir()
     save(tmp_path, "0.png", "empty_class/ants/0.png", "uneven/val/ants/0.png")
@@ -161,9 +139,8 @@ def test_what_is_no_data_set_is_refused_with_its_parameter(
     (tmp_path / "empty_class/bees").mkdir()
     (tmp_path / "leads_out.png").symlink_to("/etc/passwd")
     (tmp_path / "circle.png").symlink_to("circle.png")
-    for name, content in CSVS.items():
-        raw = content if isinstance(content, bytes) else content.encode()
-        (tmp_path / f"{name}.csv").write_bytes(raw)
+    if content is not None:
+        (tmp_path / root).write_bytes(content)
     with pytest.raises(DataError, match=f"dataset.root: .*({said})"):
         find(root, tmp_path)
 
