@@ -210,43 +210,31 @@ def test_a_given_val_without_test_becomes_the_test_split() -> None:
     assert carved.to_dict() == {"train": 32, "val": 8}  # 0.15 / 0.85 of 20, from each class
 
 
-@pytest.mark.parametrize(
-    ("manifest", "said"),
-    [
-        (
-            manifest_of({"ant": 9}),
-            "dataset.root: a classifier needs at least two classes, found 1 (ant). Put the images"
-            " of each class into a folder of its own.",
-        ),
-        (
-            manifest_of({"ant": 9, "bee": 2}),
-            "dataset.root: class 'bee' has 2 image(s) to split into train, val, test;"
-            " at least 3 are needed.",
-        ),
-        (
-            manifest_of({"ant": 9, "bee": 9}, group=["a", "b", "c"] * 3 + ["d"] * 9),
-            "class 'bee' has 9 image(s) in 1 group(s) to split into train, val, test; at least 3"
-            " are needed. Images with the same `group`, copies of an image, and images that look"
-            " alike are never split up. If they only look alike, as those of a fixed camera do, set"
-            " screening.near_duplicates=report.",
-        ),
-        (
-            manifest_of({"ant": 3, "bee": 2}, split=["train", "train", "test", "train", "test"]),
-            "class 'bee' has 1 image(s) to split into train, val; at least 2 are",
-        ),
-        (
-            manifest_of({"ant": 2, "bee": 2}, split=["val", "test"] * 2),
-            "dataset.root: a data set that brings its own splits needs train and one of val and"
-            " test, found test, val.",
-        ),
-        (manifest_of({"ant": 2, "bee": 2}, split=["train"] * 4), "test, found train."),
-        (
-            manifest_of({"ant": 2, "bee": 2}, split=["train", "val", "test", "train"]),
-            "The val split has no image of class 'bee'. Add images of this class or change"
-            " dataset.fractions.",
-        ),
-    ],
-)
+UNSPLITTABLE = [
+    (manifest_of({"ant": 9}),
+     "dataset.root: a classifier needs at least two classes, found 1 (ant). Put the images of each"
+     " class into a folder of its own."),
+    (manifest_of({"ant": 9, "bee": 2}),
+     "dataset.root: class 'bee' has 2 image(s) to split into train, val, test; at least 3 are"
+     " needed."),
+    (manifest_of({"ant": 9, "bee": 9}, group=["a", "b", "c"] * 3 + ["d"] * 9),
+     "class 'bee' has 9 image(s) in 1 group(s) to split into train, val, test; at least 3 are"
+     " needed. Images with the same `group`, copies of an image, and images that look alike are"
+     " never split up. If they only look alike, as those of a fixed camera do, set"
+     " screening.near_duplicates=report."),
+    (manifest_of({"ant": 3, "bee": 2}, split=["train", "train", "test", "train", "test"]),
+     "class 'bee' has 1 image(s) to split into train, val; at least 2 are"),
+    (manifest_of({"ant": 2, "bee": 2}, split=["val", "test"] * 2),
+     "dataset.root: a data set that brings its own splits needs train and one of val and test,"
+     " found test, val."),
+    (manifest_of({"ant": 2, "bee": 2}, split=["train"] * 4), "test, found train."),
+    (manifest_of({"ant": 2, "bee": 2}, split=["train", "val", "test", "train"]),
+     "The val split has no image of class 'bee'. Add images of this class or change"
+     " dataset.fractions."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("manifest", "said"), UNSPLITTABLE)
 def test_what_cannot_be_split_is_refused(manifest: pd.DataFrame, said: str) -> None:
     with pytest.raises(DataError, match=re.escape(said)):
         split_dataset(manifest, FRACTIONS, seed=0)
