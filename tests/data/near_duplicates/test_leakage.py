@@ -75,22 +75,10 @@ def test_what_belongs_together_has_one_group_and_given_groups_are_not_torn_apart
 
 
 def test_a_similar_image_does_not_hide_one_that_counts_as_the_same() -> None:
-    splits = pd.DataFrame(
-        {
-            "path": ["a.png", "b.png", "c.png"],
-            "label": ["bad", "good", "good"],
-            "split": ["train", "train", "test"],
-            "sha256": ["a", "b", "c"],
-        }
-    )
-    pairs = pd.DataFrame(
-        {
-            "sha256": ["a", "b"],
-            "other_sha256": ["c", "c"],
-            "distance": [0.001, 0.002],
-            "kind": ["similar", "near"],
-        }
-    )
+    images = [("a.png", "bad", "train"), ("b.png", "good", "train"), ("c.png", "good", "test")]
+    splits = pd.DataFrame(images, columns=["path", "label", "split"]).assign(sha256=[*"abc"])
+    rows = [("a", "c", 0.001, "similar"), ("b", "c", 0.002, "near")]
+    pairs = pd.DataFrame(rows, columns=NO_PAIRS.columns)
     for some, kind in ((pairs, "near"), (pairs[:1], "similar")):
         assert find_cross_split_duplicates(splits, some)["kind"].tolist() == [kind]
 
