@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.training import parameters
+from helpers.training import run, same
 from thawline.data.decoding import ImageError, hash_files, image_size, read_image
 from thawline.data.near_duplicates.search import find_pairs
 from thawline.data.screening.file_records import read_records
@@ -22,18 +21,8 @@ from thawline.data.screening.screen import screen_images
 from thawline.data.shards import read_bytes
 from thawline.data.sources import find_images, name_files
 from thawline.data.splitting import split_dataset
-from thawline.data.transforms import build_transforms
 from thawline.errors import DataError
-from thawline.networks.building import IMAGENET, build_network
-from thawline.options import (
-    ModelOptions,
-    Phase,
-    ScreeningOptions,
-    SplitFractions,
-    TransformOptions,
-)
-from thawline.training.loop import train
-from thawline.training.setup import prepare
+from thawline.options import Phase, ScreeningOptions, SplitFractions
 
 
 def write_shard(file: Path, members: Iterable[tuple[str, bytes]]) -> Path:
@@ -81,14 +70,10 @@ def test_shards_train_the_same_weights_as_the_folder_they_were_made_of(
         assert quarantine.empty and find_pairs(clean).empty
         splits = split_dataset(clean, SplitFractions(), seed=3)
         tables.append(splits[["sha256", "label", "class_index", "split"]].astype("str"))
-        network, _ = build_network(
-            ModelOptions(backbone="helpers.networks:SmallNet", weights="none"), 2, 32, 0
-        )
-        transforms = build_transforms(TransformOptions(size=32), IMAGENET)
-        setup = prepare(parameters(), network, splits.drop(columns="sha256"), transforms)
-        weights.append(train(setup, [Phase(trainable="all", epochs=1, lr=0.003)]).last)
+        phase = Phase(trainable="all", epochs=1, lr=0.003)
+        weights.append(run(splits.drop(columns="sha256"), phase).last)
     pd.testing.assert_frame_equal(*tables)
-    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    assert same(*weights)
     assert {path: path.stat().st_mtime_ns for path in shards.iterdir()} == before
 
 
