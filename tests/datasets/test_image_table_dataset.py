@@ -63,11 +63,9 @@ def test_images_and_project_may_move_together_and_images_alone_with_a_new_root(
         moved = place.with_name("moved")
         place.rename(moved)
         if root == "../photos":
-            paths = dataset(moved / "project").load()["path"]
-            assert all(Path(path).is_file() for path in paths)
+            assert all(Path(path).is_file() for path in dataset(moved / "project").load()["path"])
         monkeypatch.setattr(ImageTable, "current_root", moved / "photos")
-        paths = dataset(moved / "project").load()["path"]
-        assert paths[0] == f"{moved}/photos/ants/1.png"
+        assert dataset(moved / "project").load()["path"][0] == f"{moved}/photos/ants/1.png"
         monkeypatch.setattr(ImageTable, "current_root", moved)  # that of other data
         assert Path(dataset(moved / "project").load()["path"][0]).is_file() == (root[0] == ".")
         moved.rename(place)

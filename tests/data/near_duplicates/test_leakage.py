@@ -49,11 +49,9 @@ def test_what_belongs_together_has_one_group_and_given_groups_are_not_torn_apart
     count = data.draw(st.integers(6, 30))
     codes = data.draw(st.lists(st.sampled_from("abcdefghijkl"), min_size=count, max_size=count))
     images = pd.DataFrame({"path": [f"{n:02d}.png" for n in range(count)], "sha256": codes})
-    given_groups = data.draw(st.booleans())
-    if given_groups:
+    if given_groups := data.draw(st.booleans()):
         images["group"] = [data.draw(st.sampled_from("123456789")) for _ in codes]
-    own_splits = data.draw(st.booleans())
-    if own_splits:
+    if own_splits := data.draw(st.booleans()):
         images["split"] = [data.draw(st.sampled_from(SPLITS)) for _ in codes]
     near = data.draw(st.lists(st.tuples(*[st.sampled_from("abcdefghijkl")] * 2), max_size=4))
     pairs = pd.DataFrame(near, columns=["sha256", "other_sha256"])
