@@ -75,17 +75,14 @@ def test_a_later_line_changes_the_label_of_an_added_image_or_leaves_it_out(folde
         file.write(b" ")  # so that its content is its own
     (sha256,) = hash_files([str(folder.parent / "new.jpg")])
     added = ("../new.jpg,add,flower,,", "../newer.jpg,add,flower,,")
-    manifest, outcomes = correct(
-        folder, *added, f"../new.jpg,relabel,temple,{sha256},", "../newer.jpg,drop,,,"
-    )
+    later = (f"../new.jpg,relabel,temple,{sha256},", "../newer.jpg,drop,,,")
+    manifest, outcomes = correct(folder, *added, *later)
     assert outcomes == ["a later line is of this image"] * 2 + ["applied"] * 2
     labels = manifest.set_index("path")["label"]
     assert labels[str(folder.parent / "new.jpg")] == "temple" and len(labels) == 41
 
 
-def test_a_correction_by_content_is_of_all_copies_but_an_added_copy_is_itself(
-    folder: Path,
-) -> None:
+def test_a_correction_by_content_is_of_all_copies_but_an_added_copy_is_itself(folder: Path) -> None:
     (sha256,) = hash_files([str(folder / "flower/00.jpg")])
     shutil.copy(folder / "flower/00.jpg", folder / "flower/copy.jpg")
     shutil.copy(folder / "flower/00.jpg", folder.parent / "new.jpg")
@@ -113,21 +110,15 @@ def test_linked_images_are_corrected_and_missing_ones_hinder_no_others(folder: P
 
 def test_what_cannot_be_applied_says_why(folder: Path) -> None:
     (sha256,) = hash_files([str(folder / "flower/00.jpg")])
-    manifest, outcomes = correct(
-        folder,
-        f"flower/01.jpg,drop,,{sha256},",
-        "flower/02.jpg,relabel,castle,,",
-        "flower/99.jpg,drop,,,",
-        "flower/04.jpg,drop,,,",
-        "flower/04.jpg,fine,,,",
-    )
-    assert outcomes == [
-        "the image has been replaced since",
-        "there is no such class",
-        "there is no such image",
-        "a later line is of this image",
-        "applied",
-    ]
+    expected = {
+        f"flower/01.jpg,drop,,{sha256},": "the image has been replaced since",
+        "flower/02.jpg,relabel,castle,,": "there is no such class",
+        "flower/99.jpg,drop,,,": "there is no such image",
+        "flower/04.jpg,drop,,,": "a later line is of this image",
+        "flower/04.jpg,fine,,,": "applied",
+    }
+    manifest, outcomes = correct(folder, *expected)
+    assert outcomes == [*expected.values()]
     pd.testing.assert_frame_equal(manifest, manifest_of(folder))
 
 

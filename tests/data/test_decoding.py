@@ -29,9 +29,8 @@ def test_twelve_bits_keep_their_grays_whatever_else_is_in_the_file(
     ramp = np.arange(4096, dtype=np.uint16).reshape(64, 64)
     brighter = ramp.copy()
     brighter[0, 0] = 60_000
-    Image.fromarray(ramp).save(tmp_path / f"ramp.{suffix}")
-    Image.fromarray(brighter).save(tmp_path / f"brighter.{suffix}")
-    Image.fromarray(ramp // 16).save(tmp_path / f"dark.{suffix}")
+    for name, pixels in (("ramp", ramp), ("brighter", brighter), ("dark", ramp // 16)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.{suffix}")
     for depth, levels in ((12, 256), ("auto", 17), (16, 17), (8, 256), (None, 256)):
         seen = np.asarray(read_image(tmp_path / f"ramp.{suffix}", bit_depth=depth))[..., 0]
         assert len(np.unique(seen)) == levels

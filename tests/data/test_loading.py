@@ -18,25 +18,21 @@ TRANSFORMS = build_transforms(TransformOptions(size=32), IMAGENET)
 def test_batches_hold_what_was_asked_for_epoch_after_epoch(
     splits: pd.DataFrame, workers: int
 ) -> None:
-    loader = ViewLoader(TRANSFORMS, workers)
-    paths = splits["path"].tolist()
+    loader, paths = ViewLoader(TRANSFORMS, workers), splits["path"].tolist()
     for epoch in range(3):
         asked = [
             [ImageView(p, SHA256, epoch) for p in paths[:3]],
             [ImageView(paths[3], SHA256)],
             [ImageView(paths[4], SHA256, 7)],
         ]
-        first, second, third = loader.load(asked[epoch:] + asked[:epoch])
-        found = dict(zip(range(3), (first, second, third), strict=True))
-        expected = [torch.stack([_view(view) for view in batch]) for batch in asked]
-        for position in range(3):
-            assert torch.equal(found[position], expected[(position + epoch) % 3])
+        turned = asked[epoch:] + asked[:epoch]
+        for found, batch in zip([*loader.load(turned)], turned, strict=True):
+            assert torch.equal(found, torch.stack([_view(view) for view in batch]))
     assert list(loader.load([])) == []
 
 
 def test_an_epoch_that_was_left_early_does_not_spill_into_the_next(splits: pd.DataFrame) -> None:
-    loader = ViewLoader(TRANSFORMS, workers=2)
-    paths = splits["path"].tolist()
+    loader, paths = ViewLoader(TRANSFORMS, workers=2), splits["path"].tolist()
     next(loader.load([[ImageView(path, SHA256)] for path in paths]))
     (only,) = loader.load([[ImageView(paths[-1], SHA256)]])
     assert torch.equal(only[0], _view(ImageView(paths[-1], SHA256)))

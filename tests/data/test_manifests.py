@@ -1,6 +1,7 @@
 """A CSV or Parquet file becomes a manifest, or is refused with the reason."""
 
 import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,8 @@ from thawline.thaw.image_set import image_set
 @pytest.fixture
 def table(photos: Path, tmp_path: Path) -> pd.DataFrame:
     """Return path, label, group, sha256 of copies of photographs beside the table to be written."""
+    shutil.copytree(photos, tmp_path, dirs_exist_ok=True)
     paths = [f"{path.parent.name}/{path.name}" for path in sorted(photos.glob("*/*.jpg"))]
-    for path in paths:
-        (tmp_path / path).parent.mkdir(exist_ok=True)
-        (tmp_path / path).write_bytes((photos / path).read_bytes())
     rows = pd.DataFrame({"path": paths})
     rows["label"] = rows["path"].str.partition("/")[0]
     rows["group"] = rows["label"] + rows["path"].str.slice(-5, -4)

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.training import parameters
+from helpers.training import run, same
 from thawline.data.decoding import ImageError, hash_files, image_size, read_image
 from thawline.data.near_duplicates.search import find_pairs
 from thawline.data.screening.file_records import read_records
@@ -22,18 +21,8 @@ from thawline.data.screening.screen import screen_images
 from thawline.data.shards import read_bytes
 from thawline.data.sources import find_images, name_files
 from thawline.data.splitting import split_dataset
-from thawline.data.transforms import build_transforms
 from thawline.errors import DataError
-from thawline.networks.building import IMAGENET, build_network
-from thawline.options import (
-    ModelOptions,
-    Phase,
-    ScreeningOptions,
-    SplitFractions,
-    TransformOptions,
-)
-from thawline.training.loop import train
-from thawline.training.setup import prepare
+from thawline.options import Phase, ScreeningOptions, SplitFractions
 
 
 def write_shard(file: Path, members: Iterable[tuple[str, bytes]]) -> Path:
@@ -81,14 +70,10 @@ def test_shards_train_the_same_weights_as_the_folder_they_were_made_of(
         assert quarantine.empty and find_pairs(clean).empty
         splits = split_dataset(clean, SplitFractions(), seed=3)
         tables.append(splits[["sha256", "label", "class_index", "split"]].astype("str"))
-        network, _ = build_network(
-            ModelOptions(backbone="helpers.networks:SmallNet", weights="none"), 2, 32, 0
-        )
-        transforms = build_transforms(TransformOptions(size=32), IMAGENET)
-        setup = prepare(parameters(), network, splits.drop(columns="sha256"), transforms)
-        weights.append(train(setup, [Phase(trainable="all", epochs=1, lr=0.003)]).last)
+        phase = Phase(trainable="all", epochs=1, lr=0.003)
+        weights.append(run(splits.drop(columns="sha256"), phase).last)
     pd.testing.assert_frame_equal(*tables)
-    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    assert same(*weights)
     assert {path: path.stat().st_mtime_ns for path in shards.iterdir()} == before
 
 
@@ -125,9 +110,8 @@ def test_whatever_its_name_a_member_is_found(members: dict[str, bytes]) -> None:
 def test_shards_may_bring_their_splits(photos: Path, tmp_path: Path) -> None:
     for split, numbers in (("train", range(8)), ("val", range(8, 12))):
         files = [photos / label / f"{n:02d}.jpg" for n in numbers for label in ("temple", "flower")]
-        write_shard(
-            tmp_path / split / "a.tar", [("./README.txt", b"of the shard"), *samples(files)]
-        )
+        members = [("./README.txt", b"of the shard"), *samples(files)]
+        write_shard(tmp_path / split / "a.tar", members)
     manifest = scan(tmp_path)
     assert manifest["split"].value_counts().to_dict() == {"train": 16, "val": 8}
     assert Path(manifest["path"][0]) == tmp_path / "train" / "a.tar" / "flower" / "00.jpg"
@@ -148,22 +132,18 @@ def test_a_table_names_members(shards: Path, tmp_path: Path, kind: str) -> None:
     rows = pd.DataFrame({"path": ["000.tar/flower/00.jpg"], "label": ["a"]})
     rows.to_csv(file, index=False) if kind == "csv" else rows.to_parquet(file)
     assert scan(file)["path"].tolist() == [f"{tmp_path}/000.tar/flower/00.jpg"]
-    rows.replace({"path": {"000.tar/flower/00.jpg": "000.tar/gone.jpg"}}).to_csv(
-        tmp_path / "gone.csv", index=False
-    )
+    rows.assign(path="000.tar/gone.jpg").to_csv(tmp_path / "gone.csv", index=False)
     with pytest.raises(DataError, match=r"do not exist, first '000\.tar/gone.jpg'"):
         scan(tmp_path / "gone.csv")
 
 
 def test_what_is_wrong_with_one_image_is_for_the_quarantine(photos: Path, tmp_path: Path) -> None:
     whole = (photos / "flower" / "00.jpg").read_bytes()
-    bad = [("x/cut.jpg", whole[: len(whole) // 2]), ("x/none.jpg", b""), ("x/text.jpg", b"hello")]
-    for name, _ in list(bad):
-        bad.append((name.replace("jpg", "cls"), b"flower"))
-    bad += [("b\udcff.jpg", whole), ("b\udcff.cls", b"flower")]
-    shard = write_shard(
-        tmp_path / "s" / "0.tar", [*samples(sorted(photos.glob("*/0[0-4].jpg"))), *bad]
-    )
+    cut = whole[: len(whole) // 2]
+    members = samples(sorted(photos.glob("*/0[0-4].jpg")))
+    for key, content in (("x/cut", cut), ("x/none", b""), ("x/text", b"hello"), ("b\udcff", whole)):
+        members += [(f"{key}.jpg", content), (f"{key}.cls", b"flower")]
+    shard = write_shard(tmp_path / "s" / "0.tar", members)
     cache = tmp_path / "facts.parquet"
     for _ in range(2):  # the second time all but the broken ones are remembered
         clean, quarantine = screen_images(scan(tmp_path / "s"), ScreeningOptions(), cache=cache)
@@ -178,7 +158,7 @@ def test_what_is_wrong_with_one_image_is_for_the_quarantine(photos: Path, tmp_pa
     with pytest.raises(ImageError, match=r"text\.jpg' cannot be read: not an image"):
         read_image(f"{shard}/x/text.jpg")
     known = read_records(cache)
-    assert known[f"{shard}/x/cut.jpg"].size == len(whole) // 2
+    assert known[f"{shard}/x/cut.jpg"].size == len(cut)
     assert known[f"{shard}/x/cut.jpg"].mtime_ns == shard.stat().st_mtime_ns
 
 
@@ -214,15 +194,13 @@ def test_a_sample_that_is_none_is_named_with_its_shard(
 def test_a_shard_that_is_cut_off_is_refused(tmp_path: Path, left: int) -> None:
     shard = write_shard(tmp_path / "7.tar", [("1.jpg", b"x" * 500), ("1.cls", b"ant")])
     os.truncate(shard, left)
-    with pytest.raises(
-        DataError, match=r"7\.tar is (truncated or damaged after|not a tar archive)"
-    ):
+    said = r"7\.tar is (truncated or damaged after|not a tar archive)"
+    with pytest.raises(DataError, match=said):
         scan(tmp_path)
 
 
 def test_a_compressed_shard_is_refused(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "7.tar.gz", "w:gz"):
-        pass
+    tarfile.open(tmp_path / "7.tar.gz", "w:gz").close()
     with pytest.raises(DataError, match=r"7\.tar\.gz is compressed"):
         scan(tmp_path)
     (tmp_path / "7.tar.gz").rename(tmp_path / "7.tar")

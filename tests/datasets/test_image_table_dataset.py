@@ -48,9 +48,8 @@ def test_a_table_has_relative_paths_and_loads_absolute_ones(
     manifest = find_images(given, project, project)
     dataset(project, kind).save(manifest)
     reader = pd.read_csv if kind == "csv" else pd.read_parquet
-    assert reader(project / f"splits.{kind}")["path"].tolist() == [
-        "ants/1.png", "ants/2.png", "bees/1.png",
-    ]  # fmt: skip
+    saved = reader(project / f"splits.{kind}")
+    assert saved["path"].tolist() == ["ants/1.png", "ants/2.png", "bees/1.png"]
     assert (project / f"splits.{kind}.root").read_text() == given
     pd.testing.assert_frame_equal(dataset(project, kind).load(), manifest)
 
@@ -64,11 +63,9 @@ def test_images_and_project_may_move_together_and_images_alone_with_a_new_root(
         moved = place.with_name("moved")
         place.rename(moved)
         if root == "../photos":
-            paths = dataset(moved / "project").load()["path"]
-            assert all(Path(path).is_file() for path in paths)
+            assert all(Path(path).is_file() for path in dataset(moved / "project").load()["path"])
         monkeypatch.setattr(ImageTable, "current_root", moved / "photos")
-        paths = dataset(moved / "project").load()["path"]
-        assert paths[0] == f"{moved}/photos/ants/1.png"
+        assert dataset(moved / "project").load()["path"][0] == f"{moved}/photos/ants/1.png"
         monkeypatch.setattr(ImageTable, "current_root", moved)  # that of other data
         assert Path(dataset(moved / "project").load()["path"][0]).is_file() == (root[0] == ".")
         moved.rename(place)
@@ -76,12 +73,8 @@ def test_images_and_project_may_move_together_and_images_alone_with_a_new_root(
 
 def test_files_outside_of_the_folder_and_paths_in_sentences_are_relative_too(place: Path) -> None:
     project, root = place / "project", place / "photos" / "ants"
-    table = pd.DataFrame(
-        {
-            "path": [f"{root}/1.png", f"{place}/photos/bees/1.png"],
-            "detail": [f"the same bytes as {root}/2.png", "empty"],
-        }
-    )
+    table = pd.DataFrame({"path": [f"{root}/1.png", f"{place}/photos/bees/1.png"]})
+    table["detail"] = [f"the same bytes as {root}/2.png", "empty"]
     table.attrs["root"] = "../photos/ants"
     dataset(project).save(table)
     saved = pd.read_csv(project / "splits.csv")

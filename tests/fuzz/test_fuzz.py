@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,9 @@ def fuzz(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> 
     def run(target: Callable[..., None], *strategies: st.SearchStrategy[Any]) -> None:
         count = 0
 
-        def guarded(*example: Any) -> None:
+        @settings(max_examples=ROUND, deadline=None, suppress_health_check=list(HealthCheck))
+        @given(st.tuples(*strategies))
+        def one_round(example: tuple[Any, ...]) -> None:
             nonlocal count
             count += 1
             faulthandler.dump_traceback_later(HANG, exit=True, file=sys.__stderr__)
@@ -67,11 +70,6 @@ def fuzz(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]) -> 
                 target(*example)
             finally:
                 faulthandler.cancel_dump_traceback_later()
-
-        @settings(max_examples=ROUND, deadline=None, suppress_health_check=list(HealthCheck))
-        @given(st.tuples(*strategies))
-        def one_round(example: tuple[Any, ...]) -> None:
-            guarded(*example)
 
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -137,9 +135,8 @@ NAMES = [
     "leads_out.png", "circle.png", "folder", "cut.png", "text.png", "", " ", "0.png ", "~/x.png",
     "nul\0.png", "x" * 5000, "bär.png", "C:\\0.png", "file:///etc/passwd", '"0.png"', "[/b].png",
 ]  # fmt: skip
-CELLS = st.sampled_from(["ants", "bees", "train", "val", "test", "1", "NA", "nan"]) | st.text(
-    max_size=6
-)
+WORDS = st.sampled_from(["ants", "bees", "train", "val", "test", "1", "NA", "nan"])
+CELLS = WORDS | st.text(max_size=6)
 
 
 def make_images(folder: Path) -> None:
@@ -164,8 +161,7 @@ def test_manifests(fuzz: Fuzz, tmp_path: Path) -> None:
 
     def check(header: list[str], rows: list[list[str]], damage: Damage, whole: bytes) -> None:
         text = "\n".join(",".join(row) for row in [header, *rows])
-        content = text.encode("utf-8", "surrogatepass")
-        file.write_bytes(whole or damage(content))
+        file.write_bytes(whole or damage(text.encode("utf-8", "surrogatepass")))
         with suppress(DataError):
             manifest = find_images("list.csv", folder, folder)
             assert all(Path(path).is_relative_to(folder) for path in manifest["path"])
@@ -176,9 +172,8 @@ def test_manifests(fuzz: Fuzz, tmp_path: Path) -> None:
     names = good | st.sampled_from(NAMES) | st.text(max_size=10)
     row = st.tuples(names, CELLS, CELLS, CELLS).map(list) | st.lists(CELLS, max_size=6)
     tidy = st.tuples(good, st.sampled_from(["ants", "bees"]), CELLS, CELLS).map(list)
-    headers = st.just(["path", "label", "x", "y"]) | st.permutations(
-        ["path", "label", "split", "group"]
-    )
+    shuffled = st.permutations(["path", "label", "split", "group"])
+    headers = st.just(["path", "label", "x", "y"]) | shuffled
     rows = st.lists(row, max_size=6) | st.lists(tidy, max_size=14)
     mess = st.just(b"") | st.just(b"") | st.binary(max_size=60)
     fuzz(check, headers | st.lists(CELLS, max_size=4), rows, damages(most=2), mess)
@@ -191,11 +186,7 @@ def damages(most: int = 8) -> st.SearchStrategy[Damage]:
     """Draw what overwrites, cuts out, doubles or cuts off parts of a file."""
     kind = st.sampled_from(["set", "set", "set", "cut", "double", "end", "insert"])
     step = st.tuples(kind, st.floats(0, 1), st.integers(0, 255), st.integers(1, 64))
-
-    def make(steps: list[tuple[str, float, int, int]]) -> Damage:
-        return lambda content: apply(content, steps)
-
-    return st.lists(step, max_size=most).map(make)
+    return st.lists(step, max_size=most).map(lambda steps: partial(apply, steps=steps))
 
 
 def apply(content: bytes, steps: list[tuple[str, float, int, int]]) -> bytes:
@@ -241,10 +232,8 @@ def test_images(fuzz: Fuzz, tmp_path: Path) -> None:
     encoded = [content for way in WAYS if (content := encode(*way))]
     assert len(encoded) > 10
     torch.manual_seed(0)
-    network = SmallNet().eval()
-    classes = tuple("abcdefghij"[: network.linear.out_features])
     model = ModelOptions(backbone="helpers.networks:SmallNet", weights="none")
-    classifier = Classifier(network, classes, PREPROCESSING, model)
+    classifier = Classifier(SmallNet().eval(), tuple("abcdefghij"), PREPROCESSING, model)
     screening = ScreeningOptions(max_megapixels=1)
     limits = RequestLimits(max_megapixels=1)
     file = tmp_path / "image"

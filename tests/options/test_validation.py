@@ -44,70 +44,45 @@ def test_conf_base_documents_every_parameter() -> None:
     assert [line for line in values if " # " not in line] == []
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "said"),
-    [
-        ("strategy", "nonsense", ["strategy: 'nonsense'", "auto, bias_only, finetune_then_freeze"]),
-        ("trian.lr", 3, ["trian: unknown", "did you mean 'training'"]),
-        ("training.ephocs", 3, ["training.ephocs: unknown", "did you mean 'epochs'"]),
-        ("dataset.fractions.vla", 0.1, ["dataset.fractions.vla: unknown", "did you mean 'val'"]),
-        ("training.epochs", -1, ["training.epochs", "greater than or equal to 0", "given -1"]),
-        ("training.optimizer", "adam", ["training.optimizer", "'adamw' or 'sgd'", "given 'adam'"]),
-        ("dataset.fractions.train", 0.9, ["dataset.fractions", "add up to 1, not 1.2"]),
-        (
-            "transforms.min_crop_scale",
-            1.5,
-            ["transforms.min_crop_scale", "less than or equal to 1"],
-        ),
-        ("model.min_loaded", 95, ["model.min_loaded", "less than or equal to 1", "given 95"]),
-        ("model.head", "builtin", ["model.head: builtin needs a network of your own"]),
-        (
-            "model",
-            {"head": "builtin", "backbone": "mine:Net", "head_dropout": 0.2},
-            ["model.head_dropout: 0.2 does not apply"],
-        ),
-        ("predict.batch_size", 0, ["predict.batch_size", "greater than 0", "given 0"]),
-        ("registry.nmae", "ants", ["registry.nmae: unknown", "did you mean 'name'"]),
-        ("seed", "x", ["seed", "given 'x'"]),
-        (
-            "evaluation.bootstrap_samples",
-            500,
-            ["evaluation.bootstrap_samples: removed", "no resampling", "delete"],
-        ),
-        ("compare.strategies", ["full", "head_onyl"], ["'head_onyl' is not a strategy; did you"]),
-        (
-            "compare.num_seeds",
-            2**32 + 1,
-            ["compare.num_seeds: 4294967297 seeds from 0", "4294967295"],
-        ),
-        ("model.head", "own", ["model.head: the value own was renamed to builtin"]),
-        ("training.accumulate", 4, ["training.accumulate: renamed to training.gradient_acc"]),
-        ("explain.images", "", ["explain.images: the list is empty; give image paths or worst"]),
-        ("training.schedule", "cosin", ["given 'cosin'; did you mean 'cosine'?"]),
-        (
-            "strategies.mine.phases",
-            [{"trainable": [], "epochs": 1, "lr": 0.1}],
-            ["strategies.mine.phases.0.trainable", "at least 1"],
-        ),
-        ("strategies.mine", {"phases": []}, ["strategies.mine.phases", "at least 1"]),
-        ("recipe", "stong", ["recipe: 'stong' is not a recipe; did you mean 'strong'", "none, q"]),
-        (
-            "recipes.mine",
-            {"training.ephocs": 1, "explain.count": 3},
-            ["recipes.mine.training.ephocs: unknown; did you mean 'training.epochs'", "n.count"],
-        ),
-        (
-            "strategies.head_only.phases",
-            [{"trainable": "all", "epochs": 1, "lr": 0.1, "lr_decya": 0.5}],
-            ["strategies.head_only.phases.0.lr_decya: unknown", "did you mean 'lr_decay'"],
-        ),
-        (
-            "strategies.mine.phases",
-            [{"trainable": {"lora": {"stages": 1, "rnak": 2}}, "epochs": 1, "lr": 0.1}],
-            ["lora.stages: Input should be greater than or equal to 2", "did you mean 'rank'"],
-        ),
-    ],
-)
+WRONG: list[tuple[str, object, list[str]]] = [
+    ("strategy", "nonsense", ["strategy: 'nonsense'", "auto, bias_only, finetune_then_freeze"]),
+    ("trian.lr", 3, ["trian: unknown", "did you mean 'training'"]),
+    ("training.ephocs", 3, ["training.ephocs: unknown", "did you mean 'epochs'"]),
+    ("dataset.fractions.vla", 0.1, ["dataset.fractions.vla: unknown", "did you mean 'val'"]),
+    ("training.epochs", -1, ["training.epochs", "greater than or equal to 0", "given -1"]),
+    ("training.optimizer", "adam", ["training.optimizer", "'adamw' or 'sgd'", "given 'adam'"]),
+    ("dataset.fractions.train", 0.9, ["dataset.fractions", "add up to 1, not 1.2"]),
+    ("transforms.min_crop_scale", 1.5, ["transforms.min_crop_scale", "less than or equal to 1"]),
+    ("model.min_loaded", 95, ["model.min_loaded", "less than or equal to 1", "given 95"]),
+    ("model.head", "builtin", ["model.head: builtin needs a network of your own"]),
+    ("model", {"head": "builtin", "backbone": "mine:Net", "head_dropout": 0.2},
+     ["model.head_dropout: 0.2 does not apply"]),
+    ("predict.batch_size", 0, ["predict.batch_size", "greater than 0", "given 0"]),
+    ("registry.nmae", "ants", ["registry.nmae: unknown", "did you mean 'name'"]),
+    ("seed", "x", ["seed", "given 'x'"]),
+    ("evaluation.bootstrap_samples", 500,
+     ["evaluation.bootstrap_samples: removed", "no resampling", "delete"]),
+    ("compare.strategies", ["full", "head_onyl"], ["'head_onyl' is not a strategy; did you"]),
+    ("compare.num_seeds", 2**32 + 1, ["compare.num_seeds: 4294967297 seeds from 0", "4294967295"]),
+    ("model.head", "own", ["model.head: the value own was renamed to builtin"]),
+    ("training.accumulate", 4, ["training.accumulate: renamed to training.gradient_acc"]),
+    ("explain.images", "", ["explain.images: the list is empty; give image paths or worst"]),
+    ("training.schedule", "cosin", ["given 'cosin'; did you mean 'cosine'?"]),
+    ("strategies.mine.phases", [{"trainable": [], "epochs": 1, "lr": 0.1}],
+     ["strategies.mine.phases.0.trainable", "at least 1"]),
+    ("strategies.mine", {"phases": []}, ["strategies.mine.phases", "at least 1"]),
+    ("recipe", "stong", ["recipe: 'stong' is not a recipe; did you mean 'strong'", "none, q"]),
+    ("recipes.mine", {"training.ephocs": 1, "explain.count": 3},
+     ["recipes.mine.training.ephocs: unknown; did you mean 'training.epochs'", "n.count"]),
+    ("strategies.head_only.phases", [{"trainable": "all", "epochs": 1, "lr": 0.1, "lr_decya": 0.5}],
+     ["strategies.head_only.phases.0.lr_decya: unknown", "did you mean 'lr_decay'"]),
+    ("strategies.mine.phases",
+     [{"trainable": {"lora": {"stages": 1, "rnak": 2}}, "epochs": 1, "lr": 0.1}],
+     ["lora.stages: Input should be greater than or equal to 2", "did you mean 'rank'"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value", "said"), WRONG)
 def test_a_wrong_parameter_is_named_with_what_is_possible(
     raw: dict, name: str, value: object, said: list[str]
 ) -> None:

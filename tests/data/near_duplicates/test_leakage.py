@@ -49,11 +49,9 @@ def test_what_belongs_together_has_one_group_and_given_groups_are_not_torn_apart
     count = data.draw(st.integers(6, 30))
     codes = data.draw(st.lists(st.sampled_from("abcdefghijkl"), min_size=count, max_size=count))
     images = pd.DataFrame({"path": [f"{n:02d}.png" for n in range(count)], "sha256": codes})
-    given_groups = data.draw(st.booleans())
-    if given_groups:
+    if given_groups := data.draw(st.booleans()):
         images["group"] = [data.draw(st.sampled_from("123456789")) for _ in codes]
-    own_splits = data.draw(st.booleans())
-    if own_splits:
+    if own_splits := data.draw(st.booleans()):
         images["split"] = [data.draw(st.sampled_from(SPLITS)) for _ in codes]
     near = data.draw(st.lists(st.tuples(*[st.sampled_from("abcdefghijkl")] * 2), max_size=4))
     pairs = pd.DataFrame(near, columns=["sha256", "other_sha256"])
@@ -75,22 +73,10 @@ def test_what_belongs_together_has_one_group_and_given_groups_are_not_torn_apart
 
 
 def test_a_similar_image_does_not_hide_one_that_counts_as_the_same() -> None:
-    splits = pd.DataFrame(
-        {
-            "path": ["a.png", "b.png", "c.png"],
-            "label": ["bad", "good", "good"],
-            "split": ["train", "train", "test"],
-            "sha256": ["a", "b", "c"],
-        }
-    )
-    pairs = pd.DataFrame(
-        {
-            "sha256": ["a", "b"],
-            "other_sha256": ["c", "c"],
-            "distance": [0.001, 0.002],
-            "kind": ["similar", "near"],
-        }
-    )
+    images = [("a.png", "bad", "train"), ("b.png", "good", "train"), ("c.png", "good", "test")]
+    splits = pd.DataFrame(images, columns=["path", "label", "split"]).assign(sha256=[*"abc"])
+    rows = [("a", "c", 0.001, "similar"), ("b", "c", 0.002, "near")]
+    pairs = pd.DataFrame(rows, columns=NO_PAIRS.columns)
     for some, kind in ((pairs, "near"), (pairs[:1], "similar")):
         assert find_cross_split_duplicates(splits, some)["kind"].tolist() == [kind]
 

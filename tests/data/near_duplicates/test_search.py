@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,12 @@ def hashed(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(sha256=hash_files(table["path"].tolist()))
 
 
+def read(*folders: Path) -> pd.DataFrame:
+    """Return the images of folders by name, one class each."""
+    rows = [(path.as_posix(), each.name) for each in folders for path in sorted(each.iterdir())]
+    return hashed(pd.DataFrame(rows, columns=["path", "label"]))
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     """Return scikit-learn's handwritten digits, 8 px a side."""
@@ -44,9 +50,7 @@ COPIES = {
 }
 
 
-def plant(
-    images: pd.DataFrame, folder: Path, **options: int
-) -> tuple[pd.DataFrame, dict[str, str]]:
+def plant(images: pd.DataFrame, folder: Path, quality: int) -> tuple[pd.DataFrame, dict[str, str]]:
     """Return splits with altered copies of training images in val and test, and their originals."""
     splits = split_dataset(images, FRACTIONS, seed=0)
     rows, originals = [], {}
@@ -55,7 +59,7 @@ def plant(
         kind = list(COPIES)[number % len(COPIES)]
         ending = "jpg" if kind == "recompressed" else "png"
         path = (folder / f"{number}.{ending}").as_posix()
-        COPIES[kind](Image.open(row["path"]).convert("RGB")).save(path, **options)
+        COPIES[kind](Image.open(row["path"]).convert("RGB")).save(path, quality=quality)
         originals[path] = row["path"]
         rows.append({**row, "path": path, "split": ("val", "test")[number % 2]})
     return hashed(pd.concat([splits, pd.DataFrame(rows)], ignore_index=True)), originals
@@ -85,10 +89,8 @@ def test_altered_copies_of_photographs_are_all_found_and_nothing_else(
     # Without splits of their own, no copy is separated from its original.
     grouped = group_alike(planted[["path", "label", "sha256"]], pairs)
     again = split_dataset(grouped, FRACTIONS, seed=1).merge(planted[["path", "sha256"]])
-    assert again.groupby("group")["path"].count().value_counts().to_dict() == {
-        1: len(images) - len(originals),
-        2: len(originals),
-    }
+    sizes = again.groupby("group")["path"].count().value_counts().to_dict()
+    assert sizes == {1: len(images) - len(originals), 2: len(originals)}
     assert find_cross_split_duplicates(again, pairs).empty
 
 
@@ -101,8 +103,7 @@ def test_few_of_the_digits_are_alike(digits: pd.DataFrame) -> None:
 def test_a_blank_image_is_like_no_other(tmp_path: Path) -> None:
     for name, gray in (("black", 0), ("white", 255), ("gray", 128)):
         Image.new("RGB", (60, 40), (gray,) * 3).save(tmp_path / f"{name}.png")
-    table = pd.DataFrame({"path": sorted(map(str, tmp_path.glob("*.png"))), "label": "blank"})
-    assert find_pairs(hashed(table)).empty
+    assert find_pairs(read(tmp_path)).empty
 
 
 def test_copies_stay_on_one_side(photos: Path, tmp_path: Path) -> None:
@@ -152,14 +153,13 @@ def photograph(
     return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
 
 
-def save_all(images: Sequence[Image.Image], folder: Path, ending: str) -> pd.DataFrame:
-    """Save the images of one class and return their manifest."""
-    folder.mkdir(parents=True)
+def save_all(images: Iterable[Image.Image], folder: Path, ending: str = "png") -> Path:
+    """Save the images of one class in a new folder."""
+    folder.mkdir()
     options = {"quality": 90} if ending == "jpg" else {"compress_level": 1}
-    paths = [(folder / f"{number:02d}.{ending}").as_posix() for number in range(len(images))]
-    for image, path in zip(images, paths, strict=True):
-        image.save(path, **options)
-    return pd.DataFrame({"path": paths, "label": folder.name})
+    for number, image in enumerate(images):
+        image.save(folder / f"{number:02d}.{ending}", **options)
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -178,11 +178,10 @@ def test_images_of_a_fixed_camera_are_different_images(
 ) -> None:
     rng = np.random.default_rng(0)
     scene = background(kind, side, rng)
-    classes = [
-        save_all([photograph(scene, noise, rng, bad) for _ in range(40)], tmp_path / name, ending)
-        for name, bad in (("good", False), ("defective", True))
-    ]
-    images = hashed(pd.concat(classes, ignore_index=True))
+    good, defective = tmp_path / "good", tmp_path / "defective"
+    save_all([photograph(scene, noise, rng) for _ in range(40)], good, ending)
+    save_all([photograph(scene, noise, rng, True) for _ in range(40)], defective, ending)
+    images = read(good, defective)
     pairs = find_pairs(images)
     label = images.set_index("sha256")["label"]
     same_class = pairs["sha256"].map(label) == pairs["other_sha256"].map(label)
@@ -199,13 +198,11 @@ def test_images_of_a_fixed_camera_are_different_images(
 def test_twenty_copies_of_a_photograph_are_one_image(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     original = Image.fromarray(TEMPLE)
-    paths = []
     for number, quality in enumerate(np.linspace(50, 95, 20).astype(int)):
         scale = rng.uniform(0.6, 1)
         size = round(scale * original.width), round(scale * original.height)
-        paths.append((tmp_path / f"{number}.jpg").as_posix())
-        original.resize(size).save(paths[-1], quality=int(quality))
-    images = hashed(pd.DataFrame({"path": paths, "label": "temple"}))
+        original.resize(size).save(tmp_path / f"{number:02d}.jpg", quality=int(quality))
+    images = read(tmp_path)
     assert group_alike(images, find_pairs(images))["group"].nunique() == 1
 
 
@@ -215,14 +212,12 @@ def test_copies_of_a_fixed_camera_s_image_are_linked_with_it_and_nothing_else(
 ) -> None:
     rng = np.random.default_rng(0)
     scene = background(kind, side, rng)
-    images = save_all([photograph(scene, noise, rng) for _ in range(12)], tmp_path / "good", "png")
-    original = Image.open(images["path"][4])
-    paths = [(tmp_path / "good" / name).as_posix() for name in ("a.jpg", "b.jpg", "mirrored.png")]
-    original.save(paths[0], quality=85)
-    original.save(paths[1], quality=70)
-    ImageOps.mirror(original).save(paths[2])
-    copies = pd.DataFrame({"path": paths, "label": "good"})
-    images = hashed(pd.concat([images, copies], ignore_index=True))
+    folder = save_all([photograph(scene, noise, rng) for _ in range(12)], tmp_path / "good")
+    original = Image.open(folder / "04.png")
+    original.save(folder / "a.jpg", quality=85)
+    original.save(folder / "b.jpg", quality=70)
+    ImageOps.mirror(original).save(folder / "mirrored.png")
+    images = read(folder)
     for some in (images[:14], images):  # a mirror image has no residual in common
         grouped = group_alike(some, find_pairs(some))
         linked = grouped[grouped["group"].duplicated(keep=False)]
@@ -237,11 +232,9 @@ def test_copies_of_images_of_two_fixed_cameras_are_found(tmp_path: Path) -> None
     other = scene.copy()
     other[60:72, 40:60] += 40  # it looks nearly the same
     images = [photograph(one, 6, rng) for one in (scene, other) for _ in range(20)]
-    manifest = save_all(images, tmp_path / "good", "png")
-    copy = (tmp_path / "good" / "copy.jpg").as_posix()
-    images[30].save(copy, quality=85)
-    manifest = pd.concat([manifest, pd.DataFrame({"path": [copy], "label": "good"})])
-    manifest = hashed(manifest.reset_index(drop=True))
+    folder = save_all(images, tmp_path / "good")
+    images[30].save(folder / "copy.jpg", quality=85)
+    manifest = read(folder)
     grouped = group_alike(manifest, find_pairs(manifest))
     assert grouped["group"].nunique() == 40
     assert grouped["group"][40] == grouped["group"][30]
@@ -250,10 +243,8 @@ def test_copies_of_images_of_two_fixed_cameras_are_found(tmp_path: Path) -> None
 def test_a_copy_in_another_class_is_similar_unless_a_class_is_shared(
     photos: Path, tmp_path: Path
 ) -> None:
-    original = photos / "flower" / "03.jpg"
-    copy = tmp_path / "copy.jpg"
-    Image.open(original).save(copy, quality=60)
-    paths = [str(original), str(copy)]
+    paths = [str(photos / "flower" / "03.jpg"), str(tmp_path / "copy.jpg")]
+    Image.open(paths[0]).save(paths[1], quality=60)
     images = hashed(pd.DataFrame({"path": paths, "label": ["flower", "temple"]}))
     assert find_pairs(images)["kind"].tolist() == ["similar"]
     assert group_alike(images, find_pairs(images)) is images

@@ -9,6 +9,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from thawline.data.screening.screen import screen_images
 from thawline.data.sources import find_images
 from thawline.data.splitting import split_dataset
 from thawline.errors import DataError
-from thawline.options import DatasetOptions, ScreeningOptions, TransformOptions
+from thawline.options import ScreeningOptions, SplitFractions, TransformOptions
 
 OPTIONS = ScreeningOptions()
 LIMITED = ScreeningOptions(max_mb=0.05, max_megapixels=0.5)
@@ -91,13 +92,8 @@ def frames(file: Path) -> None:
 
 
 def socket_at(file: Path) -> None:
-    place = Path.cwd()
-    os.chdir(file.parent)  # the path of a socket is at most 107 bytes long
-    try:
-        with socket.socket(socket.AF_UNIX) as one:
-            one.bind(file.name)
-    finally:
-        os.chdir(place)
+    with chdir(file.parent), socket.socket(socket.AF_UNIX) as one:
+        one.bind(file.name)  # the path of a socket is at most 107 bytes long
 
 
 def link_into_itself(file: Path) -> None:
@@ -292,10 +288,9 @@ def test_copies_in_two_classes_are_all_kept_when_asked_for(corpus: Path) -> None
 def test_without_copies_splits_are_as_without_screening(corpus: Path) -> None:
     manifest = find(corpus)
     clean, _ = screen_images(manifest, OPTIONS)
-    fractions = DatasetOptions().fractions
-    splits = split_dataset(clean, fractions, 3)
     hashed = manifest.assign(sha256=hash_files(manifest["path"].tolist()))
-    pd.testing.assert_frame_equal(splits, split_dataset(hashed, fractions, 3))
+    splits, expected = (split_dataset(table, SplitFractions(), 3) for table in (clean, hashed))
+    pd.testing.assert_frame_equal(splits, expected)
 
 
 def test_only_what_has_changed_is_opened_again(
@@ -332,9 +327,8 @@ def test_other_limits_judge_what_is_known_anew(corpus: Path, tmp_path: Path) -> 
     for megapixels, kept in ((89, 8), (0.1, 7), (89, 8)):
         options = ScreeningOptions(max_megapixels=megapixels)
         assert len(screen_images(manifest, options, cache=cache)[0]) == kept
-    options = ScreeningOptions(min_side=100, min_images=1)
     with pytest.raises(DataError, match="class 'bees' has no readable image"):
-        screen_images(manifest, options, cache=cache)
+        screen_images(manifest, ScreeningOptions(min_side=100, min_images=1), cache=cache)
     assert len(screen_images(manifest, OPTIONS, cache=cache)[0]) == 8
 
 
@@ -348,8 +342,7 @@ def test_no_bytes_end_in_an_error(
     for place in data.draw(st.lists(st.integers(0, len(content) - 1), max_size=12)):
         content[place] = data.draw(st.integers(0, 255))
     file.write_bytes(content)
-    facts = examine(str(file), OPTIONS)
-    assert facts.problem in {"", *(problem.value for problem in Problem)}
+    assert examine(str(file), OPTIONS).problem in {"", *(problem.value for problem in Problem)}
 
 
 @pytest.mark.parametrize(
@@ -376,9 +369,8 @@ def test_values_that_a_bit_depth_does_not_fit_are_told_with_the_one_that_does(
 def test_values_from_0_to_1_with_a_bit_depth_are_told(
     corpus: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    Image.fromarray(np.random.default_rng(0).random((20, 20), np.float32)).save(
-        corpus / "ants/a.tiff"
-    )
+    pixels = np.random.default_rng(0).random((20, 20), np.float32)
+    Image.fromarray(pixels).save(corpus / "ants" / "a.tiff")
     screen_images(find(corpus), OPTIONS)
     assert "bit_depth" not in caplog.text
     screen_images(find(corpus), OPTIONS, transforms=TransformOptions(bit_depth=12))
