@@ -17,14 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from conftest import copy_project, start_kedro
-from helpers.training import (
-    EVERYTHING,
-    FROZEN_NORM,
-    HEAD,
-    parameters,
-    transforms,
-    without_dropout,
-)
+from helpers.training import EVERYTHING, FROZEN_NORM, HEAD, parameters, transforms, without_dropout
 from helpers.training import options as cpu_options
 from thawline.cli.doctor_checks import check_device
 from thawline.data.decoding import hash_files
@@ -36,12 +29,7 @@ from thawline.evaluation.predictions import predict_split
 from thawline.networks.building import IMAGENET, build_network
 from thawline.networks.classifier import Classifier, load_classifier, save_classifier
 from thawline.networks.libraries import BUNDLED_BACKBONE
-from thawline.options import (
-    LrFindOptions,
-    ModelOptions,
-    Phase,
-    TrainingOptions,
-)
+from thawline.options import LrFindOptions, ModelOptions, Phase, TrainingOptions
 from thawline.serving.requests import classify
 from thawline.thaw.cache import NO_CACHE, ActivationCache
 from thawline.thaw.device import Accelerator, make_accelerator

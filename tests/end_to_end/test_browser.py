@@ -15,17 +15,9 @@ from helpers.browser import CHROMIUM, served
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 NODES = {
-    "scan_images",
-    "screen_images",
-    "split_dataset",
-    "choose_strategy",
-    "build_transforms",
-    "build_model",
-    "freeze_layers",
-    "train_model",
-    "package_model",
-    "evaluate_model",
-}
+    "scan_images", "screen_images", "split_dataset", "choose_strategy", "build_transforms",
+    "build_model", "freeze_layers", "train_model", "package_model", "evaluate_model",
+}  # fmt: skip
 
 pytestmark = [
     pytest.mark.xdist_group("finished project"),
@@ -97,14 +89,8 @@ def test_the_built_site_holds_the_graph_and_its_figures(
     ids = {node["name"]: node["id"] for node in graph["nodes"]}
     assert ids.keys() >= NODES
     assert graph["layers"] == [
-        "raw",
-        "intermediate",
-        "primary",
-        "model_input",
-        "models",
-        "model_output",
-        "reporting",
-    ]
+        "raw", "intermediate", "primary", "model_input", "models", "model_output", "reporting",
+    ]  # fmt: skip
     for figure in ("learning_curves", "confusion_matrix"):
         preview = json.loads((api / "nodes" / ids[figure]).read_text())["preview"]
         assert preview["data"] and preview["layout"]["title"]

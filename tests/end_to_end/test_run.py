@@ -123,35 +123,15 @@ def test_artifacts_and_the_data_set_are_logged(run: mlflow.entities.Run) -> None
     client = mlflow.MlflowClient()
     names = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert {
-        "splits.csv",
-        "freeze_report.csv",
-        "freeze_contract.json",
-        "history.csv",
-        "load_report.json",
-        "learning_curves.json",
-        "confusion_matrix.json",
-        "metrics.json",
-        "per_class_metrics.csv",
-        "weak_spots.csv",
-        "predictions.csv",
-        "quarantine.csv",
-        "finetune_report.html",
-        "calibration.json",
-        "reliability_diagram.json",
-        "per_class_figure.json",
-        "misclassified_images.webp",
-        "class_balance.json",
-        "image_sizes.json",
-        "sample_images.webp",
-        "training_views.webp",
-        "label_errors.csv",
-        "label_errors_grid.webp",
-        "near_duplicates.csv",
-        "near_duplicates_grid.webp",
-        "outliers.csv",
-        "outliers_grid.webp",
-        "label_problems.json",
-    } <= names
+        "splits.csv", "freeze_report.csv", "freeze_contract.json", "history.csv",
+        "load_report.json", "learning_curves.json", "confusion_matrix.json", "metrics.json",
+        "per_class_metrics.csv", "weak_spots.csv", "predictions.csv", "quarantine.csv",
+        "finetune_report.html", "calibration.json", "reliability_diagram.json",
+        "per_class_figure.json", "misclassified_images.webp", "class_balance.json",
+        "image_sizes.json", "sample_images.webp", "training_views.webp", "label_errors.csv",
+        "label_errors_grid.webp", "near_duplicates.csv", "near_duplicates_grid.webp",
+        "outliers.csv", "outliers_grid.webp", "label_problems.json",
+    } <= names  # fmt: skip
     (used,) = run.inputs.dataset_inputs
     assert used.dataset.name == "splits"
 
@@ -419,9 +399,8 @@ def gradual(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
 def test_phases_lines_and_rates_are_in_the_history_and_in_mlflow(gradual: Path) -> None:
     history = pd.read_csv(latest(gradual, "08_reporting/history.csv"))
     assert history["phase"].tolist() == [1, 2, 3, 4, 5, 6]
-    assert (
-        history["thaw_line"].is_unique and history["trainable_parameters"].is_monotonic_increasing
-    )
+    assert history["thaw_line"].is_unique
+    assert history["trainable_parameters"].is_monotonic_increasing
     with sqlite3.connect(gradual / "mlflow.db") as database:
         metrics = dict(database.execute("select key, count(*) from metrics group by key"))
         tags = dict(database.execute("select key, value from tags order by rowid"))

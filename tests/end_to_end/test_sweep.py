@@ -82,9 +82,7 @@ def test_every_trial_is_a_child_run_and_the_figures_are_artifacts(swept: Path) -
     assert "best_parameters.yml" in names
 
 
-def test_a_space_that_cannot_be_searched_is_refused_before_any_image_is_read(
-    project: Path,
-) -> None:
+def test_a_space_that_cannot_be_searched_is_refused_before_any_image_is_read(project: Path) -> None:
     (project / "conf/local/parameters_sweep.yml").write_text(
         "sweep: { space: { training.lrr: { type: float, low: 0.1, high: 1 } } }"
     )

@@ -41,9 +41,7 @@ def test_a_recipe_is_tracked_and_a_value_of_the_command_line_wins(project: Path)
     assert "training.lr" not in tracked  # null
 
 
-def test_nodes_that_take_a_group_see_what_nodes_that_take_all_parameters_see(
-    project: Path,
-) -> None:
+def test_nodes_that_take_a_group_see_what_nodes_that_take_all_parameters_see(project: Path) -> None:
     command = [sys.executable, "-c", SHOW_PARAMETERS, str(project)]
     done = subprocess.run(
         command, cwd=project, env=environment(), capture_output=True, text=True, check=False
