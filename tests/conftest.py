@@ -49,7 +49,6 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 HYMENOPTERA = ROOT.parent / "shared" / "data" / "hymenoptera"
 PRELOADED = ("thawline.sweep.study", "thawline.networks.building")  # in processes that tests start
-RunKedro = Callable[..., subprocess.CompletedProcess[str]]
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -219,17 +218,19 @@ def kedro(
     assert server.stdin and server.stdout
     with tempfile.TemporaryDirectory() as folder:
         files = {name: f"{folder}/{name}" for name in ("stdout", "stderr")}
-        request = {
-            "arguments": arguments,
-            "cwd": str(cwd or project),
-            "env": environment(),
-            **files,
-        }
-        server.stdin.write(f"{json.dumps(request)}\n")
+        place = {"cwd": str(cwd or project), "env": environment()}
+        server.stdin.write(f"{json.dumps({'arguments': arguments, **place, **files})}\n")
         server.stdin.flush()
         status = int(server.stdout.readline())
         stdout, stderr = (Path(file).read_text(encoding="utf-8") for file in files.values())
     return subprocess.CompletedProcess(["kedro", *arguments], status, stdout, stderr)
+
+
+def run_kedro(project: Path, *arguments: str, cwd: Path | None = None) -> str:
+    """Run the `kedro` command, which must end well, and return its standard output."""
+    done = kedro(project, *arguments, cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def log(project: Path) -> str:

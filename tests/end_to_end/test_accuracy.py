@@ -6,7 +6,7 @@ from statistics import mean
 
 import pytest
 
-from conftest import kedro
+from conftest import run_kedro
 
 pytestmark = pytest.mark.slow
 
@@ -15,7 +15,7 @@ def test_head_only_reaches_94_percent_on_ants_and_bees(project: Path, hymenopter
     accuracies = []
     for seed in range(5):
         options = f"dataset.root={hymenoptera},strategy=head_only,seed={seed}"
-        assert kedro(project, "run", "--pipeline=finetune", f"--params={options}").returncode == 0
+        run_kedro(project, "run", "--pipeline=finetune", f"--params={options}")
         file = max((project / "data/08_reporting/metrics.json").iterdir()) / "metrics.json"
         metrics = json.loads(file.read_text())
         assert metrics["test_images"] == 153

@@ -12,7 +12,7 @@ import mlflow
 import pandas as pd
 import pytest
 
-from conftest import QUICK, copy_project, kedro, log, run_notebook, start_kedro
+from conftest import QUICK, copy_project, log, run_kedro, run_notebook, start_kedro
 from thawline.evaluation.weight_averages import ALPHAS
 from thawline.networks.classifier import load_classifier
 
@@ -28,9 +28,8 @@ class Compared:
         self.project = project
         self.params = f"dataset.root={photos},{QUICK},training.epochs=1,training.wise_ft=true"
         two = "compare.strategies=head_only lp_ft,compare.num_seeds=2"
-        done = kedro(project, "run", "--pipeline=compare", f"--params={self.params},{two}")
-        assert done.returncode == 0, done.stdout + done.stderr
-        self.log = re.sub(r"[\s│]+", " ", done.stdout + log(project))
+        said = run_kedro(project, "run", "--pipeline=compare", f"--params={self.params},{two}")
+        self.log = re.sub(r"[\s│]+", " ", said + log(project))
         client = mlflow.MlflowClient(f"sqlite:///{project}/mlflow.db")
         runs = client.search_runs([client.get_experiment_by_name("thawline").experiment_id])
         (self.parent,) = (run for run in runs if run.info.run_name.endswith(" · compare"))
@@ -91,8 +90,7 @@ def test_the_answer_is_in_the_console_as_json_as_a_table_and_as_a_page(compared:
 
 def test_finetune_repeats_a_training_of_the_comparison_exactly(compared: Compared) -> None:
     one = f"{compared.params},strategy=head_only,seed=1,dataset.seed=0"
-    done = kedro(compared.project, "run", "--to-nodes=evaluate_model", f"--params={one}")
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_kedro(compared.project, "run", "--to-nodes=evaluate_model", f"--params={one}")
     again = json.loads(compared.latest("08_reporting/metrics.json").read_text())
     trainings = pd.read_csv(compared.latest("08_reporting/comparison_trainings.csv"))
     (before,) = trainings.query("strategy == 'head_only' and seed == 1").to_dict("records")
@@ -140,8 +138,7 @@ def test_a_classifier_of_a_comparison_is_registered_by_a_run_that_trains_nothing
     (soup, *_) = compared.latest("06_models/comparison_classifiers").glob("*.soup")
     weights = f"model.weights={soup}/model.safetensors,strategy=head_only"
     options = f"--params={compared.params},{weights},training.epochs=0"
-    done = kedro(compared.project, "run", "--pipeline=finetune", options)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_kedro(compared.project, "run", "--pipeline=finetune", options)
     result = json.loads(compared.latest("08_reporting/registration.json").read_text())
     assert result["registered_version"] == result["champion_version"] == "1"
     metrics = json.loads(compared.latest("08_reporting/metrics.json").read_text())
@@ -150,8 +147,7 @@ def test_a_classifier_of_a_comparison_is_registered_by_a_run_that_trains_nothing
         assert metrics[name] == pytest.approx(table.loc[soup.name, name], rel=1e-5)
     saved = load_classifier(compared.latest("06_models/classifier"))
     assert saved.seen == load_classifier(soup).seen
-    exported = kedro(compared.project, "run", "--pipeline=export", f"--params=export.model={soup}")
-    assert exported.returncode == 0, exported.stdout + exported.stderr
+    run_kedro(compared.project, "run", "--pipeline=export", f"--params=export.model={soup}")
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ import mlflow
 import pytest
 from sklearn.datasets import load_digits
 
-from conftest import QUICK, ROOT, copy_project, kedro
+from conftest import QUICK, ROOT, copy_project, run_kedro
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("package")]
 
@@ -37,8 +37,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
     project = copy_project(tmp_path_factory.mktemp("package") / "project")
     for name in ("README.md", "LICENSE"):
         shutil.copy(ROOT / name, project)
-    done = kedro(project, "package")
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_kedro(project, "package")
     environment = project.parent / "environment"
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"

@@ -23,7 +23,7 @@ import pytest
 import requests
 from PIL import Image
 
-from conftest import QUICK, ROOT, kedro
+from conftest import QUICK, ROOT, kedro, run_kedro
 from golden.records import write_digits
 
 pytestmark = pytest.mark.xdist_group("finished project")
@@ -68,9 +68,8 @@ def folder(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def table(finished_project: Path, folder: Path) -> pd.DataFrame:
     """Return what `kedro run --pipeline=predict` says of the folder."""
-    done = kedro(finished_project, "run", "--pipeline=predict", f"--params=predict.root={folder}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    said = " ".join(done.stdout.split())
+    root = f"--params=predict.root={folder}"
+    said = " ".join(run_kedro(finished_project, "run", "--pipeline=predict", root).split())
     model = f"models:/{registered(finished_project)}/1"
     assert f"Predicting 9 files with {model} (2 classes: flower, temple; saved " in said
     assert "3 of 9 files cannot be read" in said
@@ -102,8 +101,7 @@ def test_a_second_prediction_replaces_the_table_and_the_first_is_in_mlflow(
     shutil.copytree(finished_project, project)
     (tmp_path / "one").mkdir()
     shutil.copy(folder / "plain.jpg", tmp_path / "one")
-    one = f"--params=predict.root={tmp_path}/one"
-    assert kedro(project, "run", "--pipeline=predict", one).returncode == 0
+    run_kedro(project, "run", "--pipeline=predict", f"--params=predict.root={tmp_path}/one")
     again = pd.read_parquet(project / "data/07_model_output/folder_labels.parquet")
     assert again["path"].tolist() == [f"{tmp_path}/one/plain.jpg"]
     mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
@@ -122,12 +120,10 @@ def test_photographs_after_digits_are_predicted_by_the_model_of_the_photographs(
     digits = write_digits(tmp_path / "digits", images_per_class=20)
     for root in (digits, photos):
         options = f"--params=dataset.root={root},{QUICK.replace('size=64', 'size=32')}"
-        done = kedro(project, "run", "--to-nodes=register_model", options)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "thawline predict IMAGES: this model, version 1 of '" in done.stdout
-    done = kedro(project, "run", "--pipeline=predict", f"--params=predict.root={photos}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "(2 classes: flower, temple; saved " in " ".join(done.stdout.split())
+        said = run_kedro(project, "run", "--to-nodes=register_model", options)
+        assert "thawline predict IMAGES: this model, version 1 of '" in said
+    said = run_kedro(project, "run", "--pipeline=predict", f"--params=predict.root={photos}")
+    assert "(2 classes: flower, temple; saved " in " ".join(said.split())
     found = pd.read_parquet(project / "data/07_model_output/folder_labels.parquet")
     assert set(found["label"]) == {"flower", "temple"}
 
@@ -136,9 +132,8 @@ def test_images_of_one_class_alone_are_unlike_those_of_both(
     finished_project: Path, photos: Path
 ) -> None:
     root = f"--params=drift.root={photos / 'flower'}"
-    done = kedro(finished_project, "run", "--pipeline=drift", root)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "unlike the held-out ones (p = 0.0" in " ".join(done.stdout.split())
+    said = run_kedro(finished_project, "run", "--pipeline=drift", root)
+    assert "unlike the held-out ones (p = 0.0" in " ".join(said.split())
     classes = pd.read_csv(latest(finished_project, "08_reporting/drift_classes.csv"))
     assert classes["share_now"].sum() == pytest.approx(1)
     assert len(pd.read_csv(latest(finished_project, "08_reporting/drift_images.csv"))) == 20
@@ -271,8 +266,7 @@ def test_http_and_python_answer_as_predict_and_http_names_what_it_cannot_read(
 def test_the_documented_example_gives_the_same_labels_without_thawline(
     finished_project: Path, table: pd.DataFrame, tmp_path: Path
 ) -> None:
-    done = kedro(finished_project, "run", "--pipeline=export", "--params=export.model=champion")
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_kedro(finished_project, "run", "--pipeline=export", "--params=export.model=champion")
     shutil.copytree(latest(finished_project, "06_models/onnx"), tmp_path / "onnx")
     good = table[table["problem"].isna()]
     text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")

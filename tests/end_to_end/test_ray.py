@@ -13,7 +13,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from conftest import QUICK, copy_project, kedro, log, start_kedro
+from conftest import QUICK, copy_project, log, run_kedro, start_kedro
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow  # a cluster takes half a minute to start
@@ -55,9 +55,8 @@ def test_two_workers_train_the_run_that_one_process_does(
     finished_project: Path, photos: Path, project: Path
 ) -> None:
     params = f"--params=dataset.root={photos},{QUICK},engine.name=ray,engine.workers=2"
-    done = kedro(project, *UNTIL_TRAINED, params)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "each of 2 worker(s) computes its share" in done.stdout
+    said = run_kedro(project, *UNTIL_TRAINED, params)
+    assert "each of 2 worker(s) computes its share" in said
     assert re.search(r"Phase 1: \d+ activations were read, 0 computed", log(project))
     found, expected = history(project), history(finished_project)
     pd.testing.assert_frame_equal(
@@ -98,8 +97,7 @@ def test_a_worker_that_is_killed_in_mid_epoch_is_replaced(photos: Path, tmp_path
         ",engine.name=ray,engine.workers=2"
     )
     undisturbed = log_steps(copy_project(tmp_path / "undisturbed"))
-    done = kedro(undisturbed, *UNTIL_TRAINED, params)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_kedro(undisturbed, *UNTIL_TRAINED, params)
     project = log_steps(copy_project(tmp_path / "killed"))
     process = start_kedro(project, "run", "--pipeline=finetune", params)
     output = log_until(process, "Epoch 3, step 4")

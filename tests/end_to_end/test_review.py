@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import QUICK, copy_project, kedro
+from conftest import QUICK, copy_project, run_kedro
 from helpers.browser import CHROMIUM, serious_problems, served, wait_until
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -38,8 +38,7 @@ def reviewed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("--pipeline=finetune", f"--params={common}"),
         ("--pipeline=review", f"--params={common},review.unlabeled={new}"),
     ):
-        done = kedro(project, "run", *arguments)
-        assert done.returncode == 0, done.stdout + done.stderr
+        run_kedro(project, "run", *arguments)
     return project
 
 

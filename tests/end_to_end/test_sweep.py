@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from conftest import QUICK, kedro
+from conftest import QUICK, kedro, run_kedro
 
 SPACE = """
 sweep:
@@ -27,9 +27,8 @@ def swept(tmp_path_factory: pytest.TempPathFactory, finished_project: Path, phot
     shutil.copytree(finished_project, project)
     (project / "conf/local/parameters_sweep.yml").write_text(SPACE)
     options = f"dataset.root={photos},training.clip_norm=1,sweep.trials=3,{QUICK}"
-    done = kedro(project, "run", "--pipeline=sweep", f"--params={options}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 of 3 trials; best is trial" in " ".join(done.stdout.split())
+    said = run_kedro(project, "run", "--pipeline=sweep", f"--params={options}")
+    assert "3 of 3 trials; best is trial" in " ".join(said.split())
     return project
 
 
@@ -47,8 +46,7 @@ def test_the_best_trial_is_repeated_exactly(swept: Path) -> None:
     assert written["training"]["lr"] == best["training.lr"]
     assert written["training"]["clip_norm"] == 1  # came by --params
     (swept / "conf/local/parameters_sweep.yml").unlink()
-    done = kedro(swept, "run", "--env=best", "--to-nodes=calibrate_classifier")
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_kedro(swept, "run", "--env=best", "--to-nodes=calibrate_classifier")
     history = pd.read_csv(newest(swept, "history.csv"))
     repeated = history.iloc[int(best["best_epoch"]) - 1]
     assert repeated["val_accuracy"] == best["val_accuracy"]
