@@ -233,6 +233,20 @@ def run_kedro(project: Path, *arguments: str, cwd: Path | None = None) -> str:
     return done.stdout
 
 
+def latest(project: Path, entry: str) -> Path:
+    """Return the newest version of a versioned catalog entry, as of `06_models/classifier`."""
+    return max((project / "data" / entry).iterdir()) / Path(entry).name
+
+
+def report(project: Path, name: str) -> Any:
+    """Return what the newest version of a file of reports holds: a table, JSON or text."""
+    file = latest(project, f"08_reporting/{name}")
+    if file.suffix == ".csv":
+        return pd.read_csv(file)
+    text = file.read_text(encoding="utf-8")
+    return json.loads(text) if file.suffix == ".json" else text
+
+
 def log(project: Path) -> str:
     """Return what the last run of a project has logged."""
     return max((project / "data" / "logs").iterdir()).read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import run_kedro
+from conftest import report, run_kedro
 from helpers.browser import CHROMIUM, served
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -117,9 +117,8 @@ def test_the_mlflow_ui_shows_metrics_curves_and_artifacts(
         page.goto(overview)
         for text in ("test/accuracy", "val/best_accuracy", "strategies.head_only.phases.0.lr"):
             page.wait_for_selector(f"text={text}")
-        file = max((finished_project / "data/08_reporting/metrics.json").iterdir())
-        metrics = json.loads((file / "metrics.json").read_text())
-        assert str(metrics["test_loss"]) in page.locator("body").inner_text()
+        loss = report(finished_project, "metrics.json")["test_loss"]
+        assert str(loss) in page.locator("body").inner_text()
         page.goto(f"{overview}/model-metrics")
         page.fill("input[placeholder='Search metric charts']", "val/loss")
         page.wait_for_selector(".js-plotly-plot .scatterlayer .trace")

@@ -13,11 +13,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from conftest import QUICK, copy_project, kedro, run_kedro, start_kedro
+from conftest import QUICK, copy_project, kedro, report, run_kedro, start_kedro
 from helpers.servers import MlflowServer, wait_until
 
 LONG = QUICK.replace("training.epochs=2", "training.epochs=40")
@@ -53,7 +52,7 @@ def test_a_server_that_is_restarted_during_a_run_has_all_of_it(
     assert process.returncode == 0, said + errors
     ((run, status),) = server.query("select run_uuid, status from runs")
     assert status == "FINISHED"
-    history = pd.read_csv(next(project.glob("data/08_reporting/history.csv/*/history.csv")))
+    history = report(project, "history.csv")
     for name in ("train_loss", "val_loss", "val_accuracy"):
         where = f"where run_uuid = '{run}' and key = '{name}'"
         found = server.query(f"select value from metrics {where} order by step")

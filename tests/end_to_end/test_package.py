@@ -6,7 +6,6 @@ What `kedro package` itself needs to build a wheel is fetched from a package ind
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ import mlflow
 import pytest
 from sklearn.datasets import load_digits
 
-from conftest import QUICK, ROOT, copy_project, run_kedro
+from conftest import QUICK, ROOT, copy_project, report, run_kedro
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("package")]
 
@@ -69,12 +68,6 @@ def digests(folder: Path) -> dict[Path, str]:
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def numbers(folder: Path) -> dict[str, float]:
-    """Return what the latest evaluation in a folder found."""
-    version = max((folder / "data" / "08_reporting" / "metrics.json").iterdir())
-    return dict(json.loads((version / "metrics.json").read_text()))
-
-
 def runs(folder: Path) -> list[mlflow.entities.Run]:
     """Return the runs that are recorded in a folder, the first first."""
     client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
@@ -114,7 +107,8 @@ def test_finetune_runs_in_an_empty_directory_with_a_configuration_from_elsewhere
     assert run.info.status == "FINISHED"
     assert run.data.params["dataset.root"] == "sklearn:digits"
     assert run.data.tags["kedro_command"].startswith("python -m thawline --pipeline=finetune")
-    assert run.data.metrics["test/accuracy"] == numbers(empty)["test_accuracy"] > 0.3  # of 10
+    accuracy = report(empty, "metrics.json")["test_accuracy"]
+    assert run.data.metrics["test/accuracy"] == accuracy > 0.3  # of 10
     assert {path.name for path in empty.iterdir()} == {"data", "mlartifacts", "mlflow.db"}
     assert len(list((empty / "data/01_raw/digits").glob("*/*"))) == len(load_digits().target)
     assert digests(package.site_packages) == before
@@ -129,10 +123,10 @@ def test_two_tasks_of_a_scheduler_leave_what_one_run_leaves(
     thawline(package, tmp_path, "--from-nodes=build_transforms", *options)
     prepared, trained = runs(tmp_path)
     assert [run.info.status for run in (prepared, trained)] == ["FINISHED", "FINISHED"]
-    assert trained.data.metrics["test/accuracy"] == numbers(tmp_path)["test_accuracy"]
+    first = report(tmp_path, "metrics.json")
+    assert trained.data.metrics["test/accuracy"] == first["test_accuracy"]
     assert trained.data.tags["registered_version"] == "1"
     # The splits are those of the first task, and belong to the classifier of the second.
     assert trained.inputs.dataset_inputs[0].dataset == prepared.inputs.dataset_inputs[0].dataset
-    first = numbers(tmp_path)
     thawline(package, tmp_path, "--pipeline=evaluate", *options)
-    assert numbers(tmp_path) == first
+    assert report(tmp_path, "metrics.json") == first

@@ -23,21 +23,15 @@ import pytest
 import requests
 from PIL import Image
 
-from conftest import QUICK, ROOT, kedro, run_kedro
+from conftest import QUICK, ROOT, kedro, latest, report, run_kedro
 from golden.records import write_digits
 
 pytestmark = pytest.mark.xdist_group("finished project")
 
 
-def latest(project: Path, folder: str) -> Path:
-    """Return the newest version of a versioned catalog entry."""
-    return max((project / "data" / folder).iterdir()) / Path(folder).name
-
-
 def registered(project: Path) -> str:
     """Return the name of the registered model."""
-    file = latest(project, "08_reporting/registration.json")
-    return json.loads(file.read_text())["registered_model"]
+    return report(project, "registration.json")["registered_model"]
 
 
 @pytest.fixture(scope="module")
@@ -77,9 +71,7 @@ def table(finished_project: Path, folder: Path) -> pd.DataFrame:
 
 
 def test_the_first_model_of_a_project_is_its_champion(finished_project: Path) -> None:
-    registration = json.loads(
-        latest(finished_project, "08_reporting/registration.json").read_text()
-    )
+    registration = report(finished_project, "registration.json")
     assert registration["registered_version"] == registration["champion_version"] == "1"
     assert "it is the first version" in registration["registration_reason"]
 
@@ -134,10 +126,10 @@ def test_images_of_one_class_alone_are_unlike_those_of_both(
     root = f"--params=drift.root={photos / 'flower'}"
     said = run_kedro(finished_project, "run", "--pipeline=drift", root)
     assert "unlike the held-out ones (p = 0.0" in " ".join(said.split())
-    classes = pd.read_csv(latest(finished_project, "08_reporting/drift_classes.csv"))
+    classes = report(finished_project, "drift_classes.csv")
     assert classes["share_now"].sum() == pytest.approx(1)
-    assert len(pd.read_csv(latest(finished_project, "08_reporting/drift_images.csv"))) == 20
-    page = latest(finished_project, "08_reporting/drift_report.html").read_text("utf-8")
+    assert len(report(finished_project, "drift_images.csv")) == 20
+    page = report(finished_project, "drift_report.html")
     assert "differ from" in page and "flower" in page
 
 

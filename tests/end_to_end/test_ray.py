@@ -13,7 +13,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from conftest import QUICK, copy_project, log, run_kedro, start_kedro
+from conftest import QUICK, copy_project, latest, log, report, run_kedro, start_kedro
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow  # a cluster takes half a minute to start
@@ -31,12 +31,8 @@ strategies:
 UNTIL_TRAINED = ("run", "--pipeline=finetune", "--to-nodes=calibrate_classifier")
 
 
-def newest(project: Path, pattern: str) -> Path:
-    return sorted(project.glob(pattern))[-1]
-
-
 def history(project: Path) -> pd.DataFrame:
-    return pd.read_csv(newest(project, "data/08_reporting/history.csv/*/history.csv"))
+    return report(project, "history.csv").drop(columns=OF_TIME)
 
 
 def log_steps(project: Path) -> Path:
@@ -58,10 +54,7 @@ def test_two_workers_train_the_run_that_one_process_does(
     said = run_kedro(project, *UNTIL_TRAINED, params)
     assert "each of 2 worker(s) computes its share" in said
     assert re.search(r"Phase 1: \d+ activations were read, 0 computed", log(project))
-    found, expected = history(project), history(finished_project)
-    pd.testing.assert_frame_equal(
-        found.drop(columns=OF_TIME), expected.drop(columns=OF_TIME), atol=TOLERANCE
-    )
+    pd.testing.assert_frame_equal(history(project), history(finished_project), atol=TOLERANCE)
     (state,) = project.glob("data/06_models/training_checkpoints/*")
     assert state.name.endswith(".finished.pt")
 
@@ -108,11 +101,9 @@ def test_a_worker_that_is_killed_in_mid_epoch_is_replaced(photos: Path, tmp_path
     assert process.returncode == 0, output + rest + errors
     assert "A worker died: all were restarted" in rest
     assert "Resuming after epoch" in rest
-    pd.testing.assert_frame_equal(
-        history(project).drop(columns=OF_TIME), history(undisturbed).drop(columns=OF_TIME)
-    )
-    weights = "data/06_models/classifier/*/classifier/*.safetensors"
-    first, second = (load_file(newest(one, weights)) for one in (project, undisturbed))
+    pd.testing.assert_frame_equal(history(project), history(undisturbed))
+    folders = [latest(one, "06_models/classifier") for one in (project, undisturbed)]
+    first, second = (load_file(folder / "model.safetensors") for folder in folders)
     assert all((first[name] == second[name]).all() for name in second)
 
 

@@ -17,7 +17,18 @@ import torch
 from safetensors.torch import load_file
 from torchvision import models
 
-from conftest import QUICK, ROOT, copy_project, divide_photos, kedro, log, run_kedro, start_kedro
+from conftest import (
+    QUICK,
+    ROOT,
+    copy_project,
+    divide_photos,
+    kedro,
+    latest,
+    log,
+    report,
+    run_kedro,
+    start_kedro,
+)
 from thawline.data.decoding import hash_files
 from thawline.datasets.resource_datasets import metric_name
 from thawline.networks.building import build_network
@@ -26,11 +37,6 @@ from thawline.options import ModelOptions
 
 # The tests that need a finished run share one process, so that it is made once.
 shares_a_run = pytest.mark.xdist_group("finished project")
-
-
-def latest(project: Path, folder: str) -> Path:
-    """Return the newest version of a versioned catalog entry."""
-    return max((project / "data" / folder).iterdir()) / Path(folder).name
 
 
 def weights(project: Path) -> dict[str, torch.Tensor]:
@@ -60,14 +66,14 @@ def test_every_parameter_is_a_parameter_of_the_run(run: mlflow.entities.Run, pho
 
 @shares_a_run
 def test_metrics_are_there_epoch_by_epoch(run: mlflow.entities.Run, finished_project: Path) -> None:
-    history = pd.read_csv(latest(finished_project, "08_reporting/history.csv"))
+    history = report(finished_project, "history.csv")
     client = mlflow.MlflowClient()
     for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr"):
         points = client.get_metric_history(run.info.run_id, metric_name(name))
         assert [p.step for p in points] == [1, 2]
         assert [p.value for p in points] == pytest.approx(history[name].tolist())
     assert run.data.metrics["val/best_accuracy"] == history["val_accuracy"].max()
-    saved = json.loads(latest(finished_project, "08_reporting/metrics.json").read_text())
+    saved = report(finished_project, "metrics.json")
     for name in ("test_accuracy", "test_accuracy_low", "test_macro_f1", "test_loss"):
         assert run.data.metrics[metric_name(name)] == saved[name]
 
@@ -202,7 +208,7 @@ def test_another_seed_gives_another_model_and_the_earlier_one_its_numbers_again(
     project = tmp_path / "project"
     shutil.copytree(finished_project, project)
     first = latest(project, "06_models/classifier").parent.name
-    numbers = json.loads(latest(project, "08_reporting/metrics.json").read_text())
+    numbers = report(project, "metrics.json")
     other = f"--params=dataset.root={photos},seed=1,{QUICK}"  # a later model and other splits
     train = ("run", "--pipelines=finetune", "--to-nodes=calibrate_classifier", other)
     run_kedro(project, *train, cwd=project / "src")
@@ -212,7 +218,7 @@ def test_another_seed_gives_another_model_and_the_earlier_one_its_numbers_again(
     heads = [weights(p)["classifier.weight"] for p in (project, finished_project)]
     assert not torch.equal(*heads)
     run_kedro(project, "run", "--pipeline=evaluate", f"--load-versions=classifier:{first}")
-    assert json.loads(latest(project, "08_reporting/metrics.json").read_text()) == numbers
+    assert report(project, "metrics.json") == numbers
     assert not (project / "src" / "mlflow.db").exists()
 
 
@@ -248,7 +254,7 @@ def test_a_run_reads_what_it_wrote_though_another_writes_beside_it(
     options = f"dataset.root={photos},{QUICK.replace('epochs=2', 'epochs=0')}"
     said = run_kedro(project, "run", "--to-nodes=evaluate_model", f"--params={options}")
     assert "test images are right" in said
-    assert pd.read_csv(latest(project, "08_reporting/history.csv")).empty
+    assert report(project, "history.csv").empty
 
 
 @shares_a_run
@@ -283,7 +289,7 @@ def test_a_resnet50_file_and_an_unfrozen_stage_from_the_command_line(
         if name.startswith(("conv1", "bn1", "layer1", "layer2", "layer3")):
             assert torch.equal(trained[name], tensor), name
     assert not torch.equal(trained["layer4.2.conv3.weight"], source["layer4.2.conv3.weight"])
-    contract = json.loads(latest(project, "08_reporting/freeze_contract.json").read_text())
+    contract = report(project, "freeze_contract.json")
     assert contract[0]["sha256_before"] == contract[0]["sha256_after"]
 
 
@@ -358,10 +364,10 @@ def test_a_strategy_of_ones_own_is_trained_and_without_a_store_nothing_is_writte
     options = f"dataset.root={photos},strategy=mine,transforms.size=32,training.num_workers=0"
     options += ",activations.max_gb=0"
     run_kedro(project, "run", "--to-nodes=calibrate_classifier", f"--params={options}")
-    report = pd.read_csv(latest(project, "08_reporting/freeze_report.csv"))
-    thawed = report[(report["phase"] == 2) & (report["trainable"] > 0)]
+    layers = report(project, "freeze_report.csv")
+    thawed = layers[(layers["phase"] == 2) & (layers["trainable"] > 0)]
     assert thawed["stage"].tolist() == ["blocks.6", "head"]
-    contract = json.loads(latest(project, "08_reporting/freeze_contract.json").read_text())
+    contract = report(project, "freeze_contract.json")
     assert [record["phase"] for record in contract] == [1, 2, 3]
     assert not (project / "data/04_feature").exists()
     load_classifier(latest(project, "06_models/classifier"))
@@ -383,7 +389,7 @@ def gradual(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
 
 @pytest.mark.xdist_group("gradual project")
 def test_phases_lines_and_rates_are_in_the_history_and_in_mlflow(gradual: Path) -> None:
-    history = pd.read_csv(latest(gradual, "08_reporting/history.csv"))
+    history = report(gradual, "history.csv")
     assert history["phase"].tolist() == [1, 2, 3, 4, 5, 6]
     assert history["thaw_line"].is_unique
     assert history["trainable_parameters"].is_monotonic_increasing
@@ -394,7 +400,7 @@ def test_phases_lines_and_rates_are_in_the_history_and_in_mlflow(gradual: Path) 
     assert [metrics[f"train/{name}"] for name in own] == [6, 6, 6]
     assert metrics["train/lr/blocks.6"] == 5 and metrics["train/lr/blocks.2"] == 1
     assert tags["strategy"] == tags["chosen_strategy"] == "gradual"
-    contract = json.loads(latest(gradual, "08_reporting/freeze_contract.json").read_text())
+    contract = report(gradual, "freeze_contract.json")
     assert [record["phase"] for record in contract] == [1, 2, 3, 4, 5, 6]
 
 
@@ -434,10 +440,7 @@ def test_more_epochs_go_on_after_the_last_one(
     options = f"--params=dataset.root={photos},{more},training.resume=true"
     said = run_kedro(project, "run", "--to-nodes=calibrate_classifier", options)
     assert "Resuming after epoch 2" in said and "Epoch 2:" not in said
-    first, history = (
-        pd.read_csv(latest(folder, "08_reporting/history.csv"))
-        for folder in (finished_project, project)
-    )
+    first, history = (report(folder, "history.csv") for folder in (finished_project, project))
     assert history["epoch"].tolist() == [1, 2, 3]
     pd.testing.assert_frame_equal(history[:2], first)
     with sqlite3.connect(project / "mlflow.db") as database:
@@ -451,10 +454,10 @@ def test_more_epochs_go_on_after_the_last_one(
 def test_auto_without_a_budget_fits_all_stages_and_says_why(project: Path, photos: Path) -> None:
     options = f"dataset.root={photos},strategy=auto,auto.budget_minutes=0,{QUICK}"
     said = run_kedro(project, "run", "--to-nodes=calibrate_classifier", f"--params={options}")
-    choice = json.loads(latest(project, "08_reporting/strategy_choice.json").read_text())
+    choice = report(project, "strategy_choice.json")
     assert (choice["strategy"], choice["chosen_strategy"]) == ("auto", "all_stages")
     assert choice["strategy_reason"] in " ".join(said.split()).replace("│ │ ", "")
-    candidates = pd.read_csv(latest(project, "08_reporting/candidates.csv"))
+    candidates = report(project, "candidates.csv")
     assert candidates["strategy"].tolist() == ["all_stages"]
     assert candidates["size"].tolist() == [64]
 
@@ -465,10 +468,9 @@ def test_a_head_on_all_stages_is_reported_and_predicts_as_it_was_evaluated(
 ) -> None:
     options = f"dataset.root={photos},strategy=all_stages,{QUICK}"
     run_kedro(project, "run", "--pipeline=finetune", f"--params={options}")
-    figure = json.loads(latest(project, "08_reporting/stage_contributions.json").read_text())
+    figure = report(project, "stage_contributions.json")
     assert len(figure["data"][0]["x"]) == 9  # the stem, seven blocks and the last layer
-    report = latest(project, "08_reporting/finetune_report.html").read_text()
-    assert "loses without a stage" in report
+    assert "loses without a stage" in report(project, "finetune_report.html")
     evaluated = pd.read_csv(latest(project, "07_model_output/predictions.csv"))
     run_kedro(project, "run", "--pipeline=predict", f"--params=predict.root={photos},{QUICK}")
     labeled = pd.read_parquet(project / "data/07_model_output/folder_labels.parquet")
@@ -482,9 +484,9 @@ def test_a_head_on_all_stages_is_reported_and_predicts_as_it_was_evaluated(
 def test_the_rate_is_swept_on_the_command_line(project: Path, photos: Path) -> None:
     options = f"dataset.root={photos},strategy=auto,lr_find.steps=20,{QUICK}"
     said = run_kedro(project, "run", "--pipeline=lr_find", f"--params={options}")
-    suggested = json.loads(latest(project, "08_reporting/suggested_lr.json").read_text())
+    suggested = report(project, "suggested_lr.json")
     assert f"Suggested: training.lr={suggested['suggested_lr']:.2g}" in said
-    sweep = pd.read_csv(latest(project, "08_reporting/lr_range_test.csv"))
+    sweep = report(project, "lr_range_test.csv")
     assert suggested["suggested_lr"] in sweep["lr"].tolist()
 
 

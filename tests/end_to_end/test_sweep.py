@@ -6,11 +6,10 @@ import shutil
 from pathlib import Path
 
 import mlflow
-import pandas as pd
 import pytest
 import yaml
 
-from conftest import QUICK, kedro, run_kedro
+from conftest import QUICK, kedro, report, run_kedro
 
 SPACE = """
 sweep:
@@ -32,13 +31,9 @@ def swept(tmp_path_factory: pytest.TempPathFactory, finished_project: Path, phot
     return project
 
 
-def newest(project: Path, name: str) -> Path:
-    return max((project / "data/08_reporting" / name).iterdir()) / name
-
-
 @pytest.mark.xdist_group("finished project")
 def test_the_best_trial_is_repeated_exactly(swept: Path) -> None:
-    trials = pd.read_csv(newest(swept, "sweep_trials.csv"))
+    trials = report(swept, "sweep_trials.csv")
     assert trials["trial"].tolist() == [0, 1, 2]
     complete = trials[trials["state"] == "complete"]
     best = complete.sort_values(["val_accuracy", "val_loss"], ascending=[False, True]).iloc[0]
@@ -47,7 +42,7 @@ def test_the_best_trial_is_repeated_exactly(swept: Path) -> None:
     assert written["training"]["clip_norm"] == 1  # came by --params
     (swept / "conf/local/parameters_sweep.yml").unlink()
     run_kedro(swept, "run", "--env=best", "--to-nodes=calibrate_classifier")
-    history = pd.read_csv(newest(swept, "history.csv"))
+    history = report(swept, "history.csv")
     repeated = history.iloc[int(best["best_epoch"]) - 1]
     assert repeated["val_accuracy"] == best["val_accuracy"]
     assert repeated["val_loss"] == best["val_loss"]
@@ -61,7 +56,7 @@ def test_every_trial_is_a_child_run_and_the_figures_are_artifacts(swept: Path) -
     assert experiment
     runs = client.search_runs([experiment.experiment_id])
     parent = next(run for run in runs if run.info.run_name.endswith(" · sweep"))
-    trials = pd.read_csv(newest(swept, "sweep_trials.csv"))
+    trials = report(swept, "sweep_trials.csv")
     children = [
         run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
     ]
