@@ -155,6 +155,12 @@ def finished_project(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> 
     return project
 
 
+@pytest.fixture
+def finished_copy(finished_project: Path, tmp_path: Path) -> Path:
+    """Return a copy of the finished project, to be changed."""
+    return Path(shutil.copytree(finished_project, tmp_path / "project"))
+
+
 @pytest.fixture(scope="module")
 def page() -> Iterator[Any]:
     """Return a page of a browser without a window."""

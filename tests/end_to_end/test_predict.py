@@ -87,16 +87,14 @@ def test_every_file_of_the_folder_is_a_row(table: pd.DataFrame, folder: Path) ->
 
 
 def test_a_second_prediction_replaces_the_table_and_the_first_is_in_mlflow(
-    finished_project: Path, table: pd.DataFrame, folder: Path, tmp_path: Path
+    table: pd.DataFrame, finished_copy: Path, folder: Path, tmp_path: Path
 ) -> None:
-    project = tmp_path / "project"
-    shutil.copytree(finished_project, project)
     (tmp_path / "one").mkdir()
     shutil.copy(folder / "plain.jpg", tmp_path / "one")
-    run_kedro(project, "run", "--pipeline=predict", f"--params=predict.root={tmp_path}/one")
-    again = pd.read_parquet(project / "data/07_model_output/folder_labels.parquet")
+    run_kedro(finished_copy, "run", "--pipeline=predict", f"--params=predict.root={tmp_path}/one")
+    again = pd.read_parquet(finished_copy / "data/07_model_output/folder_labels.parquet")
     assert again["path"].tolist() == [f"{tmp_path}/one/plain.jpg"]
-    mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
+    mlflow.set_tracking_uri(f"sqlite:///{finished_copy}/mlflow.db")
     runs = mlflow.search_runs(experiment_names=["thawline predictions"], output_format="list")
     counts = [run.data.tags.get("files") for run in runs if "files" in run.data.tags]
     assert counts[0] == "1" and "9" in counts

@@ -183,32 +183,26 @@ def test_no_table_of_the_run_and_no_artifact_names_an_absolute_path(
 
 @shares_a_run
 def test_a_moved_project_evaluates_its_model_on_moved_images(
-    finished_project: Path, photos: Path, tmp_path: Path
+    finished_project: Path, finished_copy: Path, photos: Path, tmp_path: Path
 ) -> None:
-    project = tmp_path / "moved"
-    shutil.copytree(finished_project, project)
     shutil.copytree(photos, tmp_path / "elsewhere" / "photos")
-    record = latest(project, "05_model_input/splits.csv").with_name("splits.csv.root")
+    record = latest(finished_copy, "05_model_input/splits.csv").with_name("splits.csv.root")
     assert record.read_text() == str(photos)
     record.write_text("/nowhere/photos")  # as if they had been moved, not copied
-    evaluate = ("run", "--pipeline=evaluate", f"--params=dataset.root={tmp_path}/elsewhere/photos")
-    run_kedro(project, *evaluate)
-    before, after = (
-        pd.read_csv(latest(p, "07_model_output/predictions.csv"))
-        for p in (finished_project, project)
-    )
+    root = f"--params=dataset.root={tmp_path}/elsewhere/photos"
+    run_kedro(finished_copy, "run", "--pipeline=evaluate", root)
+    entry = "07_model_output/predictions.csv"
+    before, after = (pd.read_csv(latest(p, entry)) for p in (finished_project, finished_copy))
     pd.testing.assert_frame_equal(before, after)
 
 
 @pytest.mark.slow
 @shares_a_run
 def test_another_seed_gives_another_model_and_the_earlier_one_its_numbers_again(
-    finished_project: Path, photos: Path, tmp_path: Path
+    finished_project: Path, finished_copy: Path, photos: Path
 ) -> None:
-    project = tmp_path / "project"
-    shutil.copytree(finished_project, project)
+    project, numbers = finished_copy, report(finished_copy, "metrics.json")
     first = latest(project, "06_models/classifier").parent.name
-    numbers = report(project, "metrics.json")
     other = f"--params=dataset.root={photos},seed=1,{QUICK}"  # a later model and other splits
     train = ("run", "--pipelines=finetune", "--to-nodes=calibrate_classifier", other)
     run_kedro(project, *train, cwd=project / "src")
@@ -263,10 +257,8 @@ def test_two_runs_with_one_seed_are_identical(
 ) -> None:
     options = f"--params=dataset.root={photos},{QUICK}"
     run_kedro(project, "run", "--to-nodes=calibrate_classifier", options)  # no name: finetune
-    splits = [
-        latest(p, "05_model_input/splits.csv").read_bytes() for p in (project, finished_project)
-    ]
-    assert splits[0] == splits[1]
+    tables = [latest(p, "05_model_input/splits.csv") for p in (project, finished_project)]
+    assert tables[0].read_bytes() == tables[1].read_bytes()
     first, second = weights(project), weights(finished_project)
     assert all(torch.equal(first[name], second[name]) for name in second)
 
@@ -431,16 +423,13 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
 
 @pytest.mark.slow
 @shares_a_run
-def test_more_epochs_go_on_after_the_last_one(
-    finished_project: Path, photos: Path, tmp_path: Path
-) -> None:
-    project = tmp_path / "project"
-    shutil.copytree(finished_project, project)
+def test_more_epochs_go_on_after_the_last_one(finished_copy: Path, photos: Path) -> None:
+    project, first = finished_copy, report(finished_copy, "history.csv")
     more = QUICK.replace("training.epochs=2", "training.epochs=3")
     options = f"--params=dataset.root={photos},{more},training.resume=true"
     said = run_kedro(project, "run", "--to-nodes=calibrate_classifier", options)
     assert "Resuming after epoch 2" in said and "Epoch 2:" not in said
-    first, history = (report(folder, "history.csv") for folder in (finished_project, project))
+    history = report(project, "history.csv")
     assert history["epoch"].tolist() == [1, 2, 3]
     pd.testing.assert_frame_equal(history[:2], first)
     with sqlite3.connect(project / "mlflow.db") as database:
@@ -493,20 +482,16 @@ def test_the_rate_is_swept_on_the_command_line(project: Path, photos: Path) -> N
 @pytest.mark.slow
 @shares_a_run
 def test_a_second_run_computes_no_activations_and_gives_the_same_weights(
-    finished_project: Path, photos: Path, tmp_path: Path
+    finished_copy: Path, photos: Path
 ) -> None:
-    project = tmp_path / "project"
-    shutil.copytree(finished_project, project)
-    first, options = weights(project), f"--params=dataset.root={photos},{QUICK}"
+    project, first = finished_copy, weights(finished_copy)
     some = ("--from-nodes=build_transforms", "--to-nodes=calibrate_classifier")
-    run_kedro(project, "run", *some, options)
+    run_kedro(project, "run", *some, f"--params=dataset.root={photos},{QUICK}")
     assert "96 activations were read, 0 computed" in log(project)
     second = weights(project)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    splits, classifier = (
-        latest(project, folder).parent.name
-        for folder in ("05_model_input/splits.csv", "06_models/classifier")
-    )
+    entries = ("05_model_input/splits.csv", "06_models/classifier")
+    splits, classifier = (latest(project, entry).parent.name for entry in entries)
     assert splits == classifier  # the second has splits of its own too, to be evaluated on
     shown = run_kedro(project, "activations")
     assert "EfficientNet up to global_pool_flatten, random views" in shown
