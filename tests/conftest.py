@@ -144,6 +144,12 @@ def project(tmp_path: Path) -> Path:
     return copy_project(tmp_path / "project")
 
 
+@pytest.fixture(scope="module")
+def module_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a fresh copy of the project for the fixture of a module that runs it."""
+    return copy_project(tmp_path_factory.mktemp("module") / "project")
+
+
 @pytest.fixture(scope="session")
 def finished_project(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
     """Return a project in which `kedro run --pipeline=finetune` has been run to its end."""
@@ -251,6 +257,14 @@ def report(project: Path, name: str) -> Any:
         return pd.read_csv(file)
     text = file.read_text(encoding="utf-8")
     return json.loads(text) if file.suffix == ".json" else text
+
+
+def tracked(uri: str) -> tuple[Any, list[Any]]:
+    """Return a client of a tracking store, and its runs in the experiment, the last first."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    return client, client.search_runs([client.get_experiment_by_name("thawline").experiment_id])
 
 
 def log(project: Path) -> str:

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import copy_project, start_kedro
+from conftest import copy_project, start_kedro, tracked
 from helpers.training import EVERYTHING, FROZEN_NORM, HEAD, parameters, transforms, without_dropout
 from helpers.training import options as cpu_options
 from thawline.cli.doctor_checks import check_device
@@ -431,10 +430,7 @@ def test_kedro_run_goes_from_digits_to_a_registered_classifier(tmp_path: Path) -
     said = "".join(process.communicate(timeout=280))
     assert process.returncode == 0, said
     assert f"Training on {CUDA.type} in torch." in said
-    mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
-    client = mlflow.MlflowClient()
-    experiment = client.get_experiment_by_name("thawline")
-    (run, *_) = client.search_runs([experiment.experiment_id])
+    client, (run, *_) = tracked(f"sqlite:///{project}/mlflow.db")
     assert torch.cuda.get_device_name() in run.data.tags.values()
     assert run.data.metrics["test_accuracy"] > 0.6  # after two short epochs; chance is 0.1
     assert client.search_model_versions()

@@ -7,10 +7,9 @@ import signal
 import time
 from pathlib import Path
 
-import mlflow
 import pytest
 
-from conftest import QUICK, copy_project, latest, log, report, run_kedro, run_notebook, start_kedro
+from conftest import QUICK, latest, log, report, run_kedro, run_notebook, start_kedro, tracked
 from thawline.evaluation.weight_averages import ALPHAS
 from thawline.networks.classifier import load_classifier
 
@@ -28,10 +27,9 @@ class Compared:
         two = "compare.strategies=head_only lp_ft,compare.num_seeds=2"
         said = run_kedro(project, "run", "--pipeline=compare", f"--params={self.params},{two}")
         self.log = re.sub(r"[\s│]+", " ", said + log(project))
-        client = mlflow.MlflowClient(f"sqlite:///{project}/mlflow.db")
-        runs = client.search_runs([client.get_experiment_by_name("thawline").experiment_id])
+        self.client, runs = tracked(f"sqlite:///{project}/mlflow.db")
         (self.parent,) = (run for run in runs if run.info.run_name.endswith(" · compare"))
-        self.client, self.children = client, [run for run in runs if run is not self.parent]
+        self.children = [run for run in runs if run is not self.parent]
         self.answer = report(project, "comparison.json")
         self.table = report(project, "comparison_table.csv").set_index("strategy")
         self.trainings = report(project, "comparison_trainings.csv")
@@ -40,8 +38,8 @@ class Compared:
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Compared:
-    return Compared(copy_project(tmp_path_factory.mktemp("compared") / "project"), photos)
+def compared(module_project: Path, photos: Path) -> Compared:
+    return Compared(module_project, photos)
 
 
 def test_every_training_has_a_run_below_that_of_the_comparison(compared: Compared) -> None:
@@ -159,7 +157,6 @@ def test_a_terminated_comparison_is_marked_as_killed_with_its_trainings(
     said = "".join(process.communicate(timeout=60))
     assert process.returncode == 128 + signal.SIGTERM
     assert "training.resume=true" in said and "Traceback" not in said
-    client = mlflow.MlflowClient(f"sqlite:///{project}/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("thawline").experiment_id])
+    _, runs = tracked(f"sqlite:///{project}/mlflow.db")
     assert [run.info.status for run in runs] == ["KILLED", "KILLED"]
     assert list(states.glob("*.pt"))

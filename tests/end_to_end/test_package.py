@@ -19,7 +19,7 @@ import mlflow
 import pytest
 from sklearn.datasets import load_digits
 
-from conftest import QUICK, ROOT, copy_project, report, run_kedro
+from conftest import QUICK, ROOT, report, run_kedro
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("package")]
 
@@ -31,9 +31,9 @@ class Package(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
+def package(module_project: Path) -> Package:
     """Return an environment with the wheel; all other packages are those of the tests."""
-    project = copy_project(tmp_path_factory.mktemp("package") / "project")
+    project = module_project
     for name in ("README.md", "LICENSE"):
         shutil.copy(ROOT / name, project)
     run_kedro(project, "package")

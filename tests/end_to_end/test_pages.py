@@ -13,7 +13,7 @@ import pytest
 import timm
 import torch
 
-from conftest import ROOT, copy_project, environment
+from conftest import ROOT, environment
 
 pytestmark = pytest.mark.slow
 
@@ -50,9 +50,9 @@ def commands_of_other_tools_page() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+def folder(module_project: Path, photos: Path) -> Path:
     """Return a project with photographs, a file of weights and a champion."""
-    folder = copy_project(tmp_path_factory.mktemp("pages") / "project")
+    folder = module_project
     (folder / "conf" / "local" / "parameters.yml").write_text(SMALL, encoding="utf-8")
     for name in ("photos", "path/to/folder"):
         shutil.copytree(photos, folder / name)

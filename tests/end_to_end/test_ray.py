@@ -7,13 +7,12 @@ import signal
 import subprocess
 from pathlib import Path
 
-import mlflow
 import pandas as pd
 import psutil
 import pytest
 from safetensors.torch import load_file
 
-from conftest import QUICK, copy_project, latest, log, report, run_kedro, start_kedro
+from conftest import QUICK, copy_project, latest, log, report, run_kedro, start_kedro, tracked
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow  # a cluster takes half a minute to start
@@ -127,8 +126,7 @@ def test_a_run_that_is_stopped_leaves_no_worker_and_can_be_resumed(
     assert gone
     assert not alive
     assert [*project.glob("data/06_models/training_checkpoints/*.pt")]
-    client = mlflow.MlflowClient(f"sqlite:///{project}/mlflow.db")
-    (run,) = client.search_runs([client.get_experiment_by_name("thawline").experiment_id])
+    _, (run,) = tracked(f"sqlite:///{project}/mlflow.db")
     assert run.info.status == "KILLED"
 
 

@@ -17,18 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torchvision import models
 
-from conftest import (
-    QUICK,
-    ROOT,
-    copy_project,
-    divide_photos,
-    kedro,
-    latest,
-    log,
-    report,
-    run_kedro,
-    start_kedro,
-)
+from conftest import QUICK, ROOT, divide_photos, kedro, latest, log, report, run_kedro, start_kedro
 from thawline.data.decoding import hash_files
 from thawline.datasets.resource_datasets import metric_name
 from thawline.networks.building import build_network
@@ -371,12 +360,11 @@ GRADUAL = f"strategy=gradual,{QUICK.replace('training.epochs=2', 'training.epoch
 
 
 @pytest.fixture(scope="module")
-def gradual(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+def gradual(module_project: Path, photos: Path) -> Path:
     """Return a project in which a strategy of six phases has been run."""
-    project = copy_project(tmp_path_factory.mktemp("gradual") / "project")
     options = f"--params=dataset.root={photos},{GRADUAL}"
-    run_kedro(project, "run", "--to-nodes=calibrate_classifier", options)
-    return project
+    run_kedro(module_project, "run", "--to-nodes=calibrate_classifier", options)
+    return module_project
 
 
 @pytest.mark.xdist_group("gradual project")

@@ -5,11 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import mlflow
 import pytest
 import yaml
 
-from conftest import QUICK, kedro, report, run_kedro
+from conftest import QUICK, kedro, report, run_kedro, tracked
 
 SPACE = """
 sweep:
@@ -50,11 +49,7 @@ def test_the_best_trial_is_repeated_exactly(swept: Path) -> None:
 
 @pytest.mark.xdist_group("finished project")
 def test_every_trial_is_a_child_run_and_the_figures_are_artifacts(swept: Path) -> None:
-    mlflow.set_tracking_uri(f"sqlite:///{swept}/mlflow.db")
-    client = mlflow.MlflowClient()
-    experiment = client.get_experiment_by_name("thawline")
-    assert experiment
-    runs = client.search_runs([experiment.experiment_id])
+    client, runs = tracked(f"sqlite:///{swept}/mlflow.db")
     parent = next(run for run in runs if run.info.run_name.endswith(" · sweep"))
     trials = report(swept, "sweep_trials.csv")
     children = [

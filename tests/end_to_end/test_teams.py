@@ -10,13 +10,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import mlflow
 import optuna
 import pytest
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
-from conftest import QUICK, copy_project, start_kedro
+from conftest import QUICK, copy_project, start_kedro, tracked
 from helpers.servers import PASSWORD, MlflowServer, Postgres, wait_until
 from thawline.sweep.storage import GRACE_SECONDS, open_storage
 from thawline.sweep.study import FINISHED
@@ -74,10 +73,7 @@ def test_two_machines_share_a_sweep_and_repeat_their_commands_after_an_outage(
         if trial.state == TrialState.FAIL and trial.params:
             assert trial.params in [other.params for other in done]  # it was tried again
 
-    client = mlflow.MlflowClient(server.uri)
-    experiment = client.get_experiment_by_name("thawline")
-    assert experiment
-    runs = client.search_runs([experiment.experiment_id])
+    client, runs = tracked(server.uri)
     assert {run.info.status for run in runs} <= {"FINISHED", "FAILED", "KILLED"}
     whole = [run for run in runs if run.info.status == "FINISHED" and "trial" in run.data.tags]
     of_done = [run for run in whole if int(run.data.tags["trial"]) in {t.number for t in done}]
