@@ -304,15 +304,25 @@ def start_kedro(folder: Path, *arguments: str, **variables: str) -> subprocess.P
     )
 
 
+def run_command(
+    folder: Path, *command: object, env: dict[str, str] | None = None, timeout: float | None = None
+) -> str:
+    """Run a command in a folder, which must end well, and return its standard output."""
+    done = subprocess.run(
+        [*map(str, command)], cwd=folder, env=env or environment(), timeout=timeout,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
 def run_notebook(name: str, project: Path) -> None:
     """Run a copy of a notebook of ours in a project, from top to bottom."""
     folder = project / "notebooks"
     folder.mkdir()
     copy = shutil.copy(NOTEBOOKS / f"{name}.ipynb", folder)
     options = ("--nbmake", "-o", "addopts=", "-p", "no:cacheprovider")
-    command = [sys.executable, "-m", "pytest", *options, str(copy)]
-    done = subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, check=False
-    )
-    shutil.rmtree(folder)
-    assert done.returncode == 0, done.stdout[-3000:]
+    try:
+        run_command(folder, sys.executable, "-m", "pytest", *options, copy)
+    finally:
+        shutil.rmtree(folder)

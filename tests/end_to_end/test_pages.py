@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 import timm
 import torch
 
-from conftest import ROOT, environment
+from conftest import ROOT, environment, run_command
 
 pytestmark = pytest.mark.slow
 
@@ -76,8 +75,4 @@ def type_in(command: str, folder: Path) -> str:
     """Return what a command prints."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = environment() | {"PATH": path, "BROWSER": "true"}  # which opens nothing
-    done = subprocess.run(
-        ["bash", "-ec", command], cwd=folder, env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
-    return done.stdout
+    return run_command(folder, "bash", "-ec", command, env=env)
