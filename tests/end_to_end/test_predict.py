@@ -8,12 +8,8 @@ import json
 import os
 import re
 import shutil
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import mlflow
@@ -23,8 +19,9 @@ import pytest
 import requests
 from PIL import Image
 
-from conftest import QUICK, ROOT, kedro, latest, report, run_kedro
+from conftest import QUICK, ROOT, kedro, latest, report, run_command, run_kedro
 from golden.records import write_digits
+from helpers.browser import served
 
 pytestmark = pytest.mark.xdist_group("finished project")
 
@@ -160,41 +157,17 @@ def test_code_that_a_classifier_names_is_never_run(
 LIMITS = {"max_images": 10, "max_mb": 0.5, "max_megapixels": 0.3}
 
 
-@contextmanager
-def serving(project: Path) -> Iterator[str]:
+def serving(project: Path) -> AbstractContextManager[str]:
     """Serve the champion of a project as the documentation says; yield the address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
     model = f"models:/{registered(project)}@champion"
-    command = f"models serve --model-uri {model} --env-manager local --port"
-    server = subprocess.Popen(
-        [str(Path(sys.executable).with_name("mlflow")), *command.split(), str(port)],
-        cwd=project,
+    command = ("mlflow", "models", "serve", "--model-uri", model, "--env-manager", "local")
+    variables = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlflow.db",
         # `mlflow` starts the server by `python`, which must be this one.
-        env={
-            **os.environ,
-            "MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlflow.db",
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "MLFLOW_PYFUNC_INFERENCE_CONFIG": json.dumps(LIMITS),
-        },
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        for _ in range(240):
-            try:
-                requests.get(f"{address}/ping", timeout=5)
-                break
-            except requests.ConnectionError:
-                assert server.poll() is None
-                time.sleep(0.5)
-        yield address
-    finally:
-        os.killpg(server.pid, 15)
-        server.wait(30)
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "MLFLOW_PYFUNC_INFERENCE_CONFIG": json.dumps(LIMITS),
+    }
+    return served(project, *command, page="/ping", **variables)
 
 
 def load_champion(project: Path) -> mlflow.pyfunc.PyFuncModel:
@@ -264,11 +237,8 @@ def test_the_documented_example_gives_the_same_labels_without_thawline(
     assert "thawline" not in example
     files = f"files = {good['path'].tolist()}"
     (tmp_path / "example.py").write_text(re.sub(r"(?m)^files = .*$", files, example))
-    done = subprocess.run(
-        [sys.executable, "example.py"],
-        cwd=tmp_path, check=True, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    rows = [line.split() for line in done.stdout.splitlines()]
+    said = run_command(tmp_path, sys.executable, "example.py", timeout=120)
+    rows = [line.split() for line in said.splitlines()]
     assert [row[0] for row in rows] == good["path"].tolist()
     assert [row[1] for row in rows] == good["label"].tolist()
     shares = [float(row[2]) for row in rows]
