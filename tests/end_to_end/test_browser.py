@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import report, run_kedro
-from helpers.browser import CHROMIUM, served
+from helpers.browser import needs_chromium, served
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -18,10 +18,7 @@ NODES = {
     "build_model", "freeze_layers", "train_model", "package_model", "evaluate_model",
 }  # fmt: skip
 
-pytestmark = [
-    pytest.mark.xdist_group("finished project"),
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH"),
-]
+pytestmark = [pytest.mark.xdist_group("finished project"), needs_chromium]
 
 
 @pytest.mark.slow

@@ -10,16 +10,11 @@ from pathlib import Path
 import pytest
 
 from conftest import QUICK, copy_project, run_kedro
-from helpers.browser import CHROMIUM, serious_problems, served, wait_until
+from helpers.browser import PHONE, needs_chromium, serious_problems, served, wait_until
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-PHONE = {"width": 390, "height": 844}
-
-pytestmark = [
-    pytest.mark.xdist_group("review"),
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH"),
-]
+pytestmark = [pytest.mark.xdist_group("review"), needs_chromium]
 
 
 @pytest.fixture(scope="module")

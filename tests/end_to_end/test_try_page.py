@@ -18,19 +18,15 @@ import requests
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from helpers.browser import CHROMIUM, serious_problems, served, wait_until
+from helpers.browser import PHONE, needs_chromium, serious_problems, served, wait_until
 from thawline.serving.mlflow_model import SERVING
 from thawline.serving.server import make_app
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-PHONE = {"width": 390, "height": 844}
 MANY = 200  # requests at a time
 
-pytestmark = [
-    pytest.mark.xdist_group("finished project"),
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH"),
-]
+pytestmark = [pytest.mark.xdist_group("finished project"), needs_chromium]
 
 
 @pytest.fixture(scope="module")

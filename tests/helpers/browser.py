@@ -17,8 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CHROMIUM = shutil.which("chromium")
+PHONE = {"width": 390, "height": 844}
 SECONDS = 120  # that a server or a page is waited for
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
 
 
 @contextmanager
