@@ -287,21 +287,10 @@ def environment() -> dict[str, str]:
 
 
 def start_kedro(folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-    """Start the `kedro` command in a folder, with pipes for what it prints.
-
-    Args:
-        folder: in a project.
-        arguments: of the command.
-        variables: of its environment, beside ours.
-    """
-    return subprocess.Popen(
-        [str(Path(sys.executable).with_name("kedro")), *arguments],
-        cwd=folder,
-        env={**environment(), **variables},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    """Start the `kedro` command with variables beside ours, and with pipes for what it prints."""
+    command = [str(Path(sys.executable).with_name("kedro")), *arguments]
+    env, pipe = {**environment(), **variables}, subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=pipe, stderr=pipe, text=True)
 
 
 def run_command(

@@ -104,14 +104,8 @@ class Features:
         """Return the features (N, F) as the loader yields them, and the loader."""
         line = split_at_thaw_line(copy.deepcopy(self.network).to(device), SIZE)
         views = ViewLoader(self.transforms, 0, device.type == "cuda")
-        loader = FeatureLoader(
-            line,
-            self.transforms,
-            views,
-            self.store,
-            Accelerator(device, self.dtype),
-            len(self.images),
-        )
+        accelerator, size = Accelerator(device, self.dtype), len(self.images)
+        loader = FeatureLoader(line, self.transforms, views, self.store, accelerator, size)
         batches = [*loader.load([self.images[:8], self.images[8:]])]
         assert all(tensor.device.type == device.type for (tensor,) in batches)
         return torch.cat([tensor for (tensor,) in batches]), loader

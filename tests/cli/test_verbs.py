@@ -29,10 +29,7 @@ SETTINGS = {
 }  # fmt: skip
 THAWLINE = Path(sys.executable).with_name("thawline")
 MAX_LINES = 40
-LATER = {
-    "torch", "torchvision", "timm", "captum", "cleanlab", "matplotlib.figure",
-    "scipy.stats",
-}  # fmt: skip
+LATER = {"torch", "torchvision", "timm", "captum", "cleanlab", "matplotlib.figure", "scipy.stats"}
 
 
 def run(folder: Path, *arguments: str) -> str:

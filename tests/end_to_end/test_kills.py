@@ -118,11 +118,10 @@ def same(one: Any, other: Any) -> bool:
     """Return whether two results are equal, tensors to the bit."""
     if isinstance(one, pd.DataFrame):
         return one.equals(other)
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
     if isinstance(one, dict) and one.keys() == other.keys():
-        pairs = [(value, other[key]) for key, value in one.items()]
-        return all(
-            torch.equal(*p) if isinstance(p[0], torch.Tensor) else p[0] == p[1] for p in pairs
-        )
+        return all(same(one[key], other[key]) for key in one)
     return one == other
 
 

@@ -95,9 +95,8 @@ def test_a_second_prediction_replaces_the_table_and_the_first_is_in_mlflow(
     runs = mlflow.search_runs(experiment_names=["thawline predictions"], output_format="list")
     counts = [run.data.tags.get("files") for run in runs if "files" in run.data.tags]
     assert counts[0] == "1" and "9" in counts
-    for run in runs[:1]:
-        names = [file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id)]
-        assert "folder_predictions.csv" in names
+    files = mlflow.MlflowClient().list_artifacts(runs[0].info.run_id)
+    assert "folder_predictions.csv" in [file.path for file in files]
 
 
 @pytest.mark.slow
@@ -170,12 +169,6 @@ def serving(project: Path) -> AbstractContextManager[str]:
     return served(project, *command, page="/ping", **variables)
 
 
-def load_champion(project: Path) -> mlflow.pyfunc.PyFuncModel:
-    """Return the champion of a project as a function of Python."""
-    mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
-    return mlflow.pyfunc.load_model(f"models:/{registered(project)}@champion")
-
-
 def ask(address: str, contents: list[bytes], **more: object) -> requests.Response:
     data = [[base64.b64encode(content).decode()] for content in contents]
     body = {"dataframe_split": {"columns": [0], "data": data}, **more}
@@ -188,12 +181,14 @@ def test_http_and_python_answer_as_predict_and_http_names_what_it_cannot_read(
 ) -> None:
     good = table[table["problem"].isna()]
     contents = [Path(path).read_bytes() for path in good["path"]]
+    mlflow.set_tracking_uri(f"sqlite:///{finished_project}/mlflow.db")
+    champion = mlflow.pyfunc.load_model(f"models:/{registered(finished_project)}@champion")
     with serving(finished_project) as address:
         answer = ask(address, contents, params={"top_k": 2})
         assert answer.status_code == 200, answer.text
         found = pd.DataFrame(answer.json()["predictions"])
         assert found["label_2"].tolist() == good["label_2"].tolist()
-        for own in (found, load_champion(finished_project).predict(pd.DataFrame({0: contents}))):
+        for own in (found, champion.predict(pd.DataFrame({0: contents}))):
             assert own["label"].tolist() == good["label"].tolist()
             assert own["set"].tolist() == good["set"].tolist()
             assert own["reason"].isna().tolist() == good["reason"].isna().tolist()

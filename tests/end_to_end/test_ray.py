@@ -74,13 +74,11 @@ def test_the_loss_after_each_step_is_that_of_one_worker(
         output, errors = process.communicate(timeout=1500)
         assert process.returncode == 0, output + errors
         found.append(steps(output))
-    assert found[0].keys() == found[1].keys()
-    assert len(found[0]) == 14
-    differences = [abs(found[0][step] - found[1][step]) for step in found[0]]
-    print(
-        f"{strategy}: losses of {len(differences)} steps differ by {max(differences):.1e} at most"
-    )
-    assert max(differences) <= TOLERANCE
+    first, second = found
+    assert first.keys() == second.keys() and len(first) == 14
+    largest = max(abs(first[step] - second[step]) for step in first)
+    print(f"{strategy}: losses of {len(first)} steps differ by {largest:.1e} at most")
+    assert largest <= TOLERANCE
 
 
 def test_a_worker_that_is_killed_in_mid_epoch_is_replaced(photos: Path, tmp_path: Path) -> None:
@@ -123,8 +121,7 @@ def test_a_run_that_is_stopped_leaves_no_worker_and_can_be_resumed(
     assert "training.resume=true" in said
     assert "Traceback" not in said
     gone, alive = psutil.wait_procs(workers, timeout=30)
-    assert gone
-    assert not alive
+    assert gone and not alive
     assert [*project.glob("data/06_models/training_checkpoints/*.pt")]
     _, (run,) = tracked(f"sqlite:///{project}/mlflow.db")
     assert run.info.status == "KILLED"

@@ -29,11 +29,8 @@ def reviewed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (data / "temple" / f"0{idx}.jpg").rename(new / f"{idx}.jpg")
     project = copy_project(folder / "project")
     common = f"dataset.root={data},seed=3,{QUICK}"  # by which the wrong label is found
-    for arguments in (
-        ("--pipeline=finetune", f"--params={common}"),
-        ("--pipeline=review", f"--params={common},review.unlabeled={new}"),
-    ):
-        run_kedro(project, "run", *arguments)
+    run_kedro(project, "run", "--pipeline=finetune", f"--params={common}")
+    run_kedro(project, "run", "--pipeline=review", f"--params={common},review.unlabeled={new}")
     return project
 
 
@@ -62,10 +59,8 @@ def corrections(page: playwright.Page) -> list[dict[str, str]]:
 
 
 def test_the_probable_label_errors_are_accepted_by_one_click(opened: playwright.Page) -> None:
-    item = opened.locator("#list li", has_text="temple").filter(
-        has=opened.locator("button[aria-label^='wrong.jpg']")
-    )
-    assert item.count() == 1
+    wrong = opened.locator("button[aria-label^='wrong.jpg']")
+    assert opened.locator("#list li", has_text="temple").filter(has=wrong).count() == 1
     opened.click("#accept-all")
     rows = {row["path"]: row for row in corrections(opened)}
     row = rows["temple/wrong.jpg"]
@@ -136,10 +131,8 @@ def test_the_map_is_zoomed_and_moved_and_a_lasso_selects_on_it(opened: playwrigh
     opened.click("#whole")
     opened.click("#lasso")
     corners = [(0, 0), (1, 0), (1, 1), (0, 1), (0, 0.02)]
-    places = [
-        (box["x"] + 1 + x * (box["width"] - 2), box["y"] + 1 + y * (box["height"] - 2))
-        for x, y in corners
-    ]
+    width, height = box["width"] - 2, box["height"] - 2
+    places = [(box["x"] + 1 + x * width, box["y"] + 1 + y * height) for x, y in corners]
     opened.mouse.move(*places[0])
     opened.mouse.down()
     for place in places[1:]:
@@ -177,9 +170,8 @@ def test_a_phone_shows_all_of_it_in_its_width(opened: playwright.Page, scheme: s
 
 @pytest.mark.slow
 def test_a_served_page_writes_the_file_itself(reviewed: Path, page: playwright.Page) -> None:
-    with served(
-        reviewed, "thawline", "review", "--serve", "--set", "transforms.size=64"
-    ) as address:
+    command = ("thawline", "review", "--serve", "--set", "transforms.size=64")
+    with served(reviewed, *command) as address:
         page.goto(address)
         page.wait_for_selector("#list li")
         page.locator("#list .pick").first.click()

@@ -81,9 +81,8 @@ def test_two_machines_share_a_sweep_and_repeat_their_commands_after_an_outage(
     epochs = {trial.number: len(trial.intermediate_values) for trial in done}
     for run in of_done:
         curve = client.get_metric_history(run.info.run_id, "val/loss")
-        assert [point.step for point in curve] == [
-            *range(1, epochs[int(run.data.tags["trial"])] + 1)
-        ]
+        last = epochs[int(run.data.tags["trial"])]
+        assert [point.step for point in curve] == [*range(1, last + 1)]
     tables = [*server.folder.glob("artifacts/*/*/artifacts/sweep_trials.csv")]
     assert len(tables) == 2
     assert not [*tmp_path.glob("?/mlartifacts")]
