@@ -72,10 +72,9 @@ def context_of(
     network: nn.Module | None = None,
     store: ActivationCache = NO_CACHE,
     size: int = SIZE,
-    mixup: float = 0,
     **changes: object,
 ) -> TrainingContext:
-    chosen = parameters(views=1, mixup=mixup, **{"device": CUDA.type, **changes})
+    chosen = parameters(views=1, **{"device": CUDA.type, **changes})
     return prepare(chosen, network or small(), splits, transforms(size), store)
 
 

@@ -73,13 +73,16 @@ def test_runs_are_listed_with_accuracy_and_champion(trained: tuple[Path, str]) -
     assert "head_only" in said and "champion" in said and "photos" in said
 
 
-def test_all_runs_are_shown_as_a_page(
-    trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, _ = trained
+@pytest.fixture
+def opened(trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Work in the folder of the training; return the list of what commands open."""
     opened: list[str] = []
     monkeypatch.setattr("click.launch", opened.append)
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir(trained[0])
+    return opened
+
+
+def test_all_runs_are_shown_as_a_page(opened: list[str]) -> None:
     done = CliRunner().invoke(main, ["runs", "--html"])
     assert done.exit_code == 0, done.output
     page = Path(opened[0]).read_text(encoding="utf-8")
@@ -87,11 +90,7 @@ def test_all_runs_are_shown_as_a_page(
     assert "1 champion" in page and "arrayminus" in page
 
 
-def test_a_report_is_opened(trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, _ = trained
-    opened: list[str] = []
-    monkeypatch.setattr("click.launch", opened.append)
-    monkeypatch.chdir(folder)
+def test_a_report_is_opened(opened: list[str]) -> None:
     done = CliRunner().invoke(main, ["report"])
     assert done.exit_code == 0 and opened[0].endswith("thawline-runs/data/08_reporting/latest.html")
     assert Path(opened[0]).is_file()

@@ -88,9 +88,8 @@ def test_finetune_repeats_a_training_of_the_comparison_exactly(compared: Compare
     chosen = compared.trainings.query("strategy == 'head_only' and seed == 1")
     (before,) = chosen.to_dict("records")
     assert again == {name: before[name] for name in again}
-    assert {folder.name for folder in compared.classifiers.glob("*.seed_*")} == {
-        f"{strategy}.seed_{seed}" for strategy, seed in TRAININGS
-    }
+    names = {f"{strategy}.seed_{seed}" for strategy, seed in TRAININGS}
+    assert {folder.name for folder in compared.classifiers.glob("*.seed_*")} == names
 
 
 def test_a_soup_is_a_row_and_a_classifier_of_its_own_and_in_no_statistics(

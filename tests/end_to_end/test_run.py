@@ -288,18 +288,16 @@ def test_a_leak_stops_the_run_before_training_and_a_damaged_file_does_not(
     assert "screening.on_leak=warn" in said and "Traceback" not in said
     assert "1 truncated" in said
     quarantine = pd.read_csv(project / "data/08_reporting/quarantine.csv")
-    assert quarantine[~quarantine["kept"]][["path", "problem"]].to_numpy().tolist() == [
-        ["train/temple/00.jpg", "truncated"]
-    ]
+    lost = quarantine.loc[~quarantine["kept"], ["path", "problem"]]
+    assert lost.to_numpy().tolist() == [["train/temple/00.jpg", "truncated"]]
     assert not (project / "data/06_models").exists()
 
 
 def test_scratch_starts_from_random_weights_and_tables_may_be_parquet(
     project: Path, photos: Path
 ) -> None:
-    (catalog,) = re.findall(
-        r"```yaml\n(manifest:.*?)```", (ROOT / "docs" / "scaling.md").read_text(), re.DOTALL
-    )
+    text = (ROOT / "docs" / "scaling.md").read_text()
+    (catalog,) = re.findall(r"```yaml\n(manifest:.*?)```", text, re.DOTALL)
     (project / "conf" / "local" / "catalog.yml").write_text(catalog)
     paths = sorted(photos.glob("*/*.jpg"), reverse=True)
     rows = [(str(path), path.parent.name, f"{path.parent.name} {path.stem}") for path in paths]

@@ -52,9 +52,7 @@ def test_every_trial_is_a_child_run_and_the_figures_are_artifacts(swept: Path) -
     client, runs = tracked(f"sqlite:///{swept}/mlflow.db")
     parent = next(run for run in runs if run.info.run_name.endswith(" · sweep"))
     trials = report(swept, "sweep_trials.csv")
-    children = [
-        run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
-    ]
+    children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     for child, row in zip(reversed(children), trials.to_dict("records"), strict=True):
         assert child.info.run_name == f"trial {row['trial']}"
         assert child.info.status == "FINISHED"

@@ -38,18 +38,15 @@ def test_two_machines_share_a_sweep_and_repeat_their_commands_after_an_outage(
     url = postgres.create("sweeps")
     storage = open_storage(url)
     options = f"--params=dataset.root={photos},sweep.trials={TRIALS},{QUICK}"
-    by_environment, by_conf_local = (copy_project(tmp_path / name) for name in ("a", "b"))
-    local = by_conf_local / "conf" / "local"
+    by_environment, by_file = (copy_project(tmp_path / name) for name in ("a", "b"))
+    local = by_file / "conf" / "local"
     (local / "mlflow.yml").write_text(f"server: {{ mlflow_tracking_uri: {server.uri} }}")
     (local / "parameters.yml").write_text(f"sweep: {{ storage: '{url}' }}")
     variables = {"MLFLOW_TRACKING_URI": server.uri, "THAWLINE_SWEEP_STORAGE": url}
     command = ("run", "--pipeline=sweep", options)
 
     def start() -> list[subprocess.Popen]:
-        return [
-            start_kedro(by_environment, *command, **variables),
-            start_kedro(by_conf_local, *command),
-        ]
+        return [start_kedro(by_environment, *command, **variables), start_kedro(by_file, *command)]
 
     first = start()
     wait_until(lambda: count_finished(storage) >= TRIALS // 3, seconds=900)
@@ -90,11 +87,8 @@ def test_two_machines_share_a_sweep_and_repeat_their_commands_after_an_outage(
 
 def trials_of(storage: BaseStorage) -> list[optuna.trial.FrozenTrial]:
     """Return the trials of the one study there is."""
-    return [
-        trial
-        for name in optuna.get_all_study_names(storage)
-        for trial in optuna.load_study(study_name=name, storage=storage).trials
-    ]
+    names = optuna.get_all_study_names(storage)
+    return [t for name in names for t in optuna.load_study(study_name=name, storage=storage).trials]
 
 
 def count_finished(storage: BaseStorage) -> int:
