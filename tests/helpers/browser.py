@@ -32,7 +32,7 @@ def served(
 ) -> Iterator[str]:
     """Start a server on a free port, with variables beside ours; yield its address.
 
-    It has begun when it answers for a page of its own; its log is beside the folder.
+    It has begun when it answers at `page`; its log is beside the folder.
     """
     port = free_port()
     log_file = folder.parent / f"{command}.log"
