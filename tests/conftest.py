@@ -49,7 +49,6 @@ ROOT = Path(__file__).parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 HYMENOPTERA = ROOT.parent / "shared" / "data" / "hymenoptera"
 PRELOADED = ("thawline.sweep.study", "thawline.networks.building")  # in processes that tests start
-RunKedro = Callable[..., subprocess.CompletedProcess[str]]
 
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -145,6 +144,12 @@ def project(tmp_path: Path) -> Path:
     return copy_project(tmp_path / "project")
 
 
+@pytest.fixture(scope="module")
+def module_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a fresh copy of the project for the fixture of a module that runs it."""
+    return copy_project(tmp_path_factory.mktemp("module") / "project")
+
+
 @pytest.fixture(scope="session")
 def finished_project(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
     """Return a project in which `kedro run --pipeline=finetune` has been run to its end."""
@@ -154,6 +159,12 @@ def finished_project(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> 
     said = "".join(process.communicate(timeout=300))
     assert process.returncode == 0 and "leaked" not in said, said
     return project
+
+
+@pytest.fixture
+def finished_copy(finished_project: Path, tmp_path: Path) -> Path:
+    """Return a copy of the finished project, to be changed."""
+    return Path(shutil.copytree(finished_project, tmp_path / "project"))
 
 
 @pytest.fixture(scope="module")
@@ -219,17 +230,41 @@ def kedro(
     assert server.stdin and server.stdout
     with tempfile.TemporaryDirectory() as folder:
         files = {name: f"{folder}/{name}" for name in ("stdout", "stderr")}
-        request = {
-            "arguments": arguments,
-            "cwd": str(cwd or project),
-            "env": environment(),
-            **files,
-        }
-        server.stdin.write(f"{json.dumps(request)}\n")
+        place = {"cwd": str(cwd or project), "env": environment()}
+        server.stdin.write(f"{json.dumps({'arguments': arguments, **place, **files})}\n")
         server.stdin.flush()
         status = int(server.stdout.readline())
         stdout, stderr = (Path(file).read_text(encoding="utf-8") for file in files.values())
     return subprocess.CompletedProcess(["kedro", *arguments], status, stdout, stderr)
+
+
+def run_kedro(project: Path, *arguments: str, cwd: Path | None = None) -> str:
+    """Run the `kedro` command, which must end well, and return its standard output."""
+    done = kedro(project, *arguments, cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def latest(project: Path, entry: str) -> Path:
+    """Return the newest version of a versioned catalog entry, as of `06_models/classifier`."""
+    return max((project / "data" / entry).iterdir()) / Path(entry).name
+
+
+def report(project: Path, name: str) -> Any:
+    """Return what the newest version of a file of reports holds: a table, JSON or text."""
+    file = latest(project, f"08_reporting/{name}")
+    if file.suffix == ".csv":
+        return pd.read_csv(file)
+    text = file.read_text(encoding="utf-8")
+    return json.loads(text) if file.suffix == ".json" else text
+
+
+def tracked(uri: str) -> tuple[Any, list[Any]]:
+    """Return a client of a tracking store, and its runs in the experiment, the last first."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    return client, client.search_runs([client.get_experiment_by_name("thawline").experiment_id])
 
 
 def log(project: Path) -> str:
@@ -252,21 +287,22 @@ def environment() -> dict[str, str]:
 
 
 def start_kedro(folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
-    """Start the `kedro` command in a folder, with pipes for what it prints.
+    """Start the `kedro` command with variables beside ours, and with pipes for what it prints."""
+    command = [str(Path(sys.executable).with_name("kedro")), *arguments]
+    env, pipe = {**environment(), **variables}, subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, env=env, stdout=pipe, stderr=pipe, text=True)
 
-    Args:
-        folder: in a project.
-        arguments: of the command.
-        variables: of its environment, beside ours.
-    """
-    return subprocess.Popen(
-        [str(Path(sys.executable).with_name("kedro")), *arguments],
-        cwd=folder,
-        env={**environment(), **variables},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+
+def run_command(
+    folder: Path, *command: object, env: dict[str, str] | None = None, timeout: float | None = None
+) -> str:
+    """Run a command in a folder, which must end well, and return its standard output."""
+    done = subprocess.run(
+        [*map(str, command)], cwd=folder, env=env or environment(), timeout=timeout,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
 
 
 def run_notebook(name: str, project: Path) -> None:
@@ -275,9 +311,7 @@ def run_notebook(name: str, project: Path) -> None:
     folder.mkdir()
     copy = shutil.copy(NOTEBOOKS / f"{name}.ipynb", folder)
     options = ("--nbmake", "-o", "addopts=", "-p", "no:cacheprovider")
-    command = [sys.executable, "-m", "pytest", *options, str(copy)]
-    done = subprocess.run(
-        command, cwd=folder, env=environment(), capture_output=True, text=True, check=False
-    )
-    shutil.rmtree(folder)
-    assert done.returncode == 0, done.stdout[-3000:]
+    try:
+        run_command(folder, sys.executable, "-m", "pytest", *options, copy)
+    finally:
+        shutil.rmtree(folder)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import click
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, run_command
 from thawline.cli.main import main
 from thawline.hooks.configuration import read_configuration
 from thawline.options import validate_parameters
@@ -28,9 +27,7 @@ def commands(page: Path, program: str) -> list[list[str]]:
     blocks = ["".join(match) for match in CODE.findall(page.read_text(encoding="utf-8"))]
     lines = [x for block in blocks for x in re.split(r"\n| && | & ", block.replace("\\\n", ""))]
     texts = [line.strip().removeprefix("$ ") for line in lines]
-    return [
-        shlex.split(text, comments=True)[1:] for text in texts if text.startswith(f"{program} ")
-    ]
+    return [shlex.split(t, comments=True)[1:] for t in texts if t.startswith(f"{program} ")]
 
 
 def option(words: list[str], names: str) -> list[str]:
@@ -41,30 +38,24 @@ def option(words: list[str], names: str) -> list[str]:
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of the built site; a link or heading that does not exist fails."""
     target = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", f"--site-dir={target}"]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    command = (sys.executable, "-m", "mkdocs", "build", "--strict", f"--site-dir={target}")
+    run_command(ROOT, *command, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
     return target
 
 
 def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(site: Path) -> None:
     pages = list(site.rglob("*.html"))
     assert len(pages) > len(PAGES)
-    loaded = re.compile(
-        r"<(?:script|link|img|iframe)\b[^>]*?\b(?:src|href)=[\"']?(https?:[^\"'> ]+)"
-    )
-    assert {url for page in pages for url in loaded.findall(page.read_text("utf-8"))} == set()
+    urls = re.compile(r"<(?:script|link|img|iframe)\b[^>]*?\b(?:src|href)=[\"']?(https?:[^\"'> ]+)")
+    assert {url for page in pages for url in urls.findall(page.read_text("utf-8"))} == set()
 
 
 def test_every_public_module_is_in_the_api_reference(site: Path) -> None:
     pages = "".join(page.read_text("utf-8") for page in (site / "api").rglob("*.html"))
     source = ROOT / "src"
     files = [f.relative_to(source).with_suffix("") for f in source.rglob("thawline/**/*.py")]
-    names = {".".join(file.parts).removesuffix(".__init__") for file in files}
-    names = {name for name in names if "._" not in name}
+    modules = {".".join(file.parts).removesuffix(".__init__") for file in files}
+    names = {name for name in modules if "._" not in name}
     assert len(names) > 40
     without = {"thawline", "thawline.settings"}  # a version, three constants that Kedro reads
     assert {name for name in names - without if f'id="{name}"' not in pages} == set()

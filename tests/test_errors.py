@@ -13,9 +13,8 @@ def test_many_names_are_counted_and_the_first_shown() -> None:
 def test_the_closest_name_is_suggested_before_all_possible_ones() -> None:
     assert did_you_mean("heda", ["tail", "head"]) == "; did you mean 'head'?"
     assert did_you_mean("xyz", ["tail", "head"]) == ""
-    assert alternatives("heda", ["tail", "head"]) == (
-        "; did you mean 'head'? (possible: head, tail)"
-    )
+    said = alternatives("heda", ["tail", "head"])
+    assert said == "; did you mean 'head'? (possible: head, tail)"
 
 
 @pytest.mark.parametrize(

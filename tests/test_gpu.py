@@ -9,22 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import copy_project, start_kedro
-from helpers.training import (
-    EVERYTHING,
-    FROZEN_NORM,
-    HEAD,
-    parameters,
-    transforms,
-    without_dropout,
-)
+from conftest import copy_project, start_kedro, tracked
+from helpers.training import EVERYTHING, FROZEN_NORM, HEAD, parameters, transforms, without_dropout
 from helpers.training import options as cpu_options
 from thawline.cli.doctor_checks import check_device
 from thawline.data.decoding import hash_files
@@ -36,12 +28,7 @@ from thawline.evaluation.predictions import predict_split
 from thawline.networks.building import IMAGENET, build_network
 from thawline.networks.classifier import Classifier, load_classifier, save_classifier
 from thawline.networks.libraries import BUNDLED_BACKBONE
-from thawline.options import (
-    LrFindOptions,
-    ModelOptions,
-    Phase,
-    TrainingOptions,
-)
+from thawline.options import LrFindOptions, ModelOptions, Phase, TrainingOptions
 from thawline.serving.requests import classify
 from thawline.thaw.cache import NO_CACHE, ActivationCache
 from thawline.thaw.device import Accelerator, make_accelerator
@@ -85,10 +72,9 @@ def context_of(
     network: nn.Module | None = None,
     store: ActivationCache = NO_CACHE,
     size: int = SIZE,
-    mixup: float = 0,
     **changes: object,
 ) -> TrainingContext:
-    chosen = parameters(views=1, mixup=mixup, **{"device": CUDA.type, **changes})
+    chosen = parameters(views=1, **{"device": CUDA.type, **changes})
     return prepare(chosen, network or small(), splits, transforms(size), store)
 
 
@@ -117,14 +103,8 @@ class Features:
         """Return the features (N, F) as the loader yields them, and the loader."""
         line = split_at_thaw_line(copy.deepcopy(self.network).to(device), SIZE)
         views = ViewLoader(self.transforms, 0, device.type == "cuda")
-        loader = FeatureLoader(
-            line,
-            self.transforms,
-            views,
-            self.store,
-            Accelerator(device, self.dtype),
-            len(self.images),
-        )
+        accelerator, size = Accelerator(device, self.dtype), len(self.images)
+        loader = FeatureLoader(line, self.transforms, views, self.store, accelerator, size)
         batches = [*loader.load([self.images[:8], self.images[8:]])]
         assert all(tensor.device.type == device.type for (tensor,) in batches)
         return torch.cat([tensor for (tensor,) in batches]), loader
@@ -443,10 +423,7 @@ def test_kedro_run_goes_from_digits_to_a_registered_classifier(tmp_path: Path) -
     said = "".join(process.communicate(timeout=280))
     assert process.returncode == 0, said
     assert f"Training on {CUDA.type} in torch." in said
-    mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
-    client = mlflow.MlflowClient()
-    experiment = client.get_experiment_by_name("thawline")
-    (run, *_) = client.search_runs([experiment.experiment_id])
+    client, (run, *_) = tracked(f"sqlite:///{project}/mlflow.db")
     assert torch.cuda.get_device_name() in run.data.tags.values()
     assert run.data.metrics["test_accuracy"] > 0.6  # after two short epochs; chance is 0.1
     assert client.search_model_versions()

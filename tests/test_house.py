@@ -65,11 +65,7 @@ def patches(tree: ast.Module) -> list[str]:
 
 @pytest.mark.parametrize(
     ("find", "limit"),
-    [
-        (private_uses, MAX_PRIVATE_USES),
-        (broad_excepts, MAX_BROAD_EXCEPTS),
-        (patches, MAX_PATCHES),
-    ],
+    [(private_uses, MAX_PRIVATE_USES), (broad_excepts, MAX_BROAD_EXCEPTS), (patches, MAX_PATCHES)],
 )
 def test_other_libraries_are_used_as_they_are_meant(find, limit: int) -> None:
     found = {file: uses for file, tree in TREES.items() if (uses := find(tree))}

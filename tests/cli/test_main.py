@@ -86,11 +86,8 @@ def test_inspect_names_what_a_pickle_would_import(tmp_path: Path) -> None:
 def test_inspect_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
     done = thawline("inspect", str(tmp_path / "absent.pth"))
     assert done.exit_code == 1
-    assert (
-        done.output.startswith("Error: ")
-        and "does not exist" in done.output
-        and done.output.count("\n") == 1
-    )
+    assert done.output.startswith("Error: ") and done.output.count("\n") == 1
+    assert "does not exist" in done.output
 
 
 @pytest.fixture
@@ -173,10 +170,8 @@ def test_doctor_outside_a_project_looks_at_the_machine_alone(
     monkeypatch.chdir(tmp_path)
     done = thawline("doctor")
     assert done.exit_code == 1
-    assert (
-        "problem  configuration  no Kedro project" in done.output
-        and "ok       device" in done.output
-    )
+    assert "problem  configuration  no Kedro project" in done.output
+    assert "ok       device" in done.output
 
 
 def test_every_help_page_ends_with_examples() -> None:

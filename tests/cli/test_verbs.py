@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import thawline
-from conftest import ROOT, environment
+from conftest import ROOT, environment, run_command
 from thawline.api import name_parameters, packaged_configuration
 from thawline.cli.main import main
 from thawline.hooks.configuration import read_configuration
@@ -27,20 +27,14 @@ SETTINGS = {
     "model.backbone": "resnet18", "model.weights": "none", "transforms.size": 32,
     "strategy": "head_only", "training.epochs": 2, "training.device": "cpu",
 }  # fmt: skip
+THAWLINE = Path(sys.executable).with_name("thawline")
 MAX_LINES = 40
-LATER = {
-    "torch", "torchvision", "timm", "captum", "cleanlab", "matplotlib.figure",
-    "scipy.stats",
-}  # fmt: skip
+LATER = {"torch", "torchvision", "timm", "captum", "cleanlab", "matplotlib.figure", "scipy.stats"}
 
 
 def run(folder: Path, *arguments: str) -> str:
     """Return what the command prints in a folder, at 80 columns."""
-    command = [Path(sys.executable).with_name("thawline"), *arguments]
-    env = environment() | {"COLUMNS": "80"}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return run_command(folder, THAWLINE, *arguments, env=environment() | {"COLUMNS": "80"})
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +73,16 @@ def test_runs_are_listed_with_accuracy_and_champion(trained: tuple[Path, str]) -
     assert "head_only" in said and "champion" in said and "photos" in said
 
 
-def test_all_runs_are_shown_as_a_page(
-    trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder, _ = trained
+@pytest.fixture
+def opened(trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Work in the folder of the training; return the list of what commands open."""
     opened: list[str] = []
     monkeypatch.setattr("click.launch", opened.append)
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir(trained[0])
+    return opened
+
+
+def test_all_runs_are_shown_as_a_page(opened: list[str]) -> None:
     done = CliRunner().invoke(main, ["runs", "--html"])
     assert done.exit_code == 0, done.output
     page = Path(opened[0]).read_text(encoding="utf-8")
@@ -93,11 +90,7 @@ def test_all_runs_are_shown_as_a_page(
     assert "1 champion" in page and "arrayminus" in page
 
 
-def test_a_report_is_opened(trained: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, _ = trained
-    opened: list[str] = []
-    monkeypatch.setattr("click.launch", opened.append)
-    monkeypatch.chdir(folder)
+def test_a_report_is_opened(opened: list[str]) -> None:
     done = CliRunner().invoke(main, ["report"])
     assert done.exit_code == 0 and opened[0].endswith("thawline-runs/data/08_reporting/latest.html")
     assert Path(opened[0]).is_file()
@@ -121,15 +114,9 @@ def test_finetune_in_python_does_the_same(photos: Path, tmp_path: Path) -> None:
         "found = model.predict(data)\n"
         "print(json.dumps([sorted(set(found['label'])), str(model.folder)]))\n"
     )
-    given = json.dumps(
-        {k: v for k, v in SETTINGS.items() if k not in ("strategy", "training.epochs")}
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(photos), given],
-        cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    labels, folder = json.loads(done.stdout.splitlines()[-1])
+    given = {k: v for k, v in SETTINGS.items() if k not in ("strategy", "training.epochs")}
+    said = run_command(tmp_path, sys.executable, "-c", script, photos, json.dumps(given))
+    labels, folder = json.loads(said.splitlines()[-1])
     assert set(labels) <= {"flower", "temple"} and labels
     assert Path(folder, "classifier.json").is_file()
 
@@ -152,12 +139,8 @@ def test_nothing_heavy_is_imported_before_a_node_needs_it(photos: Path, tmp_path
         "registry.register_pipelines()\n"
         f"print(sorted({LATER!r} & set(sys.modules)))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(photos)],
-        cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
+    said = run_command(tmp_path, sys.executable, "-c", script, photos)
+    assert said.splitlines()[-1] == "[]"
 
 
 def test_corrections_are_looked_for_where_the_command_is_given(
@@ -169,9 +152,7 @@ def test_corrections_are_looked_for_where_the_command_is_given(
         f"given = {{'dataset.root': {str(photos)!r}, 'dataset.corrections': 'corrections.csv'}}\n"
         "run_pipeline('data_preparation', given)\n"
     )
-    subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment(), check=True, timeout=120
-    )
+    run_command(tmp_path, sys.executable, "-c", script, timeout=120)
     (file,) = tmp_path.rglob("applied_corrections.csv/*/*.csv")
     assert "applied" in file.read_text()
 
@@ -199,10 +180,9 @@ def test_a_watched_folder_is_trained_on_again_when_it_has_changed(
     photos: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(photos, tmp_path / "photos")
-    thawline = str(Path(sys.executable).with_name("thawline"))
     settings = ("--set", "transforms.size=32", "--set", "training.num_workers=0")
     process = subprocess.Popen(
-        [thawline, "watch", "photos", *settings], cwd=tmp_path, env=environment(),
+        [str(THAWLINE), "watch", "photos", *settings], cwd=tmp_path, env=environment(),
         stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout

@@ -1,12 +1,11 @@
 """What the defaults reach on real photographs; minutes long, run with `pytest -m slow`."""
 
-import json
 from pathlib import Path
 from statistics import mean
 
 import pytest
 
-from conftest import kedro
+from conftest import report, run_kedro
 
 pytestmark = pytest.mark.slow
 
@@ -15,9 +14,8 @@ def test_head_only_reaches_94_percent_on_ants_and_bees(project: Path, hymenopter
     accuracies = []
     for seed in range(5):
         options = f"dataset.root={hymenoptera},strategy=head_only,seed={seed}"
-        assert kedro(project, "run", "--pipeline=finetune", f"--params={options}").returncode == 0
-        file = max((project / "data/08_reporting/metrics.json").iterdir()) / "metrics.json"
-        metrics = json.loads(file.read_text())
+        run_kedro(project, "run", "--pipeline=finetune", f"--params={options}")
+        metrics = report(project, "metrics.json")
         assert metrics["test_images"] == 153
         accuracies.append(metrics["test_accuracy"])
     assert mean(accuracies) >= 0.94

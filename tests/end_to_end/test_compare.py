@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 import time
 from pathlib import Path
 
-import mlflow
-import pandas as pd
 import pytest
 
-from conftest import QUICK, copy_project, kedro, log, run_notebook, start_kedro
+from conftest import QUICK, latest, log, report, run_kedro, run_notebook, start_kedro, tracked
 from thawline.evaluation.weight_averages import ALPHAS
 from thawline.networks.classifier import load_classifier
 
@@ -22,29 +19,27 @@ TRAININGS = {(strategy, seed) for strategy in STRATEGIES for seed in ("0", "1")}
 
 
 class Compared:
-    """A project in which two strategies have been compared over two seeds."""
+    """A project in which two strategies have been compared over two seeds, and what was found."""
 
     def __init__(self, project: Path, photos: Path) -> None:
         self.project = project
         self.params = f"dataset.root={photos},{QUICK},training.epochs=1,training.wise_ft=true"
         two = "compare.strategies=head_only lp_ft,compare.num_seeds=2"
-        done = kedro(project, "run", "--pipeline=compare", f"--params={self.params},{two}")
-        assert done.returncode == 0, done.stdout + done.stderr
-        self.log = re.sub(r"[\s│]+", " ", done.stdout + log(project))
-        client = mlflow.MlflowClient(f"sqlite:///{project}/mlflow.db")
-        runs = client.search_runs([client.get_experiment_by_name("thawline").experiment_id])
+        said = run_kedro(project, "run", "--pipeline=compare", f"--params={self.params},{two}")
+        self.log = re.sub(r"[\s│]+", " ", said + log(project))
+        self.client, runs = tracked(f"sqlite:///{project}/mlflow.db")
         (self.parent,) = (run for run in runs if run.info.run_name.endswith(" · compare"))
-        self.client, self.children = client, [run for run in runs if run is not self.parent]
-
-    def latest(self, file: str) -> Path:
-        """Return the newest version of a versioned catalog entry."""
-        path = self.project / "data" / file
-        return max(path.iterdir()) / path.name
+        self.children = [run for run in runs if run is not self.parent]
+        self.answer = report(project, "comparison.json")
+        self.table = report(project, "comparison_table.csv").set_index("strategy")
+        self.trainings = report(project, "comparison_trainings.csv")
+        self.page = report(project, "comparison_report.html")
+        self.classifiers = latest(project, "06_models/comparison_classifiers")
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Compared:
-    return Compared(copy_project(tmp_path_factory.mktemp("compared") / "project"), photos)
+def compared(module_project: Path, photos: Path) -> Compared:
+    return Compared(module_project, photos)
 
 
 def test_every_training_has_a_run_below_that_of_the_comparison(compared: Compared) -> None:
@@ -72,52 +67,43 @@ def test_what_is_frozen_is_computed_once_for_all_of_them(compared: Compared) -> 
 
 
 def test_the_answer_is_in_the_console_as_json_as_a_table_and_as_a_page(compared: Compared) -> None:
-    answer = json.loads(compared.latest("08_reporting/comparison.json").read_text())
-    verdict = answer["verdict"]
+    verdict = compared.answer["verdict"]
     assert {verdict["best"], verdict["next"]} == {"head_only", "lp_ft"}
     assert re.sub(r"\s+", " ", verdict["sentence"]) in compared.log
-    table = pd.read_csv(compared.latest("08_reporting/comparison_table.csv"))
-    strategies = table[~table["strategy"].str.endswith(".soup")]
-    assert sorted(strategies["strategy"]) == ["head_only", "lp_ft"]
-    for row in strategies.itertuples():
-        runs = [run for run in compared.children if run.data.tags["strategy"] == row.strategy]
+    strategies = compared.table[~compared.table.index.str.endswith(".soup")]
+    assert sorted(strategies.index) == ["head_only", "lp_ft"]
+    for strategy, accuracy in strategies["test_accuracy"].items():
+        runs = [run for run in compared.children if run.data.tags["strategy"] == strategy]
         mean = sum(run.data.metrics["test/accuracy"] for run in runs) / 2
-        assert row.test_accuracy == pytest.approx(mean)
-    page = compared.latest("08_reporting/comparison_report.html").read_text()
-    assert verdict["best"] in page and "dataset.seed=0" in page
+        assert accuracy == pytest.approx(mean)
+    assert verdict["best"] in compared.page and "dataset.seed=0" in compared.page
     artifacts = {a.path for a in compared.client.list_artifacts(compared.parent.info.run_id)}
     assert {"comparison.json", "comparison_table.csv", "comparison_report.html"} <= artifacts
 
 
 def test_finetune_repeats_a_training_of_the_comparison_exactly(compared: Compared) -> None:
     one = f"{compared.params},strategy=head_only,seed=1,dataset.seed=0"
-    done = kedro(compared.project, "run", "--to-nodes=evaluate_model", f"--params={one}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    again = json.loads(compared.latest("08_reporting/metrics.json").read_text())
-    trainings = pd.read_csv(compared.latest("08_reporting/comparison_trainings.csv"))
-    (before,) = trainings.query("strategy == 'head_only' and seed == 1").to_dict("records")
+    run_kedro(compared.project, "run", "--to-nodes=evaluate_model", f"--params={one}")
+    again = report(compared.project, "metrics.json")
+    chosen = compared.trainings.query("strategy == 'head_only' and seed == 1")
+    (before,) = chosen.to_dict("records")
     assert again == {name: before[name] for name in again}
-    classifiers = compared.latest("06_models/comparison_classifiers")
-    assert {folder.name for folder in classifiers.glob("*.seed_*")} == {
-        f"{strategy}.seed_{seed}" for strategy, seed in TRAININGS
-    }
+    names = {f"{strategy}.seed_{seed}" for strategy, seed in TRAININGS}
+    assert {folder.name for folder in compared.classifiers.glob("*.seed_*")} == names
 
 
 def test_a_soup_is_a_row_and_a_classifier_of_its_own_and_in_no_statistics(
     compared: Compared,
 ) -> None:
-    table = pd.read_csv(compared.latest("08_reporting/comparison_table.csv"), index_col="strategy")
-    trainings = pd.read_csv(compared.latest("08_reporting/comparison_trainings.csv"))
-    page = compared.latest("08_reporting/comparison_report.html").read_text()
-    answer = json.loads(compared.latest("08_reporting/comparison.json").read_text())
-    folders = [*compared.latest("06_models/comparison_classifiers").glob("*.soup")]
+    table, trainings, answer = compared.table, compared.trainings, compared.answer
+    folders = [*compared.classifiers.glob("*.soup")]
     assert {folder.name for folder in folders} == {n for n in table.index if n.endswith(".soup")}
     assert folders and not trainings["strategy"].str.endswith(".soup").any()
     assert not {answer["verdict"]["best"], answer["verdict"]["recommended"]} - {*STRATEGIES}
     assert [pair["strategy"] for pair in answer["pairs"]] == [answer["verdict"]["next"]]
     for folder in folders:
         row, strategy = table.loc[folder.name], folder.name.removesuffix(".soup")
-        assert folder.name in page.replace("<wbr>", "") and row["seeds"] == 2
+        assert folder.name in compared.page.replace("<wbr>", "") and row["seeds"] == 2
         own = trainings[trainings["strategy"] == strategy]
         assert row["seconds"] == pytest.approx(own["seconds"].sum())
         assert sorted(load_classifier(folder).training["soup_of_seeds"]) == [0, 1]
@@ -127,8 +113,8 @@ def test_wise_ft_says_how_it_averaged_or_that_it_has_no_effect(compared: Compare
     for run in compared.children:
         alpha = run.data.metrics.get("wise_ft_alpha")
         name = f"{run.data.tags['strategy']}.seed_{run.data.tags['seed']}"
-        folder = compared.latest("06_models/comparison_classifiers") / name
-        assert load_classifier(folder).training.get("wise_ft_alpha") == alpha
+        classifier = load_classifier(compared.classifiers / name)
+        assert classifier.training.get("wise_ft_alpha") == alpha
         assert (alpha in ALPHAS) == (run.data.tags["strategy"] == "lp_ft")
     assert compared.log.count("training.wise_ft has no effect") == 2 * 2  # console and file
 
@@ -137,21 +123,18 @@ def test_wise_ft_says_how_it_averaged_or_that_it_has_no_effect(compared: Compare
 def test_a_classifier_of_a_comparison_is_registered_by_a_run_that_trains_nothing(
     compared: Compared,
 ) -> None:
-    (soup, *_) = compared.latest("06_models/comparison_classifiers").glob("*.soup")
+    (soup, *_) = compared.classifiers.glob("*.soup")
     weights = f"model.weights={soup}/model.safetensors,strategy=head_only"
     options = f"--params={compared.params},{weights},training.epochs=0"
-    done = kedro(compared.project, "run", "--pipeline=finetune", options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    result = json.loads(compared.latest("08_reporting/registration.json").read_text())
+    run_kedro(compared.project, "run", "--pipeline=finetune", options)
+    result = report(compared.project, "registration.json")
     assert result["registered_version"] == result["champion_version"] == "1"
-    metrics = json.loads(compared.latest("08_reporting/metrics.json").read_text())
-    table = pd.read_csv(compared.latest("08_reporting/comparison_table.csv"), index_col="strategy")
+    metrics = report(compared.project, "metrics.json")
     for name in ("test_accuracy", "test_loss"):
-        assert metrics[name] == pytest.approx(table.loc[soup.name, name], rel=1e-5)
-    saved = load_classifier(compared.latest("06_models/classifier"))
+        assert metrics[name] == pytest.approx(compared.table.loc[soup.name, name], rel=1e-5)
+    saved = load_classifier(latest(compared.project, "06_models/classifier"))
     assert saved.seen == load_classifier(soup).seen
-    exported = kedro(compared.project, "run", "--pipeline=export", f"--params=export.model={soup}")
-    assert exported.returncode == 0, exported.stdout + exported.stderr
+    run_kedro(compared.project, "run", "--pipeline=export", f"--params=export.model={soup}")
 
 
 @pytest.mark.slow
@@ -173,7 +156,6 @@ def test_a_terminated_comparison_is_marked_as_killed_with_its_trainings(
     said = "".join(process.communicate(timeout=60))
     assert process.returncode == 128 + signal.SIGTERM
     assert "training.resume=true" in said and "Traceback" not in said
-    client = mlflow.MlflowClient(f"sqlite:///{project}/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("thawline").experiment_id])
+    _, runs = tracked(f"sqlite:///{project}/mlflow.db")
     assert [run.info.status for run in runs] == ["KILLED", "KILLED"]
     assert list(states.glob("*.pt"))

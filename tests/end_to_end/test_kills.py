@@ -21,7 +21,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID as PARENT
 from PIL import Image
 from safetensors.torch import load_file
 
-from conftest import QUICK, copy_project, start_kedro
+from conftest import QUICK, copy_project, start_kedro, tracked
 
 pytestmark = pytest.mark.slow
 
@@ -88,8 +88,7 @@ def end_or_kill(project: Path, command: tuple[str, ...], seconds: float) -> bool
 def results(project: Path) -> dict[str, Any]:
     """Return of the latest run what has to be the same again: weights, tables and metrics."""
     version = max((project / "data/05_model_input/splits.csv").iterdir()).name
-    client = MlflowClient(f"sqlite:///{project}/mlflow.db")
-    runs = client.search_runs([client.get_experiment_by_name("thawline").experiment_id])
+    client, runs = tracked(f"sqlite:///{project}/mlflow.db")
     assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}
     found: dict[str, Any] = {"metrics": tracked_metrics(client, runs)}
     for file in (project / "data").rglob(f"{version}/**/*"):
@@ -119,11 +118,10 @@ def same(one: Any, other: Any) -> bool:
     """Return whether two results are equal, tensors to the bit."""
     if isinstance(one, pd.DataFrame):
         return one.equals(other)
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
     if isinstance(one, dict) and one.keys() == other.keys():
-        pairs = [(value, other[key]) for key, value in one.items()]
-        return all(
-            torch.equal(*p) if isinstance(p[0], torch.Tensor) else p[0] == p[1] for p in pairs
-        )
+        return all(same(one[key], other[key]) for key in one)
     return one == other
 
 

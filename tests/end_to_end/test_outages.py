@@ -13,11 +13,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from safetensors.torch import load_file
 
-from conftest import QUICK, copy_project, kedro, start_kedro
+from conftest import QUICK, copy_project, kedro, report, run_kedro, start_kedro
 from helpers.servers import MlflowServer, wait_until
 
 LONG = QUICK.replace("training.epochs=2", "training.epochs=40")
@@ -53,7 +52,7 @@ def test_a_server_that_is_restarted_during_a_run_has_all_of_it(
     assert process.returncode == 0, said + errors
     ((run, status),) = server.query("select run_uuid, status from runs")
     assert status == "FINISHED"
-    history = pd.read_csv(next(project.glob("data/08_reporting/history.csv/*/history.csv")))
+    history = report(project, "history.csv")
     for name in ("train_loss", "val_loss", "val_accuracy"):
         where = f"where run_uuid = '{run}' and key = '{name}'"
         found = server.query(f"select value from metrics {where} order by step")
@@ -77,10 +76,7 @@ def test_a_long_outage_ends_a_run_that_resumes_and_that_can_be_logged_afterwards
     assert server.uri in shown and "training.resume=true" in shown
     assert "Traceback" not in said + errors
     server.start()
-    done = kedro(
-        project, "run", "--to-nodes=calibrate_classifier", f"{params},training.resume=true"
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_kedro(project, "run", "--to-nodes=calibrate_classifier", f"{params},training.resume=true")
     statuses = server.query("select status from runs order by start_time")
     assert statuses == [("KILLED",), ("FINISHED",)]
     ((epochs,),) = server.query(
@@ -89,7 +85,7 @@ def test_a_long_outage_ends_a_run_that_resumes_and_that_can_be_logged_afterwards
     )
     assert epochs == 40
     (version,) = (path.name for path in project.glob("data/08_reporting/history.csv/*"))
-    assert kedro(project, "log-run", version).returncode == 0
+    run_kedro(project, "log-run", version)
     (run,) = server.query(f"select run_uuid from runs where name = '{version}'")
     files = {path.name for path in server.folder.glob(f"artifacts/*/{run[0]}/artifacts/*")}
     assert "history.csv" in files
@@ -123,7 +119,7 @@ def test_a_full_disk_damages_nothing_and_the_run_goes_on_when_there_is_room(
     """The disk is full before training, in it, and while the classifiers are saved."""
     options = f"--params=dataset.root={photos},{QUICK}"
     other = copy_project(tmp_path / "undisturbed")
-    assert kedro(other, "run", options).returncode == 0
+    run_kedro(other, "run", options)
     data = project / "data"
     data.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}M", "tmpfs", str(data)]
@@ -134,8 +130,7 @@ def test_a_full_disk_damages_nothing_and_the_run_goes_on_when_there_is_room(
         assert f"The disk is full. In {project}" in " ".join(done.stderr.split())
         assert not [*data.rglob(".unfinished.*"), *data.rglob("*.unfinished")]
         subprocess.run(["mount", "-o", "remount,size=200M", str(data)], check=True)
-        done = kedro(project, "run", f"{options},training.resume=true")
-        assert done.returncode == 0, done.stdout + done.stderr
+        run_kedro(project, "run", f"{options},training.resume=true")
         weights = "data/06_models/classifier/*/classifier/model.safetensors"
         (expected,) = (path.read_bytes() for path in other.glob(weights))
         assert {path.read_bytes() for path in project.glob(weights)} == {expected}

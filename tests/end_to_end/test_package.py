@@ -6,7 +6,6 @@ What `kedro package` itself needs to build a wheel is fetched from a package ind
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ import mlflow
 import pytest
 from sklearn.datasets import load_digits
 
-from conftest import QUICK, ROOT, copy_project, kedro
+from conftest import QUICK, ROOT, report, run_command, run_kedro
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("package")]
 
@@ -32,13 +31,12 @@ class Package(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
+def package(module_project: Path) -> Package:
     """Return an environment with the wheel; all other packages are those of the tests."""
-    project = copy_project(tmp_path_factory.mktemp("package") / "project")
+    project = module_project
     for name in ("README.md", "LICENSE"):
         shutil.copy(ROOT / name, project)
-    done = kedro(project, "package")
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_kedro(project, "package")
     environment = project.parent / "environment"
     venv.create(environment, with_pip=True)
     python = environment / "bin" / "python"
@@ -53,27 +51,16 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Package:
     return Package(python, site_packages, Path(configuration))
 
 
-def thawline(package: Package, folder: Path, *options: str) -> str:
-    """Run `python -m thawline` in a folder; return what it printed."""
+def run(folder: Path, *command: object) -> str:
+    """Run a command of the environment in a folder; return what it printed."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [package.python, "-m", "thawline", *options]
-    done = subprocess.run(
-        command, cwd=folder, env=env, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return run_command(folder, *command, env=env, timeout=600)
 
 
 def digests(folder: Path) -> dict[Path, str]:
     """Return the content of all files but compiled ones."""
     files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def numbers(folder: Path) -> dict[str, float]:
-    """Return what the latest evaluation in a folder found."""
-    version = max((folder / "data" / "08_reporting" / "metrics.json").iterdir())
-    return dict(json.loads((version / "metrics.json").read_text()))
 
 
 def runs(folder: Path) -> list[mlflow.entities.Run]:
@@ -88,14 +75,8 @@ def test_the_command_of_the_wheel_trains_on_a_folder_of_photographs(
 ) -> None:
     (tmp_path / "photos").symlink_to(photos)
     settings = [part for setting in QUICK.split(",") for part in ("--set", setting)]
-    command = [package.python.with_name("thawline"), "finetune", "photos", *settings]
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(
-        [*command, "--strategy=linear_probe"],
-        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "test images are right" in done.stdout
+    command = (package.python.with_name("thawline"), "finetune", "photos", *settings)
+    assert "test images are right" in run(tmp_path, *command, "--strategy=linear_probe")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "thawline-runs"]
 
 
@@ -109,13 +90,13 @@ def test_finetune_runs_in_an_empty_directory_with_a_configuration_from_elsewhere
     before = digests(package.site_packages)
     assert package.site_packages / "thawline" / "__main__.py" in before
     conf = f"--conf-source={tmp_path}/elsewhere/conf"
-    thawline(package, empty, "--pipeline=finetune", conf, f"--params={QUICK}")
-
-    (run,) = runs(empty)
-    assert run.info.status == "FINISHED"
-    assert run.data.params["dataset.root"] == "sklearn:digits"
-    assert run.data.tags["kedro_command"].startswith("python -m thawline --pipeline=finetune")
-    assert run.data.metrics["test/accuracy"] == numbers(empty)["test_accuracy"] > 0.3  # of 10
+    run(empty, package.python, "-m", "thawline", "--pipeline=finetune", conf, f"--params={QUICK}")
+    (tracked,) = runs(empty)
+    assert tracked.info.status == "FINISHED"
+    assert tracked.data.params["dataset.root"] == "sklearn:digits"
+    assert tracked.data.tags["kedro_command"].startswith("python -m thawline --pipeline=finetune")
+    accuracy = report(empty, "metrics.json")["test_accuracy"]
+    assert tracked.data.metrics["test/accuracy"] == accuracy > 0.3  # of 10
     assert {path.name for path in empty.iterdir()} == {"data", "mlartifacts", "mlflow.db"}
     assert len(list((empty / "data/01_raw/digits").glob("*/*"))) == len(load_digits().target)
     assert digests(package.site_packages) == before
@@ -126,14 +107,15 @@ def test_two_tasks_of_a_scheduler_leave_what_one_run_leaves(
 ) -> None:
     shutil.copytree(photos, tmp_path / "photos")
     options = (f"--conf-source={package.configuration}", f"--params=dataset.root=photos,{QUICK}")
-    thawline(package, tmp_path, "--pipeline=data_preparation", *options)
-    thawline(package, tmp_path, "--from-nodes=build_transforms", *options)
+    thawline = (package.python, "-m", "thawline")
+    run(tmp_path, *thawline, "--pipeline=data_preparation", *options)
+    run(tmp_path, *thawline, "--from-nodes=build_transforms", *options)
     prepared, trained = runs(tmp_path)
     assert [run.info.status for run in (prepared, trained)] == ["FINISHED", "FINISHED"]
-    assert trained.data.metrics["test/accuracy"] == numbers(tmp_path)["test_accuracy"]
+    first = report(tmp_path, "metrics.json")
+    assert trained.data.metrics["test/accuracy"] == first["test_accuracy"]
     assert trained.data.tags["registered_version"] == "1"
     # The splits are those of the first task, and belong to the classifier of the second.
     assert trained.inputs.dataset_inputs[0].dataset == prepared.inputs.dataset_inputs[0].dataset
-    first = numbers(tmp_path)
-    thawline(package, tmp_path, "--pipeline=evaluate", *options)
-    assert numbers(tmp_path) == first
+    run(tmp_path, *thawline, "--pipeline=evaluate", *options)
+    assert report(tmp_path, "metrics.json") == first

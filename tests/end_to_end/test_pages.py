@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 import timm
 import torch
 
-from conftest import ROOT, copy_project, environment
+from conftest import ROOT, environment, run_command
 
 pytestmark = pytest.mark.slow
 
@@ -50,9 +49,9 @@ def commands_of_other_tools_page() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+def folder(module_project: Path, photos: Path) -> Path:
     """Return a project with photographs, a file of weights and a champion."""
-    folder = copy_project(tmp_path_factory.mktemp("pages") / "project")
+    folder = module_project
     (folder / "conf" / "local" / "parameters.yml").write_text(SMALL, encoding="utf-8")
     for name in ("photos", "path/to/folder"):
         shutil.copytree(photos, folder / name)
@@ -76,8 +75,4 @@ def type_in(command: str, folder: Path) -> str:
     """Return what a command prints."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = environment() | {"PATH": path, "BROWSER": "true"}  # which opens nothing
-    done = subprocess.run(
-        ["bash", "-ec", command], cwd=folder, env=env, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
-    return done.stdout
+    return run_command(folder, "bash", "-ec", command, env=env)

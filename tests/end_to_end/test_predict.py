@@ -8,12 +8,8 @@ import json
 import os
 import re
 import shutil
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import mlflow
@@ -23,21 +19,16 @@ import pytest
 import requests
 from PIL import Image
 
-from conftest import QUICK, ROOT, kedro
+from conftest import QUICK, ROOT, kedro, latest, report, run_command, run_kedro
 from golden.records import write_digits
+from helpers.browser import served
 
 pytestmark = pytest.mark.xdist_group("finished project")
 
 
-def latest(project: Path, folder: str) -> Path:
-    """Return the newest version of a versioned catalog entry."""
-    return max((project / "data" / folder).iterdir()) / Path(folder).name
-
-
 def registered(project: Path) -> str:
     """Return the name of the registered model."""
-    file = latest(project, "08_reporting/registration.json")
-    return json.loads(file.read_text())["registered_model"]
+    return report(project, "registration.json")["registered_model"]
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +59,8 @@ def folder(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def table(finished_project: Path, folder: Path) -> pd.DataFrame:
     """Return what `kedro run --pipeline=predict` says of the folder."""
-    done = kedro(finished_project, "run", "--pipeline=predict", f"--params=predict.root={folder}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    said = " ".join(done.stdout.split())
+    root = f"--params=predict.root={folder}"
+    said = " ".join(run_kedro(finished_project, "run", "--pipeline=predict", root).split())
     model = f"models:/{registered(finished_project)}/1"
     assert f"Predicting 9 files with {model} (2 classes: flower, temple; saved " in said
     assert "3 of 9 files cannot be read" in said
@@ -78,9 +68,7 @@ def table(finished_project: Path, folder: Path) -> pd.DataFrame:
 
 
 def test_the_first_model_of_a_project_is_its_champion(finished_project: Path) -> None:
-    registration = json.loads(
-        latest(finished_project, "08_reporting/registration.json").read_text()
-    )
+    registration = report(finished_project, "registration.json")
     assert registration["registered_version"] == registration["champion_version"] == "1"
     assert "it is the first version" in registration["registration_reason"]
 
@@ -88,38 +76,27 @@ def test_the_first_model_of_a_project_is_its_champion(finished_project: Path) ->
 def test_every_file_of_the_folder_is_a_row(table: pd.DataFrame, folder: Path) -> None:
     names = [Path(path).relative_to(folder).as_posix() for path in table["path"]]
     bad = ["bad/cut.jpg", "bad/empty.jpg", "bad/text.txt"]
-    assert names == [
-        "alpha.png",
-        *bad,
-        "cmyk.jpg",
-        "deep.png",
-        "gray.png",
-        "plain.jpg",
-        "turned.jpg",
-    ]
+    readable = ["cmyk.jpg", "deep.png", "gray.png", "plain.jpg", "turned.jpg"]
+    assert names == ["alpha.png", *bad, *readable]
     assert table["problem"].notna().tolist() == [name in bad for name in names]
     good = table[table["problem"].isna()]
     assert set(good["label"]) <= {"flower", "temple"} and good["probability"].between(0.5, 1).all()
 
 
 def test_a_second_prediction_replaces_the_table_and_the_first_is_in_mlflow(
-    finished_project: Path, table: pd.DataFrame, folder: Path, tmp_path: Path
+    table: pd.DataFrame, finished_copy: Path, folder: Path, tmp_path: Path
 ) -> None:
-    project = tmp_path / "project"
-    shutil.copytree(finished_project, project)
     (tmp_path / "one").mkdir()
     shutil.copy(folder / "plain.jpg", tmp_path / "one")
-    one = f"--params=predict.root={tmp_path}/one"
-    assert kedro(project, "run", "--pipeline=predict", one).returncode == 0
-    again = pd.read_parquet(project / "data/07_model_output/folder_labels.parquet")
+    run_kedro(finished_copy, "run", "--pipeline=predict", f"--params=predict.root={tmp_path}/one")
+    again = pd.read_parquet(finished_copy / "data/07_model_output/folder_labels.parquet")
     assert again["path"].tolist() == [f"{tmp_path}/one/plain.jpg"]
-    mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
+    mlflow.set_tracking_uri(f"sqlite:///{finished_copy}/mlflow.db")
     runs = mlflow.search_runs(experiment_names=["thawline predictions"], output_format="list")
     counts = [run.data.tags.get("files") for run in runs if "files" in run.data.tags]
     assert counts[0] == "1" and "9" in counts
-    for run in runs[:1]:
-        names = [file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id)]
-        assert "folder_predictions.csv" in names
+    files = mlflow.MlflowClient().list_artifacts(runs[0].info.run_id)
+    assert "folder_predictions.csv" in [file.path for file in files]
 
 
 @pytest.mark.slow
@@ -129,12 +106,10 @@ def test_photographs_after_digits_are_predicted_by_the_model_of_the_photographs(
     digits = write_digits(tmp_path / "digits", images_per_class=20)
     for root in (digits, photos):
         options = f"--params=dataset.root={root},{QUICK.replace('size=64', 'size=32')}"
-        done = kedro(project, "run", "--to-nodes=register_model", options)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "thawline predict IMAGES: this model, version 1 of '" in done.stdout
-    done = kedro(project, "run", "--pipeline=predict", f"--params=predict.root={photos}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "(2 classes: flower, temple; saved " in " ".join(done.stdout.split())
+        said = run_kedro(project, "run", "--to-nodes=register_model", options)
+        assert "thawline predict IMAGES: this model, version 1 of '" in said
+    said = run_kedro(project, "run", "--pipeline=predict", f"--params=predict.root={photos}")
+    assert "(2 classes: flower, temple; saved " in " ".join(said.split())
     found = pd.read_parquet(project / "data/07_model_output/folder_labels.parquet")
     assert set(found["label"]) == {"flower", "temple"}
 
@@ -143,13 +118,12 @@ def test_images_of_one_class_alone_are_unlike_those_of_both(
     finished_project: Path, photos: Path
 ) -> None:
     root = f"--params=drift.root={photos / 'flower'}"
-    done = kedro(finished_project, "run", "--pipeline=drift", root)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "unlike the held-out ones (p = 0.0" in " ".join(done.stdout.split())
-    classes = pd.read_csv(latest(finished_project, "08_reporting/drift_classes.csv"))
+    said = run_kedro(finished_project, "run", "--pipeline=drift", root)
+    assert "unlike the held-out ones (p = 0.0" in " ".join(said.split())
+    classes = report(finished_project, "drift_classes.csv")
     assert classes["share_now"].sum() == pytest.approx(1)
-    assert len(pd.read_csv(latest(finished_project, "08_reporting/drift_images.csv"))) == 20
-    page = latest(finished_project, "08_reporting/drift_report.html").read_text("utf-8")
+    assert len(report(finished_project, "drift_images.csv")) == 20
+    page = report(finished_project, "drift_report.html")
     assert "differ from" in page and "flower" in page
 
 
@@ -182,47 +156,17 @@ def test_code_that_a_classifier_names_is_never_run(
 LIMITS = {"max_images": 10, "max_mb": 0.5, "max_megapixels": 0.3}
 
 
-@contextmanager
-def serving(project: Path) -> Iterator[str]:
+def serving(project: Path) -> AbstractContextManager[str]:
     """Serve the champion of a project as the documentation says; yield the address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
     model = f"models:/{registered(project)}@champion"
-    command = f"models serve --model-uri {model} --env-manager local --port"
-    server = subprocess.Popen(
-        [str(Path(sys.executable).with_name("mlflow")), *command.split(), str(port)],
-        cwd=project,
+    command = ("mlflow", "models", "serve", "--model-uri", model, "--env-manager", "local")
+    variables = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlflow.db",
         # `mlflow` starts the server by `python`, which must be this one.
-        env={
-            **os.environ,
-            "MLFLOW_TRACKING_URI": f"sqlite:///{project}/mlflow.db",
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "MLFLOW_PYFUNC_INFERENCE_CONFIG": json.dumps(LIMITS),
-        },
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        for _ in range(240):
-            try:
-                requests.get(f"{address}/ping", timeout=5)
-                break
-            except requests.ConnectionError:
-                assert server.poll() is None
-                time.sleep(0.5)
-        yield address
-    finally:
-        os.killpg(server.pid, 15)
-        server.wait(30)
-
-
-def load_champion(project: Path) -> mlflow.pyfunc.PyFuncModel:
-    """Return the champion of a project as a function of Python."""
-    mlflow.set_tracking_uri(f"sqlite:///{project}/mlflow.db")
-    return mlflow.pyfunc.load_model(f"models:/{registered(project)}@champion")
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "MLFLOW_PYFUNC_INFERENCE_CONFIG": json.dumps(LIMITS),
+    }
+    return served(project, *command, page="/ping", **variables)
 
 
 def ask(address: str, contents: list[bytes], **more: object) -> requests.Response:
@@ -237,12 +181,14 @@ def test_http_and_python_answer_as_predict_and_http_names_what_it_cannot_read(
 ) -> None:
     good = table[table["problem"].isna()]
     contents = [Path(path).read_bytes() for path in good["path"]]
+    mlflow.set_tracking_uri(f"sqlite:///{finished_project}/mlflow.db")
+    champion = mlflow.pyfunc.load_model(f"models:/{registered(finished_project)}@champion")
     with serving(finished_project) as address:
         answer = ask(address, contents, params={"top_k": 2})
         assert answer.status_code == 200, answer.text
         found = pd.DataFrame(answer.json()["predictions"])
         assert found["label_2"].tolist() == good["label_2"].tolist()
-        for own in (found, load_champion(finished_project).predict(pd.DataFrame({0: contents}))):
+        for own in (found, champion.predict(pd.DataFrame({0: contents}))):
             assert own["label"].tolist() == good["label"].tolist()
             assert own["set"].tolist() == good["set"].tolist()
             assert own["reason"].isna().tolist() == good["reason"].isna().tolist()
@@ -278,8 +224,7 @@ def test_http_and_python_answer_as_predict_and_http_names_what_it_cannot_read(
 def test_the_documented_example_gives_the_same_labels_without_thawline(
     finished_project: Path, table: pd.DataFrame, tmp_path: Path
 ) -> None:
-    done = kedro(finished_project, "run", "--pipeline=export", "--params=export.model=champion")
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_kedro(finished_project, "run", "--pipeline=export", "--params=export.model=champion")
     shutil.copytree(latest(finished_project, "06_models/onnx"), tmp_path / "onnx")
     good = table[table["problem"].isna()]
     text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
@@ -287,11 +232,8 @@ def test_the_documented_example_gives_the_same_labels_without_thawline(
     assert "thawline" not in example
     files = f"files = {good['path'].tolist()}"
     (tmp_path / "example.py").write_text(re.sub(r"(?m)^files = .*$", files, example))
-    done = subprocess.run(
-        [sys.executable, "example.py"],
-        cwd=tmp_path, check=True, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    rows = [line.split() for line in done.stdout.splitlines()]
+    said = run_command(tmp_path, sys.executable, "example.py", timeout=120)
+    rows = [line.split() for line in said.splitlines()]
     assert [row[0] for row in rows] == good["path"].tolist()
     assert [row[1] for row in rows] == good["label"].tolist()
     shares = [float(row[2]) for row in rows]

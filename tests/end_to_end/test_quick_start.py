@@ -64,12 +64,9 @@ def bare() -> dict[str, str]:
 def check_server(command: str, address: str, folder: Path) -> None:
     """Start a server in the environment that the page made, wait for its answer and stop it."""
     assert not answers(address), f"something else answers at {address}; stop it first"
-    process = subprocess.Popen(
-        ["bash", "-ec", f"source .venv/bin/activate\n{command}"],
-        cwd=folder,
-        env={**bare(), "BROWSER": "true"},  # a command that opens nothing
-        start_new_session=True,
-    )
+    script = ["bash", "-ec", f"source .venv/bin/activate\n{command}"]
+    env = bare() | {"BROWSER": "true"}  # a command that opens nothing
+    process = subprocess.Popen(script, cwd=folder, env=env, start_new_session=True)
     try:
         deadline = time.monotonic() + 120
         while not answers(address):

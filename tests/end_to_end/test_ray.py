@@ -7,13 +7,12 @@ import signal
 import subprocess
 from pathlib import Path
 
-import mlflow
 import pandas as pd
 import psutil
 import pytest
 from safetensors.torch import load_file
 
-from conftest import QUICK, copy_project, kedro, log, start_kedro
+from conftest import QUICK, copy_project, latest, log, report, run_kedro, start_kedro, tracked
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.slow  # a cluster takes half a minute to start
@@ -31,12 +30,8 @@ strategies:
 UNTIL_TRAINED = ("run", "--pipeline=finetune", "--to-nodes=calibrate_classifier")
 
 
-def newest(project: Path, pattern: str) -> Path:
-    return sorted(project.glob(pattern))[-1]
-
-
 def history(project: Path) -> pd.DataFrame:
-    return pd.read_csv(newest(project, "data/08_reporting/history.csv/*/history.csv"))
+    return report(project, "history.csv").drop(columns=OF_TIME)
 
 
 def log_steps(project: Path) -> Path:
@@ -55,14 +50,10 @@ def test_two_workers_train_the_run_that_one_process_does(
     finished_project: Path, photos: Path, project: Path
 ) -> None:
     params = f"--params=dataset.root={photos},{QUICK},engine.name=ray,engine.workers=2"
-    done = kedro(project, *UNTIL_TRAINED, params)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "each of 2 worker(s) computes its share" in done.stdout
+    said = run_kedro(project, *UNTIL_TRAINED, params)
+    assert "each of 2 worker(s) computes its share" in said
     assert re.search(r"Phase 1: \d+ activations were read, 0 computed", log(project))
-    found, expected = history(project), history(finished_project)
-    pd.testing.assert_frame_equal(
-        found.drop(columns=OF_TIME), expected.drop(columns=OF_TIME), atol=TOLERANCE
-    )
+    pd.testing.assert_frame_equal(history(project), history(finished_project), atol=TOLERANCE)
     (state,) = project.glob("data/06_models/training_checkpoints/*")
     assert state.name.endswith(".finished.pt")
 
@@ -83,13 +74,11 @@ def test_the_loss_after_each_step_is_that_of_one_worker(
         output, errors = process.communicate(timeout=1500)
         assert process.returncode == 0, output + errors
         found.append(steps(output))
-    assert found[0].keys() == found[1].keys()
-    assert len(found[0]) == 14
-    differences = [abs(found[0][step] - found[1][step]) for step in found[0]]
-    print(
-        f"{strategy}: losses of {len(differences)} steps differ by {max(differences):.1e} at most"
-    )
-    assert max(differences) <= TOLERANCE
+    first, second = found
+    assert first.keys() == second.keys() and len(first) == 14
+    largest = max(abs(first[step] - second[step]) for step in first)
+    print(f"{strategy}: losses of {len(first)} steps differ by {largest:.1e} at most")
+    assert largest <= TOLERANCE
 
 
 def test_a_worker_that_is_killed_in_mid_epoch_is_replaced(photos: Path, tmp_path: Path) -> None:
@@ -98,8 +87,7 @@ def test_a_worker_that_is_killed_in_mid_epoch_is_replaced(photos: Path, tmp_path
         ",engine.name=ray,engine.workers=2"
     )
     undisturbed = log_steps(copy_project(tmp_path / "undisturbed"))
-    done = kedro(undisturbed, *UNTIL_TRAINED, params)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_kedro(undisturbed, *UNTIL_TRAINED, params)
     project = log_steps(copy_project(tmp_path / "killed"))
     process = start_kedro(project, "run", "--pipeline=finetune", params)
     output = log_until(process, "Epoch 3, step 4")
@@ -110,11 +98,9 @@ def test_a_worker_that_is_killed_in_mid_epoch_is_replaced(photos: Path, tmp_path
     assert process.returncode == 0, output + rest + errors
     assert "A worker died: all were restarted" in rest
     assert "Resuming after epoch" in rest
-    pd.testing.assert_frame_equal(
-        history(project).drop(columns=OF_TIME), history(undisturbed).drop(columns=OF_TIME)
-    )
-    weights = "data/06_models/classifier/*/classifier/*.safetensors"
-    first, second = (load_file(newest(one, weights)) for one in (project, undisturbed))
+    pd.testing.assert_frame_equal(history(project), history(undisturbed))
+    folders = [latest(one, "06_models/classifier") for one in (project, undisturbed)]
+    first, second = (load_file(folder / "model.safetensors") for folder in folders)
     assert all((first[name] == second[name]).all() for name in second)
 
 
@@ -135,11 +121,9 @@ def test_a_run_that_is_stopped_leaves_no_worker_and_can_be_resumed(
     assert "training.resume=true" in said
     assert "Traceback" not in said
     gone, alive = psutil.wait_procs(workers, timeout=30)
-    assert gone
-    assert not alive
+    assert gone and not alive
     assert [*project.glob("data/06_models/training_checkpoints/*.pt")]
-    client = mlflow.MlflowClient(f"sqlite:///{project}/mlflow.db")
-    (run,) = client.search_runs([client.get_experiment_by_name("thawline").experiment_id])
+    _, (run,) = tracked(f"sqlite:///{project}/mlflow.db")
     assert run.info.status == "KILLED"
 
 

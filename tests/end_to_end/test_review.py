@@ -9,17 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from conftest import QUICK, copy_project, kedro
-from helpers.browser import CHROMIUM, serious_problems, served, wait_until
+from conftest import QUICK, copy_project, run_kedro
+from helpers.browser import PHONE, needs_chromium, serious_problems, served, wait_until
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-PHONE = {"width": 390, "height": 844}
-
-pytestmark = [
-    pytest.mark.xdist_group("review"),
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH"),
-]
+pytestmark = [pytest.mark.xdist_group("review"), needs_chromium]
 
 
 @pytest.fixture(scope="module")
@@ -34,12 +29,8 @@ def reviewed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (data / "temple" / f"0{idx}.jpg").rename(new / f"{idx}.jpg")
     project = copy_project(folder / "project")
     common = f"dataset.root={data},seed=3,{QUICK}"  # by which the wrong label is found
-    for arguments in (
-        ("--pipeline=finetune", f"--params={common}"),
-        ("--pipeline=review", f"--params={common},review.unlabeled={new}"),
-    ):
-        done = kedro(project, "run", *arguments)
-        assert done.returncode == 0, done.stdout + done.stderr
+    run_kedro(project, "run", "--pipeline=finetune", f"--params={common}")
+    run_kedro(project, "run", "--pipeline=review", f"--params={common},review.unlabeled={new}")
     return project
 
 
@@ -68,10 +59,8 @@ def corrections(page: playwright.Page) -> list[dict[str, str]]:
 
 
 def test_the_probable_label_errors_are_accepted_by_one_click(opened: playwright.Page) -> None:
-    item = opened.locator("#list li", has_text="temple").filter(
-        has=opened.locator("button[aria-label^='wrong.jpg']")
-    )
-    assert item.count() == 1
+    wrong = opened.locator("button[aria-label^='wrong.jpg']")
+    assert opened.locator("#list li", has_text="temple").filter(has=wrong).count() == 1
     opened.click("#accept-all")
     rows = {row["path"]: row for row in corrections(opened)}
     row = rows["temple/wrong.jpg"]
@@ -142,10 +131,8 @@ def test_the_map_is_zoomed_and_moved_and_a_lasso_selects_on_it(opened: playwrigh
     opened.click("#whole")
     opened.click("#lasso")
     corners = [(0, 0), (1, 0), (1, 1), (0, 1), (0, 0.02)]
-    places = [
-        (box["x"] + 1 + x * (box["width"] - 2), box["y"] + 1 + y * (box["height"] - 2))
-        for x, y in corners
-    ]
+    width, height = box["width"] - 2, box["height"] - 2
+    places = [(box["x"] + 1 + x * width, box["y"] + 1 + y * height) for x, y in corners]
     opened.mouse.move(*places[0])
     opened.mouse.down()
     for place in places[1:]:
@@ -183,9 +170,8 @@ def test_a_phone_shows_all_of_it_in_its_width(opened: playwright.Page, scheme: s
 
 @pytest.mark.slow
 def test_a_served_page_writes_the_file_itself(reviewed: Path, page: playwright.Page) -> None:
-    with served(
-        reviewed, "thawline", "review", "--serve", "--set", "transforms.size=64"
-    ) as address:
+    command = ("thawline", "review", "--serve", "--set", "transforms.size=64")
+    with served(reviewed, *command) as address:
         page.goto(address)
         page.wait_for_selector("#list li")
         page.locator("#list .pick").first.click()

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torchvision import models
 
-from conftest import QUICK, ROOT, copy_project, divide_photos, kedro, log, start_kedro
+from conftest import QUICK, ROOT, divide_photos, kedro, latest, log, report, run_kedro, start_kedro
 from thawline.data.decoding import hash_files
 from thawline.datasets.resource_datasets import metric_name
 from thawline.networks.building import build_network
@@ -26,11 +26,6 @@ from thawline.options import ModelOptions
 
 # The tests that need a finished run share one process, so that it is made once.
 shares_a_run = pytest.mark.xdist_group("finished project")
-
-
-def latest(project: Path, folder: str) -> Path:
-    """Return the newest version of a versioned catalog entry."""
-    return max((project / "data" / folder).iterdir()) / Path(folder).name
 
 
 def weights(project: Path) -> dict[str, torch.Tensor]:
@@ -60,14 +55,14 @@ def test_every_parameter_is_a_parameter_of_the_run(run: mlflow.entities.Run, pho
 
 @shares_a_run
 def test_metrics_are_there_epoch_by_epoch(run: mlflow.entities.Run, finished_project: Path) -> None:
-    history = pd.read_csv(latest(finished_project, "08_reporting/history.csv"))
+    history = report(finished_project, "history.csv")
     client = mlflow.MlflowClient()
     for name in ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr"):
         points = client.get_metric_history(run.info.run_id, metric_name(name))
         assert [p.step for p in points] == [1, 2]
         assert [p.value for p in points] == pytest.approx(history[name].tolist())
     assert run.data.metrics["val/best_accuracy"] == history["val_accuracy"].max()
-    saved = json.loads(latest(finished_project, "08_reporting/metrics.json").read_text())
+    saved = report(finished_project, "metrics.json")
     for name in ("test_accuracy", "test_accuracy_low", "test_macro_f1", "test_loss"):
         assert run.data.metrics[metric_name(name)] == saved[name]
 
@@ -123,35 +118,15 @@ def test_artifacts_and_the_data_set_are_logged(run: mlflow.entities.Run) -> None
     client = mlflow.MlflowClient()
     names = {file.path for file in client.list_artifacts(run.info.run_id)}
     assert {
-        "splits.csv",
-        "freeze_report.csv",
-        "freeze_contract.json",
-        "history.csv",
-        "load_report.json",
-        "learning_curves.json",
-        "confusion_matrix.json",
-        "metrics.json",
-        "per_class_metrics.csv",
-        "weak_spots.csv",
-        "predictions.csv",
-        "quarantine.csv",
-        "finetune_report.html",
-        "calibration.json",
-        "reliability_diagram.json",
-        "per_class_figure.json",
-        "misclassified_images.webp",
-        "class_balance.json",
-        "image_sizes.json",
-        "sample_images.webp",
-        "training_views.webp",
-        "label_errors.csv",
-        "label_errors_grid.webp",
-        "near_duplicates.csv",
-        "near_duplicates_grid.webp",
-        "outliers.csv",
-        "outliers_grid.webp",
-        "label_problems.json",
-    } <= names
+        "splits.csv", "freeze_report.csv", "freeze_contract.json", "history.csv",
+        "load_report.json", "learning_curves.json", "confusion_matrix.json", "metrics.json",
+        "per_class_metrics.csv", "weak_spots.csv", "predictions.csv", "quarantine.csv",
+        "finetune_report.html", "calibration.json", "reliability_diagram.json",
+        "per_class_figure.json", "misclassified_images.webp", "class_balance.json",
+        "image_sizes.json", "sample_images.webp", "training_views.webp", "label_errors.csv",
+        "label_errors_grid.webp", "near_duplicates.csv", "near_duplicates_grid.webp",
+        "outliers.csv", "outliers_grid.webp", "label_problems.json",
+    } <= names  # fmt: skip
     (used,) = run.inputs.dataset_inputs
     assert used.dataset.name == "splits"
 
@@ -197,44 +172,36 @@ def test_no_table_of_the_run_and_no_artifact_names_an_absolute_path(
 
 @shares_a_run
 def test_a_moved_project_evaluates_its_model_on_moved_images(
-    finished_project: Path, photos: Path, tmp_path: Path
+    finished_project: Path, finished_copy: Path, photos: Path, tmp_path: Path
 ) -> None:
-    project = tmp_path / "moved"
-    shutil.copytree(finished_project, project)
     shutil.copytree(photos, tmp_path / "elsewhere" / "photos")
-    record = latest(project, "05_model_input/splits.csv").with_name("splits.csv.root")
+    record = latest(finished_copy, "05_model_input/splits.csv").with_name("splits.csv.root")
     assert record.read_text() == str(photos)
     record.write_text("/nowhere/photos")  # as if they had been moved, not copied
-    evaluate = ("run", "--pipeline=evaluate", f"--params=dataset.root={tmp_path}/elsewhere/photos")
-    done = kedro(project, *evaluate)
-    assert done.returncode == 0, done.stdout + done.stderr
-    before, after = (
-        pd.read_csv(latest(p, "07_model_output/predictions.csv"))
-        for p in (finished_project, project)
-    )
+    root = f"--params=dataset.root={tmp_path}/elsewhere/photos"
+    run_kedro(finished_copy, "run", "--pipeline=evaluate", root)
+    entry = "07_model_output/predictions.csv"
+    before, after = (pd.read_csv(latest(p, entry)) for p in (finished_project, finished_copy))
     pd.testing.assert_frame_equal(before, after)
 
 
 @pytest.mark.slow
 @shares_a_run
 def test_another_seed_gives_another_model_and_the_earlier_one_its_numbers_again(
-    finished_project: Path, photos: Path, tmp_path: Path
+    finished_project: Path, finished_copy: Path, photos: Path
 ) -> None:
-    project = tmp_path / "project"
-    shutil.copytree(finished_project, project)
+    project, numbers = finished_copy, report(finished_copy, "metrics.json")
     first = latest(project, "06_models/classifier").parent.name
-    numbers = json.loads(latest(project, "08_reporting/metrics.json").read_text())
     other = f"--params=dataset.root={photos},seed=1,{QUICK}"  # a later model and other splits
     train = ("run", "--pipelines=finetune", "--to-nodes=calibrate_classifier", other)
-    assert kedro(project, *train, cwd=project / "src").returncode == 0
+    run_kedro(project, *train, cwd=project / "src")
     assert latest(project, "06_models/classifier").parent.name != first
     tables = [latest(p, "05_model_input/splits.csv") for p in (project, finished_project)]
     assert tables[0].read_bytes() != tables[1].read_bytes()
     heads = [weights(p)["classifier.weight"] for p in (project, finished_project)]
     assert not torch.equal(*heads)
-    done = kedro(project, "run", "--pipeline=evaluate", f"--load-versions=classifier:{first}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(latest(project, "08_reporting/metrics.json").read_text()) == numbers
+    run_kedro(project, "run", "--pipeline=evaluate", f"--load-versions=classifier:{first}")
+    assert report(project, "metrics.json") == numbers
     assert not (project / "src" / "mlflow.db").exists()
 
 
@@ -247,15 +214,14 @@ def test_a_warm_start_tests_on_no_image_that_its_ancestors_have_seen(
     seen = {*(ancestor / "seen_images.txt").read_text().split()}
     assert len(seen) == 34
     start = f"dataset.root={photos},model.weights={ancestor}/model.safetensors,{QUICK}"
-    done = kedro(project, "run", "--to-nodes=calibrate_classifier", f"--params={start}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "becomes training images" not in done.stdout  # the same seed: the same test images
+    said = run_kedro(project, "run", "--to-nodes=calibrate_classifier", f"--params={start}")
+    assert "becomes training images" not in said  # the same seed: the same test images
     newer = latest(project, "06_models/classifier")
     assert {*(newer / "seen_images.txt").read_text().split()} == seen
     half = "dataset.fractions.train=0.35,dataset.fractions.test=0.5"
     other = f"--params={start},seed=1,{half}"
-    done = kedro(project, "run", "--from-nodes=split_dataset", "--to-nodes=split_dataset", other)
-    assert done.returncode == 0 and "become training images" in " ".join(done.stdout.split())
+    only = ("--from-nodes=split_dataset", "--to-nodes=split_dataset")
+    assert "become training images" in " ".join(run_kedro(project, "run", *only, other).split())
     splits = pd.read_csv(latest(project, "05_model_input/splits.csv"))
     tested = [str(photos / path) for path in splits.loc[splits["split"] == "test", "path"]]
     assert not {*hash_files(tested)} & seen
@@ -269,10 +235,9 @@ def test_a_run_reads_what_it_wrote_though_another_writes_beside_it(
         (project / "data" / name / "2999-01-01T00.00.00.000Z" / Path(name).name).mkdir(parents=True)
     # Without epochs the loaded network is only evaluated.
     options = f"dataset.root={photos},{QUICK.replace('epochs=2', 'epochs=0')}"
-    done = kedro(project, "run", "--to-nodes=evaluate_model", f"--params={options}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "test images are right" in done.stdout
-    assert pd.read_csv(latest(project, "08_reporting/history.csv")).empty
+    said = run_kedro(project, "run", "--to-nodes=evaluate_model", f"--params={options}")
+    assert "test images are right" in said
+    assert report(project, "history.csv").empty
 
 
 @shares_a_run
@@ -280,12 +245,9 @@ def test_two_runs_with_one_seed_are_identical(
     finished_project: Path, project: Path, photos: Path
 ) -> None:
     options = f"--params=dataset.root={photos},{QUICK}"
-    done = kedro(project, "run", "--to-nodes=calibrate_classifier", options)  # no name: finetune
-    assert done.returncode == 0, done.stdout + done.stderr
-    splits = [
-        latest(p, "05_model_input/splits.csv").read_bytes() for p in (project, finished_project)
-    ]
-    assert splits[0] == splits[1]
+    run_kedro(project, "run", "--to-nodes=calibrate_classifier", options)  # no name: finetune
+    tables = [latest(p, "05_model_input/splits.csv") for p in (project, finished_project)]
+    assert tables[0].read_bytes() == tables[1].read_bytes()
     first, second = weights(project), weights(finished_project)
     assert all(torch.equal(first[name], second[name]) for name in second)
 
@@ -297,16 +259,10 @@ def test_a_resnet50_file_and_an_unfrozen_stage_from_the_command_line(
     torch.manual_seed(0)
     source = models.resnet50().state_dict()
     torch.save(source, project / "mine.pth")
-    done = kedro(
-        project,
-        "run",
-        "--pipeline=finetune",
-        "--to-nodes=calibrate_classifier",
-        f"--params=dataset.root={photos},model.backbone=resnet50,model.weights={project}/mine.pth,"
-        f"strategy=freeze_to_layer3,{QUICK}",
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    said = " ".join(done.stdout.split())  # the console wraps its lines
+    model = f"model.backbone=resnet50,model.weights={project}/mine.pth,strategy=freeze_to_layer3"
+    options = ("--to-nodes=calibrate_classifier", f"--params=dataset.root={photos},{model},{QUICK}")
+    said = run_kedro(project, "run", "--pipeline=finetune", *options)
+    said = " ".join(said.split())  # the console wraps its lines
     assert "318 backbone tensors loaded" in said
     assert "replaced by a new head: fc.weight, fc.bias" in said
     trained = load_file(latest(project, "06_models/last_classifier") / "model.safetensors")
@@ -314,7 +270,7 @@ def test_a_resnet50_file_and_an_unfrozen_stage_from_the_command_line(
         if name.startswith(("conv1", "bn1", "layer1", "layer2", "layer3")):
             assert torch.equal(trained[name], tensor), name
     assert not torch.equal(trained["layer4.2.conv3.weight"], source["layer4.2.conv3.weight"])
-    contract = json.loads(latest(project, "08_reporting/freeze_contract.json").read_text())
+    contract = report(project, "freeze_contract.json")
     assert contract[0]["sha256_before"] == contract[0]["sha256_after"]
 
 
@@ -332,18 +288,16 @@ def test_a_leak_stops_the_run_before_training_and_a_damaged_file_does_not(
     assert "screening.on_leak=warn" in said and "Traceback" not in said
     assert "1 truncated" in said
     quarantine = pd.read_csv(project / "data/08_reporting/quarantine.csv")
-    assert quarantine[~quarantine["kept"]][["path", "problem"]].to_numpy().tolist() == [
-        ["train/temple/00.jpg", "truncated"]
-    ]
+    lost = quarantine.loc[~quarantine["kept"], ["path", "problem"]]
+    assert lost.to_numpy().tolist() == [["train/temple/00.jpg", "truncated"]]
     assert not (project / "data/06_models").exists()
 
 
 def test_scratch_starts_from_random_weights_and_tables_may_be_parquet(
     project: Path, photos: Path
 ) -> None:
-    (catalog,) = re.findall(
-        r"```yaml\n(manifest:.*?)```", (ROOT / "docs" / "scaling.md").read_text(), re.DOTALL
-    )
+    text = (ROOT / "docs" / "scaling.md").read_text()
+    (catalog,) = re.findall(r"```yaml\n(manifest:.*?)```", text, re.DOTALL)
     (project / "conf" / "local" / "catalog.yml").write_text(catalog)
     paths = sorted(photos.glob("*/*.jpg"), reverse=True)
     rows = [(str(path), path.parent.name, f"{path.parent.name} {path.stem}") for path in paths]
@@ -351,9 +305,8 @@ def test_scratch_starts_from_random_weights_and_tables_may_be_parquet(
     table.to_parquet(project / "list.parquet")
     data = "dataset.root=list.parquet,dataset.allow_external_paths=true"
     options = f"--params={data},strategy=scratch,{QUICK}"
-    done = kedro(project, "run", "--pipeline=finetune", "--to-nodes=build_model", options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "random weights instead of default" in " ".join(done.stdout.split())
+    said = run_kedro(project, "run", "--pipeline=finetune", "--to-nodes=build_model", options)
+    assert "random weights instead of default" in " ".join(said.split())
     (file,) = (project / "data/05_model_input").glob("splits.parquet/*/splits.parquet")
     splits = pd.read_parquet(file)
     assert [str((project / path).resolve()) for path in splits["path"]] == sorted(table["path"])
@@ -389,12 +342,11 @@ def test_a_strategy_of_ones_own_is_trained_and_without_a_store_nothing_is_writte
     )
     options = f"dataset.root={photos},strategy=mine,transforms.size=32,training.num_workers=0"
     options += ",activations.max_gb=0"
-    done = kedro(project, "run", "--to-nodes=calibrate_classifier", f"--params={options}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    report = pd.read_csv(latest(project, "08_reporting/freeze_report.csv"))
-    thawed = report[(report["phase"] == 2) & (report["trainable"] > 0)]
+    run_kedro(project, "run", "--to-nodes=calibrate_classifier", f"--params={options}")
+    layers = report(project, "freeze_report.csv")
+    thawed = layers[(layers["phase"] == 2) & (layers["trainable"] > 0)]
     assert thawed["stage"].tolist() == ["blocks.6", "head"]
-    contract = json.loads(latest(project, "08_reporting/freeze_contract.json").read_text())
+    contract = report(project, "freeze_contract.json")
     assert [record["phase"] for record in contract] == [1, 2, 3]
     assert not (project / "data/04_feature").exists()
     load_classifier(latest(project, "06_models/classifier"))
@@ -406,22 +358,19 @@ GRADUAL = f"strategy=gradual,{QUICK.replace('training.epochs=2', 'training.epoch
 
 
 @pytest.fixture(scope="module")
-def gradual(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
+def gradual(module_project: Path, photos: Path) -> Path:
     """Return a project in which a strategy of six phases has been run."""
-    project = copy_project(tmp_path_factory.mktemp("gradual") / "project")
     options = f"--params=dataset.root={photos},{GRADUAL}"
-    done = kedro(project, "run", "--to-nodes=calibrate_classifier", options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return project
+    run_kedro(module_project, "run", "--to-nodes=calibrate_classifier", options)
+    return module_project
 
 
 @pytest.mark.xdist_group("gradual project")
 def test_phases_lines_and_rates_are_in_the_history_and_in_mlflow(gradual: Path) -> None:
-    history = pd.read_csv(latest(gradual, "08_reporting/history.csv"))
+    history = report(gradual, "history.csv")
     assert history["phase"].tolist() == [1, 2, 3, 4, 5, 6]
-    assert (
-        history["thaw_line"].is_unique and history["trainable_parameters"].is_monotonic_increasing
-    )
+    assert history["thaw_line"].is_unique
+    assert history["trainable_parameters"].is_monotonic_increasing
     with sqlite3.connect(gradual / "mlflow.db") as database:
         metrics = dict(database.execute("select key, count(*) from metrics group by key"))
         tags = dict(database.execute("select key, value from tags order by rowid"))
@@ -429,7 +378,7 @@ def test_phases_lines_and_rates_are_in_the_history_and_in_mlflow(gradual: Path) 
     assert [metrics[f"train/{name}"] for name in own] == [6, 6, 6]
     assert metrics["train/lr/blocks.6"] == 5 and metrics["train/lr/blocks.2"] == 1
     assert tags["strategy"] == tags["chosen_strategy"] == "gradual"
-    contract = json.loads(latest(gradual, "08_reporting/freeze_contract.json").read_text())
+    contract = report(gradual, "freeze_contract.json")
     assert [record["phase"] for record in contract] == [1, 2, 3, 4, 5, 6]
 
 
@@ -446,11 +395,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
         time.sleep(0.05)
     process.kill()
     process.wait()
-    done = kedro(
-        project, "run", "--to-nodes=calibrate_classifier", f"{options},training.resume=true"
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Resuming after epoch" in done.stdout
+    resumed = f"{options},training.resume=true"
+    said = run_kedro(project, "run", "--to-nodes=calibrate_classifier", resumed)
+    assert "Resuming after epoch" in said
     for name, tensor in weights(gradual).items():
         assert torch.equal(weights(project)[name], tensor), name
     (state,) = states.iterdir()  # to add epochs to
@@ -462,20 +409,13 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(
 
 @pytest.mark.slow
 @shares_a_run
-def test_more_epochs_go_on_after_the_last_one(
-    finished_project: Path, photos: Path, tmp_path: Path
-) -> None:
-    project = tmp_path / "project"
-    shutil.copytree(finished_project, project)
+def test_more_epochs_go_on_after_the_last_one(finished_copy: Path, photos: Path) -> None:
+    project, first = finished_copy, report(finished_copy, "history.csv")
     more = QUICK.replace("training.epochs=2", "training.epochs=3")
     options = f"--params=dataset.root={photos},{more},training.resume=true"
-    done = kedro(project, "run", "--to-nodes=calibrate_classifier", options)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Resuming after epoch 2" in done.stdout and "Epoch 2:" not in done.stdout
-    first, history = (
-        pd.read_csv(latest(folder, "08_reporting/history.csv"))
-        for folder in (finished_project, project)
-    )
+    said = run_kedro(project, "run", "--to-nodes=calibrate_classifier", options)
+    assert "Resuming after epoch 2" in said and "Epoch 2:" not in said
+    history = report(project, "history.csv")
     assert history["epoch"].tolist() == [1, 2, 3]
     pd.testing.assert_frame_equal(history[:2], first)
     with sqlite3.connect(project / "mlflow.db") as database:
@@ -488,13 +428,11 @@ def test_more_epochs_go_on_after_the_last_one(
 
 def test_auto_without_a_budget_fits_all_stages_and_says_why(project: Path, photos: Path) -> None:
     options = f"dataset.root={photos},strategy=auto,auto.budget_minutes=0,{QUICK}"
-    done = kedro(project, "run", "--to-nodes=calibrate_classifier", f"--params={options}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    said = " ".join(done.stdout.split())
-    choice = json.loads(latest(project, "08_reporting/strategy_choice.json").read_text())
+    said = run_kedro(project, "run", "--to-nodes=calibrate_classifier", f"--params={options}")
+    choice = report(project, "strategy_choice.json")
     assert (choice["strategy"], choice["chosen_strategy"]) == ("auto", "all_stages")
-    assert choice["strategy_reason"] in said.replace("│ │ ", "")
-    candidates = pd.read_csv(latest(project, "08_reporting/candidates.csv"))
+    assert choice["strategy_reason"] in " ".join(said.split()).replace("│ │ ", "")
+    candidates = report(project, "candidates.csv")
     assert candidates["strategy"].tolist() == ["all_stages"]
     assert candidates["size"].tolist() == [64]
 
@@ -504,15 +442,12 @@ def test_a_head_on_all_stages_is_reported_and_predicts_as_it_was_evaluated(
     project: Path, photos: Path
 ) -> None:
     options = f"dataset.root={photos},strategy=all_stages,{QUICK}"
-    done = kedro(project, "run", "--pipeline=finetune", f"--params={options}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    figure = json.loads(latest(project, "08_reporting/stage_contributions.json").read_text())
+    run_kedro(project, "run", "--pipeline=finetune", f"--params={options}")
+    figure = report(project, "stage_contributions.json")
     assert len(figure["data"][0]["x"]) == 9  # the stem, seven blocks and the last layer
-    report = latest(project, "08_reporting/finetune_report.html").read_text()
-    assert "loses without a stage" in report
+    assert "loses without a stage" in report(project, "finetune_report.html")
     evaluated = pd.read_csv(latest(project, "07_model_output/predictions.csv"))
-    done = kedro(project, "run", "--pipeline=predict", f"--params=predict.root={photos},{QUICK}")
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_kedro(project, "run", "--pipeline=predict", f"--params=predict.root={photos},{QUICK}")
     labeled = pd.read_parquet(project / "data/07_model_output/folder_labels.parquet")
     found = labeled.assign(name=labeled["path"].map(lambda path: "/".join(Path(path).parts[-2:])))
     found = found.set_index("name")["label"]
@@ -523,35 +458,27 @@ def test_a_head_on_all_stages_is_reported_and_predicts_as_it_was_evaluated(
 @pytest.mark.slow
 def test_the_rate_is_swept_on_the_command_line(project: Path, photos: Path) -> None:
     options = f"dataset.root={photos},strategy=auto,lr_find.steps=20,{QUICK}"
-    done = kedro(project, "run", "--pipeline=lr_find", f"--params={options}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    suggested = json.loads(latest(project, "08_reporting/suggested_lr.json").read_text())
-    assert f"Suggested: training.lr={suggested['suggested_lr']:.2g}" in done.stdout
-    sweep = pd.read_csv(latest(project, "08_reporting/lr_range_test.csv"))
+    said = run_kedro(project, "run", "--pipeline=lr_find", f"--params={options}")
+    suggested = report(project, "suggested_lr.json")
+    assert f"Suggested: training.lr={suggested['suggested_lr']:.2g}" in said
+    sweep = report(project, "lr_range_test.csv")
     assert suggested["suggested_lr"] in sweep["lr"].tolist()
 
 
 @pytest.mark.slow
 @shares_a_run
 def test_a_second_run_computes_no_activations_and_gives_the_same_weights(
-    finished_project: Path, photos: Path, tmp_path: Path
+    finished_copy: Path, photos: Path
 ) -> None:
-    project = tmp_path / "project"
-    shutil.copytree(finished_project, project)
-    first, options = weights(project), f"--params=dataset.root={photos},{QUICK}"
-    done = kedro(
-        project, "run", "--from-nodes=build_transforms", "--to-nodes=calibrate_classifier", options
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    project, first = finished_copy, weights(finished_copy)
+    some = ("--from-nodes=build_transforms", "--to-nodes=calibrate_classifier")
+    run_kedro(project, "run", *some, f"--params=dataset.root={photos},{QUICK}")
     assert "96 activations were read, 0 computed" in log(project)
     second = weights(project)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    splits, classifier = (
-        latest(project, folder).parent.name
-        for folder in ("05_model_input/splits.csv", "06_models/classifier")
-    )
+    entries = ("05_model_input/splits.csv", "06_models/classifier")
+    splits, classifier = (latest(project, entry).parent.name for entry in entries)
     assert splits == classifier  # the second has splits of its own too, to be evaluated on
-    shown = kedro(project, "activations")
-    assert shown.returncode == 0, shown.stderr
-    assert "EfficientNet up to global_pool_flatten, random views" in shown.stdout
-    assert "56" in shown.stdout and "of at most 10 GB" in shown.stdout
+    shown = run_kedro(project, "activations")
+    assert "EfficientNet up to global_pool_flatten, random views" in shown
+    assert "56" in shown and "of at most 10 GB" in shown

@@ -5,12 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import mlflow
-import pandas as pd
 import pytest
 import yaml
 
-from conftest import QUICK, kedro
+from conftest import QUICK, kedro, report, run_kedro, tracked
 
 SPACE = """
 sweep:
@@ -27,19 +25,14 @@ def swept(tmp_path_factory: pytest.TempPathFactory, finished_project: Path, phot
     shutil.copytree(finished_project, project)
     (project / "conf/local/parameters_sweep.yml").write_text(SPACE)
     options = f"dataset.root={photos},training.clip_norm=1,sweep.trials=3,{QUICK}"
-    done = kedro(project, "run", "--pipeline=sweep", f"--params={options}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 of 3 trials; best is trial" in " ".join(done.stdout.split())
+    said = run_kedro(project, "run", "--pipeline=sweep", f"--params={options}")
+    assert "3 of 3 trials; best is trial" in " ".join(said.split())
     return project
-
-
-def newest(project: Path, name: str) -> Path:
-    return max((project / "data/08_reporting" / name).iterdir()) / name
 
 
 @pytest.mark.xdist_group("finished project")
 def test_the_best_trial_is_repeated_exactly(swept: Path) -> None:
-    trials = pd.read_csv(newest(swept, "sweep_trials.csv"))
+    trials = report(swept, "sweep_trials.csv")
     assert trials["trial"].tolist() == [0, 1, 2]
     complete = trials[trials["state"] == "complete"]
     best = complete.sort_values(["val_accuracy", "val_loss"], ascending=[False, True]).iloc[0]
@@ -47,9 +40,8 @@ def test_the_best_trial_is_repeated_exactly(swept: Path) -> None:
     assert written["training"]["lr"] == best["training.lr"]
     assert written["training"]["clip_norm"] == 1  # came by --params
     (swept / "conf/local/parameters_sweep.yml").unlink()
-    done = kedro(swept, "run", "--env=best", "--to-nodes=calibrate_classifier")
-    assert done.returncode == 0, done.stdout + done.stderr
-    history = pd.read_csv(newest(swept, "history.csv"))
+    run_kedro(swept, "run", "--env=best", "--to-nodes=calibrate_classifier")
+    history = report(swept, "history.csv")
     repeated = history.iloc[int(best["best_epoch"]) - 1]
     assert repeated["val_accuracy"] == best["val_accuracy"]
     assert repeated["val_loss"] == best["val_loss"]
@@ -57,16 +49,10 @@ def test_the_best_trial_is_repeated_exactly(swept: Path) -> None:
 
 @pytest.mark.xdist_group("finished project")
 def test_every_trial_is_a_child_run_and_the_figures_are_artifacts(swept: Path) -> None:
-    mlflow.set_tracking_uri(f"sqlite:///{swept}/mlflow.db")
-    client = mlflow.MlflowClient()
-    experiment = client.get_experiment_by_name("thawline")
-    assert experiment
-    runs = client.search_runs([experiment.experiment_id])
+    client, runs = tracked(f"sqlite:///{swept}/mlflow.db")
     parent = next(run for run in runs if run.info.run_name.endswith(" · sweep"))
-    trials = pd.read_csv(newest(swept, "sweep_trials.csv"))
-    children = [
-        run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
-    ]
+    trials = report(swept, "sweep_trials.csv")
+    children = [r for r in runs if r.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
     for child, row in zip(reversed(children), trials.to_dict("records"), strict=True):
         assert child.info.run_name == f"trial {row['trial']}"
         assert child.info.status == "FINISHED"
@@ -82,9 +68,7 @@ def test_every_trial_is_a_child_run_and_the_figures_are_artifacts(swept: Path) -
     assert "best_parameters.yml" in names
 
 
-def test_a_space_that_cannot_be_searched_is_refused_before_any_image_is_read(
-    project: Path,
-) -> None:
+def test_a_space_that_cannot_be_searched_is_refused_before_any_image_is_read(project: Path) -> None:
     (project / "conf/local/parameters_sweep.yml").write_text(
         "sweep: { space: { training.lrr: { type: float, low: 0.1, high: 1 } } }"
     )

@@ -10,13 +10,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import mlflow
 import optuna
 import pytest
 from optuna.storages import BaseStorage
 from optuna.trial import TrialState
 
-from conftest import QUICK, copy_project, start_kedro
+from conftest import QUICK, copy_project, start_kedro, tracked
 from helpers.servers import PASSWORD, MlflowServer, Postgres, wait_until
 from thawline.sweep.storage import GRACE_SECONDS, open_storage
 from thawline.sweep.study import FINISHED
@@ -39,18 +38,15 @@ def test_two_machines_share_a_sweep_and_repeat_their_commands_after_an_outage(
     url = postgres.create("sweeps")
     storage = open_storage(url)
     options = f"--params=dataset.root={photos},sweep.trials={TRIALS},{QUICK}"
-    by_environment, by_conf_local = (copy_project(tmp_path / name) for name in ("a", "b"))
-    local = by_conf_local / "conf" / "local"
+    by_environment, by_file = (copy_project(tmp_path / name) for name in ("a", "b"))
+    local = by_file / "conf" / "local"
     (local / "mlflow.yml").write_text(f"server: {{ mlflow_tracking_uri: {server.uri} }}")
     (local / "parameters.yml").write_text(f"sweep: {{ storage: '{url}' }}")
     variables = {"MLFLOW_TRACKING_URI": server.uri, "THAWLINE_SWEEP_STORAGE": url}
     command = ("run", "--pipeline=sweep", options)
 
     def start() -> list[subprocess.Popen]:
-        return [
-            start_kedro(by_environment, *command, **variables),
-            start_kedro(by_conf_local, *command),
-        ]
+        return [start_kedro(by_environment, *command, **variables), start_kedro(by_file, *command)]
 
     first = start()
     wait_until(lambda: count_finished(storage) >= TRIALS // 3, seconds=900)
@@ -74,10 +70,7 @@ def test_two_machines_share_a_sweep_and_repeat_their_commands_after_an_outage(
         if trial.state == TrialState.FAIL and trial.params:
             assert trial.params in [other.params for other in done]  # it was tried again
 
-    client = mlflow.MlflowClient(server.uri)
-    experiment = client.get_experiment_by_name("thawline")
-    assert experiment
-    runs = client.search_runs([experiment.experiment_id])
+    client, runs = tracked(server.uri)
     assert {run.info.status for run in runs} <= {"FINISHED", "FAILED", "KILLED"}
     whole = [run for run in runs if run.info.status == "FINISHED" and "trial" in run.data.tags]
     of_done = [run for run in whole if int(run.data.tags["trial"]) in {t.number for t in done}]
@@ -85,9 +78,8 @@ def test_two_machines_share_a_sweep_and_repeat_their_commands_after_an_outage(
     epochs = {trial.number: len(trial.intermediate_values) for trial in done}
     for run in of_done:
         curve = client.get_metric_history(run.info.run_id, "val/loss")
-        assert [point.step for point in curve] == [
-            *range(1, epochs[int(run.data.tags["trial"])] + 1)
-        ]
+        last = epochs[int(run.data.tags["trial"])]
+        assert [point.step for point in curve] == [*range(1, last + 1)]
     tables = [*server.folder.glob("artifacts/*/*/artifacts/sweep_trials.csv")]
     assert len(tables) == 2
     assert not [*tmp_path.glob("?/mlartifacts")]
@@ -95,11 +87,8 @@ def test_two_machines_share_a_sweep_and_repeat_their_commands_after_an_outage(
 
 def trials_of(storage: BaseStorage) -> list[optuna.trial.FrozenTrial]:
     """Return the trials of the one study there is."""
-    return [
-        trial
-        for name in optuna.get_all_study_names(storage)
-        for trial in optuna.load_study(study_name=name, storage=storage).trials
-    ]
+    names = optuna.get_all_study_names(storage)
+    return [t for name in names for t in optuna.load_study(study_name=name, storage=storage).trials]
 
 
 def count_finished(storage: BaseStorage) -> int:

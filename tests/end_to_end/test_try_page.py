@@ -18,19 +18,15 @@ import requests
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from helpers.browser import CHROMIUM, serious_problems, served, wait_until
+from helpers.browser import PHONE, needs_chromium, serious_problems, served, wait_until
 from thawline.serving.mlflow_model import SERVING
 from thawline.serving.server import make_app
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-PHONE = {"width": 390, "height": 844}
 MANY = 200  # requests at a time
 
-pytestmark = [
-    pytest.mark.xdist_group("finished project"),
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH"),
-]
+pytestmark = [pytest.mark.xdist_group("finished project"), needs_chromium]
 
 
 @pytest.fixture(scope="module")
@@ -144,9 +140,8 @@ def test_any_other_address_needs_a_token(
     (model,) = mlflow.MlflowClient().search_registered_models()
     client = TestClient(make_app(f"models:/{model.name}/1", "the page", token="secret"))
     content = (photos / "flower/01.jpg").read_bytes()
-    assert (
-        client.get("/").status_code == client.post("/explain", content=content).status_code == 401
-    )
+    assert client.get("/").status_code == 401
+    assert client.post("/explain", content=content).status_code == 401
     assert client.get("/?token=secret").text == "the page"
     headers = {"Authorization": "Bearer secret"}
     assert client.post("/explain", content=content, headers=headers).json()["classes"]

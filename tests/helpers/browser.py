@@ -17,27 +17,34 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CHROMIUM = shutil.which("chromium")
-SECONDS = 60  # that a server or a page is waited for
+PHONE = {"width": 390, "height": 844}
+SECONDS = 120  # that a server or a page is waited for
+
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the PATH")
 
 
 @contextmanager
-def served(folder: Path, command: str, *arguments: str) -> Iterator[str]:
-    """Start a server of the environment's own on a free port and yield its address."""
+def served(
+    folder: Path, command: str, *arguments: str, page: str = "", **variables: str
+) -> Iterator[str]:
+    """Start a server on a free port, with variables beside ours; yield its address.
+
+    It has begun when it answers at `page`; its log is beside the folder.
+    """
     port = free_port()
     log_file = folder.parent / f"{command}.log"
     with log_file.open("w") as log:
         process = subprocess.Popen(
             [str(Path(sys.executable).with_name(command)), *arguments, "--port", str(port)],
-            cwd=folder,
-            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "1"},
-            stdout=log,
-            stderr=subprocess.STDOUT,
+            cwd=folder, env={**os.environ, **variables}, stdout=log, stderr=subprocess.STDOUT,
             start_new_session=True,
-        )
+        )  # fmt: skip
     try:
         address = f"http://127.0.0.1:{port}"
-        wait_for(address, process, log_file)
+        wait_for(f"{address}{page}", process, log_file)
         yield address
     finally:
         if process.poll() is None:

@@ -42,8 +42,7 @@ def run(arguments: list[str], cwd: str, env: dict[str, str], stdout: str, stderr
     os.environ.clear()
     os.environ.update(env)
     for number, path in enumerate((os.devnull, stdout, stderr)):
-        file = os.open(path, os.O_RDWR | os.O_CREAT)
-        os.dup2(file, number)
+        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
     sys.argv = ["kedro", *arguments]
     from kedro.framework.cli.cli import main as kedro
 

@@ -19,12 +19,8 @@ class SmallNet(nn.Module):
 
     @staticmethod
     def stage(inputs: int, outputs: int) -> nn.Sequential:
-        return nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride=2, padding=1),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(),
-            nn.Dropout(0.2),
-        )
+        conv = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1)
+        return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU(), nn.Dropout(0.2))
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.layer2(self.layer1(self.conv1(self.input_norm(images))))
@@ -63,9 +59,8 @@ class ResidualNet(nn.Module):
 
     @staticmethod
     def block(width: int) -> nn.Sequential:
-        return nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
-        )
+        conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        return nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU())
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.stem(images)

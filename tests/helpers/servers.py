@@ -71,16 +71,11 @@ class MlflowServer:
     def start(self) -> None:
         command = [str(Path(sys.executable).with_name("mlflow")), "server", "--workers=1"]
         command += [f"--port={self.port}", f"--artifacts-destination={self.folder}/artifacts"]
-        environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": self.database}  # has a password
+        env = {**os.environ, "MLFLOW_BACKEND_STORE_URI": self.database}  # has a password
         self.folder.mkdir(exist_ok=True)
         with (self.folder / "log").open("a") as log:
             self._process = subprocess.Popen(
-                command,
-                cwd=self.folder,
-                env=environment,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
+                command, cwd=self.folder, env=env, stdout=log, stderr=log, start_new_session=True
             )
         wait_until(self.answers)
 

@@ -89,15 +89,10 @@ def without_dropout(network: nn.Module) -> nn.Module:
 
 
 def prepared(
-    splits: pd.DataFrame,
-    network: nn.Module | None = None,
-    seed: int = 0,
-    mixup: float = 0,
-    **changes: Any,
+    splits: pd.DataFrame, network: nn.Module | None = None, **changes: Any
 ) -> TrainingContext:
     """Return a training of the small network, or of another one."""
-    chosen = parameters(seed, mixup=mixup, **changes)
-    return prepare(chosen, network or network_of(), splits, transforms())
+    return prepare(parameters(**changes), network or network_of(), splits, transforms())
 
 
 def run(splits: pd.DataFrame, *phases: Phase, **changes: Any) -> TrainingResult:

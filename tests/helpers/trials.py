@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 
@@ -22,49 +24,47 @@ def make_trials(
 ) -> Trainings:
     """Return a training for each strategy and seed; images differ in how hard they are."""
     rng = np.random.default_rng(0)
-    truth = rng.integers(0, len(classes), images)
-    hard = rng.normal(0, 1.5, images)
-    trials = {
-        (name, seed): make_trial(
-            rng, name, seed, accuracy, truth, hard, classes, epochs, 7.0 * (place + 1) ** 2
-        )
-        for place, (name, accuracy) in enumerate(accuracies.items())
-        for seed in range(seeds)
-    }
-    rows, histories, predictions, settings = zip(*trials.values(), strict=True)
-    stacked = (stack(dict(zip(trials, each, strict=True))) for each in (histories, predictions))
-    return Trainings(pd.DataFrame(rows), *stacked, [*settings])
+    truth, hard = rng.integers(0, len(classes), images), rng.normal(0, 1.5, images)
+    rows, histories, predictions, settings = [], {}, {}, []
+    for (place, strategy), seed in itertools.product(enumerate(accuracies), range(seeds)):
+        accuracy, seconds = accuracies[strategy], 7.0 * (place + 1) ** 2
+        predicted = make_predictions(rng, accuracy, truth, hard, classes)
+        metrics, *_ = compute_metrics(predicted, OPTIONS)
+        predictions[strategy, seed] = predicted
+        histories[strategy, seed] = make_history(rng, accuracy, epochs, seconds)
+        row = {"strategy": strategy, "seed": seed, "best_epoch": epochs}
+        rows.append(row | {"seconds": seconds * rng.uniform(0.9, 1.1)} | metrics)
+        of_data = {"dataset.root": "../shared/my photographs", "training.epochs": str(epochs)}
+        settings.append({"strategy": strategy, "seed": str(seed)} | of_data)
+    return Trainings(pd.DataFrame(rows), stack(histories), stack(predictions), settings)
 
 
-def make_trial(
+def make_predictions(
     rng: np.random.Generator,
-    strategy: str,
-    seed: int,
     accuracy: float,
     truth: np.ndarray,
     hard: np.ndarray,
     classes: tuple[str, ...],
-    epochs: int,
-    seconds: float,
-) -> tuple[dict[str, object], pd.DataFrame, pd.DataFrame, dict[str, str]]:
-    """Return one training with about that test accuracy: row, history, predictions, settings."""
+) -> pd.DataFrame:
+    """Return predictions with about that accuracy."""
     noisy = hard + rng.normal(0, 1, len(truth))
     right = noisy < np.quantile(noisy, np.clip(accuracy + rng.normal(0, 0.01), 0, 1))
     wrong = (truth + rng.integers(1, len(classes), len(truth))) % len(classes)
     guess = np.where(right, truth, wrong)
     table = rng.dirichlet(np.ones(len(classes)), len(truth)) * 0.4
     table[np.arange(len(truth)), guess] += 0.6
-    columns = [f"probability_{name}" for name in classes]
-    predictions = pd.DataFrame(
-        {
-            "path": [f"test/{idx}.jpg" for idx in range(len(truth))],
-            "label": np.array(classes)[truth],
-            "prediction": np.array(classes)[guess],
-        }
-    ).join(pd.DataFrame(table, columns=columns))
-    metrics, *_ = compute_metrics(predictions, OPTIONS)
+    names, columns = np.array(classes), [f"probability_{name}" for name in classes]
+    paths = [f"test/{idx}.jpg" for idx in range(len(truth))]
+    found = pd.DataFrame({"path": paths, "label": names[truth], "prediction": names[guess]})
+    return found.join(pd.DataFrame(table, columns=columns))
+
+
+def make_history(
+    rng: np.random.Generator, accuracy: float, epochs: int, seconds: float
+) -> pd.DataFrame:
+    """Return a history of a training that comes near that accuracy."""
     learnt = 1 - np.exp(-np.arange(1, epochs + 1) / 2) + rng.normal(0, 0.02, epochs)
-    history = pd.DataFrame(
+    return pd.DataFrame(
         {
             "epoch": np.arange(1, epochs + 1),
             "phase": 1,
@@ -78,12 +78,3 @@ def make_trial(
             "lr": 0.005,
         }
     )
-    settings = {
-        "strategy": strategy,
-        "seed": str(seed),
-        "dataset.root": "../shared/my photographs",
-        "training.epochs": str(epochs),
-    }
-    row = {"strategy": strategy, "seed": seed, "best_epoch": epochs}
-    row["seconds"] = seconds * rng.uniform(0.9, 1.1)
-    return row | metrics, history, predictions, settings

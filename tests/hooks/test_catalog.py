@@ -12,11 +12,8 @@ from thawline.hooks.catalog import RunCatalog
 
 
 def catalog(folder: Path, version: str | None) -> RunCatalog:
-    entry = {
-        "type": "json.JSONDataset",
-        "filepath": f"{folder}/entry.json",
-        "versioned": version is not None,
-    }
+    file = {"filepath": f"{folder}/entry.json", "versioned": version is not None}
+    entry = {"type": "json.JSONDataset", **file}
     return RunCatalog.from_config({"entry": entry}, save_version=version)
 
 
@@ -43,10 +40,8 @@ def test_a_run_reads_what_it_saved_whatever_another_has_saved_since(tmp_path: Pa
     assert own.load("entry") == {"n": 1} and other.load("entry") == {"n": 2}
     assert catalog(tmp_path, "3").load("entry") == {"n": 2}
     assert own.load("entry", version="2") == {"n": 2}
-    assert [path.relative_to(tmp_path).as_posix() for path in sorted(files(tmp_path))] == [
-        "entry.json/1/entry.json",
-        "entry.json/2/entry.json",
-    ]
+    names = [path.relative_to(tmp_path).as_posix() for path in sorted(files(tmp_path))]
+    assert names == ["entry.json/1/entry.json", "entry.json/2/entry.json"]
 
 
 def test_a_version_is_never_overwritten(tmp_path: Path) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-import subprocess
 import sys
 from pathlib import Path
 
-from conftest import environment, kedro
+from conftest import kedro, run_command
 
 SHOW_PARAMETERS = """
 from kedro.framework.session import KedroSession
@@ -41,11 +40,5 @@ def test_a_recipe_is_tracked_and_a_value_of_the_command_line_wins(project: Path)
     assert "training.lr" not in tracked  # null
 
 
-def test_nodes_that_take_a_group_see_what_nodes_that_take_all_parameters_see(
-    project: Path,
-) -> None:
-    command = [sys.executable, "-c", SHOW_PARAMETERS, str(project)]
-    done = subprocess.run(
-        command, cwd=project, env=environment(), capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+def test_nodes_that_take_a_group_see_what_nodes_that_take_all_parameters_see(project: Path) -> None:
+    run_command(project, sys.executable, "-c", SHOW_PARAMETERS, project)
