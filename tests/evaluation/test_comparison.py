@@ -72,9 +72,7 @@ def test_identical_predictions_are_no_difference(models: tuple[np.ndarray, np.nd
 
 
 @given(models=two_models())
-def test_exchanging_the_models_turns_the_sign_alone(
-    models: tuple[np.ndarray, np.ndarray],
-) -> None:
+def test_exchanging_the_models_turns_the_sign_alone(models: tuple[np.ndarray, np.ndarray]) -> None:
     one, other = paired_test(*models), paired_test(*models[::-1])
     assert other.difference == pytest.approx(-one.difference)
     assert (other.low, other.high) == pytest.approx((-one.high, -one.low))

@@ -18,12 +18,7 @@ from thawline.errors import DataError, ParameterError
 from thawline.evaluation.predictions import as_arrays, predict_files, predict_split
 from thawline.networks.building import IMAGENET, build_network
 from thawline.networks.classifier import Classifier
-from thawline.options import (
-    ModelOptions,
-    PredictOptions,
-    RegistryOptions,
-    TrainingOptions,
-)
+from thawline.options import ModelOptions, PredictOptions, RegistryOptions, TrainingOptions
 from thawline.pipelines.predict.nodes import predict_folder
 from thawline.serving.requests import classify
 

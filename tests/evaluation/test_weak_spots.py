@@ -9,12 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from thawline.evaluation.weak_spots import (
-    COLUMNS,
-    compare_parts,
-    describe_weakest,
-    find_weak_spots,
-)
+from thawline.evaluation.weak_spots import COLUMNS, compare_parts, describe_weakest, find_weak_spots
 
 
 def cues(count: int, rng: np.random.Generator) -> pd.DataFrame:

@@ -14,12 +14,7 @@ import torch
 from helpers.training import EVERYTHING, HEAD, network_of, options, parameters, same, transforms
 from thawline.data.decoding import hash_files
 from thawline.evaluation.predictions import as_arrays, predict_split
-from thawline.evaluation.weight_averages import (
-    ALPHAS,
-    apply_wise_ft,
-    average,
-    make_greedy_soup,
-)
+from thawline.evaluation.weight_averages import ALPHAS, apply_wise_ft, average, make_greedy_soup
 from thawline.networks.classifier import Classifier
 from thawline.options import Phase
 from thawline.pipelines.finetune.run_training import make_classifier

@@ -47,15 +47,7 @@ def test_a_request_is_bounded_before_an_image_is_decoded() -> None:
 
 
 def test_a_server_needs_none_of_the_packages_of_the_pipelines() -> None:
-    absent = (
-        "accelerate",
-        "captum",
-        "cleanlab",
-        "kedro",
-        "optuna",
-        "plotly",
-        "sklearn",
-    )
+    absent = ("accelerate", "captum", "cleanlab", "kedro", "optuna", "plotly", "sklearn")
     blocked = "".join(f"sys.modules[{name!r}] = None; " for name in absent)
     code = f"import sys; {blocked}import thawline.serving.mlflow_model"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

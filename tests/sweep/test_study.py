@@ -125,10 +125,7 @@ def test_without_a_number_of_trials_the_time_ends_a_sweep(
     ],
 )
 def test_what_cannot_be_compared_is_never_in_one_study(
-    tmp_path: Path,
-    splits: pd.DataFrame,
-    change: dict[str, Any],
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, splits: pd.DataFrame, change: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     first = study_of(tmp_path / "a.db", make(), splits)
