@@ -1,6 +1,7 @@
 """Calibration errors equal those of independent computations, and temperatures find their way."""
 
 import tracemalloc
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -25,22 +26,20 @@ from thawline.reports.figures.evaluation import mistakes_grid, per_class_bars, r
 NAMES = ["ant", "bee", "wasp"]
 
 
-def predictions_of(logits: np.ndarray, truth: np.ndarray, path: str = "x.jpg") -> pd.DataFrame:
-    table = softmax(logits, axis=1)
-    return pd.DataFrame(
-        {
-            "path": path,
-            "label": [NAMES[idx] for idx in truth],
-            "prediction": [NAMES[idx] for idx in table.argmax(axis=1)],
-            **{f"probability_{name}": table[:, idx] for idx, name in enumerate(NAMES)},
-        }
-    )
+def predictions_of(
+    logits: np.ndarray, truth: np.ndarray, path: str = "x.jpg", classes: Sequence[str] = NAMES
+) -> pd.DataFrame:
+    """Return a table like that of `predict_split`."""
+    table, names = softmax(logits, axis=1), np.array(classes)
+    labels = {"path": path, "label": names[truth], "prediction": names[table.argmax(axis=1)]}
+    shares = {f"probability_{name}": table[:, idx] for idx, name in enumerate(classes)}
+    return pd.DataFrame(labels | shares)
 
 
 def true_to(logits: np.ndarray, temperature: float, rng: np.random.Generator) -> np.ndarray:
     """Return classes drawn from the probabilities of the logits divided by a temperature."""
     chances = softmax(logits / temperature, axis=1).cumsum(axis=1)
-    return (rng.random((len(logits), 1)) > chances).sum(axis=1).clip(max=2)
+    return (rng.random((len(logits), 1)) > chances).sum(axis=1).clip(max=logits.shape[1] - 1)
 
 
 @given(st.integers(0, 10_000), st.integers(1, 300), st.floats(0.1, 8))
@@ -146,11 +145,8 @@ def test_figures_say_what_they_show(tmp_path) -> None:
         "uncalibrated: ECE 20.0%",
         "temperature 1.50: ECE 10.0%",
     ]
-    per_class = pd.DataFrame(
-        {"label": NAMES, "images": 30, "precision": 0.5, "recall": [0.2, 0.9, 0.4],
-         "f1": [0.3, 0.7, 0.45]}
-    )  # fmt: skip
-    bars = per_class_bars(per_class)
+    per_class = pd.DataFrame({"label": NAMES, "images": 30, "precision": 0.5})
+    bars = per_class_bars(per_class.assign(recall=[0.2, 0.9, 0.4], f1=[0.3, 0.7, 0.45]))
     assert list(bars.data[0].y) == ["ant", "wasp", "bee"]
     assert list(bars.data[0].x) == [0.2, 0.4, 0.9]
     ranked = worst_first(predictions)
