@@ -31,10 +31,8 @@ SIZE = 64  # px, instead of 224: ten times as fast
 def digits(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     """Return the splits of scikit-learn's handwritten digits."""
     folder = tmp_path_factory.mktemp("digits")
-    return split_dataset(find_images("sklearn:digits", folder, folder), FRACTIONS, seed=0)
-
-
-FRACTIONS = DatasetOptions().fractions
+    manifest = find_images("sklearn:digits", folder, folder)
+    return split_dataset(manifest, DatasetOptions().fractions, seed=0)
 
 
 @pytest.fixture(scope="module")

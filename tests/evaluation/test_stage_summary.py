@@ -9,17 +9,14 @@ import pytest
 from torch import nn
 
 from helpers.networks import BranchingNet, SmallNet
-from thawline.data.transforms import build_transforms
 from thawline.evaluation.stage_summary import describe_stages, line_positions
-from thawline.networks.building import IMAGENET, build_network
-from thawline.options import LastStages, ModelOptions, Phase, TrainingOptions, TransformOptions
+from thawline.networks.building import build_network
+from thawline.options import LastStages, ModelOptions, Phase
 from thawline.reports.figures.model import stage_figure
 from thawline.thaw.freezing import freeze_layers
 from thawline.thaw.line import split_at_thaw_line
 
 SIZE = 32
-OPTIONS = TrainingOptions(num_workers=0, device="cpu")
-TRANSFORMS = build_transforms(TransformOptions(size=SIZE), IMAGENET)
 
 
 def phases(*trainable: object) -> list[Phase]:
@@ -44,8 +41,7 @@ def test_the_table_says_what_each_phase_trains_and_where_its_line_is() -> None:
     assert table["phase_4"].tolist() == ["trained"] * 4
     assert table["below_line_1"].tolist() == [1, 1, 1, 0.5]  # of pool and linear, pool
     assert table["below_line_2"].tolist() == [1, 1, 0.25, 0]  # of four modules, the convolution
-    places = line_positions(table.reset_index())
-    assert places == {1: 3.5, 2: 2.25, 3: 1, 4: 0}
+    assert line_positions(table.reset_index()) == {1: 3.5, 2: 2.25, 3: 1, 4: 0}
     assert table.loc["layer2", "output"] == "16×4×4"
     assert table["compute"].sum() == pytest.approx(1)
 
@@ -69,12 +65,10 @@ def test_what_cannot_be_traced_has_its_line_at_the_images_and_no_epoch_has_none(
 
 
 def test_the_figure_has_every_stage_and_phase_and_the_line_in_its_place() -> None:
-    network = SmallNet()
-    of = phases(LastStages(last=1), ["head", "layer2.1.*"])
+    network, of = SmallNet(), phases(LastStages(last=1), ["head", "layer2.1.*"])
     figure = stage_figure(describe_stages(network, of, history(network, of), SIZE))
-    assert [text.split("<")[1] for text in figure.layout.yaxis.ticktext[:-1]] == [
-        f"b>{name}" for name in ("stem", "layer1", "layer2", "head")
-    ]
+    ticks = [text.split("<")[1] for text in figure.layout.yaxis.ticktext[:-1]]
+    assert ticks == [f"b>{name}" for name in ("stem", "layer1", "layer2", "head")]
     cells = {trace.name: len(trace.y) for trace in figure.data}
     assert cells == {"frozen": 5, "partly trained": 1, "trained": 2, "thaw line": 4}
     (line,) = [trace for trace in figure.data if trace.name == "thaw line"]

@@ -14,16 +14,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from helpers.networks import SmallNet
-from thawline.data.transforms import build_transforms
+from helpers.training import transforms
 from thawline.evaluation.stage_summary import linear_cka, measure_weight_change
-from thawline.networks.building import IMAGENET
-from thawline.options import TrainingOptions, TransformOptions
+from thawline.options import TrainingOptions
 from thawline.reports.figures.model import weight_change_figure
 from thawline.thaw.cache import ActivationCache
 
-SIZE = 32
 OPTIONS = TrainingOptions(num_workers=0, device="cpu")
-TRANSFORMS = build_transforms(TransformOptions(size=SIZE), IMAGENET)
+TRANSFORMS = transforms()
 
 
 def moved(network: nn.Module, *names: str) -> nn.Module:
@@ -40,10 +38,9 @@ def test_what_is_frozen_did_not_move_and_what_is_trained_did(
 ) -> None:
     before = SmallNet().eval()
     after = moved(before, "layer2", "linear")
-    store = ActivationCache(tmp_path, 1)
-    change = measure_weight_change(before, after, splits, TRANSFORMS, OPTIONS, store).set_index(
-        "stage"
-    )
+    cache = ActivationCache(tmp_path, 1)
+    table = measure_weight_change(before, after, splits, TRANSFORMS, OPTIONS, cache)
+    change = table.set_index("stage")
     for stage in ("stem", "layer1"):
         assert change.loc[stage, "relative_l2"] == 0 and change.loc[stage, "cka"] == 1
     assert change.loc["layer1", "statistics_l2"] == 0
@@ -54,7 +51,7 @@ def test_what_is_frozen_did_not_move_and_what_is_trained_did(
     assert change.loc["layer2", "relative_l2"] == pytest.approx(expected, rel=1e-5)
     assert change.loc["head", "relative_l2"] > 0 and np.isnan(change.loc["head", "cka"])
     again = measure_weight_change(before, after, splits, TRANSFORMS, OPTIONS)
-    pd.testing.assert_frame_equal(again.set_index("stage"), change)
+    pd.testing.assert_frame_equal(again, table)
 
 
 def test_a_backbone_that_did_not_move_needs_no_image() -> None:
@@ -86,9 +83,8 @@ def test_cka_knows_no_rotation_and_no_scale(
     generator = torch.Generator().manual_seed(seed)
     first = torch.randn(images, features, generator=generator, dtype=torch.float64)
     second = torch.randn(images, 5, generator=generator, dtype=torch.float64)
-    rotation = torch.linalg.qr(
-        torch.randn(features, features, generator=generator, dtype=torch.float64)
-    )[0]
+    square = torch.randn(features, features, generator=generator, dtype=torch.float64)
+    rotation = torch.linalg.qr(square)[0]
     assert linear_cka(first, first) == 1
     assert linear_cka(first, scale * first @ rotation + 3) == pytest.approx(1)
     value = linear_cka(first, second)
