@@ -1,4 +1,4 @@
-"""Catalog entries arrive in MLflow as their metadata says."""
+"""Catalog entries arrive in MLflow as their metadata says, after an outage too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
 from conftest import empty_tracking_store
-from thawline.tracking.entries import log_entry
+from thawline.errors import DataError
+from thawline.tracking.entries import log_entry, log_version
 
 
 @pytest.fixture
@@ -65,3 +66,34 @@ def test_two_runs_log_the_same_new_table_at_once(
     for run_id in (run.info.run_id, other):
         (found,) = MlflowClient().get_run(run_id).inputs.dataset_inputs
         assert found.dataset.name == "splits"
+
+
+def versioned(folder: Path, version: str | None = None) -> DataCatalog:
+    entries = {
+        name: {
+            "type": "json.JSONDataset",
+            "filepath": f"{folder}/{name}.json",
+            "versioned": True,
+            "metadata": {"mlflow": kinds},
+        }
+        for name, kinds in {"metrics": ["metrics", "artifact"], "other": []}.items()
+    }
+    return DataCatalog.from_config(entries, save_version=version)
+
+
+def test_the_entries_of_a_version_are_logged_to_a_run_of_its_name(
+    experiment: str, tmp_path: Path
+) -> None:
+    mlflow.set_experiment(experiment_id=experiment)
+    names = ["metrics", "other", "absent"]
+    for version, accuracy in (("1", 0.5), ("2", 0.75)):
+        for name in ("metrics", "other"):
+            versioned(tmp_path, version).save(name, {"accuracy": accuracy})
+    assert log_version(versioned(tmp_path), names, "1") == ["metrics"]
+    (run,) = MlflowClient().search_runs([experiment])
+    assert run.info.run_name == "1" and run.data.tags["version"] == "1"
+    assert run.data.metrics == {"accuracy": 0.5}
+    files = MlflowClient().list_artifacts(run.info.run_id)
+    assert [file.path for file in files] == ["metrics.json"]
+    with pytest.raises(DataError, match="no catalog entry of version 3"):
+        log_version(versioned(tmp_path), names, "3")
