@@ -27,12 +27,8 @@ def experiment(tmp_path: Path) -> str:
 
 
 def catalog(name: str, *kinds: str, suffix: str = "txt") -> DataCatalog:
-    entry = {
-        "type": "text.TextDataset",
-        "filepath": f"{name}.{suffix}",
-        "metadata": {"mlflow": [*kinds]},
-    }
-    return DataCatalog.from_config({name: entry})
+    entry = {"type": "text.TextDataset", "filepath": f"{name}.{suffix}"}
+    return DataCatalog.from_config({name: entry | {"metadata": {"mlflow": [*kinds]}}})
 
 
 def test_an_entry_is_logged_as_its_metadata_says(experiment: str) -> None:
@@ -41,11 +37,11 @@ def test_an_entry_is_logged_as_its_metadata_says(experiment: str) -> None:
         log_entry(catalog("report", "artifact", suffix="html"), "report", "<html>")
         log_entry(catalog("choice", "tags"), "choice", {"strategy": "full"})
         log_entry(catalog("plain"), "plain", "nothing says that this is logged")
-    client, run_id = MlflowClient(), run.info.run_id
-    found = {file.path for file in client.list_artifacts(run_id)}
+    found = {file.path for file in MlflowClient().list_artifacts(run.info.run_id)}
     assert found == {"numbers.json", "report.html"}
-    assert client.get_run(run_id).data.metrics == {"accuracy": 0.5}
-    assert client.get_run(run_id).data.tags["strategy"] == "full"
+    data = MlflowClient().get_run(run.info.run_id).data
+    assert data.metrics == {"accuracy": 0.5}
+    assert data.tags["strategy"] == "full"
 
 
 def test_two_runs_log_the_same_new_table_at_once(
@@ -61,21 +57,16 @@ def test_two_runs_log_the_same_new_table_at_once(
 
     monkeypatch.setattr(SqlAlchemyStore, "_log_inputs_impl", overtaken)
     with mlflow.start_run(experiment_id=experiment) as run:
-        table = pd.DataFrame({"label": ["ants", "bees"]})
-        log_entry(catalog("splits", "input"), "splits", table)
+        log_entry(catalog("splits", "input"), "splits", pd.DataFrame({"label": ["ants", "bees"]}))
     for run_id in (run.info.run_id, other):
         (found,) = MlflowClient().get_run(run_id).inputs.dataset_inputs
         assert found.dataset.name == "splits"
 
 
 def versioned(folder: Path, version: str | None = None) -> DataCatalog:
+    entry = {"type": "json.JSONDataset", "versioned": True}
     entries = {
-        name: {
-            "type": "json.JSONDataset",
-            "filepath": f"{folder}/{name}.json",
-            "versioned": True,
-            "metadata": {"mlflow": kinds},
-        }
+        name: entry | {"filepath": f"{folder}/{name}.json", "metadata": {"mlflow": kinds}}
         for name, kinds in {"metrics": ["metrics", "artifact"], "other": []}.items()
     }
     return DataCatalog.from_config(entries, save_version=version)
