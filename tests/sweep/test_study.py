@@ -221,9 +221,8 @@ def test_a_mistake_ends_the_sweep_and_is_not_counted(tmp_path: Path, splits: pd.
 
 def test_equal_accuracies_are_told_apart_by_the_loss() -> None:
     def trial(number: int, accuracy: float, loss: float) -> FrozenTrial:
-        made = optuna.trial.create_trial(
-            value=accuracy, user_attrs={"val_accuracy": accuracy, "val_loss": loss}
-        )
+        figures = {"val_accuracy": accuracy, "val_loss": loss}
+        made = optuna.trial.create_trial(value=accuracy, user_attrs=figures)
         made.number = number
         return made
 
@@ -243,19 +242,15 @@ def work(file: Path, parameters: Parameters, splits: pd.DataFrame) -> None:
     sweeping.run_trials(study_of(file, parameters, splits), parameters, slow)
 
 
-def start(file: Path, parameters: Parameters, splits: pd.DataFrame) -> Any:
-    process = child_process(work, file, parameters, splits)
-    process.start()
-    return process
-
-
 @pytest.mark.slow
 def test_processes_share_the_trials_of_a_study_and_the_one_of_a_killed_process_is_retried(
     tmp_path: Path, splits: pd.DataFrame
 ) -> None:
     parameters = make({"trials": 20, "pruner": "none", "sampler": "random"})
     file = tmp_path / "a.db"
-    first, *others = [start(file, parameters, splits) for _ in range(3)]  # nobody made the tables
+    first, *others = [child_process(work, file, parameters, splits) for _ in range(3)]
+    for process in (first, *others):  # nobody made the tables
+        process.start()
     study = study_of(file, parameters, splits)
     wait_until(lambda: count(study) >= 3, seconds=60)
     os.kill(first.pid, signal.SIGKILL)
