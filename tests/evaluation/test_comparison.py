@@ -1,7 +1,5 @@
 """The verdict on strategies is right, and cautious where it should be."""
 
-from __future__ import annotations
-
 import io
 import json
 

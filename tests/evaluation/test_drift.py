@@ -1,7 +1,5 @@
 """Images of the same kind are called alike as often as chance allows, and others are told apart."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """What speaks for a class is found where it is, for every kind of network, which stays as it is."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """On the map alike images lie together; what is to be labeled next is unsure and spread out."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

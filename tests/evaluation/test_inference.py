@@ -1,7 +1,5 @@
 """No damage to a file stops an inference, and each image is predicted from its views."""
 
-from __future__ import annotations
-
 import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Labels that are wrong, images in two splits and images out of place are found, and few others."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

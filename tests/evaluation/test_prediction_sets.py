@@ -1,7 +1,5 @@
 """Prediction sets hold the true class as often as promised, and refusals spare what is familiar."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest

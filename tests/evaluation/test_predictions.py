@@ -1,7 +1,5 @@
 """A split and a folder get the same predictions; in a folder, a bad file is a row as well."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from pathlib import Path

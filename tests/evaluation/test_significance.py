@@ -3,8 +3,6 @@
 All error rates and coverages are simulated with fixed seeds.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given

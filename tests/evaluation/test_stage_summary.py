@@ -1,7 +1,5 @@
 """What each phase does with each stage is said, and what it changed there is measured."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Parts of the test images where a classifier is wrong more often are found, and chance is not."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Averages of networks are exact at their ends, and chosen by validation alone."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from pathlib import Path

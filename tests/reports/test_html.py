@@ -1,7 +1,5 @@
 """The report opens from the file system, looks right at any size, and trusts no name."""
 
-from __future__ import annotations
-
 import base64
 import gzip
 import io

@@ -1,7 +1,5 @@
 """Only a model that is better by more than chance becomes champion, even if two come at once."""
 
-from __future__ import annotations
-
 import dataclasses
 import multiprocessing
 import shutil

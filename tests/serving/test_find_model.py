@@ -1,7 +1,5 @@
 """A model is found by every name that it has, and no look-up runs its code."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from datetime import datetime

@@ -1,7 +1,5 @@
 """An ONNX file computes what the network does, or is not written."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

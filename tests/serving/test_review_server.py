@@ -1,7 +1,5 @@
 """The server of a review shows the images of its page and keeps corrections, and nothing else."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

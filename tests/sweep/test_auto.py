@@ -1,7 +1,5 @@
 """The strategy auto chooses by paired results on validation images, within a budget."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any

@@ -1,7 +1,5 @@
 """A sweep tries what may be tried, and refuses the rest before the first trial."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """A sweep runs its trials, resumes, and compares what can be compared."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

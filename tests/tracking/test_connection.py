@@ -1,7 +1,5 @@
 """MLflow's server is looked for before a run begins, and its password is hidden."""
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Iterator

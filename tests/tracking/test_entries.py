@@ -1,7 +1,5 @@
 """Catalog entries arrive in MLflow as their metadata says, after an outage too."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """No password comes out: not in a text, a log, a tag or the address of a server."""
 
-from __future__ import annotations
-
 import io
 import logging
 import os

@@ -1,7 +1,5 @@
 """MLflow runs of killed processes do not stay running for ever, and those of living ones do."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

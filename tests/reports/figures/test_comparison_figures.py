@@ -1,7 +1,5 @@
 """Figures of a comparison tell strategies and seeds apart."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from helpers.trials import make_trials

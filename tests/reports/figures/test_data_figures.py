@@ -1,7 +1,5 @@
 """The figures of the data show every class, every split, and the views that training takes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
