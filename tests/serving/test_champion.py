@@ -50,8 +50,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> ProjectFolders:
 @pytest.fixture(scope="module")
 def uris(folders: ProjectFolders, grays: pd.DataFrame) -> dict[int, str]:
     """Return where the model of each threshold was logged."""
-    thresholds = (GOOD, MIDDLING, LUCKY, BAD)
-    return {each: log_model(candidate(each, grays)[0], grays) for each in thresholds}
+    return {t: log_model(candidate(t, grays)[0], grays) for t in (GOOD, MIDDLING, LUCKY, BAD)}
 
 
 def challenge(
@@ -94,10 +93,8 @@ def test_images_that_one_of_them_was_trained_on_do_not_count(grays: pd.DataFrame
     def seen(images: list[str]) -> Classifier:
         return dataclasses.replace(classifier(MIDDLING), seen=frozenset(images))
 
-    verdict = challenge(GOOD, grays, seen(hashes[:100]))
-    assert (
-        verdict.figures["compared_images"] == "28" and not verdict.wins
-    )  # the 24 it was wrong on are not among them
+    verdict = challenge(GOOD, grays, seen(hashes[:100]))  # with the 24 that it was wrong on
+    assert verdict.figures["compared_images"] == "28" and not verdict.wins
     verdict = challenge(GOOD, grays, seen(hashes))
     assert not verdict.wins and "trained or validated on 128 of 128 test images" in verdict.reason
     copies = grays.copy()  # of test images in its own training split
@@ -128,8 +125,7 @@ def test_labels_that_are_known_are_not_predicted_again(grays: pd.DataFrame) -> N
 
 
 def test_what_cannot_be_compared_leaves_the_champion(grays: pd.DataFrame) -> None:
-    other = classifier(BAD, ("ants", "bees"))
-    verdict = challenge(GOOD, grays, other)
+    verdict = challenge(GOOD, grays, classifier(BAD, ("ants", "bees")))
     assert not verdict.wins and "has the classes ants, bees" in verdict.reason
     assert "registry.name" in verdict.reason
 

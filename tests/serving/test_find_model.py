@@ -72,9 +72,8 @@ def test_a_model_that_names_other_code_is_not_imported(
     folders: ProjectFolders, uris: dict[int, str], grays: pd.DataFrame
 ) -> None:
     register(folders, "foreign", uris[BAD], BAD, grays)
-    with pytest.raises(
-        ParameterError, match=r"predict\.model: .*names the factory helpers.networks:Br"
-    ):
+    said = r"predict\.model: .*names the factory helpers.networks:Br"
+    with pytest.raises(ParameterError, match=said):
         find_model("predict.model", "champion", "foreign", ModelOptions(), folders)
 
 

@@ -85,9 +85,8 @@ def masked_logs() -> Iterator[None]:
     logging.setLogRecordFactory(before)
 
 
-def test_logs_and_their_tracebacks_are_masked(
-    masked_logs: None, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.usefixtures("masked_logs")
+def test_logs_and_their_tracebacks_are_masked(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("anyone")
     logger.warning("%s of %d", "http://user:pa55word@host", 3)
     try:
