@@ -46,8 +46,7 @@ def true_to(logits: np.ndarray, temperature: float, rng: np.random.Generator) ->
 def test_the_error_is_that_of_a_plain_loop(seed: int, count: int, sharpness: float) -> None:
     rng = np.random.default_rng(seed)
     logits, truth = sharpness * rng.normal(size=(count, 3)), rng.integers(0, 3, count)
-    predictions = predictions_of(logits, truth)
-    found = calibration_error(predictions)
+    found = calibration_error(predictions_of(logits, truth))
     table = softmax(logits, axis=1)
     confidence, right = table.max(axis=1), table.argmax(axis=1) == truth
     plain = 0.0
@@ -123,8 +122,7 @@ def test_the_error_by_chance_is_that_of_all_resamples_at_once() -> None:
 
 
 def test_certainty_and_zero_probabilities_are_no_trouble() -> None:
-    logits = np.array([[500.0, -500, 0], [0, 500, -500]])
-    predictions = predictions_of(logits, np.array([0, 2]))
+    predictions = predictions_of(np.array([[500.0, -500, 0], [0, 500, -500]]), np.array([0, 2]))
     assert calibration_error(predictions) == pytest.approx(0.5)
     assert np.isfinite(fit_temperature(predictions))
 

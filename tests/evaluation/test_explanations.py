@@ -204,8 +204,7 @@ def test_the_worst_are_the_most_confident_mistakes_then_the_least_certain_right_
     chosen = [answers[int(path)] for path in worst_first(predictions)["path"].head(count)]
     assert len(chosen) == min(count, len(answers))
     assert chosen == sorted(chosen, key=lambda a: (a[0], a[1] if a[0] else -a[1]))
-    worst = sorted(answers, key=lambda a: (a[0], a[1] if a[0] else -a[1]))[: len(chosen)]
-    assert chosen == worst
+    assert chosen == sorted(answers, key=lambda a: (a[0], a[1] if a[0] else -a[1]))[: len(chosen)]
 
 
 def classifier(network: nn.Module) -> Classifier:

@@ -54,8 +54,7 @@ def test_no_image_is_its_own_neighbor_and_all_neighbors_are_candidates(
 def test_each_image_is_ranked_once(count: int, wanted: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     components, labeled = rng.normal(size=(count, 4)), rng.normal(size=(5, 4))
-    probabilities = rng.dirichlet(np.ones(3), count)
-    ranked = rank_unlabeled(components, labeled, probabilities, wanted)
+    ranked = rank_unlabeled(components, labeled, rng.dirichlet(np.ones(3), count), wanted)
     assert len(ranked) == len(set(ranked)) == min(wanted, count)
 
 

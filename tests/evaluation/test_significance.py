@@ -55,8 +55,7 @@ def draw_correct(
 @pytest.mark.parametrize("images", [12, 50, 153, 1000])
 def test_the_interval_covers_every_accuracy_at_least_95_times_in_100(images: int) -> None:
     right = np.arange(images + 1)
-    intervals = [accuracy_interval(np.arange(images) < count) for count in right]
-    low, high = np.array(intervals).T
+    low, high = np.array([accuracy_interval(np.arange(images) < count) for count in right]).T
     for accuracy in np.linspace(0.5, 0.99, 50):
         covered = (low <= accuracy) & (accuracy <= high)
         assert stats.binom.pmf(right, images, accuracy)[covered].sum() >= 0.95
@@ -249,8 +248,7 @@ def test_a_test_by_group_is_symmetric_and_its_interval_agrees_with_its_p_value(
     images = list(range(len(groups)))
     order.shuffle(images)
     names = np.array([f"group {group}" for group in groups])
-    shuffled = paired_test(a[:, images], b[:, images], names[images])
-    assert shuffled == pytest.approx(result, abs=1e-9)
+    assert paired_test(a[:, images], b[:, images], names[images]) == pytest.approx(result, abs=1e-9)
 
 
 @given(models=two_models_in_groups())

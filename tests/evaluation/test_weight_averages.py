@@ -48,8 +48,7 @@ def classifier_of(arguments: Any, state: State, seed: int = 0) -> Classifier:
 
 def measure(arguments: Any, state: State) -> tuple[float, float]:
     """Return the score on the validation split, as the evaluation computes it."""
-    classifier = classifier_of(arguments, state)
-    predictions = predict_split(classifier, arguments[2], "val", 8, options())
+    predictions = predict_split(classifier_of(arguments, state), arguments[2], "val", 8, options())
     probabilities, targets, correct = as_arrays(predictions)
     loss = -torch.tensor(probabilities[range(len(targets)), targets]).log().mean()
     return score({"val_accuracy": float(correct.mean()), "val_loss": float(loss)}, "val_accuracy")

@@ -118,8 +118,7 @@ def test_the_page_is_marked_up_for_readers_of_all_kinds(page: str) -> None:
     assert ("html", {"lang": "en"}) in outline.tags
     assert 'content="width=device-width, initial-scale=1"' in page
     assert outline.count("h1") == 1
-    headings = re.findall(r"<h2[^>]*>([^<]*)", page)
-    assert headings == [
+    assert re.findall(r"<h2[^>]*>([^<]*)", page) == [
         "Strategies", "Accuracy and cost", "Learning curves", "Confusion matrices", "Significance",
         "Reproduce", "What the words mean",
     ]  # fmt: skip
@@ -272,8 +271,7 @@ def test_the_report_on_a_training_leaves_out_what_is_empty_and_says_how_to_repea
     captions = [caption for section in sections for caption in section.illustrations]
     assert sum(caption.startswith("Drawn ") for caption in captions) == len(FIGURES) - 2
     assert captions.count("Misclassified images.") == 1
-    saved = {name for section in sections for name in section.tables}
-    assert saved == tables.keys() - {"outliers"}
+    assert {name for section in sections for name in section.tables} == tables.keys() - {"outliers"}
     (recipe,) = repeat.recipes
     assert {"ECE", "Thaw line", "Loss, nats"} <= words.terms.keys()
     assert recipe.commands == "kedro run --pipeline=finetune --params=seed=3,strategy=mine"

@@ -75,8 +75,7 @@ def p_value(verdict: Verdict) -> float:
 
 
 def test_only_a_model_that_is_better_by_more_than_chance_wins(grays: pd.DataFrame) -> None:
-    champion = classifier(MIDDLING)
-    verdicts = {t: challenge(t, grays, champion) for t in (GOOD, LUCKY, MIDDLING, BAD)}
+    verdicts = {t: challenge(t, grays, classifier(MIDDLING)) for t in (GOOD, LUCKY, MIDDLING, BAD)}
     assert [v.wins for v in verdicts.values()] == [True, False, False, False]
     assert difference(verdicts[GOOD]) == pytest.approx(24 / 128)
     assert p_value(verdicts[GOOD]) < 1e-5
@@ -258,6 +257,5 @@ def test_two_registrations_at_once_end_with_the_right_champion(
     for name in NAMES:
         model = client.get_registered_model(name)
         assert list(model.aliases) == ["champion"]
-        version = client.get_model_version(name, model.aliases["champion"])
-        assert version.source == uris[GOOD], name
+        assert client.get_model_version(name, model.aliases["champion"]).source == uris[GOOD], name
         assert len(client.search_model_versions(f"name='{name}'")) == (2 if name == "empty" else 3)

@@ -106,8 +106,7 @@ def test_a_newer_model_that_has_other_classes_causes_a_warning(
     caplog.clear()
     find("champion", "shared", folders)
     assert not caplog.messages
-    other = log_model(classifier(GOOD, ("ant", "bee")), grays)
-    register(folders, "shared", other, GOOD, grays)
+    register(folders, "shared", log_model(classifier(GOOD, ("ant", "bee")), grays), GOOD, grays)
     assert find_version("shared", "champion") == "1"
     caplog.clear()
     find("champion", "shared", folders)

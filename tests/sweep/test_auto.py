@@ -135,8 +135,7 @@ def test_as_many_stages_are_fine_tuned_as_fit(
         return 1.0 if phase.trainable.last <= fits else 1e6
 
     monkeypatch.setattr(auto, "estimate_seconds", needed)
-    trainings = Trainings({("lp_ft", 224): 0})
-    choice = trainings.choose(write_splits(tmp_path, 100), AT_224)
+    choice = Trainings({("lp_ft", 224): 0}).choose(write_splits(tmp_path, 100), AT_224)
     assert depths[-1] == choice.parameters.phases[-1].trainable == LastStages(last=depth)
 
 

@@ -136,6 +136,5 @@ def test_a_log_takes_no_name_of_a_file_for_markup() -> None:
     del settings["class"], settings["rich_tracebacks"]
     page = io.StringIO()
     handler = RichHandler(**settings, console=Console(file=page, width=200))
-    record = logging.makeLogRecord({"msg": "%s is cut", "args": ("photos/[/b]/[red]1.jpg",)})
-    handler.emit(record)
+    handler.emit(logging.makeLogRecord({"msg": "%s is cut", "args": ("photos/[/b]/[red]1.jpg",)}))
     assert "photos/[/b]/[red]1.jpg is cut" in page.getvalue()

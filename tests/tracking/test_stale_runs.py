@@ -24,8 +24,7 @@ from thawline.tracking.process_context import (
 
 @pytest.fixture
 def client(tmp_path: Path) -> MlflowClient:
-    file = shutil.copy(empty_tracking_store(), tmp_path / "mlflow.db")
-    return MlflowClient(f"sqlite:///{file}")
+    return MlflowClient(f"sqlite:///{shutil.copy(empty_tracking_store(), tmp_path)}")
 
 
 def _create_run_and_wait(uri: str, began: Any) -> None:
