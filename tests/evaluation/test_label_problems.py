@@ -74,8 +74,7 @@ def test_most_flipped_labels_are_found_and_few_others(
     assert len(found - wrong) <= 0.02 * (len(digits) - len(wrong))
     assert table["probability"].is_monotonic_increasing and table["probability"].between(0, 1).all()
     assert (table["suggested"] != table["label"]).all()
-    truth = table.merge(digits, on="path")
-    right = truth[truth["path"].isin(wrong)]
+    right = table[table["path"].isin(wrong)].merge(digits, on="path")
     assert (right["suggested"] == right["label_y"]).mean() > 0.9
 
 

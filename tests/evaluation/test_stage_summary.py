@@ -71,8 +71,7 @@ def test_what_cannot_be_traced_has_its_line_at_the_images_and_no_epoch_has_none(
     network, of = BranchingNet(), phases(LastStages(last=1), LastStages(last=2))
     table = describe_stages(network, of, history(network, of).head(1), SIZE)
     assert line_positions(table) == {1: 0}
-    figure = stage_figure(table)
-    (line,) = [trace for trace in figure.data if trace.name == "thaw line"]
+    (line,) = [trace for trace in stage_figure(table).data if trace.name == "thaw line"]
     assert list(line.y) == [-0.5, -0.5]
 
 

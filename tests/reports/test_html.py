@@ -135,9 +135,8 @@ def test_the_same_arguments_give_the_same_page() -> None:
 
 
 def test_a_row_is_repeated_by_its_command() -> None:
-    assert kedro_command({"strategy": "full", "training.lr": "0.1", "views": "None"}) == (
-        "kedro run --pipeline=finetune --params=strategy=full,training.lr=0.1,views=null"
-    )
+    full = kedro_command({"strategy": "full", "training.lr": "0.1", "views": "None"})
+    assert full == "kedro run --pipeline=finetune --params=strategy=full,training.lr=0.1,views=null"
     quoted = kedro_command({"dataset.root": "my photos; rm *"})
     assert quoted == "kedro run --pipeline=finetune '--params=dataset.root=my photos; rm *'"
     trial = make_trials({"full": 0.9}, seeds=1)
