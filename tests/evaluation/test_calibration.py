@@ -1,6 +1,7 @@
 """Calibration errors equal those of independent computations, and temperatures find their way."""
 
 import tracemalloc
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -25,30 +26,27 @@ from thawline.reports.figures.evaluation import mistakes_grid, per_class_bars, r
 NAMES = ["ant", "bee", "wasp"]
 
 
-def predictions_of(logits: np.ndarray, truth: np.ndarray, path: str = "x.jpg") -> pd.DataFrame:
-    table = softmax(logits, axis=1)
-    return pd.DataFrame(
-        {
-            "path": path,
-            "label": [NAMES[idx] for idx in truth],
-            "prediction": [NAMES[idx] for idx in table.argmax(axis=1)],
-            **{f"probability_{name}": table[:, idx] for idx, name in enumerate(NAMES)},
-        }
-    )
+def predictions_of(
+    logits: np.ndarray, truth: np.ndarray, path: str = "x.jpg", classes: Sequence[str] = NAMES
+) -> pd.DataFrame:
+    """Return a table like that of `predict_split`."""
+    table, names = softmax(logits, axis=1), np.array(classes)
+    labels = {"path": path, "label": names[truth], "prediction": names[table.argmax(axis=1)]}
+    shares = {f"probability_{name}": table[:, idx] for idx, name in enumerate(classes)}
+    return pd.DataFrame(labels | shares)
 
 
 def true_to(logits: np.ndarray, temperature: float, rng: np.random.Generator) -> np.ndarray:
     """Return classes drawn from the probabilities of the logits divided by a temperature."""
     chances = softmax(logits / temperature, axis=1).cumsum(axis=1)
-    return (rng.random((len(logits), 1)) > chances).sum(axis=1).clip(max=2)
+    return (rng.random((len(logits), 1)) > chances).sum(axis=1).clip(max=logits.shape[1] - 1)
 
 
 @given(st.integers(0, 10_000), st.integers(1, 300), st.floats(0.1, 8))
 def test_the_error_is_that_of_a_plain_loop(seed: int, count: int, sharpness: float) -> None:
     rng = np.random.default_rng(seed)
     logits, truth = sharpness * rng.normal(size=(count, 3)), rng.integers(0, 3, count)
-    predictions = predictions_of(logits, truth)
-    found = calibration_error(predictions)
+    found = calibration_error(predictions_of(logits, truth))
     table = softmax(logits, axis=1)
     confidence, right = table.max(axis=1), table.argmax(axis=1) == truth
     plain = 0.0
@@ -75,10 +73,8 @@ def test_the_temperature_is_found_that_the_labels_were_drawn_with(temperature: f
 
 
 def test_a_few_images_that_are_all_right_do_not_make_it_certain() -> None:
-    rng = np.random.default_rng(0)
-    truth = rng.integers(0, 3, 40)
-    logits = np.eye(3)[truth] * 3.0
-    assert 0.4 < fit_temperature(predictions_of(logits, truth)) < 1
+    truth = np.random.default_rng(0).integers(0, 3, 40)
+    assert 0.4 < fit_temperature(predictions_of(3.0 * np.eye(3)[truth], truth)) < 1
 
 
 @given(st.integers(0, 10_000), st.floats(0.05, 20))
@@ -124,8 +120,7 @@ def test_the_error_by_chance_is_that_of_all_resamples_at_once() -> None:
 
 
 def test_certainty_and_zero_probabilities_are_no_trouble() -> None:
-    logits = np.array([[500.0, -500, 0], [0, 500, -500]])
-    predictions = predictions_of(logits, np.array([0, 2]))
+    predictions = predictions_of(np.array([[500.0, -500, 0], [0, 500, -500]]), np.array([0, 2]))
     assert calibration_error(predictions) == pytest.approx(0.5)
     assert np.isfinite(fit_temperature(predictions))
 
@@ -146,11 +141,8 @@ def test_figures_say_what_they_show(tmp_path) -> None:
         "uncalibrated: ECE 20.0%",
         "temperature 1.50: ECE 10.0%",
     ]
-    per_class = pd.DataFrame(
-        {"label": NAMES, "images": 30, "precision": 0.5, "recall": [0.2, 0.9, 0.4],
-         "f1": [0.3, 0.7, 0.45]}
-    )  # fmt: skip
-    bars = per_class_bars(per_class)
+    per_class = pd.DataFrame({"label": NAMES, "images": 30, "precision": 0.5})
+    bars = per_class_bars(per_class.assign(recall=[0.2, 0.9, 0.4], f1=[0.3, 0.7, 0.45]))
     assert list(bars.data[0].y) == ["ant", "wasp", "bee"]
     assert list(bars.data[0].x) == [0.2, 0.4, 0.9]
     ranked = worst_first(predictions)

@@ -1,7 +1,6 @@
 """What speaks for a class is found where it is, for every kind of network, which stays as it is."""
 
-from __future__ import annotations
-
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from conftest import kedro
+from evaluation.test_predictions import untrained
 from helpers.networks import BrightnessNet
+from helpers.training import network_of, same
 from thawline.data.sources import name_files
-from thawline.data.transforms import Preprocessing, evaluation_view, normalize
+from thawline.data.transforms import evaluation_view, normalize
 from thawline.errors import DataError, ParameterError
 from thawline.evaluation.explanations import attribute, explain, find_spatial_stage
 from thawline.evaluation.predictions import worst_first
-from thawline.networks.building import IMAGENET, build_network, pretrained_preprocessing
+from thawline.networks.building import build_network, pretrained_preprocessing
 from thawline.networks.classifier import Classifier
 from thawline.options import ExplainOptions, ModelOptions, TrainingOptions, validate_parameters
 from thawline.pipelines.explain.nodes import explain_predictions
@@ -84,7 +85,7 @@ def test_the_network_is_the_same_after_it_was_explained(backbone: str, method: s
         answers = network(images)
     assert (attribute(network, images, [0, 1], method) > 0).any()
     assert facts() == before
-    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+    assert same(network.state_dict(), state)
     with torch.no_grad():
         assert torch.equal(network(images), answers)
 
@@ -99,9 +100,7 @@ class Redness(nn.Module):
         self.linear = nn.Linear(2, 2, bias=False)
         red = torch.tensor([1.0, -1, -1]) / 16
         with torch.no_grad():
-            self.patches[0].weight.copy_(
-                torch.stack([red, -red])[:, :, None, None].expand(2, 3, 4, 4)
-            )
+            self.patches[0].weight[:] = torch.stack([red, -red])[:, :, None, None]
             self.linear.weight.copy_(torch.eye(2))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -205,14 +204,11 @@ def test_the_worst_are_the_most_confident_mistakes_then_the_least_certain_right_
     chosen = [answers[int(path)] for path in worst_first(predictions)["path"].head(count)]
     assert len(chosen) == min(count, len(answers))
     assert chosen == sorted(chosen, key=lambda a: (a[0], a[1] if a[0] else -a[1]))
-    worst = sorted(answers, key=lambda a: (a[0], a[1] if a[0] else -a[1]))[: len(chosen)]
-    assert chosen == worst
+    assert chosen == sorted(answers, key=lambda a: (a[0], a[1] if a[0] else -a[1]))[: len(chosen)]
 
 
-def classifier(network: nn.Module, size: int = 32) -> Classifier:
-    preprocessing = Preprocessing(**{**IMAGENET.model_dump(), "size": size, "resize": size})
-    model = ModelOptions(backbone="helpers.networks:SmallNet", weights="none")
-    return Classifier(network, ("flower", "temple"), preprocessing, model)
+def classifier(network: nn.Module) -> Classifier:
+    return replace(untrained(("flower", "temple"), 32, 32), network=network)
 
 
 def test_named_images_are_explained_with_the_label_that_is_known(
@@ -220,14 +216,9 @@ def test_named_images_are_explained_with_the_label_that_is_known(
 ) -> None:
     unknown = tmp_path / "my photo.png"
     Image.new("RGBA", (50, 20), "red").save(unknown)
-    network, _ = build_network(
-        ModelOptions(backbone="helpers.networks:SmallNet", weights="none"), 2, 32, seed=0
-    )
-    known = "flower/03.jpg"
-    options = ExplainOptions(images=(known, str(unknown)), count=1)
-    nothing = pd.DataFrame()
+    options = ExplainOptions(images=("flower/03.jpg", str(unknown)), count=1)
     table, picture = explain_predictions(
-        classifier(network), splits, nothing, options, OPTIONS, photos
+        classifier(network_of()), splits, pd.DataFrame(), options, OPTIONS, photos
     )
     assert [Path(path).name for path in table["path"]] == ["03.jpg", "my photo.png"]
     assert table["label"].tolist() == ["flower", ""]
@@ -258,8 +249,7 @@ def test_files_that_are_not_there_or_no_images_are_named(tmp_path: Path) -> None
 def test_paths_come_from_the_command_line_separated_by_blanks() -> None:
     assert ExplainOptions(images="a.jpg b/c.png").images == ("a.jpg", "b/c.png")
     assert ExplainOptions(images="worst").images == "worst"
-    phase = {"trainable": "all", "epochs": 1, "lr": 0.1}
-    raw = {"strategies": {"head_only": {"phases": [phase]}}}
+    raw = {"strategies": {"head_only": {"phases": [{"trainable": "all", "epochs": 1, "lr": 0.1}]}}}
     for images in ("", []):
         with pytest.raises(ParameterError, match=r"explain.images: the list is empty"):
             validate_parameters(raw | {"explain": {"images": images}})

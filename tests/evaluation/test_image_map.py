@@ -1,19 +1,11 @@
 """On the map alike images lie together; what is to be labeled next is unsure and spread out."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from thawline.evaluation import image_map
-from thawline.evaluation.image_map import (
-    nearest_images,
-    place_images,
-    rank_unlabeled,
-    reduce_features,
-)
 
 
 def clusters(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -29,15 +21,15 @@ def test_the_nearest_on_the_map_is_of_the_same_kind(
 ) -> None:
     monkeypatch.setattr(image_map, "MAX_PLACED", placed)
     features, kinds = clusters(90)
-    positions = place_images(reduce_features(features))
+    positions = image_map.place_images(image_map.reduce_features(features))
     assert positions.min() == 0 and positions.max() == 1
-    nearest = nearest_images(positions, np.arange(90))[:, 0]
+    nearest = image_map.nearest_images(positions, np.arange(90))[:, 0]
     assert (kinds[nearest] == kinds).mean() > 0.95
 
 
 @given(st.integers(1, 6))
 def test_a_handful_of_images_has_a_map_too(count: int) -> None:
-    positions = place_images(reduce_features(clusters(count)[0]))
+    positions = image_map.place_images(image_map.reduce_features(clusters(count)[0]))
     assert positions.shape == (count, 2) and np.isfinite(positions).all()
 
 
@@ -47,7 +39,7 @@ def test_no_image_is_its_own_neighbor_and_all_neighbors_are_candidates(
 ) -> None:
     components = clusters(count, seed)[0]
     candidates = np.arange(0, count, 2)
-    nearest = nearest_images(components, candidates)
+    nearest = image_map.nearest_images(components, candidates)
     assert set(nearest.ravel()) <= set(candidates)
     assert all(row not in found for row, found in enumerate(nearest))
 
@@ -56,13 +48,12 @@ def test_no_image_is_its_own_neighbor_and_all_neighbors_are_candidates(
 def test_each_image_is_ranked_once(count: int, wanted: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     components, labeled = rng.normal(size=(count, 4)), rng.normal(size=(5, 4))
-    probabilities = rng.dirichlet(np.ones(3), count)
-    ranked = rank_unlabeled(components, labeled, probabilities, wanted)
+    ranked = image_map.rank_unlabeled(components, labeled, rng.dirichlet(np.ones(3), count), wanted)
     assert len(ranked) == len(set(ranked)) == min(wanted, count)
 
 
 def test_what_is_sure_or_alike_comes_last() -> None:
     components = np.array([[0.0, 0], [1, 0], [1, 0.01], [0, 1]])
     probabilities = np.array([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [1.0, 0]])
-    ranked = rank_unlabeled(components, np.array([[-1.0, 0]]), probabilities, 4)
+    ranked = image_map.rank_unlabeled(components, np.array([[-1.0, 0]]), probabilities, 4)
     assert ranked[:2] == [2, 0] and ranked[3] in (1, 3)

@@ -1,7 +1,5 @@
 """No damage to a file stops an inference, and each image is predicted from its views."""
 
-from __future__ import annotations
-
 import io
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,12 +13,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
 
+from evaluation.test_predictions import untrained
 from thawline.data.transforms import normalize
 from thawline.evaluation.inference import NUM_VIEWS, decode_views, predict_batches
-from thawline.networks.building import IMAGENET, build_network
+from thawline.networks.building import IMAGENET
 from thawline.networks.classifier import Calibration, Classifier
 from thawline.networks.heads import find_linear
-from thawline.options import ModelOptions, Tta
+from thawline.options import Tta
 
 PREPROCESSING = IMAGENET.model_copy(update={"size": 32, "resize": 36})
 
@@ -50,9 +49,7 @@ def encoded(pixels: np.ndarray) -> bytes:
 
 @pytest.fixture(scope="module")
 def classifier() -> Classifier:
-    model = ModelOptions(backbone="helpers.networks:SmallNet", weights="none")
-    network, _ = build_network(model, 3, 32, seed=0)
-    return Classifier(network.eval(), ("a", "b", "c"), PREPROCESSING, model)
+    return untrained(("a", "b", "c"))
 
 
 def probabilities(classifier: Classifier, image: bytes, tta: Tta) -> torch.Tensor:
@@ -80,11 +77,10 @@ def test_test_time_augmentation_is_the_mean_over_torchvisions_views(classifier: 
 
 def test_threads_that_share_a_classifier_get_the_answers_of_one(classifier: Classifier) -> None:
     """Each has its own image, and its own distance from the training images."""
-    network, _ = build_network(classifier.model, 3, 32, seed=1)
-    width = find_linear(network).in_features
+    own = untrained(classifier.class_names, seed=1)
+    width = find_linear(own.network).in_features
     reference = torch.nn.functional.normalize(torch.randn(9, width)).half()
-    calibration = Calibration(reference=reference, max_distance=1.0)
-    shared = replace(classifier, network=network, calibration=calibration)
+    shared = replace(own, calibration=Calibration(reference=reference, max_distance=1.0))
     rng = np.random.default_rng(0)
     images = [encoded(rng.integers(0, 256, (36, 36, 3), dtype=np.uint8)) for _ in range(400)]
 

@@ -1,7 +1,5 @@
 """Labels that are wrong, images in two splits and images out of place are found, and few others."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -31,10 +29,8 @@ SIZE = 64  # px, instead of 224: ten times as fast
 def digits(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     """Return the splits of scikit-learn's handwritten digits."""
     folder = tmp_path_factory.mktemp("digits")
-    return split_dataset(find_images("sklearn:digits", folder, folder), FRACTIONS, seed=0)
-
-
-FRACTIONS = DatasetOptions().fractions
+    manifest = find_images("sklearn:digits", folder, folder)
+    return split_dataset(manifest, DatasetOptions().fractions, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +74,7 @@ def test_most_flipped_labels_are_found_and_few_others(
     assert len(found - wrong) <= 0.02 * (len(digits) - len(wrong))
     assert table["probability"].is_monotonic_increasing and table["probability"].between(0, 1).all()
     assert (table["suggested"] != table["label"]).all()
-    truth = table.merge(digits, on="path")
-    right = truth[truth["path"].isin(wrong)]
+    right = table[table["path"].isin(wrong)].merge(digits, on="path")
     assert (right["suggested"] == right["label_y"]).mean() > 0.9
 
 

@@ -6,32 +6,23 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from evaluation.test_calibration import NAMES, predictions_of
 from thawline.evaluation.metrics import compute_metrics
 from thawline.evaluation.significance import accuracy_interval
 from thawline.options import EvaluationOptions
 from thawline.reports.figures.evaluation import confusion_matrix
 from thawline.reports.figures.training import learning_curves
 
-NAMES = ["ant", "bee", "wasp"]
 
-
-def predictions_of(count: int, seed: int) -> pd.DataFrame:
+def predictions_of_80_images(seed: int) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
-    table = rng.dirichlet([0.5] * 3, size=count)
-    truth = rng.integers(0, 3, size=count)
-    return pd.DataFrame(
-        {
-            "path": [f"{i}.jpg" for i in range(count)],
-            "label": [NAMES[i] for i in truth],
-            "prediction": [NAMES[i] for i in table.argmax(axis=1)],
-            **{f"probability_{name}": table[:, i] for i, name in enumerate(NAMES)},
-        }
-    )
+    logits = np.log(rng.dirichlet([0.5] * 3, size=80))
+    return predictions_of(logits, rng.integers(0, 3, size=80))
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_metrics_are_those_of_their_definitions(seed: int) -> None:
-    predictions = predictions_of(80, seed)
+    predictions = predictions_of_80_images(seed)
     truth, guess = predictions["label"].to_numpy(), predictions["prediction"].to_numpy()
     table = predictions[[f"probability_{n}" for n in NAMES]].to_numpy()
     own = table[np.arange(80), [NAMES.index(label) for label in truth]]
@@ -52,7 +43,7 @@ def test_metrics_are_those_of_their_definitions(seed: int) -> None:
 
 
 def test_a_class_without_images_and_predictions_does_not_count_in_macro_f1() -> None:
-    predictions = predictions_of(80, seed=0)
+    predictions = predictions_of_80_images(seed=0)
     rows = predictions[(predictions["label"] != "wasp") & (predictions["prediction"] != "wasp")]
     metrics, per_class, _ = compute_metrics(rows, EvaluationOptions())
     assert metrics["test_macro_f1"] == pytest.approx(per_class["f1"][:2].mean())
@@ -60,7 +51,7 @@ def test_a_class_without_images_and_predictions_does_not_count_in_macro_f1() -> 
 
 
 def test_the_interval_of_the_accuracy_is_that_of_the_images_or_of_their_groups() -> None:
-    predictions = predictions_of(80, seed=0)
+    predictions = predictions_of_80_images(seed=0)
     right = predictions["label"] == predictions["prediction"]
     groups = np.arange(80) // 8
     for table, own in ((predictions, None), (predictions.assign(group=groups), groups)):
@@ -96,9 +87,8 @@ def test_the_curves_show_both_splits_with_a_band_for_each_phase() -> None:
         }
     )
     figure = learning_curves(history, best_epoch=3)
-    assert [np.asarray(line.y).tolist() for line in figure.data] == [[0.3, 0.2, 0.1]] * 2 + [
-        [0.7, 0.8, 0.9]
-    ] * 2
+    lines = [np.asarray(line.y).tolist() for line in figure.data]
+    assert lines == [[0.3, 0.2, 0.1]] * 2 + [[0.7, 0.8, 0.9]] * 2
     bands = [shape for shape in figure.layout.shapes if shape.type == "rect"]
     assert {(band.x0, band.x1) for band in bands} == {(0.5, 2.5), (2.5, 3.5)}
     texts = {note.text for note in figure.layout.annotations}

@@ -1,16 +1,14 @@
 """Prediction sets hold the true class as often as promised, and refusals spare what is familiar."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.special import softmax
 from scipy.stats import binom
 
+from evaluation.test_calibration import predictions_of, true_to
 from thawline.evaluation.calibration import (
     brier_score,
     calibrate,
@@ -27,22 +25,12 @@ from thawline.options import ServingOptions
 NAMES = ["ant", "bee", "wasp", "fly"]
 
 
-def predictions(count: int, seed: int, sharpness: float = 1.0, told: float = 1.0) -> pd.DataFrame:
+def predictions(count: int, seed: int, told: float = 1.0) -> pd.DataFrame:
     """Return predictions whose logits are `told` times those that the labels are drawn from."""
     rng = np.random.default_rng(seed)
-    logits = 2 * sharpness * rng.normal(size=(count, 4))
-    chances = softmax(logits, axis=1).cumsum(axis=1)
-    truth = (rng.random((count, 1)) > chances).sum(axis=1).clip(max=3)
-    table = softmax(told * logits, axis=1)
-    return pd.DataFrame(
-        {
-            "path": "x.jpg",
-            "label": [NAMES[idx] for idx in truth],
-            "prediction": [NAMES[idx] for idx in table.argmax(axis=1)],
-            "uniform": rng.random(count),
-            **{f"probability_{name}": table[:, idx] for idx, name in enumerate(NAMES)},
-        }
-    )
+    logits = 2 * rng.normal(size=(count, 4))
+    table = predictions_of(told * logits, true_to(logits, 1, rng), classes=NAMES)
+    return table.assign(uniform=rng.random(count))
 
 
 def test_scores_are_those_of_the_paper() -> None:
@@ -76,13 +64,11 @@ def test_sets_hold_the_true_class_as_often_as_promised(told: float, by_class: bo
 
 def test_too_few_images_for_a_claim_make_sets_of_all_classes() -> None:
     few = predictions(5, 0)
-    limits = fit_sets(few, 0.9, False, 0)
-    assert (measure_sets(few, limits)["size"] == len(NAMES)).all()
+    assert (measure_sets(few, fit_sets(few, 0.9, False, 0))["size"] == len(NAMES)).all()
 
 
 def test_images_of_a_group_count_once() -> None:
-    table = predictions(5, 0)
-    repeated = pd.concat([table] * 40, ignore_index=True)
+    repeated = pd.concat([predictions(5, 0)] * 40, ignore_index=True)
     repeated["group"] = [*range(5)] * 40
     assert (fit_sets(repeated, 0.9, False, 0) == LARGEST).all()
 
@@ -104,9 +90,7 @@ def test_images_like_these_are_kept_and_others_are_not() -> None:
     own = torch.from_numpy(rng.normal(size=(400, 16)) + 8 * np.eye(16)[0]).float()
     reference = torch.nn.functional.normalize(own[:200]).half()
     validation = predictions(100, 0).assign(distance=find_nearest(own[200:300], reference)[0])
-    calibration, _ = calibrate(
-        Calibration(reference=reference), validation, ServingOptions(), seed=0
-    )
+    calibration, _ = calibrate(Calibration(reference=reference), validation, ServingOptions(), 0)
     kept = find_nearest(own[300:], reference)[0] <= calibration.max_distance
     assert 0.85 <= kept.float().mean() <= 1
     others = torch.from_numpy(rng.normal(size=(100, 16)) + 8 * np.eye(16)[5]).float()

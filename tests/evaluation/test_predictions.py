@@ -1,9 +1,9 @@
 """A split and a folder get the same predictions; in a folder, a bad file is a row as well."""
 
-from __future__ import annotations
-
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,24 +18,27 @@ from thawline.errors import DataError, ParameterError
 from thawline.evaluation.predictions import as_arrays, predict_files, predict_split
 from thawline.networks.building import IMAGENET, build_network
 from thawline.networks.classifier import Classifier
-from thawline.options import (
-    ModelOptions,
-    PredictOptions,
-    RegistryOptions,
-    TrainingOptions,
-)
+from thawline.options import ModelOptions, PredictOptions, RegistryOptions, TrainingOptions
 from thawline.pipelines.predict.nodes import predict_folder
 from thawline.serving.requests import classify
 
-PREPROCESSING = IMAGENET.model_copy(update={"size": 32, "resize": 36})
 TRAINING = TrainingOptions(device="cpu", num_workers=0)
+CLASSES = ("flower", "temple")
+
+
+def untrained(
+    names: tuple[str, ...], size: int = 32, resize: int = 36, seed: int = 0, **model: Any
+) -> Classifier:
+    """Return a classifier with random weights, of a SmallNet unless another model is named."""
+    own = ModelOptions(**{"backbone": "helpers.networks:SmallNet", "weights": "none", **model})
+    network, _ = build_network(own, len(names), size, seed)
+    preprocessing = IMAGENET.model_copy(update={"size": size, "resize": resize})
+    return Classifier(network.eval(), names, preprocessing, own)
 
 
 @pytest.fixture(scope="module")
 def classifier() -> Classifier:
-    model = ModelOptions(backbone="helpers.networks:SmallNet", weights="none")
-    network, _ = build_network(model, 3, 32, seed=0)
-    return Classifier(network.eval(), ("a", "b", "c"), PREPROCESSING, model)
+    return untrained(("a", "b", "c"))
 
 
 @pytest.fixture
@@ -90,13 +93,10 @@ def test_every_file_becomes_a_row_and_bad_ones_say_why(
 
 
 def test_labels_are_those_of_the_evaluation(splits: pd.DataFrame) -> None:
-    model = ModelOptions(backbone="helpers.networks:SmallNet", weights="none")
-    network = build_network(model, 2, 32, seed=1)[0].eval()
-    views = [evaluation_view(path, PREPROCESSING) for path in splits["path"]]
+    two = untrained(CLASSES, seed=1)
+    views = torch.stack([evaluation_view(path, two.preprocessing) for path in splits["path"]])
     with torch.inference_mode():  # or else one class would be the answer to all
-        logits = network(normalize(torch.stack(views), PREPROCESSING))
-        network.linear.bias -= logits.mean(dim=0)
-    two = Classifier(network, ("flower", "temple"), PREPROCESSING, model)
+        two.network.linear.bias -= two.network(normalize(views, two.preprocessing)).mean(dim=0)
     wanted = predict_split(two, splits, "train", 7, TRAINING)
     assert wanted["prediction"].nunique() == 2
     found = predict_files(two, wanted["path"].tolist(), 5, 9, TRAINING)
@@ -141,10 +141,7 @@ def test_a_file_is_itself_and_no_folder_is_said_with_what_to_do(tmp_path: Path) 
 
 
 def test_predictions_of_a_split_equal_those_of_the_images(splits: pd.DataFrame) -> None:
-    model = ModelOptions(backbone="helpers.networks:SmallNet", weights="none")
-    network, _ = build_network(model, 2, 64, seed=1)
-    preprocessing = IMAGENET.model_copy(update={"size": 64, "resize": 73})
-    classifier = Classifier(network, ("flower", "temple"), preprocessing, model)
+    classifier = untrained(CLASSES, 64, 73, seed=1)
     predictions = predict_split(classifier, splits, "test", 4, TRAINING)
     test = splits[splits["split"] == "test"]
     assert predictions["path"].tolist() == test["path"].tolist()
@@ -154,7 +151,7 @@ def test_predictions_of_a_split_equal_those_of_the_images(splits: pd.DataFrame) 
     probabilities = predictions[["probability_flower", "probability_temple"]]
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(probabilities.max(axis=1), single["probability"], atol=1e-5)
-    other = Classifier(network, ("dog", "temple"), preprocessing, model)
+    other = replace(classifier, class_names=("dog", "temple"))
     with pytest.raises(DataError, match="knows the classes dog, temple, the splits have flower"):
         predict_split(other, splits, "test", 4, TRAINING)
 
@@ -162,10 +159,7 @@ def test_predictions_of_a_split_equal_those_of_the_images(splits: pd.DataFrame) 
 def test_predictions_carry_the_groups_of_the_splits_through_the_catalog(
     splits: pd.DataFrame, tmp_path: Path
 ) -> None:
-    model = ModelOptions(backbone="helpers.networks:SmallNet", weights="none")
-    network, _ = build_network(model, 2, 64, seed=1)
-    preprocessing = IMAGENET.model_copy(update={"size": 64, "resize": 73})
-    classifier = Classifier(network, ("flower", "temple"), preprocessing, model)
+    classifier = untrained(CLASSES, 64, 73, seed=1)
     without = predict_split(classifier, splits, "test", 4, TRAINING)
     groups = [f"{row % 3:03d}" if row % 3 else "NA" for row in range(len(splits))]
     predictions = predict_split(classifier, splits.assign(group=groups), "test", 4, TRAINING)

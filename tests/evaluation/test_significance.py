@@ -3,8 +3,6 @@
 All error rates and coverages are simulated with fixed seeds.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,6 +19,7 @@ from thawline.evaluation.significance import (
 )
 
 Answers = tuple[np.ndarray, np.ndarray]
+InGroups = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @st.composite
@@ -35,9 +34,9 @@ def sizes_of_groups(rng: np.random.Generator, kind: str, groups: int) -> np.ndar
     """Return the images of each group: all the same, 2 to 20, or mostly few and seldom 30."""
     if kind == "2 to 20":
         return rng.integers(2, 21, groups)
-    return (
-        np.minimum(30, rng.geometric(0.12, groups)) if kind == "1 to 30" else [int(kind)] * groups
-    )
+    if kind == "1 to 30":
+        return np.minimum(30, rng.geometric(0.12, groups))
+    return np.full(groups, int(kind))
 
 
 def draw_correct(
@@ -56,8 +55,7 @@ def draw_correct(
 @pytest.mark.parametrize("images", [12, 50, 153, 1000])
 def test_the_interval_covers_every_accuracy_at_least_95_times_in_100(images: int) -> None:
     right = np.arange(images + 1)
-    intervals = [accuracy_interval(np.arange(images) < count) for count in right]
-    low, high = np.array(intervals).T
+    low, high = np.array([accuracy_interval(np.arange(images) < count) for count in right]).T
     for accuracy in np.linspace(0.5, 0.99, 50):
         covered = (low <= accuracy) & (accuracy <= high)
         assert stats.binom.pmf(right, images, accuracy)[covered].sum() >= 0.95
@@ -96,9 +94,8 @@ def test_without_groups_the_interval_is_that_of_clopper_and_pearson(
 
 def test_an_interval_does_not_collapse_where_all_images_are_right() -> None:
     assert accuracy_interval(np.ones(12)) == (pytest.approx(0.7354, abs=1e-4), 1)
-    assert accuracy_interval(np.ones(120), np.repeat(np.arange(12), 10)) == pytest.approx(
-        accuracy_interval(np.ones(12))
-    )
+    found = accuracy_interval(np.ones(120), np.repeat(np.arange(12), 10))
+    assert found == pytest.approx(accuracy_interval(np.ones(12)))
 
 
 @given(answers=answers_in_groups())
@@ -139,9 +136,8 @@ def test_neither_the_order_of_images_nor_the_names_of_groups_matter(
     images = list(range(len(correct)))
     order.shuffle(images)
     names = np.array([f"group {group}" for group in groups])
-    assert accuracy_interval(correct[images], names[images]) == pytest.approx(
-        accuracy_interval(correct, groups)
-    )
+    found = accuracy_interval(correct[images], names[images])
+    assert found == pytest.approx(accuracy_interval(correct, groups))
 
 
 def simulate_in_groups(
@@ -164,9 +160,8 @@ def simulate_in_groups(
         by_group = rng.normal(0, 1, (*shape, count))[..., groups]
         if shared == 1:
             return by_group
-        return np.sqrt(shared) * by_group + np.sqrt(1 - shared) * rng.normal(
-            0, 1, (*shape, len(groups))
-        )
+        by_image = rng.normal(0, 1, (*shape, len(groups)))
+        return np.sqrt(shared) * by_group + np.sqrt(1 - shared) * by_image
 
     luck = 0 if seeds == 1 else 0.15
     hard = draw(repeats, 1)
@@ -178,7 +173,7 @@ def simulate_in_groups(
     return first, second
 
 
-def rate(answers: Answers, groups: np.ndarray | None) -> float:
+def rate(answers: Answers, groups: np.ndarray | None = None) -> float:
     """Return how often the two are called different."""
     pairs = zip(*answers, strict=True)
     return float(np.mean([paired_test(a, b, groups).p_value < 0.05 for a, b in pairs]))
@@ -226,16 +221,14 @@ def test_a_better_model_is_found_with_enough_groups() -> None:
 
 
 @st.composite
-def two_models_in_groups(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def two_models_in_groups(draw: st.DrawFn) -> InGroups:
     images = draw(st.integers(2, 40))
     a, b = (draw(arrays(bool, (draw(st.integers(1, 4)), images))) for _ in range(2))
     return a, b, draw(arrays(np.int64, images, elements=st.integers(0, 8)))
 
 
 @given(models=two_models_in_groups())
-def test_images_that_are_groups_of_their_own_are_tested_as_single_images(
-    models: tuple[np.ndarray, np.ndarray, np.ndarray],
-) -> None:
+def test_images_that_are_groups_of_their_own_are_tested_as_single_images(models: InGroups) -> None:
     a, b, groups = models
     names = [f"patient {number}" for number in range(len(groups))][::-1]
     assert paired_test(a, b, names) == paired_test(a, b)  # to the last bit
@@ -243,7 +236,7 @@ def test_images_that_are_groups_of_their_own_are_tested_as_single_images(
 
 @given(models=two_models_in_groups(), order=st.randoms())
 def test_a_test_by_group_is_symmetric_and_its_interval_agrees_with_its_p_value(
-    models: tuple[np.ndarray, np.ndarray, np.ndarray], order: np.random.Generator
+    models: InGroups, order: np.random.Generator
 ) -> None:
     a, b, groups = models
     result, other = paired_test(a, b, groups), paired_test(b, a, groups)
@@ -255,14 +248,11 @@ def test_a_test_by_group_is_symmetric_and_its_interval_agrees_with_its_p_value(
     images = list(range(len(groups)))
     order.shuffle(images)
     names = np.array([f"group {group}" for group in groups])
-    shuffled = paired_test(a[:, images], b[:, images], names[images])
-    assert shuffled == pytest.approx(result, abs=1e-9)
+    assert paired_test(a[:, images], b[:, images], names[images]) == pytest.approx(result, abs=1e-9)
 
 
 @given(models=two_models_in_groups())
-def test_one_group_alone_shows_no_difference(
-    models: tuple[np.ndarray, np.ndarray, np.ndarray],
-) -> None:
+def test_one_group_alone_shows_no_difference(models: InGroups) -> None:
     a, b, groups = models
     assert paired_test(a, b, np.zeros_like(groups)).p_value > 0.05
 
@@ -294,12 +284,10 @@ def test_the_variance_between_trainings_is_that_of_a_two_way_layout() -> None:
     between = (of_trainings - of_error) / 40 / 3
     within = padded.var(ddof=1) / 42
     freedom = (within + between) ** 2 / (within**2 / 41 + between**2 / 2)
-    half = stats.t.ppf(0.975, freedom) * np.sqrt(within + between)
+    error = np.sqrt(within + between)
     assert between > 0
-    assert found.low == pytest.approx(padded.mean() - half)
-    assert found.p_value == pytest.approx(
-        2 * stats.t.sf(padded.mean() / np.sqrt(within + between), freedom)
-    )
+    assert found.low == pytest.approx(padded.mean() - stats.t.ppf(0.975, freedom) * error)
+    assert found.p_value == pytest.approx(2 * stats.t.sf(padded.mean() / error, freedom))
     same = paired_test(np.stack([a[0], a[0]]), b)  # trainings that do not differ add nothing
     assert same.p_value < 0.001
 
@@ -310,8 +298,10 @@ def test_p_values_are_corrected_as_in_holms_paper() -> None:
     assert holm_correction(np.array([0.2])).tolist() == [0.2]
 
 
-@pytest.mark.parametrize(("images", "others"), [(3, 4), (1, 1)])
-def test_a_test_of_different_or_too_few_images_is_refused(images: int, others: int) -> None:
-    message = f"needs the same test images for both, at least 2: found {images} and {others}"
+@pytest.mark.parametrize(("images", "others"), [(3, (4,)), (3, (2, 4)), (1, (1,))])
+def test_a_test_of_different_or_too_few_images_is_refused(
+    images: int, others: tuple[int, ...]
+) -> None:
+    message = f"needs the same test images for both, at least 2: found {images} and {others[-1]}"
     with pytest.raises(DataError, match=message):
         paired_test(np.ones(images), np.ones(others))

@@ -1,7 +1,5 @@
 """Parts of the test images where a classifier is wrong more often are found, and chance is not."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from thawline.evaluation.weak_spots import (
-    COLUMNS,
-    compare_parts,
-    describe_weakest,
-    find_weak_spots,
-)
+from thawline.evaluation.weak_spots import COLUMNS, compare_parts, describe_weakest, find_weak_spots
 
 
 def cues(count: int, rng: np.random.Generator) -> pd.DataFrame:

@@ -1,7 +1,5 @@
 """Averages of networks are exact at their ends, and chosen by validation alone."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from pathlib import Path
@@ -14,12 +12,7 @@ import torch
 from helpers.training import EVERYTHING, HEAD, network_of, options, parameters, same, transforms
 from thawline.data.decoding import hash_files
 from thawline.evaluation.predictions import as_arrays, predict_split
-from thawline.evaluation.weight_averages import (
-    ALPHAS,
-    apply_wise_ft,
-    average,
-    make_greedy_soup,
-)
+from thawline.evaluation.weight_averages import ALPHAS, apply_wise_ft, average, make_greedy_soup
 from thawline.networks.classifier import Classifier
 from thawline.options import Phase
 from thawline.pipelines.finetune.run_training import make_classifier
@@ -55,8 +48,7 @@ def classifier_of(arguments: Any, state: State, seed: int = 0) -> Classifier:
 
 def measure(arguments: Any, state: State) -> tuple[float, float]:
     """Return the score on the validation split, as the evaluation computes it."""
-    classifier = classifier_of(arguments, state)
-    predictions = predict_split(classifier, arguments[2], "val", 8, options())
+    predictions = predict_split(classifier_of(arguments, state), arguments[2], "val", 8, options())
     probabilities, targets, correct = as_arrays(predictions)
     loss = -torch.tensor(probabilities[range(len(targets)), targets]).log().mean()
     return score({"val_accuracy": float(correct.mean()), "val_loss": float(loss)}, "val_accuracy")

@@ -1,13 +1,10 @@
 """The report opens from the file system, looks right at any size, and trusts no name."""
 
-from __future__ import annotations
-
 import base64
 import gzip
 import io
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,7 +17,7 @@ from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from conftest import ROOT
-from helpers.browser import wait_until
+from helpers.browser import CHROMIUM, wait_until
 from helpers.trials import make_trials
 from thawline.evaluation.comparison import compare
 from thawline.evaluation.metrics import count_confusion
@@ -34,7 +31,6 @@ from thawline.reports.html import Section, html_report, kedro_command
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-CHROMIUM = shutil.which("chromium")
 EVIL = "<script>window.broken = 1</script>"
 IMAGE = "<img src=x onerror='window.broken = 1'>"
 LINK = '"><a href="javascript:window.broken=1">bees</a><b>bold'
@@ -103,10 +99,8 @@ def test_the_page_is_one_file_with_plotly_in_it_once(page: str) -> None:
     assert links and all(link.startswith("#section-") for link in links)  # nothing is loaded
     (code,) = [s for s in outline.scripts if not s.lstrip().startswith(("{", '"use strict"'))]
     assert gzip.decompress(base64.b64decode(code)).decode() == get_plotlyjs()
-    plots = 2 + len(NAMES)
-    scripts = [a for tag, a in outline.tags if tag == "script"]
-    assert len(scripts) == plots + 2  # plotly.js, and what draws
-    assert outline.count("figure") == plots
+    assert outline.count("figure") == 2 + len(NAMES)
+    assert outline.count("script") == outline.count("figure") + 2  # plotly.js, and what draws
 
 
 def test_names_are_text_wherever_they_stand(page: str) -> None:
@@ -124,16 +118,10 @@ def test_the_page_is_marked_up_for_readers_of_all_kinds(page: str) -> None:
     assert ("html", {"lang": "en"}) in outline.tags
     assert 'content="width=device-width, initial-scale=1"' in page
     assert outline.count("h1") == 1
-    headings = re.findall(r"<h2[^>]*>([^<]*)", page)
-    assert headings == [
-        "Strategies",
-        "Accuracy and cost",
-        "Learning curves",
-        "Confusion matrices",
-        "Significance",
-        "Reproduce",
-        "What the words mean",
-    ]
+    assert re.findall(r"<h2[^>]*>([^<]*)", page) == [
+        "Strategies", "Accuracy and cost", "Learning curves", "Confusion matrices", "Significance",
+        "Reproduce", "What the words mean",
+    ]  # fmt: skip
     assert {a["scope"] for tag, a in outline.tags if tag == "th"} == {"col", "row"}
     plots = [a for tag, a in outline.tags if a.get("class") == "plot"]
     assert all(a["role"] == "img" and a["aria-label"] for a in plots)
@@ -142,16 +130,13 @@ def test_the_page_is_marked_up_for_readers_of_all_kinds(page: str) -> None:
 
 def test_the_same_arguments_give_the_same_page() -> None:
     trials = make_trials({"full": 0.9}, seeds=1)
-    pages = {
-        html_report("t", {}, "v", comparison_sections(trials, compare(trials))) for _ in range(2)
-    }
-    assert len(pages) == 1
+    sections = [comparison_sections(trials, compare(trials)) for _ in range(2)]
+    assert len({html_report("t", {}, "v", own) for own in sections}) == 1
 
 
 def test_a_row_is_repeated_by_its_command() -> None:
-    assert kedro_command({"strategy": "full", "training.lr": "0.1", "views": "None"}) == (
-        "kedro run --pipeline=finetune --params=strategy=full,training.lr=0.1,views=null"
-    )
+    full = kedro_command({"strategy": "full", "training.lr": "0.1", "views": "None"})
+    assert full == "kedro run --pipeline=finetune --params=strategy=full,training.lr=0.1,views=null"
     quoted = kedro_command({"dataset.root": "my photos; rm *"})
     assert quoted == "kedro run --pipeline=finetune '--params=dataset.root=my photos; rm *'"
     trial = make_trials({"full": 0.9}, seeds=1)
@@ -191,14 +176,11 @@ def test_the_page_is_whole_from_the_file_system_at_any_size_and_scheme(
     assert said == []
     assert tab.evaluate("document.documentElement.scrollWidth") == width
     assert tab.evaluate("window.broken") is None
-    colors = tab.evaluate(
-        "[getComputedStyle(document.body).color,"
-        " getComputedStyle(document.querySelector('.plot .xtick text')).fill]"
-    )
-    assert colors[0] == colors[1]
-    tab.emulate_media(color_scheme="light" if scheme == "dark" else "dark")
     fill = "getComputedStyle(document.querySelector('.plot .xtick text')).fill"
-    wait_until(tab, f"{fill} !== '{colors[1]}'")
+    color = tab.evaluate(fill)
+    assert tab.evaluate("getComputedStyle(document.body).color") == color
+    tab.emulate_media(color_scheme="light" if scheme == "dark" else "dark")
+    wait_until(tab, f"{fill} !== '{color}'")
     tab.close()
 
 
@@ -227,13 +209,12 @@ def test_names_are_text_in_what_is_drawn_and_in_what_a_pointer_shows(
     rows = [(f"{name}/{LINK}.jpg", name, "train") for name in CLASSES]
     balance = class_balance(pd.DataFrame(rows, columns=["path", "label", "split"]))
     trials = make_trials({"full": 0.9}, seeds=1, images=200, classes=CLASSES)
-    counts = count_confusion(trials.predictions)
-    figures = [balance, confusion_matrix(counts)]
-    sections = [Section(IMAGE, LINK, illustrations={IMAGE: figures[0], "Counts": figures[1]})]
+    counts = confusion_matrix(count_confusion(trials.predictions))
+    sections = [Section(IMAGE, LINK, illustrations={IMAGE: balance, "Counts": counts})]
     for name, text in (
         ("report.html", html_report(LINK, {}, IMAGE, sections)),
         ("balance.html", balance.to_html(include_plotlyjs=True)),  # as MLflow keeps it
-        ("confusion.html", figures[1].to_html(include_plotlyjs=True)),
+        ("confusion.html", counts.to_html(include_plotlyjs=True)),
     ):
         (tmp_path / name).write_text(text, encoding="utf-8")
         tab = browser.new_page(viewport={"width": 1000, "height": 1600})
@@ -247,8 +228,7 @@ def test_names_are_text_in_what_is_drawn_and_in_what_a_pointer_shows(
             seen = set()
             for idx in range(len(CLASSES)):  # along the diagonal
                 share = (idx + 0.5) / len(CLASSES)
-                across, down = box["width"] * share, box["height"] * share
-                tab.mouse.move(box["x"] + across, box["y"] + down)
+                tab.mouse.move(box["x"] + box["width"] * share, box["y"] + box["height"] * share)
                 tab.wait_for_timeout(120)
                 seen |= set(tab.locator(".hovertext").all_text_contents())
             assert any("<img" in text for text in seen), seen
@@ -290,8 +270,7 @@ def test_the_report_on_a_training_leaves_out_what_is_empty_and_says_how_to_repea
     captions = [caption for section in sections for caption in section.illustrations]
     assert sum(caption.startswith("Drawn ") for caption in captions) == len(FIGURES) - 2
     assert captions.count("Misclassified images.") == 1
-    saved = {name for section in sections for name in section.tables}
-    assert saved == tables.keys() - {"outliers"}
+    assert {name for section in sections for name in section.tables} == tables.keys() - {"outliers"}
     (recipe,) = repeat.recipes
     assert {"ECE", "Thaw line", "Loss, nats"} <= words.terms.keys()
     assert recipe.commands == "kedro run --pipeline=finetune --params=seed=3,strategy=mine"

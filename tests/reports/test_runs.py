@@ -1,7 +1,5 @@
 """The page of all runs says what each run changed, and which became champion."""
 
-from __future__ import annotations
-
 from datetime import datetime
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Only a model that is better by more than chance becomes champion, even if two come at once."""
 
-from __future__ import annotations
-
 import dataclasses
 import multiprocessing
 import shutil
@@ -52,8 +50,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> ProjectFolders:
 @pytest.fixture(scope="module")
 def uris(folders: ProjectFolders, grays: pd.DataFrame) -> dict[int, str]:
     """Return where the model of each threshold was logged."""
-    thresholds = (GOOD, MIDDLING, LUCKY, BAD)
-    return {each: log_model(candidate(each, grays)[0], grays) for each in thresholds}
+    return {t: log_model(candidate(t, grays)[0], grays) for t in (GOOD, MIDDLING, LUCKY, BAD)}
 
 
 def challenge(
@@ -78,8 +75,7 @@ def p_value(verdict: Verdict) -> float:
 
 
 def test_only_a_model_that_is_better_by_more_than_chance_wins(grays: pd.DataFrame) -> None:
-    champion = classifier(MIDDLING)
-    verdicts = {t: challenge(t, grays, champion) for t in (GOOD, LUCKY, MIDDLING, BAD)}
+    verdicts = {t: challenge(t, grays, classifier(MIDDLING)) for t in (GOOD, LUCKY, MIDDLING, BAD)}
     assert [v.wins for v in verdicts.values()] == [True, False, False, False]
     assert difference(verdicts[GOOD]) == pytest.approx(24 / 128)
     assert p_value(verdicts[GOOD]) < 1e-5
@@ -96,10 +92,8 @@ def test_images_that_one_of_them_was_trained_on_do_not_count(grays: pd.DataFrame
     def seen(images: list[str]) -> Classifier:
         return dataclasses.replace(classifier(MIDDLING), seen=frozenset(images))
 
-    verdict = challenge(GOOD, grays, seen(hashes[:100]))
-    assert (
-        verdict.figures["compared_images"] == "28" and not verdict.wins
-    )  # the 24 it was wrong on are not among them
+    verdict = challenge(GOOD, grays, seen(hashes[:100]))  # with the 24 that it was wrong on
+    assert verdict.figures["compared_images"] == "28" and not verdict.wins
     verdict = challenge(GOOD, grays, seen(hashes))
     assert not verdict.wins and "trained or validated on 128 of 128 test images" in verdict.reason
     copies = grays.copy()  # of test images in its own training split
@@ -130,8 +124,7 @@ def test_labels_that_are_known_are_not_predicted_again(grays: pd.DataFrame) -> N
 
 
 def test_what_cannot_be_compared_leaves_the_champion(grays: pd.DataFrame) -> None:
-    other = classifier(BAD, ("ants", "bees"))
-    verdict = challenge(GOOD, grays, other)
+    verdict = challenge(GOOD, grays, classifier(BAD, ("ants", "bees")))
     assert not verdict.wins and "has the classes ants, bees" in verdict.reason
     assert "registry.name" in verdict.reason
 
@@ -264,6 +257,5 @@ def test_two_registrations_at_once_end_with_the_right_champion(
     for name in NAMES:
         model = client.get_registered_model(name)
         assert list(model.aliases) == ["champion"]
-        version = client.get_model_version(name, model.aliases["champion"])
-        assert version.source == uris[GOOD], name
+        assert client.get_model_version(name, model.aliases["champion"]).source == uris[GOOD], name
         assert len(client.search_model_versions(f"name='{name}'")) == (2 if name == "empty" else 3)

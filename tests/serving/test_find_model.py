@@ -1,7 +1,5 @@
 """A model is found by every name that it has, and no look-up runs its code."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from datetime import datetime
@@ -74,9 +72,8 @@ def test_a_model_that_names_other_code_is_not_imported(
     folders: ProjectFolders, uris: dict[int, str], grays: pd.DataFrame
 ) -> None:
     register(folders, "foreign", uris[BAD], BAD, grays)
-    with pytest.raises(
-        ParameterError, match=r"predict\.model: .*names the factory helpers.networks:Br"
-    ):
+    said = r"predict\.model: .*names the factory helpers.networks:Br"
+    with pytest.raises(ParameterError, match=said):
         find_model("predict.model", "champion", "foreign", ModelOptions(), folders)
 
 
@@ -109,8 +106,7 @@ def test_a_newer_model_that_has_other_classes_causes_a_warning(
     caplog.clear()
     find("champion", "shared", folders)
     assert not caplog.messages
-    other = log_model(classifier(GOOD, ("ant", "bee")), grays)
-    register(folders, "shared", other, GOOD, grays)
+    register(folders, "shared", log_model(classifier(GOOD, ("ant", "bee")), grays), GOOD, grays)
     assert find_version("shared", "champion") == "1"
     caplog.clear()
     find("champion", "shared", folders)

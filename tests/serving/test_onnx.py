@@ -1,7 +1,5 @@
 """An ONNX file computes what the network does, or is not written."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path
@@ -11,20 +9,16 @@ import onnxruntime
 import pytest
 import torch
 
+from evaluation.test_predictions import untrained
 from thawline.datasets import OnnxDataset
 from thawline.errors import ExportError
-from thawline.networks.building import IMAGENET, build_network
+from thawline.networks.building import IMAGENET
 from thawline.networks.classifier import Classifier
-from thawline.options import ModelOptions
 from thawline.serving.onnx import export_onnx
-
-PREPROCESSING = IMAGENET.model_copy(update={"size": 64, "resize": 72})
 
 
 def make(backbone: str, **options: object) -> Classifier:
-    model = ModelOptions(backbone=backbone, weights="none", **options)
-    network, _ = build_network(model, 3, 64, seed=0)
-    return Classifier(network.eval(), ("a", "b", "c"), PREPROCESSING, model)
+    return untrained(("a", "b", "c"), 64, 72, backbone=backbone, **options)
 
 
 @pytest.mark.parametrize(

@@ -8,26 +8,20 @@ import pandas as pd
 import pytest
 import torch
 
+from evaluation.test_predictions import untrained
 from thawline.data.transforms import evaluation_view, normalize
 from thawline.errors import DataError
-from thawline.networks.building import IMAGENET, build_network
-from thawline.networks.classifier import Classifier
-from thawline.options import ModelOptions
 from thawline.serving.requests import RequestLimits, check_request, classify
-
-PREPROCESSING = IMAGENET.model_copy(update={"size": 64, "resize": 73})
 
 
 def test_paths_and_bytes_are_classified_alike(splits: pd.DataFrame) -> None:
-    model = ModelOptions(backbone="helpers.networks:SmallNet", weights="none")
-    network, _ = build_network(model, 2, 64, seed=3)
-    classifier = Classifier(network.eval(), ("flower", "temple"), PREPROCESSING, model)
+    classifier = untrained(("flower", "temple"), 64, 73, seed=3)
     paths = splits["path"].head(5).tolist()
     by_path = classify(classifier, paths)
     by_bytes = classify(classifier, [Path(p).read_bytes() for p in paths])
     pd.testing.assert_frame_equal(by_path, by_bytes, atol=1e-6)
-    views = torch.stack([evaluation_view(path, PREPROCESSING) for path in paths])
-    logits = classifier.network(normalize(views, PREPROCESSING))
+    views = torch.stack([evaluation_view(path, classifier.preprocessing) for path in paths])
+    logits = classifier.network(normalize(views, classifier.preprocessing))
     top, idx = logits.softmax(dim=1).max(dim=1)
     assert by_path["label"].tolist() == [classifier.class_names[i] for i in idx]
     assert by_path["probability"].tolist() == pytest.approx(top.tolist(), abs=1e-6)
@@ -47,15 +41,7 @@ def test_a_request_is_bounded_before_an_image_is_decoded() -> None:
 
 
 def test_a_server_needs_none_of_the_packages_of_the_pipelines() -> None:
-    absent = (
-        "accelerate",
-        "captum",
-        "cleanlab",
-        "kedro",
-        "optuna",
-        "plotly",
-        "sklearn",
-    )
+    absent = ("accelerate", "captum", "cleanlab", "kedro", "optuna", "plotly", "sklearn")
     blocked = "".join(f"sys.modules[{name!r}] = None; " for name in absent)
     code = f"import sys; {blocked}import thawline.serving.mlflow_model"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -1,7 +1,5 @@
 """The server of a review shows the images of its page and keeps corrections, and nothing else."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd
@@ -27,8 +25,7 @@ def client(photos: Path, tmp_path: Path) -> TestClient:
     page = tmp_path / "review.html"
     empty = pd.DataFrame(columns=COLUMNS)
     page.write_text(review_page(images, [], {}, empty, tmp_path, names), "utf-8")
-    app = make_app(page, tmp_path / "corrections.csv")
-    return TestClient(app, base_url="http://127.0.0.1")
+    return TestClient(make_app(page, tmp_path / "corrections.csv"), base_url="http://127.0.0.1")
 
 
 def test_an_image_of_the_page_is_read_from_its_file(client: TestClient, photos: Path) -> None:

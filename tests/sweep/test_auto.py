@@ -1,7 +1,5 @@
 """The strategy auto chooses by paired results on validation images, within a budget."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,10 +44,8 @@ class Trainings:
         correct = np.arange(40) >= self.errors.get((own.strategy, size), 20)
         losses = np.full(60, 1.0) - (self.larger_gains if size > 224 else 0)
         path = [{"C": 0.1, "loss": 1.0, "accuracy": 0.5}]
-        result: Any = SimpleNamespace(
-            linear_head={"path": path, "losses": losses.tolist(), "groups": []}
-        )
-        return Trained(own, result, correct, size, 0.01)
+        head = {"path": path, "losses": losses.tolist(), "groups": []}
+        return Trained(own, SimpleNamespace(linear_head=head), correct, size, 0.01)
 
     def prepare(self, own: Parameters) -> Any:
         return own
@@ -75,8 +71,7 @@ def test_a_named_strategy_is_taken_with_the_epochs_and_rate_of_a_training(tmp_pa
 def test_a_closed_form_has_one_epoch_or_none() -> None:
     for epochs, expected in ((7, 1), (0, 0), (None, 1)):
         given = parameters(strategy="full", training=TrainingOptions(epochs=epochs))
-        own = given.with_strategy("lp_ft")
-        assert own.phases[0].epochs == expected
+        assert given.with_strategy("lp_ft").phases[0].epochs == expected
 
 
 def test_a_strategy_brings_its_head_and_weights() -> None:
@@ -108,12 +103,11 @@ def test_fine_tuning_is_taken_only_if_it_is_better(tmp_path: Path, errors: int, 
     assert choice.result is choice.tried[name == "lp_ft"].result
 
 
+@pytest.mark.usefixtures("quick")
 def test_without_a_budget_only_the_closed_form_is_fitted(tmp_path: Path) -> None:
     trainings = Trainings({})
     given = parameters(auto=AutoOptions(budget_minutes=0))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(auto, "estimate_seconds", lambda run, phase: 1.0)
-        choice = trainings.choose(write_splits(tmp_path, 400), given)
+    choice = trainings.choose(write_splits(tmp_path, 400), given)
     assert trainings.asked == [("all_stages", 224)] and choice.name == "all_stages"
     assert "does not fit into auto.budget_minutes" in choice.reason
 
@@ -141,8 +135,7 @@ def test_as_many_stages_are_fine_tuned_as_fit(
         return 1.0 if phase.trainable.last <= fits else 1e6
 
     monkeypatch.setattr(auto, "estimate_seconds", needed)
-    trainings = Trainings({("lp_ft", 224): 0})
-    choice = trainings.choose(write_splits(tmp_path, 100), AT_224)
+    choice = Trainings({("lp_ft", 224): 0}).choose(write_splits(tmp_path, 100), AT_224)
     assert depths[-1] == choice.parameters.phases[-1].trainable == LastStages(last=depth)
 
 

@@ -1,7 +1,5 @@
 """A sweep tries what may be tried, and refuses the rest before the first trial."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -12,6 +10,10 @@ from hypothesis import strategies as st
 from sweep.test_study import CONF, LR, make
 from thawline.errors import ParameterError
 from thawline.sweep.space import active_dimensions, check_space, with_values
+
+
+def choice(*choices: object) -> dict[str, Any]:
+    return {"type": "categorical", "choices": [*choices]}
 
 
 def test_the_space_of_conf_base_can_be_searched_with_every_strategy() -> None:
@@ -35,24 +37,15 @@ def test_the_space_of_conf_base_can_be_searched_with_every_strategy() -> None:
             {"training.batch_size": LR | {"low": 8, "high": 64}},
             ["training.batch_size", "valid integer"],
         ),
-        (
-            {"training.optimizer": {"type": "categorical", "choices": ["sgd", "adam"]}},
-            ["training.optimizer", "given 'adam'"],
-        ),
-        (
-            {"strategy": {"type": "categorical", "choices": ["full", "lp_tf"]}},
-            ["strategy: 'lp_tf'", "did you mean 'lp_ft'"],
-        ),
+        ({"training.optimizer": choice("sgd", "adam")}, ["training.optimizer", "given 'adam'"]),
+        ({"strategy": choice("full", "lp_tf")}, ["strategy: 'lp_tf'", "did you mean 'lp_ft'"]),
         (
             {"training.lr": LR | {"strategies": ["hed_only"]}},
             ["training.lr: strategies names 'hed_only'", "did you mean 'head_only'"],
         ),
         ({"training.lr": LR | {"strategies": ["full"]}}, ["nothing is tried with", "auto"]),
         (
-            {
-                "transforms.size": {"type": "categorical", "choices": [64, 224]},
-                "transforms.resize": {"type": "categorical", "choices": [128, 72]},
-            },
+            {"transforms.size": choice(64, 224), "transforms.resize": choice(128, 72)},
             ["resize must not be smaller than size"],
         ),
         ({"dataset.root": LR}, ["dataset.root: it changes the splits"]),
@@ -89,9 +82,8 @@ def test_a_dimension_that_makes_no_sense_is_refused(dimension: dict[str, Any], s
 
 
 def test_null_takes_a_parameter_out_of_the_space() -> None:
-    assert [*active_dimensions(make({"space": {"training.lr": LR, "seed": None}}))] == [
-        "training.lr"
-    ]
+    parameters = make({"space": {"training.lr": LR, "seed": None}})
+    assert [*active_dimensions(parameters)] == ["training.lr"]
 
 
 @settings(max_examples=30)

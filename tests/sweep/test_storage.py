@@ -1,7 +1,5 @@
 """A sweep's trials are neither lost nor doubled if its database goes away or is restarted."""
 
-from __future__ import annotations
-
 import shutil
 import sys
 import time

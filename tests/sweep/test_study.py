@@ -1,7 +1,5 @@
 """A sweep runs its trials, resumes, and compares what can be compared."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal
@@ -125,10 +123,7 @@ def test_without_a_number_of_trials_the_time_ends_a_sweep(
     ],
 )
 def test_what_cannot_be_compared_is_never_in_one_study(
-    tmp_path: Path,
-    splits: pd.DataFrame,
-    change: dict[str, Any],
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, splits: pd.DataFrame, change: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
     first = study_of(tmp_path / "a.db", make(), splits)
@@ -224,9 +219,8 @@ def test_a_mistake_ends_the_sweep_and_is_not_counted(tmp_path: Path, splits: pd.
 
 def test_equal_accuracies_are_told_apart_by_the_loss() -> None:
     def trial(number: int, accuracy: float, loss: float) -> FrozenTrial:
-        made = optuna.trial.create_trial(
-            value=accuracy, user_attrs={"val_accuracy": accuracy, "val_loss": loss}
-        )
+        figures = {"val_accuracy": accuracy, "val_loss": loss}
+        made = optuna.trial.create_trial(value=accuracy, user_attrs=figures)
         made.number = number
         return made
 
@@ -246,19 +240,15 @@ def work(file: Path, parameters: Parameters, splits: pd.DataFrame) -> None:
     sweeping.run_trials(study_of(file, parameters, splits), parameters, slow)
 
 
-def start(file: Path, parameters: Parameters, splits: pd.DataFrame) -> Any:
-    process = child_process(work, file, parameters, splits)
-    process.start()
-    return process
-
-
 @pytest.mark.slow
 def test_processes_share_the_trials_of_a_study_and_the_one_of_a_killed_process_is_retried(
     tmp_path: Path, splits: pd.DataFrame
 ) -> None:
     parameters = make({"trials": 20, "pruner": "none", "sampler": "random"})
     file = tmp_path / "a.db"
-    first, *others = [start(file, parameters, splits) for _ in range(3)]  # nobody made the tables
+    first, *others = [child_process(work, file, parameters, splits) for _ in range(3)]
+    for process in (first, *others):  # nobody made the tables
+        process.start()
     study = study_of(file, parameters, splits)
     wait_until(lambda: count(study) >= 3, seconds=60)
     os.kill(first.pid, signal.SIGKILL)

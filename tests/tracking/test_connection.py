@@ -1,7 +1,5 @@
 """MLflow's server is looked for before a run begins, and its password is hidden."""
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Iterator
@@ -65,11 +63,9 @@ def test_a_server_that_fails_or_does_not_answer_is_named_without_its_password(
 
 def test_without_a_server_nothing_begins() -> None:
     uri = f"http://127.0.0.1:{free_port()}"
-    context: Any = SimpleNamespace(
-        config_loader={"mlflow": {"server": {"mlflow_tracking_uri": uri}}}
-    )
+    settings = {"mlflow": {"server": {"mlflow_tracking_uri": uri}}}
     with pytest.raises(TrackingError, match=rf"{uri} does not answer .*mlflow_tracking_uri"):
-        connection.connect(context)
+        connection.connect(SimpleNamespace(config_loader=settings))
 
 
 def test_mlflow_retries_by_default() -> None:

@@ -1,7 +1,5 @@
 """MLflow runs of killed processes do not stay running for ever, and those of living ones do."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
@@ -26,8 +24,7 @@ from thawline.tracking.process_context import (
 
 @pytest.fixture
 def client(tmp_path: Path) -> MlflowClient:
-    file = shutil.copy(empty_tracking_store(), tmp_path / "mlflow.db")
-    return MlflowClient(f"sqlite:///{file}")
+    return MlflowClient(f"sqlite:///{shutil.copy(empty_tracking_store(), tmp_path)}")
 
 
 def _create_run_and_wait(uri: str, began: Any) -> None:

@@ -1,7 +1,5 @@
 """Figures of a comparison tell strategies and seeds apart."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from helpers.trials import make_trials
@@ -24,8 +22,7 @@ def test_a_mean_curve_ends_with_the_first_of_its_seeds() -> None:
     trials = make_trials({"full": 0.9}, seeds=2)
     shorter = trials.histories.drop(trials.histories.index[-2:])
     curves = figures.compared_curves(shorter, compare(trials).table)
-    lengths = [len(trace.x) for trace in curves.data]
-    assert sorted(lengths) == [3, 3, 3, 3, 5, 5]
+    assert sorted(len(trace.x) for trace in curves.data) == [3, 3, 3, 3, 5, 5]
 
 
 def test_the_cost_figure_names_every_strategy_in_its_legend() -> None:

@@ -1,7 +1,5 @@
 """The figures of the data show every class, every split, and the views that training takes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -83,9 +81,8 @@ def test_the_views_are_those_that_training_takes(
 def test_mixing_shows_in_the_views(splits: pd.DataFrame, shown: dict[str, list]) -> None:
     pictures = []
     for mixup in (0.0, 1.0):
-        views.training_views(
-            splits, TRANSFORMS, AugmentationOptions(views_per_image=1, mixup=mixup), seed=0
-        )
+        options = AugmentationOptions(views_per_image=1, mixup=mixup)
+        views.training_views(splits, TRANSFORMS, options, seed=0)
         pictures.append([np.array(image) for image in shown["images"]])
     plain, mixed = pictures
     assert (plain[0] == mixed[0]).all()  # the evaluation view
