@@ -58,8 +58,7 @@ def test_the_mlp_head_is_linear_relu_dropout_linear_with_its_sizes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dropout", "layers"),
-    [(None, None), (0.0, None), (0.25, [nn.Dropout, nn.Linear])],
+    ("dropout", "layers"), [(None, None), (0.0, None), (0.25, [nn.Dropout, nn.Linear])]
 )
 def test_a_linear_head_has_dropout_on_demand(dropout: float | None, layers: list | None) -> None:
     network = build(backbone="helpers.networks:SmallNet", weights="none", head_dropout=dropout)

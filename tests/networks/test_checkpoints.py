@@ -18,11 +18,7 @@ from helpers.networks import SmallNet
 from helpers.weights_files import State, prefixed, save_animals, small_state
 from thawline.errors import CheckpointError
 from thawline.networks.building import IMAGENET, build_network
-from thawline.networks.checkpoints import (
-    describe_checkpoint,
-    read_checkpoint,
-    without_prefixes,
-)
+from thawline.networks.checkpoints import describe_checkpoint, read_checkpoint, without_prefixes
 from thawline.networks.classifier import Classifier, save_classifier
 from thawline.networks.files import SEEN_FILE, is_weights_file
 from thawline.options import ModelOptions

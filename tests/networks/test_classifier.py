@@ -12,11 +12,7 @@ from safetensors.torch import load_file, save_file, save_model
 
 from thawline.errors import CheckpointError
 from thawline.networks.building import IMAGENET, build_network
-from thawline.networks.classifier import (
-    Classifier,
-    load_classifier,
-    save_classifier,
-)
+from thawline.networks.classifier import Classifier, load_classifier, save_classifier
 from thawline.networks.files import read_ancestors
 from thawline.options import ModelOptions
 

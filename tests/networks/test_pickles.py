@@ -20,10 +20,7 @@ from helpers.networks import SmallNet
 from helpers.weights_files import State, small_state
 from thawline.errors import CheckpointError
 from thawline.networks.building import build_network
-from thawline.networks.checkpoints import (
-    describe_checkpoint,
-    read_checkpoint,
-)
+from thawline.networks.checkpoints import describe_checkpoint, read_checkpoint
 from thawline.options import ModelOptions
 
 
@@ -123,14 +120,8 @@ RUNS_CODE = (
         ("empty.pth", "{path} is empty. Download it again."),
         ("text.pth", NO_STATE_DICT.replace("REASON", "Weights only load failed")),
         ("text.safetensors", DAMAGED),
-        (
-            "list.pth",
-            NO_TENSORS.format(kind="list", path="{path}"),
-        ),
-        (
-            "no_tensors.pth",
-            NO_TENSORS.format(kind="dict", path="{path}"),
-        ),
+        ("list.pth", NO_TENSORS.format(kind="list", path="{path}")),
+        ("no_tensors.pth", NO_TENSORS.format(kind="dict", path="{path}")),
         ("cut.pth", NO_STATE_DICT),
         ("bomb.pth", COMPRESSED),
         ("small.pth", COMPRESSED),
@@ -143,10 +134,7 @@ RUNS_CODE = (
             " weights: torch.save(torch.jit.load(path).state_dict(), 'weights.pth').",
         ),
         ("photos.pth", NO_STATE_DICT),
-        (
-            "itself.pth",
-            NO_TENSORS.format(kind="dict", path="{path}"),
-        ),
+        ("itself.pth", NO_TENSORS.format(kind="dict", path="{path}")),
         ("evil.pth", RUNS_CODE),
         ("old_evil.pth", RUNS_CODE),
         ("raw_evil.pth", NO_STATE_DICT),

@@ -20,9 +20,7 @@ from helpers.networks import CifarResNet20, SmallNet, TiedNet
 from helpers.weights_files import State, prefixed, small_state
 from thawline.errors import CheckpointError
 from thawline.networks.building import IMAGENET, build_network
-from thawline.networks.checkpoints import (
-    read_checkpoint,
-)
+from thawline.networks.checkpoints import read_checkpoint
 from thawline.networks.classifier import Classifier
 from thawline.networks.weights import LoadReport, adapt_channels, load_backbone
 from thawline.options import ModelOptions

@@ -36,13 +36,7 @@ from thawline.thaw import features as activations
 from thawline.thaw import partition
 from thawline.thaw.cache import NO_CACHE, ActivationCache, Cost, fastest_that_fits
 from thawline.thaw.device import Accelerator
-from thawline.thaw.features import (
-    ACTIVATIONS,
-    NOTHING,
-    VIEWS,
-    FeatureLoader,
-    merge,
-)
+from thawline.thaw.features import ACTIVATIONS, NOTHING, VIEWS, FeatureLoader, merge
 from thawline.thaw.freezing import freeze_layers
 from thawline.thaw.line import split_at_thaw_line
 from thawline.thaw.partition import CachePartition

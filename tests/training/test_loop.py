@@ -21,11 +21,7 @@ from helpers.training import (
 from thawline.data.transforms import build_transforms
 from thawline.errors import TrainingError
 from thawline.networks.building import IMAGENET, build_network
-from thawline.options import (
-    ModelOptions,
-    Phase,
-    TransformOptions,
-)
+from thawline.options import ModelOptions, Phase, TransformOptions
 from thawline.thaw.freezing import find_stages, freeze_layers
 from thawline.training.loop import train
 from thawline.training.setup import prepare

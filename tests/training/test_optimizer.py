@@ -8,16 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from helpers.training import (
-    EVERYTHING,
-    HEAD,
-    network_of,
-    options,
-    random_phases,
-)
-from thawline.options import (
-    Phase,
-)
+from helpers.training import EVERYTHING, HEAD, network_of, options, random_phases
+from thawline.options import Phase
 from thawline.thaw.freezing import freeze_layers
 from thawline.training.optimizer import (
     ema_weights,

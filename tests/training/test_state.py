@@ -16,11 +16,7 @@ from helpers.training import parameters
 from thawline.data.transforms import build_transforms
 from thawline.errors import DataError, TrainingError
 from thawline.networks.building import IMAGENET, build_network
-from thawline.options import (
-    ModelOptions,
-    Phase,
-    TransformOptions,
-)
+from thawline.options import ModelOptions, Phase, TransformOptions
 from thawline.thaw.cache import NO_CACHE, ActivationCache
 from thawline.training import state
 from thawline.training.loop import train
