@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from conftest import child_process
 from helpers.training import parameters
+from thaw.numbered_entries import FULL, tensors_of
 from thawline.data import atomic_write, loading
 from thawline.data.decoding import CODEC_VERSIONS, hash_files
 from thawline.data.loading import ImageView, ViewLoader, evaluation_images
@@ -47,21 +48,11 @@ from thawline.training.setup import prepare
 HEAD = Phase(trainable={"last": 1}, epochs=4, lr=0.01)
 TWO_STAGES = Phase(trainable={"last": 2}, epochs=2, lr=0.01)
 ALL = Phase(trainable="all", epochs=2, lr=0.003)
-FULL = 10.0  # GB
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> ActivationCache:
     return ActivationCache(tmp_path / "activations", FULL)
-
-
-def tensors_of(numbers: list[int]) -> tuple[Tensor, Tensor]:
-    """Return two tensors a number that tell it from any other."""
-    values = torch.tensor(numbers, dtype=torch.float32)
-    return (
-        values[:, None, None, None].expand(-1, 2, 3, 3).contiguous(),
-        values[:, None].to(torch.bfloat16),
-    )
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=20))
