@@ -50,6 +50,8 @@ from thawline.training.setup import prepare
 HEAD = Phase(trainable={"last": 1}, epochs=4, lr=0.01)
 TWO_STAGES = Phase(trainable={"last": 2}, epochs=2, lr=0.01)
 ALL = Phase(trainable="all", epochs=2, lr=0.003)
+SLOW_LITE0 = pytest.param("timm/tf_efficientnet_lite0", marks=pytest.mark.slow)
+SLOW_V2_S = pytest.param("efficientnet_v2_s", marks=pytest.mark.slow)
 
 
 @pytest.fixture
@@ -440,13 +442,7 @@ def assert_same(first: TrainingResult, second: TrainingResult) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize(
-    "backbone",
-    [
-        "helpers.networks:SmallNet",
-        pytest.param("timm/tf_efficientnet_lite0", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("backbone", ["helpers.networks:SmallNet", SLOW_LITE0])
 def test_with_and_without_the_store_the_weights_are_equal(
     splits: pd.DataFrame, store: ActivationCache, precision: str, backbone: str
 ) -> None:
@@ -472,13 +468,9 @@ def test_with_a_policy_the_store_changes_no_weight_and_other_policies_do_not_rea
 
 
 # The first operation above the line of each of these writes to its input.
-IN_PLACE = (
-    "efficientnet_b0", "mobilenet_v3_small", "mnasnet0_5",
-    pytest.param("efficientnet_v2_s", marks=pytest.mark.slow),
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("backbone", IN_PLACE)
+@pytest.mark.parametrize(
+    "backbone", ["efficientnet_b0", "mobilenet_v3_small", "mnasnet0_5", SLOW_V2_S]
+)
 def test_dropout_in_place_above_the_line_leaves_cached_activations_as_they_are(
     splits: pd.DataFrame, store: ActivationCache, backbone: str
 ) -> None:
