@@ -33,8 +33,8 @@ from thawline.training.loop import train
 from thawline.training.setup import prepare
 
 WORKERS = 2
-AVERAGED = {"clip_norm": 0.5, "ema_decay": 0.9}
-WEIGHED = {"class_weights": "balanced", "gradient_accumulation_steps": 2, **AVERAGED}
+WEIGHED = {"class_weights": "balanced", "gradient_accumulation_steps": 2}
+WEIGHED |= {"clip_norm": 0.5, "ema_decay": 0.9}
 SLOW_RESNET = pytest.param("timm/resnet10t", {}, marks=pytest.mark.slow)
 
 
