@@ -40,11 +40,6 @@ def images(size: int, count: int = 3) -> Tensor:
     return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def rest_of_head(network: nn.Module) -> nn.Module:
-    """Return the linear layer of the head."""
-    return [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
-
-
 @pytest.mark.parametrize("name", [*NAMES, VIT])
 def test_the_head_reads_what_every_stage_is_pooled_to(name: str) -> None:
     network, size = build(name)
@@ -59,7 +54,8 @@ def test_the_head_reads_what_every_stage_is_pooled_to(name: str) -> None:
         network.get_submodule(module).register_forward_hook(
             lambda _, __, output, stage=stage: seen.update({stage: pool(output, stage != last)})
         )
-    rest_of_head(network).register_forward_pre_hook(lambda _, inputs: received.append(inputs[0]))
+    linear = [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
+    linear.register_forward_pre_hook(lambda _, inputs: received.append(inputs[0]))
     with torch.no_grad():
         network(images(size))
     assert [*features.widths] == [*seen, HEAD]
@@ -136,18 +132,15 @@ def test_a_saved_classifier_answers_the_same(classifier: Classifier, tmp_path: P
 
 def test_fine_tuning_goes_on_from_its_head(classifier: Classifier, tmp_path: Path) -> None:
     save_classifier(classifier, tmp_path / "classifier")
-    model = classifier.model.model_copy(
-        update={"weights": str(tmp_path / "classifier" / "model.safetensors")}
-    )
+    weights = str(tmp_path / "classifier" / "model.safetensors")
+    model = classifier.model.model_copy(update={"weights": weights})
     network, _ = build_network(model, 2, 32, 1, ("flower", "temple"))
     with torch.no_grad():
         assert torch.equal(network.eval()(images(32)), classifier.network(images(32)))
 
 
 def test_grad_cam_explains_it(classifier: Classifier, splits: pd.DataFrame) -> None:
-    images = splits[splits["split"] == "test"]
-    explained = explain(classifier, images, "grad_cam", options())
-    assert explained
+    assert explain(classifier, splits[splits["split"] == "test"], "grad_cam", options())
 
 
 @pytest.mark.slow

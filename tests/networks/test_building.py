@@ -15,8 +15,11 @@ from thawline.thaw.freezing import find_stages
 IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
-def build(classes: int = 3, seed: int = 0, size: int = 64, **options: object) -> nn.Module:
-    return build_network(ModelOptions(**options), classes, size, seed)[0]
+def build(
+    backbone: str, classes: int = 3, seed: int = 0, size: int = 64, **model: object
+) -> nn.Module:
+    options = ModelOptions(backbone=backbone, weights="none", **model)
+    return build_network(options, classes, size, seed)[0]
 
 
 @pytest.mark.parametrize(
@@ -36,7 +39,7 @@ def build(classes: int = 3, seed: int = 0, size: int = 64, **options: object) ->
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 def test_a_new_head_finds_its_place_and_width(backbone: str, head: str, kind: str) -> None:
     size = 160 if "vit" in backbone else 64
-    network = build(backbone=backbone, weights="none", head=kind, size=size)
+    network = build(backbone, head=kind, size=size)
     assert head_name(network) == head
     assert network.eval()(torch.zeros(1, 3, size, size)).shape == (1, 3)
 
@@ -45,24 +48,21 @@ def test_a_new_head_finds_its_place_and_width(backbone: str, head: str, kind: st
 def test_images_of_a_size_that_the_network_cannot_take_are_refused(backbone: str) -> None:
     for head in ("linear", "all_stages"):
         with pytest.raises(ParameterError, match=r"cannot process images of 100 px"):
-            build(backbone=backbone, weights="none", head=head, size=100)
+            build(backbone, head=head, size=100)
 
 
 def test_the_mlp_head_is_linear_relu_dropout_linear_with_its_sizes() -> None:
-    head = build(
-        backbone="resnet18", weights="none", head="mlp", head_hidden=32, head_dropout=0.1
-    ).fc
+    head = build("resnet18", head="mlp", head_hidden=32, head_dropout=0.1).fc
     assert [type(layer) for layer in head] == [nn.Linear, nn.ReLU, nn.Dropout, nn.Linear]
     assert (head[0].in_features, head[0].out_features, head[3].in_features) == (512, 32, 32)
     assert head[2].p == 0.1
 
 
 @pytest.mark.parametrize(
-    ("dropout", "layers"),
-    [(None, None), (0.0, None), (0.25, [nn.Dropout, nn.Linear])],
+    ("dropout", "layers"), [(None, None), (0.0, None), (0.25, [nn.Dropout, nn.Linear])]
 )
 def test_a_linear_head_has_dropout_on_demand(dropout: float | None, layers: list | None) -> None:
-    network = build(backbone="helpers.networks:SmallNet", weights="none", head_dropout=dropout)
+    network = build("helpers.networks:SmallNet", head_dropout=dropout)
     if layers is None:
         assert isinstance(network.linear, nn.Linear)
         return
@@ -71,16 +71,14 @@ def test_a_linear_head_has_dropout_on_demand(dropout: float | None, layers: list
 
 
 def test_the_mlp_has_its_dropout_by_default() -> None:
-    assert (
-        build(backbone="helpers.networks:SmallNet", weights="none", head="mlp").linear[2].p == 0.4
-    )
+    assert build("helpers.networks:SmallNet", head="mlp").linear[2].p == 0.4
 
 
 def test_the_seed_decides_the_random_weights_and_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    first, again, other = (build(backbone="resnet18", weights="none", seed=s) for s in (1, 1, 2))
+    first, again, other = (build("resnet18", seed=s) for s in (1, 1, 2))
     assert torch.equal(torch.rand(1), expected)
     assert torch.equal(first.fc.weight, again.fc.weight)
     assert torch.equal(first.conv1.weight, again.conv1.weight)
@@ -88,15 +86,15 @@ def test_the_seed_decides_the_random_weights_and_leaves_the_global_generator_alo
 
 
 def test_logits_by_default_and_log_probabilities_on_demand() -> None:
-    plain = build(backbone="resnet18", weights="none").eval()(IMAGES)
-    log = build(backbone="resnet18", weights="none", log_probabilities=True).eval()(IMAGES)
+    plain = build("resnet18").eval()(IMAGES)
+    log = build("resnet18", log_probabilities=True).eval()(IMAGES)
     torch.testing.assert_close(log, plain.log_softmax(dim=1))
     torch.testing.assert_close(log.exp().sum(dim=1), torch.ones(2))
 
 
 def test_a_network_that_ends_in_a_softmax_is_refused() -> None:
     with pytest.raises(ParameterError, match="ends in a softmax"):
-        build(backbone="helpers.networks:SoftmaxNet", weights="none")
+        build("helpers.networks:SoftmaxNet")
 
 
 @pytest.mark.parametrize(
@@ -113,16 +111,15 @@ def test_a_network_that_ends_in_a_softmax_is_refused() -> None:
 )
 def test_a_wrong_name_is_refused_with_the_right_ones(options: dict, said: str) -> None:
     with pytest.raises(ParameterError, match=said):
-        build(**options)
+        build_network(ModelOptions(**options), 3, 64, seed=0)
 
 
 def test_a_resnet50_file_is_loaded_tensor_by_tensor_and_its_head_replaced(tmp_path: Path) -> None:
     torch.manual_seed(3)
     source = models.resnet50(num_classes=1000).state_dict()
     torch.save(source, tmp_path / "mine.pth")
-    network, report = build_network(
-        ModelOptions(backbone="resnet50", weights=str(tmp_path / "mine.pth")), 2, 64, seed=0
-    )
+    options = ModelOptions(backbone="resnet50", weights=str(tmp_path / "mine.pth"))
+    network, report = build_network(options, 2, 64, seed=0)
     loaded = network.state_dict()
     backbone = [name for name in source if not name.startswith("fc.")]
     assert set(report.loaded) == set(backbone)
@@ -136,27 +133,23 @@ def test_a_resnet50_file_is_loaded_tensor_by_tensor_and_its_head_replaced(tmp_pa
 @pytest.mark.parametrize(
     ("backbone", "arguments", "said"),
     [
-        (
-            "helpers.networks:SmallNet",
-            {"depth": 4},
-            r"helpers.networks:SmallNet .*\(TypeError: .*depth",
-        ),
-        ("json:loads", {"s": "{"}, r"json:loads cannot be built with {'s': '{'} \(JSONDecodeErr"),
-        ("resnet18", {"replace_stride_with_dilation": [1]}, r"resnet18 .*\(ValueError"),
-        ("timm/resnet18", {"depth": 4}, r"timm/resnet18 .*depth"),
+        ("helpers.networks:SmallNet", {"depth": 4}, r".*\(TypeError: .*depth"),
+        ("json:loads", {"s": "{"}, r"cannot be built with {'s': '{'} \(JSONDecodeErr"),
+        ("resnet18", {"replace_stride_with_dilation": [1]}, r".*\(ValueError"),
+        ("timm/resnet18", {"depth": 4}, r".*depth"),
     ],
 )
 def test_whatever_a_constructor_raises_names_its_arguments(
     backbone: str, arguments: dict, said: str
 ) -> None:
-    with pytest.raises(ParameterError, match=r"model\.backbone_kwargs: " + said):
-        build(backbone=backbone, weights="none", backbone_kwargs=arguments)
+    with pytest.raises(ParameterError, match=rf"model\.backbone_kwargs: {backbone} {said}"):
+        build(backbone, backbone_kwargs=arguments)
 
 
 @pytest.mark.parametrize("backbone", ["CifarResNet20", "ChannelwiseResNet"])
 def test_a_head_of_ones_own_is_kept_and_gets_the_number_of_classes(backbone: str) -> None:
-    own = {"backbone": f"helpers.networks:{backbone}", "weights": "none", "head": "builtin"}
-    network = build(classes=4, backbone_kwargs={"stem_stride": 4}, **own)
+    stride = {"stem_stride": 4}
+    network = build(f"helpers.networks:{backbone}", 4, head="builtin", backbone_kwargs=stride)
     assert head_name(network) == "linear" and network.conv1.stride == (4, 4)
     assert type(network.linear).__name__ in ("Linear", "ChannelwiseLinear")
     assert network.linear.weight.shape == (4, 64)
@@ -167,35 +160,29 @@ def test_a_head_of_ones_own_is_kept_and_gets_the_number_of_classes(backbone: str
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("backbone", "options", "said"),
     [
-        ({"backbone": "helpers.networks:SmallNet"}, r"model\.head: builtin .*num_classes"),
+        ("SmallNet", {}, r"model\.head: builtin .*num_classes"),
         (
-            {"backbone": "helpers.networks:CifarResNet20", "backbone_kwargs": {"num_classes": 7}},
+            "CifarResNet20",
+            {"backbone_kwargs": {"num_classes": 7}},
             r"model\.backbone_kwargs\.num_classes: 7 ",
         ),
-        (
-            {"backbone": "helpers.networks:CifarResNet20", "log_probabilities": True},
-            r"model\.log_probabilities: true",
-        ),
-        ({"backbone": "helpers.networks:LostHead"}, r"head_name of LostHead is 'classify'"),
+        ("CifarResNet20", {"log_probabilities": True}, r"model\.log_probabilities: true"),
+        ("LostHead", {}, r"head_name of LostHead is 'classify'"),
     ],
 )
-def test_a_head_of_ones_own_needs_a_network_that_builds_it(options: dict, said: str) -> None:
+def test_a_head_of_ones_own_needs_a_network_that_builds_it(
+    backbone: str, options: dict, said: str
+) -> None:
     with pytest.raises(ParameterError, match=said):
-        build(weights="none", head="builtin", **options)
+        build(f"helpers.networks:{backbone}", head="builtin", **options)
 
 
 def test_a_head_of_ones_own_that_is_to_be_replaced_is_refused() -> None:
-    arguments = {"num_classes": 5}
     with pytest.raises(ParameterError, match=r"linear layers only.*model\.head=builtin"):
-        build(
-            backbone="helpers.networks:ChannelwiseResNet", weights="none", backbone_kwargs=arguments
-        )
+        build("helpers.networks:ChannelwiseResNet", backbone_kwargs={"num_classes": 5})
 
 
 def test_arguments_reach_the_constructor() -> None:
-    network = build(
-        backbone="helpers.networks:SmallNet", weights="none", backbone_kwargs={"width": 4}
-    )
-    assert network.linear.in_features == 8
+    assert build("helpers.networks:SmallNet", backbone_kwargs={"width": 4}).linear.in_features == 8

@@ -18,24 +18,10 @@ from helpers.networks import SmallNet
 from helpers.weights_files import State, prefixed, save_animals, small_state
 from thawline.errors import CheckpointError
 from thawline.networks.building import IMAGENET, build_network
-from thawline.networks.checkpoints import (
-    describe_checkpoint,
-    read_checkpoint,
-    without_prefixes,
-)
+from thawline.networks.checkpoints import describe_checkpoint, read_checkpoint, without_prefixes
 from thawline.networks.classifier import Classifier, save_classifier
 from thawline.networks.files import SEEN_FILE, is_weights_file
 from thawline.options import ModelOptions
-
-
-@pytest.fixture
-def source() -> State:
-    return small_state()
-
-
-@pytest.fixture
-def animals(tmp_path: Path) -> Path:
-    return save_animals(tmp_path)
 
 
 def as_if_from_cuda(state: State, path: Path) -> None:
@@ -81,8 +67,8 @@ LAYOUTS: dict[str, Callable[[State], Any]] = {
 @pytest.mark.parametrize(
     "layout", [*LAYOUTS, "safetensors", "safetensors.pth", "legacy", "legacy, wrapped", "cuda"]
 )
-def test_every_layout_gives_the_same_tensors(tmp_path: Path, source: State, layout: str) -> None:
-    path = tmp_path / "weights.pth"
+def test_every_layout_gives_the_same_tensors(tmp_path: Path, layout: str) -> None:
+    source, path = small_state(), tmp_path / "weights.pth"
     if layout.startswith("safetensors"):  # known by its content, whatever it is called
         path = tmp_path / f"weights.{layout}"
         save_file(source, path)
@@ -123,7 +109,8 @@ def test_class_indices_with_gaps_name_nothing(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path / "names.pth").class_names == ()
 
 
-def test_what_a_checkpoint_holds_is_told(animals: Path) -> None:
+def test_what_a_checkpoint_holds_is_told(tmp_path: Path) -> None:
+    animals = save_animals(tmp_path)
     told = describe_checkpoint(animals)
     assert told["kind"] == "a state dict under state_dict"
     assert told["bytes"] == animals.stat().st_size
@@ -177,11 +164,8 @@ def test_other_names_are_those_of_a_librarys_weights(name: str) -> None:
 
 
 def test_prefixes_fall_off_one_by_one() -> None:
-    assert without_prefixes("module.model.fc.weight") == [
-        "module.model.fc.weight",
-        "model.fc.weight",
-        "fc.weight",
-    ]
+    names = ["module.model.fc.weight", "model.fc.weight", "fc.weight"]
+    assert without_prefixes(names[0]) == names
     assert without_prefixes("fc.model.weight") == ["fc.model.weight"]
 
 
@@ -212,12 +196,10 @@ def test_a_description_beside_weights_counts_only_for_ours_and_must_be_one(tmp_p
     assert read_checkpoint(weights).class_names == ("fl\u00f6te",)
     assert describe_checkpoint(other)["kind"] == "safetensors"
     assert read_checkpoint(other).class_names == ()
+    start = f"model.weights: '{description}' beside the weights is not a JSON obje"
     for text in ("[1, 2]", "{"):
         description.write_text(text)
         with pytest.raises(CheckpointError) as caught:
             read_checkpoint(weights)
-        said = str(caught.value)
-        assert said.startswith(
-            f"model.weights: '{description}' beside the weights is not a JSON obje"
-        )
-        assert said.endswith("). Move the weights elsewhere to load them without it.")
+        assert str(caught.value).startswith(start)
+        assert str(caught.value).endswith("). Move the weights elsewhere to load them without it.")

@@ -12,11 +12,7 @@ from safetensors.torch import load_file, save_file, save_model
 
 from thawline.errors import CheckpointError
 from thawline.networks.building import IMAGENET, build_network
-from thawline.networks.classifier import (
-    Classifier,
-    load_classifier,
-    save_classifier,
-)
+from thawline.networks.classifier import Classifier, load_classifier, save_classifier
 from thawline.networks.files import read_ancestors
 from thawline.options import ModelOptions
 
@@ -32,6 +28,13 @@ def make(**options: object) -> Classifier:
     return Classifier(
         network.eval(), ("flower", "temple"), PREPROCESSING, model, {"epoch": 2}, SEEN
     )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return the folder of a saved classifier."""
+    save_classifier(make(), tmp_path / "classifier")
+    return tmp_path / "classifier"
 
 
 @pytest.mark.parametrize(
@@ -58,25 +61,20 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path, options: dict) -> None
         assert getattr(loaded, field) == getattr(saved, field)
 
 
-def test_the_files_can_be_read_without_thawline(tmp_path: Path) -> None:
-    save_classifier(make(), tmp_path / "classifier")
-    description = json.loads((tmp_path / "classifier" / "classifier.json").read_text())
+def test_the_files_can_be_read_without_thawline(folder: Path) -> None:
+    description = json.loads((folder / "classifier.json").read_text())
     assert description["class_names"] == ["flower", "temple"]
-    assert load_file(tmp_path / "classifier" / "model.safetensors")["linear.weight"].shape == (
-        2,
-        16,
-    )
+    assert load_file(folder / "model.safetensors")["linear.weight"].shape == (2, 16)
 
 
-def test_a_classifier_is_never_overwritten_nor_left_half_written(tmp_path: Path) -> None:
-    save_classifier(make(), tmp_path / "classifier")
+def test_a_classifier_is_never_overwritten_nor_left_half_written(folder: Path) -> None:
     with pytest.raises(FileExistsError):
-        save_classifier(make(), tmp_path / "classifier")
+        save_classifier(make(), folder)
     broken = make()
     broken.training["not"] = object()  # JSON cannot hold it
     with pytest.raises(TypeError):
-        save_classifier(broken, tmp_path / "other")
-    assert [p.name for p in tmp_path.iterdir()] == ["classifier"]
+        save_classifier(broken, folder.with_name("other"))
+    assert [p.name for p in folder.parent.iterdir()] == ["classifier"]
 
 
 def test_another_format_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
@@ -94,10 +92,8 @@ def edit(folder: Path, change: Callable[[dict], object]) -> None:
     file.write_text(json.dumps(description))
 
 
-def test_versions_are_written_and_a_file_without_them_is_read(tmp_path: Path) -> None:
-    saved = make()
-    save_classifier(saved, tmp_path / "classifier")
-    description = json.loads((tmp_path / "classifier" / "classifier.json").read_text())
+def test_versions_are_written_and_a_file_without_them_is_read(folder: Path) -> None:
+    description = json.loads((folder / "classifier.json").read_text())
     assert description["versions"]["torch"] == version("torch")
     assert description["versions"].keys() == {"thawline", "torch", "torchvision", "timm", "python"}
 
@@ -108,47 +104,38 @@ def test_versions_are_written_and_a_file_without_them_is_read(tmp_path: Path) ->
             del description["model"][new]
         description["model"]["head_dropout"] = 0.4  # of the mlp that it is not
 
-    edit(tmp_path / "classifier", as_before)
-    loaded = load_classifier(tmp_path / "classifier", TRUSTED)
-    assert torch.equal(loaded.network.linear.weight, saved.network.linear.weight)
+    edit(folder, as_before)
+    loaded = load_classifier(folder, TRUSTED)
+    assert torch.equal(loaded.network.linear.weight, make().network.linear.weight)
 
 
-def test_the_file_that_it_was_fine_tuned_from_is_not_needed(tmp_path: Path) -> None:
-    save_classifier(make(), tmp_path / "classifier")
-    edit(
-        tmp_path / "classifier", lambda d: d["model"].update(weights="gone.pth", trust_pickle=True)
-    )
-    assert load_classifier(tmp_path / "classifier", TRUSTED).model.weights == "gone.pth"
+def test_the_file_that_it_was_fine_tuned_from_is_not_needed(folder: Path) -> None:
+    edit(folder, lambda d: d["model"].update(weights="gone.pth", trust_pickle=True))
+    assert load_classifier(folder, TRUSTED).model.weights == "gone.pth"
 
 
-def test_a_classifier_imports_only_what_the_run_names_itself(tmp_path: Path) -> None:
-    save_classifier(make(), tmp_path / "classifier")
-    marker = tmp_path / "marker"
-    command = {
-        "backbone": "subprocess:check_call",
-        "backbone_kwargs": {"args": ["touch", str(marker)]},
-    }
+def test_a_classifier_imports_only_what_the_run_names_itself(folder: Path) -> None:
+    marker = folder.with_name("marker")
+    touch = {"args": ["touch", str(marker)]}
+    command = {"backbone": "subprocess:check_call", "backbone_kwargs": touch}
     own = ModelOptions(backbone="helpers.networks:SmallNet")
-    assert (
-        load_classifier(tmp_path / "classifier", own).model.backbone == "helpers.networks:SmallNet"
-    )
+    assert load_classifier(folder, own).model.backbone == "helpers.networks:SmallNet"
     other = ModelOptions(backbone="helpers.networks:ResidualNet")
+    said = r"names the factory helpers.networks:SmallNet.*trust_code"
     for trusted in (None, ModelOptions(), other):
-        with pytest.raises(
-            CheckpointError, match=r"names the factory helpers.networks:SmallNet.*trust_code"
-        ):
-            load_classifier(tmp_path / "classifier", trusted)
+        with pytest.raises(CheckpointError, match=said):
+            load_classifier(folder, trusted)
     for change in (command, command | {"trust_code": True}, command | {"trust_pickle": True}):
-        edit(tmp_path / "classifier", lambda d, change=change: d["model"].update(change))
+        edit(folder, lambda d, change=change: d["model"].update(change))
         for trusted in (None, ModelOptions(), own):
             with pytest.raises(CheckpointError, match="Nothing was imported"):
-                load_classifier(tmp_path / "classifier", trusted)
+                load_classifier(folder, trusted)
     assert not marker.exists()
 
 
-def test_weights_of_a_classifier_say_which_images_they_have_seen(tmp_path: Path) -> None:
-    folder = tmp_path / "classifier"
-    save_classifier(make(), folder)
+def test_weights_of_a_classifier_say_which_images_they_have_seen(
+    folder: Path, tmp_path: Path
+) -> None:
     weights = folder / "model.safetensors"
     link, renamed, copy = tmp_path / "link", folder / "best.safetensors", tmp_path / "a.safetensors"
     link.symlink_to(weights)
@@ -174,29 +161,26 @@ def test_trust_is_not_saved_with_a_classifier(tmp_path: Path) -> None:
     assert not load_classifier(tmp_path / "classifier", TRUSTED).model.trust_code
 
 
-def test_a_damaged_classifier_is_refused(tmp_path: Path) -> None:
-    save_classifier(make(), tmp_path / "classifier")
-    weights = tmp_path / "classifier" / "model.safetensors"
+def test_a_damaged_classifier_is_refused(folder: Path) -> None:
+    weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     for damaged in (b"", whole[:-10], whole.replace(b"layer1", b"layer9")):
         weights.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"model\.safetensors' is damaged"):
-            load_classifier(tmp_path / "classifier", TRUSTED)
+            load_classifier(folder, TRUSTED)
     weights.unlink()
     with pytest.raises(CheckpointError, match="is damaged"):
-        load_classifier(tmp_path / "classifier", TRUSTED)
+        load_classifier(folder, TRUSTED)
     for key in ("model", "class_names", "format"):
-        edit(tmp_path / "classifier", lambda description, key=key: description.pop(key))
+        edit(folder, lambda description, key=key: description.pop(key))
         with pytest.raises(CheckpointError, match="contains no classifier"):
-            load_classifier(tmp_path / "classifier", TRUSTED)
+            load_classifier(folder, TRUSTED)
 
 
-def test_arguments_that_no_network_takes_are_named(tmp_path: Path) -> None:
-    save_classifier(make(), tmp_path / "classifier")
+def test_arguments_that_no_network_takes_are_named(folder: Path) -> None:
     arguments = {"replace_stride_with_dilation": [True]}
     change = {"backbone": "resnet18", "arguments": arguments, "head": "linear"}
-    edit(tmp_path / "classifier", lambda description: description["model"].update(change))
-    with pytest.raises(
-        CheckpointError, match=r"classifier\.json' .*resnet18 cannot be built with.*stride"
-    ):
-        load_classifier(tmp_path / "classifier")
+    edit(folder, lambda description: description["model"].update(change))
+    said = r"classifier\.json' .*resnet18 cannot be built with.*stride"
+    with pytest.raises(CheckpointError, match=said):
+        load_classifier(folder)

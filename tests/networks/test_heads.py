@@ -14,16 +14,12 @@ from thawline.networks.heads import PretrainedHead, copy_rows
 from thawline.options import ModelOptions
 
 
-@pytest.fixture
-def animals(tmp_path: Path) -> Path:
-    return save_animals(tmp_path)
-
-
 @pytest.mark.parametrize(
     "head", [{}, {"head_dropout": 0.2}, {"log_probabilities": True}, {"head_dropout": 0.0}]
 )
-def test_rows_of_classes_that_both_heads_have_are_kept(animals: Path, head: dict) -> None:
-    options = ModelOptions(backbone="helpers.networks:SmallNet", weights=str(animals), **head)
+def test_rows_of_classes_that_both_heads_have_are_kept(tmp_path: Path, head: dict) -> None:
+    animals = str(save_animals(tmp_path))
+    options = ModelOptions(backbone="helpers.networks:SmallNet", weights=animals, **head)
     names = ("wasp", "gnu", "bee")
     network, report = build_network(options, 3, 64, seed=0, class_names=names)
     linear = next(m for m in network.linear.modules() if isinstance(m, nn.Linear))
@@ -31,18 +27,17 @@ def test_rows_of_classes_that_both_heads_have_are_kept(animals: Path, head: dict
     assert report.kept_rows == ("gnu", "bee")
     assert report.replaced == ("linear.weight", "linear.bias")
     assert "head weights kept for 2 (gnu, bee)" in str(report)
-    fresh, _ = build_network(
-        options.model_copy(update={"reuse_head": False}), 3, 64, 0, class_names=names
-    )
+    anew = options.model_copy(update={"reuse_head": False})
+    fresh, _ = build_network(anew, 3, 64, seed=0, class_names=names)
     new = next(m for m in fresh.linear.modules() if isinstance(m, nn.Linear))
     assert torch.equal(new.weight[0], linear.weight[0])
     assert not torch.equal(new.weight[1], linear.weight[1])
 
 
-def test_as_many_but_other_classes_keep_nothing(animals: Path) -> None:
-    options = ModelOptions(backbone="helpers.networks:SmallNet", weights=str(animals))
-    names = tuple("0123456789")
-    _, report = build_network(options, 10, 64, seed=0, class_names=names)
+def test_as_many_but_other_classes_keep_nothing(tmp_path: Path) -> None:
+    animals = str(save_animals(tmp_path))
+    options = ModelOptions(backbone="helpers.networks:SmallNet", weights=animals)
+    _, report = build_network(options, 10, 64, seed=0, class_names=tuple("0123456789"))
     assert report.kept_rows == () and report.replaced == ("linear.weight", "linear.bias")
 
 
@@ -58,10 +53,8 @@ def test_a_classifier_of_ours_goes_on_with_its_classes(tmp_path: Path) -> None:
 
 
 def test_a_name_that_occurs_twice_keeps_no_row() -> None:
-    old = PretrainedHead(
-        {"weight": torch.ones(3, 2), "bias": torch.ones(3)}, ("crane", "crane", "drake")
-    )
-    head = nn.Linear(2, 2)
+    tensors, head = {"weight": torch.ones(3, 2), "bias": torch.ones(3)}, nn.Linear(2, 2)
+    old = PretrainedHead(tensors, ("crane", "crane", "drake"))
     assert copy_rows(head, old, ("crane", "drake")) == ("drake",)
     assert head.weight[1].tolist() == [1, 1] and head.weight[0].tolist() != [1, 1]
 
@@ -89,11 +82,8 @@ def test_a_head_of_ones_own_is_loaded_where_it_fits(tmp_path: Path) -> None:
     torch.manual_seed(1)
     trained = ChannelwiseResNet(4)
     torch.save(trained.state_dict(), tmp_path / "own.pth")
-    options = ModelOptions(
-        backbone="helpers.networks:ChannelwiseResNet",
-        weights=str(tmp_path / "own.pth"),
-        head="builtin",
-    )
+    own = {"backbone": "helpers.networks:ChannelwiseResNet", "head": "builtin"}
+    options = ModelOptions(weights=str(tmp_path / "own.pth"), **own)
     network, report = build_network(options, 4, 64, seed=0)
     assert report.kept_rows == "all" and not report.problems()
     assert torch.equal(network.linear.weight, trained.linear.weight)

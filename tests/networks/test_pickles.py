@@ -17,19 +17,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from helpers.networks import SmallNet
-from helpers.weights_files import State, small_state
+from helpers.weights_files import small_state
 from thawline.errors import CheckpointError
 from thawline.networks.building import build_network
-from thawline.networks.checkpoints import (
-    describe_checkpoint,
-    read_checkpoint,
-)
+from thawline.networks.checkpoints import describe_checkpoint, read_checkpoint
 from thawline.options import ModelOptions
-
-
-@pytest.fixture
-def source() -> State:
-    return small_state()
 
 
 class Creates:
@@ -87,16 +79,12 @@ def malformed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     itself: dict[str, Any] = {}
     itself["model"] = itself
     torch.save(itself, folder / "itself.pth")
-    torch.save({"w": Creates(folder / "created")}, folder / "evil.pth")
-    torch.save(
-        {"w": Creates(folder / "created")},
-        folder / "old_evil.pth",
-        _use_new_zipfile_serialization=False,
-    )
-    (folder / "raw_evil.pth").write_bytes(pickle.dumps(Creates(folder / "created")))
-    (folder / "first_evil.pth").write_bytes(
-        f"(S'touch {folder}/created'\niposix\nsystem\n.".encode()
-    )
+    evil = Creates(folder / "created")
+    torch.save({"w": evil}, folder / "evil.pth")
+    torch.save({"w": evil}, folder / "old_evil.pth", _use_new_zipfile_serialization=False)
+    (folder / "raw_evil.pth").write_bytes(pickle.dumps(evil))
+    first = f"(S'touch {folder}/created'\niposix\nsystem\n."
+    (folder / "first_evil.pth").write_bytes(first.encode())
     return folder
 
 
@@ -123,14 +111,8 @@ RUNS_CODE = (
         ("empty.pth", "{path} is empty. Download it again."),
         ("text.pth", NO_STATE_DICT.replace("REASON", "Weights only load failed")),
         ("text.safetensors", DAMAGED),
-        (
-            "list.pth",
-            NO_TENSORS.format(kind="list", path="{path}"),
-        ),
-        (
-            "no_tensors.pth",
-            NO_TENSORS.format(kind="dict", path="{path}"),
-        ),
+        ("list.pth", NO_TENSORS.format(kind="list", path="{path}")),
+        ("no_tensors.pth", NO_TENSORS.format(kind="dict", path="{path}")),
         ("cut.pth", NO_STATE_DICT),
         ("bomb.pth", COMPRESSED),
         ("small.pth", COMPRESSED),
@@ -143,10 +125,7 @@ RUNS_CODE = (
             " weights: torch.save(torch.jit.load(path).state_dict(), 'weights.pth').",
         ),
         ("photos.pth", NO_STATE_DICT),
-        (
-            "itself.pth",
-            NO_TENSORS.format(kind="dict", path="{path}"),
-        ),
+        ("itself.pth", NO_TENSORS.format(kind="dict", path="{path}")),
         ("evil.pth", RUNS_CODE),
         ("old_evil.pth", RUNS_CODE),
         ("raw_evil.pth", NO_STATE_DICT),
@@ -164,10 +143,8 @@ def test_what_is_no_state_dict_is_refused_before_anything_in_it_runs(
 
 
 @pytest.mark.parametrize("layout", ["zip", "legacy", "safetensors"])
-def test_a_damaged_file_is_read_or_refused_but_never_crashes(
-    tmp_path: Path, source: State, layout: str
-) -> None:
-    path = tmp_path / "damaged.pth"
+def test_a_damaged_file_is_read_or_refused_but_never_crashes(tmp_path: Path, layout: str) -> None:
+    source, path = small_state(), tmp_path / "damaged.pth"
     if layout == "safetensors":
         save_file(source, path)
     else:
@@ -204,16 +181,11 @@ def test_a_whole_pickled_network_needs_trust(tmp_path: Path, legacy: bool, wrap:
 def test_what_a_pickle_would_import_is_told_without_running_it(
     tmp_path: Path, malformed: Path
 ) -> None:
-    told = describe_checkpoint(malformed / "evil.pth")
-    assert told == {
-        "path": str(malformed / "evil.pth"),
-        "bytes": (malformed / "evil.pth").stat().st_size,
-        "kind": "a pickle that runs code",
-        "imports": ["posix.system"],
-    }
+    evil = malformed / "evil.pth"
+    told = {"path": str(evil), "bytes": evil.stat().st_size, "kind": "a pickle that runs code"}
+    assert describe_checkpoint(evil) == {**told, "imports": ["posix.system"]}
     torch.save(SmallNet(), tmp_path / "whole.pt")
     told = describe_checkpoint(tmp_path / "whole.pt")
-    assert (
-        told["kind"] == "a whole pickled network" and "helpers.networks.SmallNet" in told["imports"]
-    )
+    assert told["kind"] == "a whole pickled network"
+    assert "helpers.networks.SmallNet" in told["imports"]
     assert not (malformed / "created").exists()

@@ -38,8 +38,7 @@ def test_stages_run_from_input_to_head_and_hold_every_parameter_once(
     backbone: str, stages: list[str]
 ) -> None:
     size = 160 if backbone == "timm/test_vit" else 64
-    options = ModelOptions(backbone=backbone, weights="none")
-    network, _ = build_network(options, 3, size, seed=0)
+    network, _ = build_network(ModelOptions(backbone=backbone, weights="none"), 3, size, seed=0)
     found = find_stages(network)
     assert list(found) == stages
     held = [name for stage in found.values() for name in stage.parameters]
@@ -61,12 +60,8 @@ def test_pooling_before_the_classifier_belongs_to_the_head() -> None:
 
 def test_the_table_has_parameters_output_and_share_of_computation_of_each_stage() -> None:
     table = stage_table(SmallNet(), 32).set_index("stage")
-    assert table["parameters"].to_dict() == {
-        "stem": 224,
-        "layer1": 600,
-        "layer2": 1200,
-        "head": 170,
-    }
+    parameters = {"stem": 224, "layer1": 600, "layer2": 1200, "head": 170}
+    assert table["parameters"].to_dict() == parameters
     assert list(table["output"]) == ["8×16×16", "8×8×8", "16×4×4", "10"]
     multiply_adds = [27 * 8 * 16**2, 72 * 8 * 8**2, 72 * 16 * 4**2, 16 * 10]
     total = sum(multiply_adds)

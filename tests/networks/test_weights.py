@@ -20,9 +20,7 @@ from helpers.networks import CifarResNet20, SmallNet, TiedNet
 from helpers.weights_files import State, prefixed, small_state
 from thawline.errors import CheckpointError
 from thawline.networks.building import IMAGENET, build_network
-from thawline.networks.checkpoints import (
-    read_checkpoint,
-)
+from thawline.networks.checkpoints import read_checkpoint
 from thawline.networks.classifier import Classifier
 from thawline.networks.weights import LoadReport, adapt_channels, load_backbone
 from thawline.options import ModelOptions
@@ -157,10 +155,9 @@ def test_a_stem_for_other_channels_is_adapted_and_said_so(
 ) -> None:
     torch.manual_seed(1)
     trained = CifarResNet20(in_channels=channels).eval()
-    torch.save(trained.state_dict(), tmp_path / "stem.pth")
-    options = ModelOptions(
-        backbone="helpers.networks:CifarResNet20", weights=str(tmp_path / "stem.pth")
-    )
+    stem = tmp_path / "stem.pth"
+    torch.save(trained.state_dict(), stem)
+    options = ModelOptions(backbone="helpers.networks:CifarResNet20", weights=str(stem))
     network, report = build_network(options, 10, 32, seed=0)
     assert report.stem == said and said in str(report) and not report.problems()
     gray = torch.randn(2, 1, 32, 32)
@@ -179,19 +176,14 @@ def test_an_expanded_stem_does_not_fill_the_memory(tmp_path: Path, source: State
 def test_the_network_in_the_documentation_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blocks = re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs" / "checkpoints.md").read_text(), re.S
-    )
+    page = (ROOT / "docs" / "checkpoints.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
     (tmp_path / "my_networks.py").write_text(next(b for b in blocks if "class Block" in b))
     monkeypatch.syspath_prepend(tmp_path)
     trained = CifarResNet20().state_dict()
     torch.save({"state_dict": prefixed(trained, "module.")}, tmp_path / "resnet20.th")
-    options = ModelOptions(
-        backbone="my_networks:ChannelwiseResNet",
-        weights=str(tmp_path / "resnet20.th"),
-        head="builtin",
-        backbone_kwargs={"stem_stride": 1},
-    )
+    own = {"backbone": "my_networks:ChannelwiseResNet", "backbone_kwargs": {"stem_stride": 1}}
+    options = ModelOptions(weights=str(tmp_path / "resnet20.th"), head="builtin", **own)
     network, report = build_network(options, 3, 32, seed=0)
     assert report.unexpected == ("module.linear.weight", "module.linear.bias")
     assert not report.missing and not report.reshaped
@@ -208,6 +200,5 @@ def test_a_resnet20_that_others_trained_gives_its_accuracy() -> None:
     names = tuple(sorted({path.parent.name for path in images}))
     answers = classify(Classifier(network, names, preprocessing, options), images)
     assert len(images) == 1000
-    assert (answers["label"] == pd.Series([p.parent.name for p in images])).mean() == pytest.approx(
-        0.804, abs=0.002
-    )
+    is_right = answers["label"] == pd.Series([p.parent.name for p in images])
+    assert is_right.mean() == pytest.approx(0.804, abs=0.002)

@@ -12,14 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from conftest import child_process
-from thawline.data.loading import ImageView
+from thaw.numbered_entries import FULL, assert_read, keys_of, write
 from thawline.thaw.cache import ActivationCache
-from thawline.thaw.partition import CachePartition
-
-FULL = 10.0  # GB
 
 
 @pytest.fixture
@@ -27,31 +23,8 @@ def store(tmp_path: Path) -> ActivationCache:
     return ActivationCache(tmp_path / "activations", FULL)
 
 
-def keys_of(numbers: list[int]) -> list[bytes]:
-    return [ImageView("", f"{number:064x}", number % 3 or None).key for number in numbers]
-
-
-def tensors_of(numbers: list[int]) -> tuple[Tensor, Tensor]:
-    """Return two tensors a number that tell it from any other."""
-    values = torch.tensor(numbers, dtype=torch.float32)
-    return (
-        values[:, None, None, None].expand(-1, 2, 3, 3).contiguous(),
-        values[:, None].to(torch.bfloat16),
-    )
-
-
-def assert_read(partition: CachePartition, numbers: list[int]) -> None:
-    is_known, tensors = partition.read(keys_of(numbers))
-    assert is_known.all()
-    for found, expected in zip(tensors, tensors_of(numbers), strict=True):
-        assert found.dtype == expected.dtype
-        assert torch.equal(found, expected)
-
-
 def test_another_description_is_another_partition(store: ActivationCache) -> None:
-    partition = store.partition({"holds": "numbers", "seed": 0})
-    partition.add(keys_of([1]), tensors_of([1]))
-    partition.flush()
+    write(store.partition({"holds": "numbers", "seed": 0}), [1])
     assert store.partition({"seed": 0, "holds": "numbers"}).contains(keys_of([1])).all()
     assert not store.partition({"seed": 1, "holds": "numbers"}).contains(keys_of([1])).any()
 
@@ -64,13 +37,11 @@ def test_the_least_recently_used_goes_first_and_the_bound_holds(
     store = ActivationCache(tmp_path, max_gb=0.0035)
     partition = store.partition({"holds": "zeros"})
     for number in range(3):
-        partition.add(keys_of([number]), [one])
-        partition.flush()
+        write(partition, [number], [one])
         time.sleep(0.01)
     again = store.partition({"holds": "zeros"})
     again.read(keys_of([0]))  # now 1 is the oldest
-    partition.add(keys_of([3]), [one])
-    partition.flush()
+    write(partition, [3], [one])
     left = store.partition({"holds": "zeros"})
     (said,) = [m for m in caplog.messages if "evicting" in m]
     assert re.fullmatch(rf"0\.0035 GB limit: evicting {tmp_path}/.+\.safetensors", said)
@@ -81,9 +52,7 @@ def test_the_least_recently_used_goes_first_and_the_bound_holds(
 
 
 def test_what_a_killed_process_left_is_never_read_and_later_removed(store: ActivationCache) -> None:
-    partition = store.partition({"holds": "numbers"})
-    partition.add(keys_of([1]), tensors_of([1]))
-    partition.flush()
+    write(store.partition({"holds": "numbers"}), [1])
     folder = next(store.folder.glob("*"))
     old, new = folder / "old.unfinished", folder / "new.unfinished"
     for file in (old, new):
@@ -97,14 +66,12 @@ def test_what_a_killed_process_left_is_never_read_and_later_removed(store: Activ
 def test_contents_name_what_is_there_and_empty_removes_it(store: ActivationCache) -> None:
     assert store.contents().empty
     partition = store.partition({"holds": "ResNet up to flatten, random views"})
-    partition.add(keys_of([1, 2]), tensors_of([1, 2]))
-    partition.flush()
+    write(partition, [1, 2])
     (row,) = store.contents().to_dict("records")
     assert (row["holds"], row["entries"]) == ("ResNet up to flatten, random views", 2)
     store.clear()
     assert store.contents().empty and not store.folder.exists()
-    partition.add(keys_of([3]), tensors_of([3]))  # whoever trains goes on
-    partition.flush()
+    write(partition, [3])  # whoever trains goes on
     assert_read(store.partition({"holds": "ResNet up to flatten, random views"}), [3])
 
 
@@ -113,8 +80,7 @@ def test_contents_say_how_much_there_is_and_when_it_was_last_used(store: Activat
         partition = store.partition({"holds": holds})
         for number in range(count):
             before = {*store.folder.glob("*/*")}
-            partition.add(keys_of([number]), [torch.zeros(1, 85_000)])  # 0.34 MB
-            partition.flush()
+            write(partition, [number], [torch.zeros(1, 85_000)])  # 0.34 MB
             (new,) = {*store.folder.glob("*/*")} - before
             os.utime(new, (0, 1000.5 + number))
     (store.folder / "a file").touch()
@@ -122,9 +88,8 @@ def test_contents_say_how_much_there_is_and_when_it_was_last_used(store: Activat
     rows = store.contents().set_index("holds")[["entries", "MB", "last used"]]
     assert rows.loc["zeros"].tolist() == [1, 0.3, datetime.fromtimestamp(1000)]
     assert rows.loc["ones"].tolist() == [2, 0.7, datetime.fromtimestamp(1001)]
-    assert sorted(store.contents()["partition"]) == sorted(
-        {path.parent.name[:8] for path in store.folder.glob("*/*")}
-    )
+    folders = {path.parent.name[:8] for path in store.folder.glob("*/*")}
+    assert sorted(store.contents()["partition"]) == sorted(folders)
 
 
 def test_the_disk_is_measured_and_nothing_is_left_on_it(store: ActivationCache) -> None:
@@ -149,9 +114,7 @@ def test_another_user_reads_what_was_stored_and_cannot_remove_it() -> None:
     with tempfile.TemporaryDirectory() as folder:  # that of pytest is closed to others
         Path(folder).chmod(0o755)
         store = ActivationCache(Path(folder), FULL)
-        partition = store.partition({"holds": "numbers"})
-        partition.add(keys_of([1, 2]), tensors_of([1, 2]))
-        partition.flush()
+        write(store.partition({"holds": "numbers"}), [1, 2])
         child = child_process(_read_as_another_user, store)
         child.start()
         child.join()

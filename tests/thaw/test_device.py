@@ -9,9 +9,7 @@ import pytest
 import torch
 
 from conftest import child_process
-from helpers.training import (
-    options,
-)
+from helpers.training import options
 from thawline.errors import ParameterError
 from thawline.thaw.device import keep_freed_memory, make_accelerator
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import time
 import weakref
@@ -24,28 +25,24 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from conftest import child_process
-from helpers.training import parameters
+from helpers.training import network_of, parameters, transforms
+from thaw.numbered_entries import FULL, tensors_of
 from thawline.data import atomic_write, loading
 from thawline.data.decoding import CODEC_VERSIONS, hash_files
 from thawline.data.loading import ImageView, ViewLoader, evaluation_images
 from thawline.data.transforms import DECODING_VERSION, NO_AUGMENTATION, build_transforms
 from thawline.errors import DataError
-from thawline.networks.building import IMAGENET, build_network
-from thawline.options import AugmentationOptions, ModelOptions, Phase, TransformOptions
+from thawline.networks.building import IMAGENET
+from thawline.options import AugmentationOptions, Phase, TransformOptions
 from thawline.thaw import features as activations
 from thawline.thaw import partition
 from thawline.thaw.cache import NO_CACHE, ActivationCache, Cost, fastest_that_fits
 from thawline.thaw.device import Accelerator
-from thawline.thaw.features import (
-    ACTIVATIONS,
-    NOTHING,
-    VIEWS,
-    FeatureLoader,
-    merge,
-)
+from thawline.thaw.features import ACTIVATIONS, NOTHING, VIEWS, FeatureLoader, merge
 from thawline.thaw.freezing import freeze_layers
-from thawline.thaw.line import split_at_thaw_line
+from thawline.thaw.line import ThawLine, split_at_thaw_line
 from thawline.thaw.partition import CachePartition
+from thawline.training import setup as training_setup
 from thawline.training.loop import train
 from thawline.training.progress import TrainingResult
 from thawline.training.setup import prepare
@@ -53,21 +50,13 @@ from thawline.training.setup import prepare
 HEAD = Phase(trainable={"last": 1}, epochs=4, lr=0.01)
 TWO_STAGES = Phase(trainable={"last": 2}, epochs=2, lr=0.01)
 ALL = Phase(trainable="all", epochs=2, lr=0.003)
-FULL = 10.0  # GB
+SLOW_LITE0 = pytest.param("timm/tf_efficientnet_lite0", marks=pytest.mark.slow)
+SLOW_V2_S = pytest.param("efficientnet_v2_s", marks=pytest.mark.slow)
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> ActivationCache:
     return ActivationCache(tmp_path / "activations", FULL)
-
-
-def tensors_of(numbers: list[int]) -> tuple[Tensor, Tensor]:
-    """Return two tensors a number that tell it from any other."""
-    values = torch.tensor(numbers, dtype=torch.float32)
-    return (
-        values[:, None, None, None].expand(-1, 2, 3, 3).contiguous(),
-        values[:, None].to(torch.bfloat16),
-    )
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=20))
@@ -104,10 +93,7 @@ def test_what_fits_and_costs_least_is_kept(
     costs = {NOTHING: Cost(0, nothing), **costs}
     chosen = costs[fastest_that_fits(costs, entries, max_bytes)]
     assert chosen.bytes * entries <= max_bytes
-    assert all(
-        cost.seconds >= chosen.seconds or cost.bytes * entries > max_bytes
-        for cost in costs.values()
-    )
+    assert all(c.seconds >= chosen.seconds or c.bytes * entries > max_bytes for c in costs.values())
 
 
 def test_activations_no_larger_than_views_are_kept_without_weighing(
@@ -120,18 +106,13 @@ def test_activations_no_larger_than_views_are_kept_without_weighing(
     assert caplog.messages.count(said) == 1
     (row,) = setting.store.contents().to_dict("records")
     assert row["holds"] == "SmallNet up to flatten, evaluation views"
-    setting.network = network_of(backbone="resnet18")
+    setting.network = network_of("resnet18")
     setting.phase = Phase(trainable={"last": 4}, epochs=1, lr=1)
     with pytest.raises(TypeError):  # here there is something to weigh
         setting.load()
 
 
 # The loader
-
-
-def network_of(seed: int = 0, backbone: str = "helpers.networks:SmallNet") -> nn.Module:
-    options = ModelOptions(backbone=backbone, weights="none")
-    return build_network(options, 2, 32, seed)[0]
 
 
 class Setting:
@@ -167,12 +148,8 @@ class Setting:
 @pytest.fixture
 def setting(store: ActivationCache, photos: Path, tmp_path: Path) -> Setting:
     """Return copies of five photographs, and the rest."""
-    paths = []
-    for source in sorted(photos.glob("*/*.jpg"))[:5]:
-        target = tmp_path / source.name
-        target.write_bytes(source.read_bytes())
-        paths.append(str(target))
-    return Setting(store, paths)
+    sources = sorted(photos.glob("*/*.jpg"))[:5]
+    return Setting(store, [str(shutil.copy(source, tmp_path)) for source in sources])
 
 
 def test_a_second_time_nothing_is_computed_and_all_is_the_same(setting: Setting) -> None:
@@ -317,7 +294,7 @@ def test_what_vanishes_from_the_disk_in_mid_epoch_is_computed_again(
 
 
 def test_an_image_file_that_vanished_before_the_first_is_decoded_is_named(setting: Setting) -> None:
-    setting.network = network_of(backbone="resnet18")  # whose activations are larger than a view
+    setting.network = network_of("resnet18")  # whose activations are larger than a view
     setting.phase = Phase(trainable={"last": 4}, epochs=1, lr=1)
     setting.before_loading = Path(setting.paths[0]).unlink
     with pytest.raises(DataError, match=rf"{setting.paths[0]}: .*FileNotFoundError"):
@@ -344,7 +321,7 @@ def test_the_choice_never_shows_in_what_is_yielded(
     setting: Setting, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Four stages of ResNet-18 are trained: what layer1 yields is larger than a view.
-    setting.network = network_of(backbone="resnet18")
+    setting.network = network_of("resnet18")
     setting.phase = Phase(trainable={"last": 4}, epochs=1, lr=1)
     setting.dtype = torch.bfloat16
     results = []
@@ -454,10 +431,8 @@ def run(
     **changes: object,
 ) -> TrainingResult:
     transforms = build_transforms(TransformOptions(size=32), IMAGENET, seed, augmentation)
-    network = network_of(backbone=backbone)
-    setup = prepare(
-        parameters(seed, views, **changes), network, splits, transforms, store or NO_CACHE
-    )
+    chosen = parameters(seed, views, **changes)
+    setup = prepare(chosen, network_of(backbone), splits, transforms, store or NO_CACHE)
     return train(setup, phases)
 
 
@@ -467,13 +442,7 @@ def assert_same(first: TrainingResult, second: TrainingResult) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize(
-    "backbone",
-    [
-        "helpers.networks:SmallNet",
-        pytest.param("timm/tf_efficientnet_lite0", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("backbone", ["helpers.networks:SmallNet", SLOW_LITE0])
 def test_with_and_without_the_store_the_weights_are_equal(
     splits: pd.DataFrame, store: ActivationCache, precision: str, backbone: str
 ) -> None:
@@ -499,13 +468,9 @@ def test_with_a_policy_the_store_changes_no_weight_and_other_policies_do_not_rea
 
 
 # The first operation above the line of each of these writes to its input.
-IN_PLACE = (
-    "efficientnet_b0", "mobilenet_v3_small", "mnasnet0_5",
-    pytest.param("efficientnet_v2_s", marks=pytest.mark.slow),
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("backbone", IN_PLACE)
+@pytest.mark.parametrize(
+    "backbone", ["efficientnet_b0", "mobilenet_v3_small", "mnasnet0_5", SLOW_V2_S]
+)
 def test_dropout_in_place_above_the_line_leaves_cached_activations_as_they_are(
     splits: pd.DataFrame, store: ActivationCache, backbone: str
 ) -> None:
@@ -538,14 +503,10 @@ def test_the_line_changes_weights_by_rounding_only(
 ) -> None:
     # Adam divides by the gradient's size, so that rounding alone can turn a step's sign; and batch
     # norm over eight small images multiplies it.
-    norm = {"batch_norm": "eval"}
     kwargs = {"backbone": "resnet18", "optimizer": "sgd"}
-    phases = [phase.model_copy(update=norm) for phase in (HEAD, TWO_STAGES)]
+    phases = [phase.model_copy(update={"batch_norm": "eval"}) for phase in (HEAD, TWO_STAGES)]
     split = run(splits, store, *phases, **kwargs)
-    from thawline.thaw.line import ThawLine
-    from thawline.training import setup
-
-    monkeypatch.setattr(setup, "split_at_thaw_line", lambda n, _: ThawLine(None, n, n))
+    monkeypatch.setattr(training_setup, "split_at_thaw_line", lambda n, _: ThawLine(None, n, n))
     whole = run(splits, None, *phases, **kwargs)
     for name, tensor in whole.last.items():
         torch.testing.assert_close(split.last[name], tensor, atol=1e-5, rtol=1e-3)
@@ -562,8 +523,7 @@ def test_a_view_is_computed_in_the_epoch_that_first_needs_it(
         random_views = contents["holds"].str.contains("random")
         seen.append(int(contents.loc[random_views, "entries"].sum()))
 
-    transforms = build_transforms(TransformOptions(size=32), IMAGENET)
-    setup = prepare(parameters(views=views), network_of(), splits, transforms, store)
+    setup = prepare(parameters(views=views), network_of(), splits, transforms(), store)
     train(setup, [HEAD], on_epoch=count)
     assert [b - a for a, b in zip([0, *seen], seen, strict=False)] == computed
 

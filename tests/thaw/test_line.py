@@ -44,18 +44,17 @@ def network_of(backbone: str) -> nn.Module:
     options = ModelOptions(backbone=backbone, weights="none", backbone_kwargs=arguments)
     network, _ = build_network(options, 3, SIZE, seed=0)
     for module in network.modules():
-        if (
-            isinstance(module, nn.BatchNorm2d) and module.affine
-        ):  # so that folding has something to fold
+        if isinstance(module, nn.BatchNorm2d) and module.affine:  # so that there is much to fold
             nn.init.uniform_(module.running_mean, -0.2, 0.2)
             nn.init.uniform_(module.running_var, 0.5, 2)
             nn.init.uniform_(module.weight, 0.5, 1.5)
     return network.double()  # gradients through the batch norm of three images multiply rounding
 
 
-def frozen(backbone: str, *trainable: str, batch_norm: str = "train") -> nn.Module:
+def frozen(backbone: str, *names: str, trainable: object = (), **options: str) -> nn.Module:
+    """Return a network of which what has some names is trained, or what else a phase names."""
     network = network_of(backbone)
-    freeze_layers(network, Phase(trainable=trainable, epochs=1, lr=1, batch_norm=batch_norm))
+    freeze_layers(network, Phase(trainable=trainable or names, epochs=1, lr=1, **options))
     return network
 
 
@@ -139,9 +138,7 @@ def test_a_line_inside_a_residual_block_is_crossed_by_two_tensors() -> None:
     ],
 )
 def test_what_is_frozen_first_lies_below(backbone: str, trainable: dict, crossing: str) -> None:
-    network = network_of(backbone)
-    freeze_layers(network, Phase(trainable=trainable, epochs=1, lr=1))
-    line = split_at_thaw_line(network, SIZE)
+    line = split_at_thaw_line(frozen(backbone, trainable=trainable), SIZE)
     assert line.boundary == (crossing,)
     used = {node.target for node in line.below.graph.nodes if node.op == "call_module"}
     assert not any(isinstance(line.below.get_submodule(n), nn.BatchNorm2d) for n in used)
@@ -153,7 +150,6 @@ def test_training_above_trains_the_network_and_leaves_below_alone() -> None:
     line = split_at_thaw_line(network, SIZE)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     crossing = line.below(images())
-    torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1.0)
     for p in network.parameters():
         if p.requires_grad:
             p.data += 1
@@ -165,8 +161,7 @@ def test_training_above_trains_the_network_and_leaves_below_alone() -> None:
 
 
 def test_with_nothing_frozen_the_images_cross() -> None:
-    network = network_of("helpers.networks:ResidualNet")
-    freeze_layers(network, Phase(trainable="all", epochs=1, lr=1))
+    network = frozen("helpers.networks:ResidualNet", trainable="all")
     line = split_at_thaw_line(network, SIZE)
     assert line.below is None and line.above_train is network
 
@@ -284,11 +279,9 @@ def test_the_parts_answer_for_any_number_of_images(
     line = split_at_thaw_line(network, SIZE)
     assert torch.equal(torch.get_rng_state(), state)
     assert line.boundary == crossing
-    for count in (1, 4, 7):
+    for batch in map(images, (1, 4, 7)):
         for training in (True, False):
-            torch.testing.assert_close(
-                together(line, images(count), training), network(images(count))
-            )
+            torch.testing.assert_close(together(line, batch, training), network(batch))
 
 
 @pytest.mark.parametrize(("size", "splits"), [(2, True), (3, False), (8, False)])
@@ -347,10 +340,7 @@ def test_parts_that_are_not_the_network_are_not_used_and_the_log_says_why(
 def test_what_cannot_be_traced_stays_whole_and_the_log_says_why(
     backbone: str, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    network = frozen(backbone, "head")
-    with caplog.at_level(logging.WARNING):
-        line = split_at_thaw_line(network, SIZE)
-    assert line.below is None
+    assert split_at_thaw_line(frozen(backbone, "head"), SIZE).below is None
     name = backbone.removeprefix("helpers.networks:")
     assert re.search(rf"every epoch: {name} cannot be traced \({reason}\)$", *warnings_in(caplog))
 
@@ -375,8 +365,7 @@ def test_a_gpu_that_would_round_to_tf32_refuses_no_line(monkeypatch: pytest.Monk
     freeze_layers(network, Phase(trainable=["head"], epochs=1, lr=1))
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     with EmulatedTf32():
-        line = split_at_thaw_line(network, SIZE)
-    assert line.below is not None
+        assert split_at_thaw_line(network, SIZE).below is not None
 
 
 def test_training_and_evaluation_compute_float32_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -386,9 +375,7 @@ def test_training_and_evaluation_compute_float32_in_full(monkeypatch: pytest.Mon
 
 
 def test_parts_that_differ_in_training_alone_are_not_used(caplog: pytest.LogCaptureFixture) -> None:
-    network = frozen("helpers.networks:LateReader", "head")
-    with caplog.at_level(logging.WARNING):
-        line = split_at_thaw_line(network, SIZE)
+    line = split_at_thaw_line(frozen("helpers.networks:LateReader", "head"), SIZE)
     assert line.below is None and "the two parts' outputs differ from its own by" in caplog.text
 
 
@@ -405,7 +392,6 @@ class ActivatedNorm(nn.BatchNorm2d):
     """A batch norm that also activates, of a network's own."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return what is normalized and positive."""
         return super().forward(input).relu()
 
 
@@ -439,8 +425,7 @@ def test_batch_norm_is_folded_with_what_follows_in_it_or_not_at_all(
 def test_folding_a_trained_batch_norm_that_keeps_its_statistics_gives_the_same_gradients(
     backbone: str,
 ) -> None:
-    network = network_of(backbone)
-    freeze_layers(network, Phase(trainable={"last": 3}, epochs=1, lr=1, batch_norm="eval"))
+    network = frozen(backbone, trainable={"last": 3}, batch_norm="eval")
     line = split_at_thaw_line(network, SIZE)
     folded = fold_kept_batch_norm(line.above_train)
     assert sum(isinstance(module, ConvBatchNorm) for module in folded.modules()) > 3
@@ -468,13 +453,11 @@ class KeywordNet(nn.Module):
     """A network that calls a module by keyword alone."""
 
     def __init__(self, conv: nn.Module) -> None:
-        """Take a convolution from 3 to 4 channels."""
         super().__init__()
         self.stem, self.conv = nn.Conv2d(3, 3, 1), conv
         self.norm, self.fc = nn.BatchNorm2d(4), nn.Linear(4, 2)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (N, 2)."""
         return self.fc(input=self.norm(self.conv(self.stem(images))).mean(dim=(2, 3)))
 
 

@@ -17,40 +17,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
+from thaw.numbered_entries import FULL, assert_read, keys_of, tensors_of, write
 from thawline.data.loading import ImageView
 from thawline.thaw import partition as shards
 from thawline.thaw.cache import ActivationCache
-from thawline.thaw.partition import CachePartition
-
-FULL = 10.0  # GB
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> ActivationCache:
     return ActivationCache(tmp_path / "activations", FULL)
-
-
-def keys_of(numbers: list[int]) -> list[bytes]:
-    return [ImageView("", f"{number:064x}", number % 3 or None).key for number in numbers]
-
-
-def tensors_of(numbers: list[int]) -> tuple[Tensor, Tensor]:
-    """Return two tensors a number that tell it from any other."""
-    values = torch.tensor(numbers, dtype=torch.float32)
-    return (
-        values[:, None, None, None].expand(-1, 2, 3, 3).contiguous(),
-        values[:, None].to(torch.bfloat16),
-    )
-
-
-def assert_read(partition: CachePartition, numbers: list[int]) -> None:
-    is_known, tensors = partition.read(keys_of(numbers))
-    assert is_known.all()
-    for found, expected in zip(tensors, tensors_of(numbers), strict=True):
-        assert found.dtype == expected.dtype
-        assert torch.equal(found, expected)
 
 
 @given(
@@ -64,8 +40,7 @@ def test_entries_come_back_in_any_order_and_in_another_process_too(
     store = ActivationCache(tmp_path_factory.mktemp("store"), FULL)
     partition = store.partition({"holds": "numbers"})
     for batch in batches:
-        partition.add(keys_of(batch), tensors_of(batch))
-        partition.flush()
+        write(partition, batch)
     known = sorted({number for batch in batches for number in batch})
     order.shuffle(known)
     for one in (partition, ActivationCache(store.folder, FULL).partition({"holds": "numbers"})):
@@ -79,8 +54,7 @@ def test_entries_come_back_in_any_order_and_in_another_process_too(
 
 def test_more_than_ten_tensors_keep_their_order(store: ActivationCache) -> None:
     partition = store.partition({"holds": "many"})
-    partition.add(keys_of([1]), [torch.full((1,), idx) for idx in range(12)])
-    partition.flush()
+    write(partition, [1], [torch.full((1,), idx) for idx in range(12)])
     assert [tensor.item() for tensor in partition.read(keys_of([1]))[1]] == [*range(12)]
 
 
@@ -89,8 +63,7 @@ def test_a_damaged_shard_is_removed_and_the_rest_still_read(
 ) -> None:
     partition = store.partition({"holds": "numbers"})
     for number in (1, 2):
-        partition.add(keys_of([number]), tensors_of([number]))
-        partition.flush()
+        write(partition, [number])
     damaged = sorted(store.folder.glob("*/*.safetensors"))[0]
     damaged.write_bytes(damaged.read_bytes()[:-20])
     with caplog.at_level(logging.WARNING):
@@ -131,8 +104,7 @@ def test_entries_wait_until_there_are_enough_of_them(
 
 def test_entries_of_another_process_are_found_after_a_refresh(store: ActivationCache) -> None:
     partition, again = (store.partition({"holds": "numbers"}) for _ in range(2))
-    partition.add(keys_of([5, 1]), tensors_of([5, 1]))
-    partition.flush()
+    write(partition, [5, 1])
     assert not again.contains(keys_of([5])).any()
     again.refresh()
     assert_read(again, [5, 1])
@@ -175,8 +147,7 @@ def test_more_shards_than_may_be_open_are_all_read(
     monkeypatch.setattr(shards, "MAX_OPEN_SHARDS", 2)
     partition = store.partition({"holds": "numbers"})
     for number in range(7):
-        partition.add(keys_of([number]), tensors_of([number]))
-        partition.flush()
+        write(partition, [number])
     assert_read(partition, [6, 0, 5, 1, 4, 2, 3])
     assert_read(partition, [0, 1, 2, 3, 4, 5, 6])
 
@@ -186,8 +157,7 @@ def test_a_process_that_may_open_few_files_reads_all_and_forgets_none(
 ) -> None:
     partition = store.partition({"holds": "few files"})
     for number in range(20):
-        partition.add(keys_of([number]), tensors_of([number]))
-        partition.flush()
+        write(partition, [number])
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     opened = max(int(file.name) for file in Path("/dev/fd").iterdir())
     resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 5, limits[1]))
@@ -207,8 +177,7 @@ def test_a_shard_that_a_network_file_system_lost_is_as_one_that_was_evicted(
             raise OSError(errno.ESTALE, "Stale file handle")
 
     partition = store.partition({"holds": "stale"})
-    partition.add(keys_of([1]), tensors_of([1]))
-    partition.flush()
+    write(partition, [1])
     monkeypatch.setattr(shards, "FileIO", Stale)
     assert not partition.read(keys_of([1]))[0].any()
     assert not partition.contains(keys_of([1])).any()
@@ -217,9 +186,7 @@ def test_a_shard_that_a_network_file_system_lost_is_as_one_that_was_evicted(
 def test_files_have_the_mode_that_the_umask_gives_them(tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:
-        partition = ActivationCache(tmp_path, FULL).partition({"holds": "numbers"})
-        partition.add(keys_of([1]), tensors_of([1]))
-        partition.flush()
+        write(ActivationCache(tmp_path, FULL).partition({"holds": "numbers"}), [1])
     finally:
         os.umask(before)
     (shard,) = tmp_path.glob("*/*.safetensors")

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers.training import network_of, options, parameters, transforms
+from helpers.training import network_of, options, parameters, same, transforms
 from thawline.data.decoding import hash_files
 from thawline.data.loading import ImageView
 from thawline.data.transforms import evaluation_view, normalize
@@ -22,6 +22,7 @@ from thawline.training import loop
 from thawline.training.setup import prepare
 
 SIZE = 64
+SLOW_VIT = pytest.param("timm/vit_tiny_patch16_224", marks=pytest.mark.slow)
 
 
 @pytest.fixture
@@ -40,20 +41,13 @@ def test_every_stage_is_pooled_in_one_pass_that_the_cache_keeps(
     features = stage_features(network, images, transforms(SIZE), options(), cache)
     assert list(features) == list(find_stages(network))[:-1]
     assert {len(columns) for columns in features.values()} == {len(images)}
-    after = network.state_dict()
-    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert same(before, network.state_dict())
     assert cache.contents()["entries"].sum() == len(images)
     again = stage_features(network, images, transforms(SIZE), options(), cache)
     assert all((again[stage] == features[stage]).all() for stage in features)
 
 
-@pytest.mark.parametrize(
-    "backbone",
-    [
-        "timm/tf_efficientnet_lite0",
-        pytest.param("timm/vit_tiny_patch16_224", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("backbone", ["timm/tf_efficientnet_lite0", SLOW_VIT])
 def test_a_head_on_all_stages_has_left_the_same_features_in_the_store(
     splits: pd.DataFrame, images: list[ImageView], tmp_path: Path, backbone: str
 ) -> None:
@@ -75,21 +69,16 @@ def test_a_head_on_all_stages_has_left_the_same_features_in_the_store(
         np.testing.assert_allclose(found[stage], expected[stage], rtol=0.05, atol=0.02)
 
 
-@pytest.mark.parametrize(
-    ("shape", "width"), [((2, 3, 4, 4), 3), ((2, 4, 4, 3), 3), ((2, 5, 3), 3), ((2, 3), 3)]
-)
-def test_outputs_of_every_layout_are_pooled_to_one_vector(
-    shape: tuple[int, ...], width: int
-) -> None:
+@pytest.mark.parametrize("shape", [(2, 3, 4, 4), (2, 4, 4, 3), (2, 5, 3), (2, 3)])
+def test_outputs_of_every_layout_are_pooled_to_one_vector(shape: tuple[int, ...]) -> None:
     output = torch.arange(torch.Size(shape).numel(), dtype=torch.float32).reshape(shape)
     pooled = pool(output)
-    assert pooled.shape == (2, width)
+    assert pooled.shape == (2, 3)
     torch.testing.assert_close(pooled.mean(1), output.flatten(1).mean(1))
 
 
 def test_the_last_stage_s_features_are_what_the_head_sees(images: list[ImageView]) -> None:
-    network, _ = build_network(ModelOptions(backbone="resnet18", weights="none"), 2, SIZE, seed=0)
-    preprocessing = transforms(SIZE).preprocessing
+    network, preprocessing = network_of("resnet18"), transforms(SIZE).preprocessing
     features = stage_features(network, images, transforms(SIZE), options())
     views = torch.stack([evaluation_view(image.path, preprocessing) for image in images])
     seen = []

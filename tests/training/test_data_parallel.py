@@ -17,38 +17,32 @@ import torch.distributed as dist
 from torch import nn
 
 from conftest import child_process
-from helpers.training import parameters
-from thawline.data.transforms import build_transforms
-from thawline.networks.building import IMAGENET, build_network
-from thawline.options import ModelOptions, Phase, TransformOptions
+from helpers.training import (
+    EVERYTHING,
+    FROZEN_NORM,
+    HEAD,
+    network_of,
+    parameters,
+    transforms,
+    without_dropout,
+)
+from thawline.options import Phase
 from thawline.thaw.cache import ActivationCache
 from thawline.training import data_parallel
 from thawline.training.loop import train
 from thawline.training.setup import prepare
 
 WORKERS = 2
-HEAD = Phase(trainable={"last": 1}, epochs=2, lr=0.01)
-ALL = Phase(trainable="all", epochs=2, lr=0.003)
-FROZEN_NORM = ALL.model_copy(update={"batch_norm": "eval"})
-WEIGHED = {
-    "class_weights": "balanced",
-    "gradient_accumulation_steps": 2,
-    "clip_norm": 0.5,
-    "ema_decay": 0.9,
-}
+WEIGHED = {"class_weights": "balanced", "gradient_accumulation_steps": 2}
+WEIGHED |= {"clip_norm": 0.5, "ema_decay": 0.9}
+SLOW_RESNET = pytest.param("timm/resnet10t", {}, marks=pytest.mark.slow)
 
 
 def run(splits: pd.DataFrame, folder: Path, backbone: str, phase: Phase, changes: dict) -> Any:
     """Train without dropout, of which every worker draws its own."""
-    model = ModelOptions(backbone=backbone, weights="none")
-    network, _ = build_network(model, 2, 32, 0)
-    for module in network.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+    network, store = without_dropout(network_of(backbone)), ActivationCache(folder / "store", 1)
     chosen = parameters(views=2, **{"batch_size": 10, "optimizer": "sgd", **changes})
-    transforms = build_transforms(TransformOptions(size=32), IMAGENET)
-    store = ActivationCache(folder / "store", 1)
-    return train(prepare(chosen, network, splits, transforms, store), [HEAD, phase])
+    return train(prepare(chosen, network, splits, transforms(), store), [HEAD, phase])
 
 
 def meet(rank: int, folder: Path) -> None:
@@ -80,11 +74,7 @@ def on_workers(target: Callable[..., None], folder: Path, *arguments: Any) -> li
 
 
 @pytest.mark.parametrize(
-    ("backbone", "changes"),
-    [
-        ("helpers.networks:SmallNet", WEIGHED),
-        pytest.param("timm/resnet10t", {}, marks=pytest.mark.slow),
-    ],
+    ("backbone", "changes"), [("helpers.networks:SmallNet", WEIGHED), SLOW_RESNET]
 )
 def test_two_workers_learn_what_one_does(
     splits: pd.DataFrame, tmp_path: Path, backbone: str, changes: dict
@@ -104,7 +94,8 @@ def test_where_batch_norm_sees_shares_workers_hold_the_same_network_all_the_same
 ) -> None:
     images = int((splits["split"] == "train").sum())
     changes = {"ema_decay": 0.9, "batch_size": images - 3}  # three are too few for two workers
-    (last, best, _), other = on_workers(_work, tmp_path, splits, "timm/resnet10t", ALL, changes)
+    arguments = (splits, "timm/resnet10t", EVERYTHING, changes)
+    (last, best, _), other = on_workers(_work, tmp_path, *arguments)
     assert all(torch.equal(tensor, other[0][name]) for name, tensor in last.items())
     assert all(torch.equal(tensor, other[1][name]) for name, tensor in best.items())
 

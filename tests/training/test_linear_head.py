@@ -13,10 +13,10 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from helpers.training import network_of, prepared, run, same, transforms
+from helpers.training import network_of, parameters, prepared, run, same, transforms
 from thawline.networks.all_stages import find_all_stages
 from thawline.networks.stages import find_stages
-from thawline.options import Phase
+from thawline.options import ModelOptions, Phase
 from thawline.training import linear_head, logistic_regression
 from thawline.training.logistic_regression import (
     C_PATH,
@@ -66,10 +66,9 @@ def test_a_fit_is_scikit_learn_s(
     line = fit(components, labels, strength, loss, start_of(components, 3))
     standardized = (features - features.mean(0)) / features.std(0, correction=0)
     own = weights * len(labels) / weights[labels].sum()
-    theirs = LogisticRegression(
-        C=strength, tol=1e-8, max_iter=10_000, class_weight=dict(enumerate(own.tolist()))
-    ).fit(standardized.double().numpy(), labels.numpy())
-    probabilities = theirs.predict_proba(standardized.double().numpy())
+    inputs, own = standardized.double().numpy(), dict(enumerate(own.tolist()))
+    theirs = LogisticRegression(C=strength, tol=1e-8, max_iter=10_000, class_weight=own)
+    probabilities = theirs.fit(inputs, labels.numpy()).predict_proba(inputs)
     found = line(components).softmax(dim=1).numpy()
     np.testing.assert_allclose(found, probabilities, atol=2e-3)
 
@@ -107,7 +106,7 @@ def test_one_group_or_one_image_of_each_class_has_no_folds(
 def test_c_has_the_lowest_loss_on_images_that_were_not_fitted() -> None:
     features, labels = made_up(120, 40)
     _, components = find_basis(features, features.shape[1])
-    folds = make_folds(labels.numpy(), None, seed=0)
+    folds, start = make_folds(labels.numpy(), None, seed=0), start_of(components, 3)
     curve = cross_validate(components, labels, folds, cross_entropy, 3, C_PATH, quiet)
     path, lines, losses = curve
     found = [row["loss"] for row in path]
@@ -117,13 +116,9 @@ def test_c_has_the_lowest_loss_on_images_that_were_not_fitted() -> None:
     assert curve.c == best["C"]
     assert np.mean(losses) == pytest.approx(best["loss"], rel=1e-5)
     for (rest, fold), line in zip(folds, lines, strict=True):
-        again = fit(
-            components[rest], labels[rest], best["C"], cross_entropy, start_of(components, 3)
-        )
-        torch.testing.assert_close(
-            again(components[fold]).softmax(1), line(components[fold]).softmax(1),
-            atol=5e-3, rtol=0,
-        )  # fmt: skip
+        again = fit(components[rest], labels[rest], best["C"], cross_entropy, start)
+        answers = (each(components[fold]).softmax(1) for each in (again, line))
+        torch.testing.assert_close(*answers, atol=5e-3, rtol=0)
 
 
 def test_a_stage_of_noise_loses_nothing_and_one_with_the_label_much() -> None:
@@ -148,17 +143,15 @@ def test_the_network_answers_as_the_fit_did_and_only_its_head_has_changed(
 ) -> None:
     network = network_of(head=head, log_probabilities=log_probabilities)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    context = prepared(splits, network)
-    model = context.parameters.model.model_copy(update={"log_probabilities": log_probabilities})
-    parameters = context.parameters.model_copy(update={"model": model})
-    result = train(prepare(parameters, network, splits, transforms()), [CLOSED])
+    model = ModelOptions(log_probabilities=log_probabilities)
+    chosen = parameters().model_copy(update={"model": model})
+    result = train(prepare(chosen, network, splits, transforms()), [CLOSED])
     changed = {n for n, t in network.state_dict().items() if not torch.equal(t, before[n])}
     assert changed and all(name.startswith("linear.") for name in changed)
     (row,) = result.history.to_dict("records")
     assert result.best_epoch == 1 and np.isfinite(row["train_loss"])
-    assert result.linear_head["path"] and len(result.linear_head["losses"]) == len(
-        splits[splits["split"] == "train"]
-    )
+    images = splits[splits["split"] == "train"]
+    assert result.linear_head["path"] and len(result.linear_head["losses"]) == len(images)
     if head == "all_stages":
         stages = [part["stage"] for part in result.linear_head["contributions"]]
         assert stages in ([*find_stages(network)], ["head"])
@@ -204,8 +197,7 @@ def test_more_images_than_are_sampled_come_to_nearly_the_same(
 
 
 def test_c_is_at_most_that_of_the_phase(splits: pd.DataFrame) -> None:
-    soft = CLOSED.model_copy(update={"max_c": 0.002})
-    path = run(splits, soft).linear_head["path"]
+    path = run(splits, CLOSED.model_copy(update={"max_c": 0.002})).linear_head["path"]
     assert [row["C"] for row in path] == [1e-4, 1e-3, 0.002][: len(path)]
     (alone,) = run(splits, CLOSED.model_copy(update={"max_c": 1e-6})).linear_head["path"]
     assert alone["C"] == 1e-6
@@ -221,8 +213,7 @@ def test_images_of_one_group_are_fitted_with_the_default_c(
 
 
 def test_fine_tuning_is_never_worse_than_its_head(splits: pd.DataFrame) -> None:
-    awful = THAWED.model_copy(update={"lr": 1.0})
-    result = run(splits, CLOSED, awful)
+    result = run(splits, CLOSED, THAWED.model_copy(update={"lr": 1.0}))
     best = result.history["val_accuracy"].iloc[result.best_epoch - 1]
     assert best >= result.history["val_accuracy"].iloc[0]
 

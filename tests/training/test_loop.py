@@ -21,11 +21,7 @@ from helpers.training import (
 from thawline.data.transforms import build_transforms
 from thawline.errors import TrainingError
 from thawline.networks.building import IMAGENET, build_network
-from thawline.options import (
-    ModelOptions,
-    Phase,
-    TransformOptions,
-)
+from thawline.options import ModelOptions, Phase, TransformOptions
 from thawline.thaw.freezing import find_stages, freeze_layers
 from thawline.training.loop import train
 from thawline.training.setup import prepare
@@ -41,10 +37,8 @@ def test_a_pretrained_network_learns_to_tell_two_photographs_apart(splits: pd.Da
 def test_the_same_seed_gives_the_same_bits_and_another_does_not(splits: pd.DataFrame) -> None:
     first, again, other = (run(splits, HEAD, EVERYTHING, seed=s) for s in (0, 0, 1))
     assert same(first.last, again.last) and same(first.best, again.best)
-    timeless = first.history.drop(columns=["images_per_second", "seconds"])
-    pd.testing.assert_frame_equal(
-        timeless, again.history.drop(columns=["images_per_second", "seconds"])
-    )
+    of_time = ["images_per_second", "seconds"]
+    pd.testing.assert_frame_equal(*(r.history.drop(columns=of_time) for r in (first, again)))
     assert not same(first.last, other.last)
 
 
@@ -67,9 +61,7 @@ def test_frozen_stages_keep_every_tensor_to_the_bit(splits: pd.DataFrame, traina
     for name, tensor in result.last.items():
         if not name.startswith(thawed):
             assert torch.equal(tensor, before[name]), name
-    changed = {
-        name for name, tensor in result.last.items() if not torch.equal(tensor, before[name])
-    }
+    changed = {n for n, tensor in result.last.items() if not torch.equal(tensor, before[n])}
     assert {name.split(".")[0] for name in changed} == {name.split(".")[0] for name in thawed}
     record = result.freeze_contract[0]
     assert record["sha256_before"] == record["sha256_after"]
@@ -79,7 +71,7 @@ def test_frozen_stages_keep_every_tensor_to_the_bit(splits: pd.DataFrame, traina
 def test_a_network_that_writes_to_its_frozen_weights_is_caught(splits: pd.DataFrame) -> None:
     restless = network_of("helpers.networks:RestlessNet")
     with pytest.raises(TrainingError, match="Freeze contract broken in phase 1"):
-        train(prepare(parameters(), restless, splits, transforms()), [HEAD])
+        train(prepared(splits, restless), [HEAD])
 
 
 def test_the_best_epoch_is_the_one_that_the_monitor_names(splits: pd.DataFrame) -> None:
@@ -88,10 +80,8 @@ def test_the_best_epoch_is_the_one_that_the_monitor_names(splits: pd.DataFrame) 
     assert by_loss.best_epoch == by_loss.history["val_loss"].idxmin() + 1
     by_accuracy = run(splits, phase)
     history = by_accuracy.history
-    best = (
-        history[history["val_accuracy"] == history["val_accuracy"].max()]["val_loss"].idxmin() + 1
-    )
-    assert by_accuracy.best_epoch == best
+    best = history[history["val_accuracy"] == history["val_accuracy"].max()]
+    assert by_accuracy.best_epoch == best["val_loss"].idxmin() + 1
 
 
 def test_patience_stops_a_phase(splits: pd.DataFrame) -> None:
@@ -114,18 +104,12 @@ def test_accumulated_batches_equal_one_large_batch(splits: pd.DataFrame) -> None
     even = splits.groupby(["split", "label"]).head(8)  # 16 training images
     kwargs = {"optimizer": "sgd", "momentum": 0, "warmup_ratio": 0}
     still = build_transforms(TransformOptions(size=32, min_crop_scale=1, rotation=0), IMAGENET)
-    one, two = (
-        train(
-            prepare(
-                parameters(batch_size=size, gradient_accumulation_steps=16 // size, **kwargs),
-                without_dropout(network_of()),
-                even,
-                still,
-            ),
-            [FROZEN_NORM],
-        ).last
-        for size in (16, 8)
-    )
+    results = []
+    for size, steps in ((16, 1), (8, 2)):
+        chosen = parameters(batch_size=size, gradient_accumulation_steps=steps, **kwargs)
+        context = prepare(chosen, without_dropout(network_of()), even, still)
+        results.append(train(context, [FROZEN_NORM]).last)
+    one, two = results
     for name in one:
         torch.testing.assert_close(one[name], two[name], atol=1e-5, rtol=1e-4)
 
@@ -134,29 +118,17 @@ def test_accumulated_batches_equal_one_large_batch(splits: pd.DataFrame) -> None
 def test_the_last_update_of_an_epoch_counts_all_its_images_alike(
     splits: pd.DataFrame, changes: dict
 ) -> None:
+    # 23 training images: batches of 5 are 5, 5, 5, 5 and 3
     uneven = splits.drop(splits.index[splits["split"] == "train"][:5]).reset_index(drop=True)
-    kwargs = {
-        "optimizer": "sgd",
-        "momentum": 0,
-        "warmup_ratio": 0,
-        "schedule": "constant",
-        **changes,
-    }
-    results = [
-        train(
-            prepare(
-                parameters(batch_size=size, gradient_accumulation_steps=accumulate, **kwargs),
-                without_dropout(network_of()),
-                uneven,  # 23 training images: batches of 5 are 5, 5, 5, 5 and 3
-                transforms(),
-            ),
-            [FROZEN_NORM],
-        )
-        for size, accumulate in ((15, 1), (5, 3), (3, 5))
-    ]
+    kwargs = {"optimizer": "sgd", "momentum": 0, "warmup_ratio": 0, "schedule": "constant"}
+    results = []
+    for size, steps in ((15, 1), (5, 3), (3, 5)):
+        kwargs |= {"batch_size": size, "gradient_accumulation_steps": steps, **changes}
+        context = prepared(uneven, without_dropout(network_of()), **kwargs)
+        results.append(train(context, [FROZEN_NORM]).last)
     for other in results[1:]:
-        for name, tensor in results[0].last.items():
-            torch.testing.assert_close(other.last[name], tensor, atol=1e-5, rtol=1e-4)
+        for name, tensor in results[0].items():
+            torch.testing.assert_close(other[name], tensor, atol=1e-5, rtol=1e-4)
 
 
 def test_fp16_learns_what_fp32_learns_and_skips_updates_that_overflow(
@@ -167,7 +139,7 @@ def test_fp16_learns_what_fp32_learns_and_skips_updates_that_overflow(
     assert "CPUs compute fp16 slowly" in caplog.text
     losses = [result.history["train_loss"].tolist() for result in results]
     assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] != losses[1]
-    setup = prepare(parameters(precision="fp16"), network_of(), splits, transforms())
+    setup = prepared(splits, precision="fp16")
     assert setup.scaler.is_enabled()
     before = {name: tensor.clone() for name, tensor in setup.network.state_dict().items()}
     state = setup.scaler.state_dict()
@@ -179,31 +151,21 @@ def test_fp16_learns_what_fp32_learns_and_skips_updates_that_overflow(
 def test_every_epoch_is_reported_as_it_ends(splits: pd.DataFrame) -> None:
     told = []
     result = train(
-        prepare(parameters(), network_of(), splits, transforms()),
-        [HEAD, EVERYTHING],
+        prepared(splits), [HEAD, EVERYTHING],
         on_epoch=lambda metrics, epoch: told.append((epoch, metrics["val_loss"])),
-    )
+    )  # fmt: skip
     assert told == list(zip(result.history["epoch"], result.history["val_loss"], strict=True))
     assert result.history["phase"].tolist() == [1, 1, 2, 2]
 
 
 def test_nll_on_log_probabilities_trains_like_cross_entropy_on_logits(splits: pd.DataFrame) -> None:
-    logits, log = (
-        train(
-            prepare(
-                parameters().model_copy(
-                    update={"model": ModelOptions(log_probabilities=log_probabilities)}
-                ),
-                network_of(log_probabilities=log_probabilities),
-                splits,
-                transforms(),
-            ),
-            [HEAD],
-        )
-        for log_probabilities in (False, True)
-    )
+    histories = []
+    for log in (False, True):
+        model, network = ModelOptions(log_probabilities=log), network_of(log_probabilities=log)
+        chosen = parameters().model_copy(update={"model": model})
+        histories.append(train(prepare(chosen, network, splits, transforms()), [HEAD]).history)
     for column in ("train_loss", "val_loss"):
-        pd.testing.assert_series_equal(logits.history[column], log.history[column], rtol=1e-4)
+        pd.testing.assert_series_equal(*(history[column] for history in histories), rtol=1e-4)
 
 
 def test_clipping_bounds_the_step(splits: pd.DataFrame) -> None:
@@ -211,11 +173,8 @@ def test_clipping_bounds_the_step(splits: pd.DataFrame) -> None:
     start = network_of().state_dict()
     kwargs = {"optimizer": "sgd", "momentum": 0, "weight_decay": 0, "clip_norm": 1e-4}
     end = run(splits, phase, warmup_ratio=0, **kwargs).last
-    moved = sum(
-        (end[name] - start[name]).square().sum()
-        for name in start
-        if "running" not in name and "num_" not in name
-    )
+    weights = [name for name in start if "running" not in name and "num_" not in name]
+    moved = sum((end[name] - start[name]).square().sum() for name in weights)
     assert 0 < moved.sqrt() <= 4 * 1e-4 * 1.01  # four steps of at most 1e-4
 
 
@@ -282,14 +241,11 @@ def test_without_epochs_the_network_stays_as_it_was_loaded(splits: pd.DataFrame)
     result = run(splits, Phase(trainable="all", epochs=0, lr=0.1))
     loaded = network_of().state_dict()
     assert result.best_epoch == 0 and result.history.empty
-    for state in (result.best, result.last):
-        assert all(torch.equal(state[name], loaded[name]) for name in loaded)
+    assert same(loaded, result.best) and same(loaded, result.last)
 
 
 def test_with_an_average_the_network_ends_at_it(splits: pd.DataFrame) -> None:
-    phases = [
-        Phase(trainable={"last": last}, epochs=2, lr=0.01, batch_norm="eval") for last in (1, 2)
-    ]
+    phases = [Phase(trainable={"last": n}, epochs=2, lr=0.01, batch_norm="eval") for n in (1, 2)]
     plain, averaged = run(splits, *phases), run(splits, *phases, ema_decay=0.999)
     start = network_of().state_dict()
     moved = {

@@ -5,13 +5,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from torch import nn
 
-from helpers.training import parameters
-from thawline.data.transforms import build_transforms
-from thawline.networks.building import IMAGENET, build_network
-from thawline.options import LrFindOptions, ModelOptions, Phase, TransformOptions
+from helpers.training import network_of, parameters, same, transforms
+from thawline.networks.building import build_network
+from thawline.options import LrFindOptions, ModelOptions, Phase
 from thawline.reports.figures.training import lr_curve
 from thawline.thaw.cache import ActivationCache
 from thawline.training.lr_find import find_lr, suggest_lr
@@ -27,9 +25,8 @@ def network() -> nn.Module:
 
 
 def sweep(network: nn.Module, splits: pd.DataFrame, phase: Phase = HEAD, **kwargs) -> pd.DataFrame:
-    transforms = build_transforms(TransformOptions(size=SIZE), IMAGENET)
     options = LrFindOptions(**kwargs.pop("sweep", {}))
-    setup = prepare(parameters(views=1), network, splits, transforms, **kwargs)
+    setup = prepare(parameters(views=1), network, splits, transforms(SIZE), **kwargs)
     return find_lr(setup, phase, options)
 
 
@@ -39,33 +36,27 @@ def test_rates_rise_by_one_factor_from_low_to_high(
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     curve = sweep(network, splits, sweep={"start_lr": 1e-5, "end_lr": 1e-2, "steps": 31})
     np.testing.assert_allclose(curve["lr"], np.geomspace(1e-5, 1e-2, 31))
-    after = network.state_dict()
-    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert same(before, network.state_dict())
 
 
 def test_it_stops_where_the_loss_explodes_and_suggests_less(
     network: nn.Module, splits: pd.DataFrame, tmp_path: Path
 ) -> None:
-    store = ActivationCache(tmp_path, 1)
-    curve = sweep(
-        network, splits, sweep={"start_lr": 1e-4, "end_lr": 1e5, "steps": 90}, cache=store
-    )
+    how = {"sweep": {"start_lr": 1e-4, "end_lr": 1e5, "steps": 90}}
+    how["cache"] = ActivationCache(tmp_path, 1)
+    curve = sweep(network, splits, **how)
     assert len(curve) < 90
     assert curve["smoothed"].iloc[-1] > 4 * curve["smoothed"].min()
     suggested = suggest_lr(curve)
     assert 1e-4 <= suggested < curve["lr"].iloc[-1]
     assert curve.loc[curve["lr"] > suggested, "smoothed"].min() < curve["smoothed"].iloc[0]
-    again = sweep(
-        network, splits, sweep={"start_lr": 1e-4, "end_lr": 1e5, "steps": 90}, cache=store
-    )
-    pd.testing.assert_frame_equal(curve, again)
+    pd.testing.assert_frame_equal(curve, sweep(network, splits, **how))
 
 
 def test_the_rates_of_all_stages_rise_together(splits: pd.DataFrame) -> None:
     phase = Phase(trainable="all", epochs=1, lr=0.001, lr_decay=0.5, optimizer="sgd")
-    model = ModelOptions(backbone="helpers.networks:SmallNet", weights="none")
-    small, _ = build_network(model, 2, SIZE, seed=0)
-    curve = sweep(small, splits, phase, sweep={"start_lr": 1e-4, "end_lr": 1e-3, "steps": 20})
+    rates = {"start_lr": 1e-4, "end_lr": 1e-3, "steps": 20}
+    curve = sweep(network_of(), splits, phase, sweep=rates)
     assert len(curve) == 20 and np.isfinite(curve["loss"]).all()
 
 

@@ -1,6 +1,5 @@
 """The optimizer holds what is trainable; rates and averages follow their formulas."""
 
-import pandas as pd
 import pytest
 import timm
 import torch
@@ -8,16 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from helpers.training import (
-    EVERYTHING,
-    HEAD,
-    network_of,
-    options,
-    random_phases,
-)
-from thawline.options import (
-    Phase,
-)
+from helpers.training import EVERYTHING, HEAD, network_of, options, random_phases
+from thawline.options import Phase
 from thawline.thaw.freezing import freeze_layers
 from thawline.training.optimizer import (
     ema_weights,
@@ -48,16 +39,14 @@ def test_the_optimizer_holds_the_trainable_parameters_in_every_phase(phases: lis
         wanted = [p for p in network.parameters() if p.requires_grad]
         assert len(held) == len(wanted)
         assert {id(p) for p in held} == {id(p) for p in wanted}
-        carried = {
-            id(p) for p in held if previous and type(previous) is type(optimizer)
-            and p in previous.state
-        }  # fmt: skip
+        goes_on = previous and type(previous) is type(optimizer)
+        carried = {id(p) for p in held if goes_on and p in previous.state}
         assert {id(p) for p in optimizer.state} == carried
         network(torch.randn(2, 3, 32, 32)).sum().backward()
         optimizer.step()
 
 
-def test_moments_of_what_stays_trainable_are_carried_over(splits: pd.DataFrame) -> None:
+def test_moments_of_what_stays_trainable_are_carried_over() -> None:
     network = network_of()
     first = Phase(trainable={"last": 1}, epochs=1, lr=0.1)
     both = Phase(trainable={"last": 2}, epochs=1, lr=0.01, lr_decay=0.5)
@@ -69,43 +58,26 @@ def test_moments_of_what_stays_trainable_are_carried_over(splits: pd.DataFrame) 
     freeze_layers(network, both)
     carried = make_optimizer(network, both, options(), optimizer)
     assert torch.equal(carried.state[network.linear.weight]["exp_avg"], moments)
-    assert {group["name"]: group["lr"] for group in carried.param_groups} == {
-        "head": 0.01,
-        "layer2": 0.005,
-    }
+    rates = {group["name"]: group["lr"] for group in carried.param_groups}
+    assert rates == {"head": 0.01, "layer2": 0.005}
     other = both.model_copy(update={"optimizer": "sgd"})
     assert not make_optimizer(network, other, options(), optimizer).state
 
 
 VIT = {"image_size": 32, "patch_size": 16, "num_layers": 1, "num_heads": 2, "hidden_dim": 8,
        "mlp_dim": 8}  # fmt: skip
+IN_LAYER = ("self_attention.in_proj_weight", "self_attention.out_proj.weight")
+IN_LAYER += ("mlp.0.weight", "mlp.3.weight")
+DECAYED_IN_VIT = {f"encoder.layers.encoder_layer_0.{name}" for name in IN_LAYER}
+DECAYED_IN_VIT |= {"conv_proj.weight", "heads.head.weight"}
+DECAYED_IN_SMALL = {"conv1.weight", "layer1.0.weight", "layer2.0.weight", "linear.weight"}
 
 
 @pytest.mark.parametrize(
     ("backbone", "arguments", "decayed"),
     [
-        (
-            "helpers.networks:SmallNet",
-            {},
-            {"conv1.weight", "layer1.0.weight", "layer2.0.weight", "linear.weight"},
-        ),
-        (
-            "torchvision.models:VisionTransformer",
-            VIT,
-            {
-                "conv_proj.weight",
-                "heads.head.weight",
-                *(
-                    f"encoder.layers.encoder_layer_0.{name}"
-                    for name in (
-                        "self_attention.in_proj_weight",
-                        "self_attention.out_proj.weight",
-                        "mlp.0.weight",
-                        "mlp.3.weight",
-                    )
-                ),
-            },
-        ),
+        ("helpers.networks:SmallNet", {}, DECAYED_IN_SMALL),
+        ("torchvision.models:VisionTransformer", VIT, DECAYED_IN_VIT),
     ],
 )
 def test_weight_decay_spares_biases_norms_and_position_embeddings(

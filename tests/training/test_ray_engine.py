@@ -10,11 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from helpers.training import parameters
-from thawline.data.transforms import build_transforms
+from helpers.training import FROZEN_NORM, HEAD, network_of, parameters, same, transforms
 from thawline.errors import DataError, ParameterError
-from thawline.networks.building import IMAGENET, build_network
-from thawline.options import EngineOptions, ModelOptions, Phase, TransformOptions
+from thawline.options import EngineOptions
 from thawline.thaw.cache import ActivationCache
 from thawline.training import loop, ray_cluster, ray_engine
 from thawline.training.ray_cluster import Arguments
@@ -25,10 +23,7 @@ ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.slow]  # one cluster for all
 
 ENGINE = EngineOptions(name="ray", workers=2, gpus_per_worker=0)
-PHASES = [
-    Phase(trainable={"last": 1}, epochs=2, lr=0.01),
-    Phase(trainable="all", epochs=2, lr=0.003, batch_norm="eval"),  # else it sees shares on CPUs
-]
+PHASES = [HEAD, FROZEN_NORM]  # batch norm that is not frozen sees shares on CPUs
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,15 +36,10 @@ def cluster() -> Iterator[None]:
 def arguments_of(splits: pd.DataFrame, folder: Path, gpus_per_worker: float = 0) -> Arguments:
     """Return a training without dropout, of which every worker draws its own."""
     engine = ENGINE.model_copy(update={"gpus_per_worker": gpus_per_worker})
-    model = ModelOptions(backbone="timm/resnet10t", weights="none")
     chosen = parameters(views=2, batch_size=10, optimizer="sgd")
-    return (
-        chosen.model_copy(update={"engine": engine}),
-        build_network(model, 2, 32, 0)[0],
-        splits,
-        build_transforms(TransformOptions(size=32), IMAGENET),
-        ActivationCache(folder / "store", 1),
-    )
+    chosen = chosen.model_copy(update={"engine": engine})
+    cache = ActivationCache(folder / "store", 1)
+    return chosen, network_of("timm/resnet10t"), splits, transforms(), cache
 
 
 @pytest.mark.parametrize("gpus_per_worker", [0, 0.5])
@@ -71,8 +61,7 @@ def test_two_workers_return_what_one_process_does(
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert found.freeze_contract == alone.freeze_contract
     # What this process was given stays as it is, and nothing is left but what is to be resumed.
-    network = arguments[1].state_dict()
-    assert all(torch.equal(tensor, network[name]) for name, tensor in before.items())
+    assert same(before, arguments[1].state_dict())
     assert {path.suffix for path in states.folder.iterdir()} == {".pt"}
     states.finish()
     assert [path.suffixes for path in states.folder.iterdir()] == [[".finished", ".pt"]]

@@ -8,15 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from conftest import train_set_of
-from helpers.training import (
-    options,
-    run,
-)
+from helpers.training import options, run
 from thawline.data.transforms import make_mix
-from thawline.options import (
-    AugmentationOptions,
-    Phase,
-)
+from thawline.options import AugmentationOptions, Phase
 from thawline.training.setup import make_loss
 
 

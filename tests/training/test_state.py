@@ -12,15 +12,9 @@ import pytest
 import torch
 
 from conftest import child_process
-from helpers.training import parameters
-from thawline.data.transforms import build_transforms
+from helpers.training import network_of, parameters, transforms
 from thawline.errors import DataError, TrainingError
-from thawline.networks.building import IMAGENET, build_network
-from thawline.options import (
-    ModelOptions,
-    Phase,
-    TransformOptions,
-)
+from thawline.options import Phase
 from thawline.thaw.cache import NO_CACHE, ActivationCache
 from thawline.training import state
 from thawline.training.loop import train
@@ -28,10 +22,7 @@ from thawline.training.progress import TrainingResult
 from thawline.training.setup import prepare
 from thawline.training.state import TrainingCheckpoints
 
-GRADUAL = tuple(
-    Phase(trainable={"last": last}, epochs=2, lr=0.01, lr_decay=0.3) for last in (1, 2, 3, 4)
-)
-OPTIONS = {"num_workers": 0, "precision": "fp32", "batch_size": 8}
+GRADUAL = tuple(Phase(trainable={"last": n}, epochs=2, lr=0.01, lr_decay=0.3) for n in (1, 2, 3, 4))
 
 
 def run(
@@ -43,14 +34,8 @@ def run(
     on_epoch: object = None,
     **options: object,
 ) -> TrainingResult:
-    model = ModelOptions(backbone="helpers.networks:SmallNet", weights="none")
-    setup = prepare(
-        parameters(views=2, mixup=mixup, **options),
-        build_network(model, 2, 32, seed=0)[0],
-        splits,
-        build_transforms(TransformOptions(size=32), IMAGENET),
-        store,
-    )
+    chosen = parameters(views=2, mixup=mixup, **options)
+    setup = prepare(chosen, network_of(), splits, transforms(), store)
     return train(setup, phases, states, on_epoch)
 
 
@@ -58,14 +43,17 @@ class Interrupted(Exception):
     """Stands for whatever ends a process."""
 
 
-def interrupt(after: int) -> object:
-    """Return what stops a training when it has reported an epoch, before that one is saved."""
+def interrupt(
+    after: int, splits: pd.DataFrame, states: TrainingCheckpoints, **options: object
+) -> None:
+    """Start a training that stops when it has reported the next epoch, before that one is saved."""
 
     def on_epoch(_: dict, epoch: int) -> None:
         if epoch > after:
             raise Interrupted
 
-    return on_epoch
+    with pytest.raises(Interrupted):
+        run(splits, states, on_epoch=on_epoch, **options)
 
 
 def assert_same(first: TrainingResult, second: TrainingResult) -> None:
@@ -74,10 +62,8 @@ def assert_same(first: TrainingResult, second: TrainingResult) -> None:
         assert all(torch.equal(one[name], other[name]) for name in one)
     assert first.best_epoch == second.best_epoch
     assert first.freeze_contract == second.freeze_contract
-    pd.testing.assert_frame_equal(
-        first.history.drop(columns=["images_per_second", "seconds"]),
-        second.history.drop(columns=["images_per_second", "seconds"]),
-    )
+    of_time = ["images_per_second", "seconds"]
+    pd.testing.assert_frame_equal(*(one.history.drop(columns=of_time) for one in (first, second)))
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +81,7 @@ def states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainingCheckpoin
 def test_a_training_interrupted_in_any_epoch_ends_with_the_same_bits(
     splits: pd.DataFrame, states: TrainingCheckpoints, undisturbed: TrainingResult, after: int
 ) -> None:
-    with pytest.raises(Interrupted):
-        run(splits, states, on_epoch=interrupt(after))
+    interrupt(after, splits, states)
     assert_same(run(splits, states, resume=True), undisturbed)
 
 
@@ -115,8 +100,7 @@ def test_whatever_the_options_it_goes_on_exactly(
     undisturbed = run(splits, **options)
     reported = len(undisturbed.history)
     for after in range(1, reported, 3):
-        with pytest.raises(Interrupted):
-            run(splits, states, on_epoch=interrupt(after), resume=after > 1, **options)
+        interrupt(after, splits, states, resume=after > 1, **options)
     assert_same(run(splits, states, resume=True, **options), undisturbed)
 
 
@@ -128,9 +112,7 @@ def test_low_rank_updates_go_on_exactly(
     phases = (GRADUAL[0], lora, lora.model_copy(update={"epochs": 1}), GRADUAL[3])
     undisturbed = run(splits, phases=phases, **options)
     for after in (3, 4, 5):
-        with pytest.raises(Interrupted):
-            again = {"phases": phases, "resume": after > 3, **options}
-            run(splits, states, on_epoch=interrupt(after), **again)
+        interrupt(after, splits, states, phases=phases, resume=after > 3, **options)
     assert_same(run(splits, states, phases=phases, resume=True, **options), undisturbed)
 
 
@@ -141,8 +123,7 @@ def test_the_generator_of_an_apple_gpu_goes_on_too(
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     monkeypatch.setattr(torch.mps, "get_rng_state", lambda: torch.tensor([1, 2, 3]))
     monkeypatch.setattr(torch.mps, "set_rng_state", restored.append)
-    with pytest.raises(Interrupted):
-        run(splits, states, on_epoch=interrupt(2), device="cpu")
+    interrupt(2, splits, states, device="cpu")
     run(splits, states, resume=True, device="cpu")
     assert [state.tolist() for state in restored] == [[1, 2, 3]]
 
@@ -150,8 +131,7 @@ def test_the_generator_of_an_apple_gpu_goes_on_too(
 def test_another_training_is_not_gone_on_with(
     splits: pd.DataFrame, states: TrainingCheckpoints, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with pytest.raises(Interrupted):
-        run(splits, states, on_epoch=interrupt(3))
+    interrupt(3, splits, states)
     slower = tuple(phase.model_copy(update={"lr": 0.001}) for phase in GRADUAL)
     for changed in (
         {"phases": slower}, {"batch_size": 4}, {"mixup": 0.2}, {"label_smoothing": 0.1},
@@ -167,22 +147,18 @@ def test_another_training_is_not_gone_on_with(
 
 
 def test_without_resume_it_starts_anew(splits: pd.DataFrame, states: TrainingCheckpoints) -> None:
-    with pytest.raises(Interrupted):
-        run(splits, states, on_epoch=interrupt(3))
+    interrupt(3, splits, states)
     epochs = []
     run(splits, states, on_epoch=lambda _, epoch: epochs.append(epoch))
     assert epochs == list(range(1, 9))
 
 
-@pytest.mark.parametrize("run_has_ended", [False, True])
+@pytest.mark.parametrize("ended", [False, True])
 def test_a_training_that_has_ended_is_not_repeated(
-    splits: pd.DataFrame,
-    states: TrainingCheckpoints,
-    caplog: pytest.LogCaptureFixture,
-    run_has_ended: bool,
+    splits: pd.DataFrame, states: TrainingCheckpoints, caplog: pytest.LogCaptureFixture, ended: bool
 ) -> None:
     first = run(splits, states)
-    if run_has_ended:
+    if ended:
         states.finish()
     told = []
     caplog.clear()
@@ -218,8 +194,7 @@ def test_more_epochs_after_the_last_are_those_of_a_longer_training(
     states.finish()
     assert [path.suffixes for path in tmp_path.iterdir()] == [[".finished", ".pt"]]
     if interrupted:
-        with pytest.raises(Interrupted):
-            run(splits, states, longer(5), on_epoch=interrupt(9), resume=True, **options)
+        interrupt(9, splits, states, phases=longer(5), resume=True, **options)
     told = []
     again = run(
         splits, states, longer(5), on_epoch=lambda _, epoch: told.append(epoch), resume=True,
@@ -278,8 +253,7 @@ def test_of_finished_runs_the_last_ones_states_are_kept_and_of_interrupted_ones_
     splits: pd.DataFrame, states: TrainingCheckpoints
 ) -> None:
     head = GRADUAL[:1]
-    with pytest.raises(Interrupted):
-        run(splits, states, head, on_epoch=interrupt(1), label_smoothing=0.3)
+    interrupt(1, splits, states, phases=head, label_smoothing=0.3)
     states.keys.clear()  # its process has ended
     (unfinished,) = states.folder.iterdir()
     for smoothings in ((0.0, 0.1), (0.2,)):  # a run with two trainings, then one with one
@@ -293,25 +267,20 @@ def test_of_finished_runs_the_last_ones_states_are_kept_and_of_interrupted_ones_
     assert {*states.folder.iterdir()} == {*files, unfinished}
 
 
-@pytest.mark.parametrize(("damaged", "goes_on"), [(1, "after epoch 2"), (2, None)])
+@pytest.mark.parametrize("broken", [1, 2])
 def test_a_damaged_state_is_said_and_the_one_before_it_is_taken(
-    splits: pd.DataFrame,
-    states: TrainingCheckpoints,
-    caplog: pytest.LogCaptureFixture,
-    damaged: int,
-    goes_on: str | None,
+    splits: pd.DataFrame, states: TrainingCheckpoints, caplog: pytest.LogCaptureFixture, broken: int
 ) -> None:
-    with pytest.raises(Interrupted):
-        run(splits, states, on_epoch=interrupt(3))
+    interrupt(3, splits, states)
     previous, newest = sorted(states.folder.iterdir())
     assert previous.name == f"{newest.stem}.previous.pt"
-    for file in (newest, previous)[:damaged]:
+    for file in (newest, previous)[:broken]:
         file.write_bytes(file.read_bytes()[:500])
     caplog.clear()
     with caplog.at_level(logging.INFO):
         assert_same(run(splits, states, resume=True), run(splits))
-    assert caplog.text.count("is damaged") == damaged
-    assert (f"Resuming {goes_on}" in caplog.text) == (goes_on is not None)
+    assert caplog.text.count("is damaged") == broken
+    assert ("Resuming after epoch 2" in caplog.text) == (broken == 1)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
@@ -327,8 +296,7 @@ def test_a_full_disk_keeps_the_state_that_is_there(
         save(state, path)
 
     monkeypatch.setattr(state.torch, "save", save_without_room)
-    with pytest.raises(Interrupted):
-        run(splits, states, on_epoch=interrupt(5))
+    interrupt(5, splits, states)
     assert len(list(states.folder.iterdir())) == 2  # and nothing unfinished
     monkeypatch.undo()
     assert_same(run(splits, states, resume=True), run(splits))
