@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from conftest import child_process
-from thaw.numbered_entries import FULL, assert_read, keys_of, write
+from helpers.numbered_entries import FULL, assert_read, keys_of, write
 from thawline.thaw.cache import ActivationCache
 
 

@@ -25,8 +25,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from conftest import child_process
+from helpers.numbered_entries import FULL, tensors_of
 from helpers.training import network_of, parameters, transforms
-from thaw.numbered_entries import FULL, tensors_of
 from thawline.data import atomic_write, loading
 from thawline.data.decoding import CODEC_VERSIONS, hash_files
 from thawline.data.loading import ImageView, ViewLoader, evaluation_images

@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from thaw.numbered_entries import FULL, assert_read, keys_of, tensors_of, write
+from helpers.numbered_entries import FULL, assert_read, keys_of, tensors_of, write
 from thawline.data.loading import ImageView
 from thawline.thaw import partition as shards
 from thawline.thaw.cache import ActivationCache
