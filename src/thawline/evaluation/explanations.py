@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -85,10 +85,14 @@ def attribute(
 
     twin = _copy_without_inplace(network)
     is_integrated = method == "integrated_gradients"
+
+    def keep_positive(_: nn.Module, gradients: Any, __: object) -> tuple[Tensor]:
+        return (gradients[0].relu(),)
+
     integrated, guided = IntegratedGradients(twin), copy.deepcopy(twin)
     for module in guided.modules():
         if isinstance(module, nn.ReLU | nn.ReLU6):
-            module.register_full_backward_hook(lambda _, gradients, __: (gradients[0].relu(),))
+            module.register_full_backward_hook(keep_positive)
     stage = "" if is_integrated else find_spatial_stage(twin, images[:1])
     maps = []
     inputs = [image.detach().clone().requires_grad_() for image in images.split(1)]

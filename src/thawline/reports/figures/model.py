@@ -25,7 +25,7 @@ def stage_figure(table: pd.DataFrame) -> go.Figure:
     """Return the `describe_stages` from input to head, one column per phase, with the thaw line."""
     names = [shorten(str(name), MAX_STAGE_LETTERS) for name in table["stage"]]
     sizes = [
-        f"{stage.output or 'no output'} · {stage.parameters:,} · {stage.compute:.1%}"
+        f"{str(stage.output) or 'no output'} · {stage.parameters:,} · {stage.compute:.1%}"
         for stage in table.itertuples()
     ]
     rows = table.assign(row=range(len(table)), name=names, size=sizes, width=0.9)
