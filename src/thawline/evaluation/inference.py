@@ -24,6 +24,7 @@ from thawline.evaluation.prediction_sets import draw_uniform, prediction_sets
 from thawline.networks.classifier import Classifier
 from thawline.networks.heads import find_linear
 from thawline.options import Tta
+from thawline.thaw.device import keep_freed_memory
 
 NEIGHBORS = 5
 UNLIKE = "unlike the training images"
@@ -60,6 +61,8 @@ def predict_batches(
     The network is moved to `device`. Threads decode the next batch during the prediction of this
     one: a process would load another 700 MB of PyTorch.
     """
+    if device == CPU:
+        keep_freed_memory()
     with NETWORK_LOCK:
         network = classifier.network.eval().to(device).to(memory_format=torch.channels_last)
     temperature, reference = classifier.calibration.temperature, classifier.calibration.reference

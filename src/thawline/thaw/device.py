@@ -57,6 +57,8 @@ def make_accelerator(options: TrainingOptions) -> Accelerator:
         raise ParameterError(
             f"training.device: '{device}' is not available here (possible: {possible})."
         )
+    if device == "cpu":
+        keep_freed_memory()
     use_full_float32()
     precision = options.precision
     if precision == "auto":

@@ -21,7 +21,7 @@ from thawline.data.transforms import BatchMixer, Transforms, make_mix
 from thawline.options import Parameters, Phase, TrainingOptions
 from thawline.thaw.cache import NO_CACHE, ActivationCache
 from thawline.thaw.cutting import fold_kept_batch_norm
-from thawline.thaw.device import DTYPES, Accelerator, keep_freed_memory, make_accelerator
+from thawline.thaw.device import DTYPES, Accelerator, make_accelerator
 from thawline.thaw.features import FeatureLoader
 from thawline.thaw.freezing import freeze_layers
 from thawline.thaw.image_set import ImageSet, image_set
@@ -168,8 +168,6 @@ def prepare(
     set_seed(parameters.seed)
     accelerator = make_accelerator(options)
     device, dtype = accelerator.device, accelerator.dtype
-    if device.type == "cpu":
-        keep_freed_memory()
     network.to(device).to(memory_format=torch.channels_last)
     logger.debug("Training on %s in %s", device, dtype)
     mix = make_mix(parameters.augmentation, splits["class_index"].nunique())
