@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from conftest import QUICK, copy_project, kedro, report, run_kedro, start_kedro
 from helpers.servers import MlflowServer, wait_until
+from thawline.datasets.resource_datasets import metric_name
 
 LONG = QUICK.replace("training.epochs=2", "training.epochs=40")
 USES_A_SERVER = "server: {{ mlflow_tracking_uri: {uri} }}"
@@ -54,7 +55,7 @@ def test_a_server_that_is_restarted_during_a_run_has_all_of_it(
     assert status == "FINISHED"
     history = report(project, "history.csv")
     for name in ("train_loss", "val_loss", "val_accuracy"):
-        where = f"where run_uuid = '{run}' and key = '{name}'"
+        where = f"where run_uuid = '{run}' and key = '{metric_name(name)}'"
         found = server.query(f"select value from metrics {where} order by step")
         assert [value for (value,) in found] == pytest.approx(history[name].tolist())
     files = {path.name for path in server.folder.glob(f"artifacts/*/{run}/artifacts/*")}
