@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from conftest import QUICK, copy_project, latest, log, report, run_kedro, start_kedro, tracked
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.slow  # a cluster takes half a minute to start
+# A cluster takes half a minute to start, and a second one beside it would join it.
+pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.slow]
 
 # As with all that several machines compute: the order in which numbers are added up differs.
 TOLERANCE = 1e-4
