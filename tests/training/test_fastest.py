@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,22 @@ def test_the_device_and_the_parameters_say_which_precisions_are_possible() -> No
 
 def test_a_short_phase_is_computed_as_the_hardware_suggests(tmp_path: Path) -> None:
     way = find_fastest(small(), BOUNDARY, BF16, EAGER, steps=3, folder=tmp_path)
-    assert way == Way("bf16") and not [*tmp_path.iterdir()]
+    assert way == Way("bf16")
+
+
+def test_a_phase_near_a_minute_is_computed_again_as_at_first(tmp_path: Path) -> None:
+    find = partial(find_fastest, small(), BOUNDARY, BF16, EAGER, folder=tmp_path)
+    assert find(steps=3) == Way("bf16")
+    (key,) = json.loads((tmp_path / FILE).read_text())
+    (tmp_path / FILE).write_text(json.dumps({key: ["fp32", False]}))  # its first step was slower
+    assert find(steps=3) == Way("fp32")
+    assert find(steps=4) == Way("bf16")
+
+
+def test_a_folder_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+    (tmp_path / "full").write_text("")
+    found = find_fastest(OnlyBf16(), BOUNDARY, BF16, EAGER, MANY, tmp_path / "full" / "store")
+    assert found == Way("bf16")
 
 
 def test_cached_bf16_activations_can_be_computed_on_in_fp32(

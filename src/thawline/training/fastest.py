@@ -11,6 +11,8 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -69,10 +71,10 @@ def find_fastest(
 
     On a CPU, steps on its first images suffice, since time grows with their number there.
 
-    What is found is kept in a file of `folder`, if there is one, by network, shapes, device and
-    versions, so that the same is taken again, as by a resumed training. Nothing is timed where
-    there is no choice, or `steps` of them take less than a minute. `above` and the random
-    generators stay as they are.
+    What is found is kept in a file of `folder`, if there is one, by network, shapes, number of
+    steps, device and versions, so that the same is taken again, as by a resumed training. Nothing
+    is compared where there is no choice, or `steps` of them take less than a minute. `above` and
+    the random generators stay as they are.
     """
     ways = [Way(p, options.compile is True) for p in possible_precisions(options, accelerator)]
     if len(ways) == 1 and options.compile != "auto":
@@ -82,28 +84,36 @@ def find_fastest(
         boundary = tuple(tensor[:CPU_CHUNK_SIZE] for tensor in boundary)
     steps = math.ceil(steps * images / len(boundary[0]))  # in steps of the timed size
     file = folder / FILE if folder else None
-    key = _describe(above, boundary, accelerator, options)
+    key = f"{steps} steps, {_describe(above, boundary, accelerator, options)}"
     known = json.loads(file.read_text("utf-8")) if file and file.is_file() else {}
-    time_steps = partial(_time_steps, above, boundary, accelerator)
+    if key in known:
+        return Way(*known[key])
     with restoring(above):
-        first = time_steps(ways[0], 1)
-        if first * steps < MIN_SECONDS or first == math.inf:
-            return ways[0]
-        if key in known:
-            return Way(*known[key])
-        seconds = {way: time_steps(way, NUM_TIMED_STEPS) for way in ways}
-        best = min(seconds, key=lambda way: seconds[way])
-        is_long = seconds[best] * steps > MIN_COMPILED_SECONDS
-        if options.compile == "auto" and is_long and _has_compiler():
-            compiled = Way(best.precision, True)
-            seconds[compiled] = time_steps(compiled, NUM_TIMED_STEPS)
-            best = compiled if seconds[compiled] < MIN_GAIN * seconds[best] else best
-    told = ", ".join(f"{way} {each:.2f} s" for way, each in seconds.items())
-    logger.debug("A step of %d images takes %s. The fastest is taken", len(boundary[0]), told)
+        best = _compare(partial(_time_steps, above, boundary, accelerator), ways, options, steps)
     if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(known | {key: best}, indent=2)
-        write_atomic(file, lambda path: path.write_text(text, "utf-8"))
+        with suppress(OSError):  # of which the cache warns: its disk is full or cannot be written
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, lambda path: path.write_text(text, "utf-8"))
+    return best
+
+
+def _compare(
+    time_steps: Callable[[Way, int], float], ways: list[Way], options: TrainingOptions, steps: int
+) -> Way:
+    """Return the fastest way, or the first one if `steps` of it take less than a minute."""
+    first = time_steps(ways[0], 1)
+    if first * steps < MIN_SECONDS or first == math.inf:
+        return ways[0]
+    seconds = {way: time_steps(way, NUM_TIMED_STEPS) for way in ways}
+    best = min(seconds, key=lambda way: seconds[way])
+    is_long = seconds[best] * steps > MIN_COMPILED_SECONDS
+    if options.compile == "auto" and is_long and _has_compiler():
+        compiled = Way(best.precision, True)
+        seconds[compiled] = time_steps(compiled, NUM_TIMED_STEPS)
+        best = compiled if seconds[compiled] < MIN_GAIN * seconds[best] else best
+    told = ", ".join(f"{way} {each:.2f} s" for way, each in seconds.items())
+    logger.debug("A step takes %s. The fastest is taken", told)
     return best
 
 
