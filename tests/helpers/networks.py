@@ -27,6 +27,24 @@ class SmallNet(nn.Module):
         return self.linear(self.pool(x).flatten(1))
 
 
+class BranchedNet(SmallNet):
+    """Its stages hand on lists of tensors, and one of them is a list of modules."""
+
+    class Branches(nn.Sequential):
+        def forward(self, parts: list[Tensor]) -> list[Tensor]:
+            return [super().forward(parts[0]), parts[0]]
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__(width)
+        self.layer1 = self.Branches(*self.layer1)
+        self.layer2 = nn.ModuleList([self.Branches(*self.layer2), nn.BatchNorm2d(2 * width)])
+
+    def forward(self, images: Tensor) -> Tensor:
+        branches, norm = self.layer2
+        parts = branches(self.layer1([self.conv1(self.input_norm(images))]))
+        return self.linear(self.pool(norm(parts[0])).flatten(1))
+
+
 class SoftmaxNet(SmallNet):
     """The mistake of many a tutorial: a softmax under cross-entropy."""
 

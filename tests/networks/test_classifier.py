@@ -1,5 +1,6 @@
 """A classifier comes back from disk as it was, with all that belongs to it."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from thawline.errors import CheckpointError
 from thawline.networks.building import IMAGENET, build_network
 from thawline.networks.classifier import Classifier, load_classifier, save_classifier
 from thawline.networks.files import read_ancestors
+from thawline.networks.libraries import implied_kwargs
 from thawline.options import ModelOptions
 
 SEEN = frozenset(f"{number:064x}" for number in range(5))
@@ -59,6 +61,18 @@ def test_what_is_loaded_is_what_was_saved(tmp_path: Path, options: dict) -> None
     assert not loaded.network.training
     for field in ("class_names", "preprocessing", "model", "training", "seen"):
         assert getattr(loaded, field) == getattr(saved, field)
+
+
+def test_what_named_weights_change_but_tensors_is_rebuilt(tmp_path: Path) -> None:
+    transforming = {"backbone_kwargs": {"transform_input": True}}
+    saved = make(backbone="googlenet", **transforming)
+    named = dataclasses.replace(saved, model=ModelOptions(backbone="googlenet"))  # its own weights
+    save_classifier(named, tmp_path / "classifier")
+    loaded, images = load_classifier(tmp_path / "classifier"), torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(loaded.network(images), saved.network(images))
+    large = ModelOptions(backbone="vit_b_16", weights="IMAGENET1K_SWAG_E2E_V1")
+    assert implied_kwargs(large) == {"image_size": 384}
+    assert implied_kwargs(ModelOptions(backbone="googlenet", weights="none")) == {}
 
 
 def test_the_files_can_be_read_without_thawline(folder: Path) -> None:

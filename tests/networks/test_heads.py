@@ -8,9 +8,10 @@ from torch import nn
 
 from helpers.networks import ChannelwiseResNet
 from helpers.weights_files import State, save_animals
+from thawline.errors import ParameterError
 from thawline.networks.building import IMAGENET, build_network
 from thawline.networks.classifier import Classifier, save_classifier
-from thawline.networks.heads import PretrainedHead, copy_rows
+from thawline.networks.heads import PretrainedHead, copy_rows, head_name
 from thawline.options import ModelOptions
 
 
@@ -89,3 +90,14 @@ def test_a_head_of_ones_own_is_loaded_where_it_fits(tmp_path: Path) -> None:
     assert torch.equal(network.linear.weight, trained.linear.weight)
     _, report = build_network(options, 3, 64, seed=0)
     assert report.kept_rows == () and report.replaced == ("linear.scale", "linear.weight")
+
+
+def test_a_1x1_convolution_of_the_network_itself_is_replaced() -> None:
+    network, _ = build_network(ModelOptions(backbone="timm/dla46_c", weights="none"), 3, 64, seed=0)
+    assert head_name(network) == "fc" and network.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
+
+
+def test_a_network_with_a_second_classifier_for_distillation_is_refused() -> None:
+    options = ModelOptions(backbone="timm/deit_tiny_distilled_patch16_224", weights="none")
+    with pytest.raises(ParameterError, match="2 classifiers, one for distillation"):
+        build_network(options, 3, 224, seed=0)

@@ -437,6 +437,7 @@ def run(
 
 
 def assert_same(first: TrainingResult, second: TrainingResult) -> None:
+    assert first.last.keys() == second.last.keys() and first.best.keys() == second.best.keys()
     assert all(torch.equal(first.last[name], second.last[name]) for name in first.last)
     assert all(torch.equal(first.best[name], second.best[name]) for name in first.best)
 
@@ -478,6 +479,15 @@ def test_dropout_in_place_above_the_line_leaves_cached_activations_as_they_are(
     assert_same(without, run(splits, store, HEAD, backbone=backbone))  # an empty store
     assert_same(without, run(splits, store, HEAD, backbone=backbone))  # a full one
     assert store.contents()["entries"].sum() == (splits["split"] != "test").sum()
+
+
+def test_cached_views_are_not_taken_for_activations_where_nothing_may_be_cached(
+    splits: pd.DataFrame, store: ActivationCache
+) -> None:
+    run(splits, store, ALL)  # caches views
+    without = run(splits, None, HEAD)
+    store.max_bytes = 0
+    assert_same(without, run(splits, store, HEAD))
 
 
 def test_balanced_sampling_decodes_and_computes_an_image_once(

@@ -31,7 +31,10 @@ def images(splits: pd.DataFrame) -> list[ImageView]:
     return [ImageView(*pair) for pair in zip(paths, hash_files(paths), strict=True)]
 
 
-@pytest.mark.parametrize("backbone", ["timm/tf_efficientnet_lite0", "helpers.networks:SmallNet"])
+@pytest.mark.parametrize(
+    "backbone",
+    ["timm/tf_efficientnet_lite0", "helpers.networks:SmallNet", "helpers.networks:BranchedNet"],
+)
 def test_every_stage_is_pooled_in_one_pass_that_the_cache_keeps(
     images: list[ImageView], tmp_path: Path, backbone: str
 ) -> None:

@@ -53,7 +53,7 @@ class AllStages(nn.Module):
         """Receive the output of a module; a stage has that of its last one."""
         if (stage := self.stage_of.get(module)) is not None:
             self._outputs[stage] = pool(output, with_means=stage != self._last)
-            if isinstance(own := _first(output), Tensor):  # not while the network is traced
+            if isinstance(own := first_tensor(output), Tensor):  # not while the network is traced
                 self.values[stage] = {MAPS: GRID**2 + 1, TOKENS: 2}.get(own.ndim, 1)
 
     def means(self, features: Tensor) -> dict[str, Tensor]:
@@ -84,7 +84,7 @@ def pool(output: Any, with_means: bool = True) -> Tensor:
     (N, L, C), which have one mean over all, or (N, C), which stays as it is; or a tuple that begins
     with it, as that of attention.
     """
-    output = _first(output)
+    output = first_tensor(output)
     means = []
     if output.ndim == MAPS:
         is_channels_last = output.shape[1] == output.shape[2] != output.shape[3]
@@ -104,8 +104,9 @@ def pool(output: Any, with_means: bool = True) -> Tensor:
     return torch.cat([*means, maximum.float()], dim=1)
 
 
-def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+def first_tensor(output: Any) -> Tensor:
+    """Return a stage's output, the first of several."""
+    return output[0] if isinstance(output, (tuple, list)) else output
 
 
 def _thirds(side: int) -> list[slice]:

@@ -46,7 +46,9 @@ def read_checkpoint(path: Path, trust_pickle: bool = False) -> Checkpoint:
     check_weights_file(path)
     try:
         content: Any = load_file(path) if _is_safetensors(path) else read_pickle(path, trust_pickle)
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise CheckpointError(f"model.weights: '{path}' cannot be read ({error}).") from error
+    except SafetensorError as error:
         raise CheckpointError(
             f"model.weights: '{path}' is an incomplete or damaged safetensors file ({error})."
             " Download it again."

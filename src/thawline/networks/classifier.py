@@ -25,6 +25,7 @@ from thawline.networks.files import (
     WRITER,
     read_seen,
 )
+from thawline.networks.libraries import implied_kwargs
 from thawline.options import RENAMED, ModelOptions
 
 FORMAT = 4
@@ -32,14 +33,9 @@ LARGEST = sys.float_info.max  # a bound that nothing exceeds, which JSON can hol
 PACKAGES = ("thawline", "torch", "torchvision", "timm")
 REFERENCE = "reference"
 PARSE_ERRORS = (
-    OSError,
-    SafetensorError,
-    UnicodeError,
-    json.JSONDecodeError,
-    KeyError,
-    TypeError,
+    OSError, SafetensorError, UnicodeError, json.JSONDecodeError, KeyError, TypeError,
     ValidationError,
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -127,8 +123,9 @@ def load_classifier(folder: Path, own: ModelOptions | None = None) -> Classifier
             f" with {DESCRIPTION_FILE} and {WEIGHTS_FILE} as `kedro run` saved them."
         ) from error
     _check_factory(folder, model, own)
-    architecture = model.model_copy(update={"weights": "none"})
     try:
+        kwargs = implied_kwargs(model) | model.backbone_kwargs
+        architecture = model.model_copy(update={"weights": "none", "backbone_kwargs": kwargs})
         network, _ = build_network(architecture, len(class_names), preprocessing.size, seed=0)
     except ParameterError as error:
         raise CheckpointError(f"'{folder / DESCRIPTION_FILE}' cannot be used: {error}") from error

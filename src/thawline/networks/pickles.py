@@ -23,21 +23,10 @@ SAFE_GLOBALS: list[Any] = [  # what scripts save beside weights: their arguments
     *((NUMPY_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
 DAMAGE_ERRORS = (  # everything that torch.load and zipfile raise for damaged files
-    OSError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    EOFError,
-    TypeError,
-    AttributeError,
-    ImportError,
-    AssertionError,
-    MemoryError,
-    OverflowError,
-    pickle.UnpicklingError,
-    struct.error,
+    OSError, RuntimeError, ValueError, LookupError, EOFError, TypeError, AttributeError,
+    ImportError, AssertionError, MemoryError, OverflowError, pickle.UnpicklingError, struct.error,
     zipfile.BadZipFile,
-)
+)  # fmt: skip
 
 
 class PickledCodeError(CheckpointError):

@@ -54,10 +54,10 @@ def find_stages(network: nn.Module) -> dict[str, Stage]:
         current = name if name in starts else current
         stage = stages.setdefault(current, Stage())
         stage.parameters += [n for n in in_backbone if n.startswith(f"{name}.")]
-        parts = [name]
-        if name != head and _contains(name, head):
-            parts = [f"{name}.{child}" for child, _ in module.named_children()]
-        stage.modules += [part for part in parts if not _contains(part, head)]
+        is_split = name != head and _contains(name, head)
+        parts = [*module.named_children()] if is_split else [("", module)]
+        called = [part for n, m in parts for part in _find_called(f"{name}.{n}".rstrip("."), m)]
+        stage.modules += [part for part in called if not _contains(part, head)]
     assigned = {name for stage in stages.values() for name in stage.parameters}
     # class tokens and position embeddings
     stages["stem"].parameters += [name for name in in_backbone if name not in assigned]
@@ -129,6 +129,13 @@ def _find_units(network: nn.Module, head: str) -> Units:
             return units
         position = units.index((name, largest))
         units[position : position + 1] = [(f"{name}.{n}", m) for n, m in largest.named_children()]
+
+
+def _find_called(name: str, module: nn.Module) -> list[str]:
+    """Return the name of a module, or of its parts if it only holds them and is never called."""
+    if not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        return [name]
+    return [part for n, m in module.named_children() for part in _find_called(f"{name}.{n}", m)]
 
 
 def _find_starts(units: Units, head: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import time
 from typing import Any, NamedTuple
 
 import torch
@@ -76,6 +77,13 @@ def use_full_float32() -> None:
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def synchronized_time() -> float:
+    """Return `time.perf_counter()` once an accelerator has done what it was asked for."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
 
 
 def keep_freed_memory() -> None:

@@ -73,7 +73,7 @@ class FeatureLoader:
         # What may be cached, each of which follows from the next one, the last from a file.
         self._levels = (VIEWS,) if self._frozen.is_empty else (ACTIVATIONS, VIEWS)
         self.read = self.computed = 0
-        computed_with: dict[str, tuple[Any, ...]] = {}
+        computed_with: dict[str, tuple[Any, ...]] = {ACTIVATIONS: ("not cached",)}
         if store.max_bytes and not self._frozen.is_empty:
             network = f"{type(line.above_train).__name__} up to {', '.join(line.boundary)}"
             fingerprint, self._bytes = self._frozen.fingerprint()

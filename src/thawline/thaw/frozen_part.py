@@ -2,14 +2,13 @@
 
 import hashlib
 import logging
-import time
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 
 from thawline.data.transforms import Preprocessing, normalize
-from thawline.thaw.device import Accelerator
+from thawline.thaw.device import Accelerator, synchronized_time
 from thawline.thaw.freezing import hash_tensors
 from thawline.thaw.line import ThawLine
 from thawline.thaw.partition import Tensors
@@ -72,11 +71,9 @@ class FrozenPart:
     def seconds(self, views: Tensor) -> float:
         """Measure how long the part takes for views (N, 3, size, size) uint8."""
         self(views)  # the first pass is slower than any later one
-        start = time.perf_counter()
+        start = synchronized_time()
         self(views)
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
-        return time.perf_counter() - start
+        return synchronized_time() - start
 
     def _run_in_chunks(self, views: Tensor, chunk: int) -> Tensors:
         """Return the tensors that cross the line, computed for `chunk` views at a time."""

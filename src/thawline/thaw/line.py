@@ -8,7 +8,7 @@ statistics. So the line follows from `requires_grad` and the modules' modes.
 import logging
 import math
 import operator
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import timm.layers
@@ -139,15 +139,9 @@ class _Tracer(fx.Tracer):
         has_no_children = next(m.children(), None) is None
         return has_no_children or isinstance(m, self.opaque) or super().is_leaf_module(m, "")
 
-    def call_module(
-        self,
-        m: nn.Module,
-        forward: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
+    def call_module(self, m: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Trace a module. The hooks of one node do not run, so its output is handed over here."""
-        output, name = super().call_module(m, forward, args, kwargs), self.path_of_module(m)
+        output, name = super().call_module(m, *args, **kwargs), self.path_of_module(m)
         if self.features and self.is_leaf_module(m, name):
             self.features.note(name, output)
         return output

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from thawline.data.loading import ImageView, ViewLoader, evaluation_images
 from thawline.data.transforms import Transforms
-from thawline.networks.all_stages import find_all_stages
+from thawline.networks.all_stages import find_all_stages, first_tensor
 from thawline.networks.classifier import Classifier
 from thawline.networks.heads import find_linear
 from thawline.networks.stages import HEAD, find_stages
@@ -171,12 +171,13 @@ class StageFeatures(nn.Module):
         self.network(images)
         return tuple(self._found[stage] for stage in self.outputs)
 
-    def _note(self, stage: str, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+    def _note(self, stage: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
         self._found[stage] = pool(output)
 
 
-def pool(output: Tensor) -> Tensor:
+def pool(output: Any) -> Tensor:
     """Return the mean over all positions of (N, C, H, W), (N, H, W, C) or tokens (N, L, C)."""
+    output = first_tensor(output)
     if output.ndim == 4:  # noqa: PLR2004
         is_channels_last = output.shape[1] == output.shape[2] != output.shape[3]
         return output.mean(dim=(1, 2) if is_channels_last else (2, 3))
