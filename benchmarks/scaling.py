@@ -281,7 +281,8 @@ def fill_seconds(splits: pd.DataFrame, folder: Path, workers: int) -> float:
     phase = Phase(trainable={"last": 1}, epochs=VIEWS, lr=0.01)
     given = arguments_of(splits, folder, "head_only", VIEWS, connected(workers))
     arguments = ray_engine.worker_arguments(given)
-    ray_cluster.compute_activations(arguments, phase, ray_cluster.divide(arguments[0].engine))
+    scaling = ray_cluster.divide(arguments[0].engine, arguments[0].training.device)
+    ray_cluster.compute_activations(arguments, phase, scaling)
     files = [path.stat() for path in folder.rglob("*.safetensors")]
     times, sizes = np.array(sorted((file.st_mtime, file.st_size) for file in files)).T
     written = sizes.cumsum() / sizes.sum()

@@ -34,8 +34,10 @@ AT_224 = parameters(transforms=TransformOptions(size=224))
 class Trainings:
     """Trainings whose results are made up, in the order in which they are asked for."""
 
-    def __init__(self, errors: dict[tuple[str, int], int], larger_gains: float = 0) -> None:
-        self.errors, self.larger_gains = errors, larger_gains
+    def __init__(
+        self, errors: dict[tuple[str, int], int], larger_gains: float = 0, seconds: float = 0.01
+    ) -> None:
+        self.errors, self.larger_gains, self.seconds = errors, larger_gains, seconds
         self.asked: list[tuple[str, int]] = []
 
     def train(self, own: Parameters) -> Trained:
@@ -45,7 +47,7 @@ class Trainings:
         losses = np.full(60, 1.0) - (self.larger_gains if size > 224 else 0)
         path = [{"C": 0.1, "loss": 1.0, "accuracy": 0.5}]
         head = {"path": path, "losses": losses.tolist(), "groups": []}
-        return Trained(own, SimpleNamespace(linear_head=head), correct, size, 0.01)
+        return Trained(own, SimpleNamespace(linear_head=head), correct, size, self.seconds)
 
     def prepare(self, own: Parameters) -> Any:
         return own
@@ -101,6 +103,14 @@ def test_fine_tuning_is_taken_only_if_it_is_better(tmp_path: Path, errors: int, 
     assert choice.name == name and choice.reason.startswith(f"{name}: ")
     assert choice.table()["strategy"].tolist() == ["all_stages", "lp_ft"]
     assert choice.result is choice.tried[name == "lp_ft"].result
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_size_that_would_take_longer_than_the_budget_is_not_tried(tmp_path: Path) -> None:
+    given = parameters(auto=AutoOptions(budget_minutes=2 / 60))
+    trainings = Trainings({}, seconds=1.2)  # at 160 px: twice as long at 224 px
+    trainings.choose(write_splits(tmp_path, 150), given)
+    assert trainings.asked == [("all_stages", 160), ("lp_ft", 160)]
 
 
 @pytest.mark.usefixtures("quick")

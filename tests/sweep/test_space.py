@@ -52,6 +52,10 @@ def test_the_space_of_conf_base_can_be_searched_with_every_strategy() -> None:
         ({"seed": LR}, ["seed: it changes the splits"]),
         ({"recipe": LR}, ["recipe: it sets several parameters; name those instead"]),
         ({"training.monitor": LR}, ["training.monitor: it is what trials are compared by"]),
+        *[
+            ({name: choice(True, False)}, [f"{name}: it does not change what a network learns"])
+            for name in ("training.resume", "training.wise_ft", "model.trust_code")
+        ],
         ({"evaluation.top_k": LR}, ["evaluation.top_k: it does not change what a network learns"]),
     ],
 )

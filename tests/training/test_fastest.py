@@ -36,6 +36,10 @@ class OnlyBf16(nn.Module):
         return logits
 
 
+def _fail() -> None:
+    raise RuntimeError("out of memory")
+
+
 def small() -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(144, 2)
@@ -90,6 +94,13 @@ def test_the_network_and_the_random_generators_stay_as_they_are(tmp_path: Path) 
 def test_what_fails_is_left_out(tmp_path: Path) -> None:
     assert find_fastest(OnlyBf16(), BOUNDARY, BF16, EAGER, MANY, tmp_path) == Way("bf16")
     assert find_fastest(OnlyBf16(), BOUNDARY, FP32, TrainingOptions(), MANY, None) == Way("fp32")
+
+
+def test_what_fails_leaves_no_gradients() -> None:
+    network = OnlyBf16()
+    network.linear.register_full_backward_hook(lambda *_: _fail())
+    assert find_fastest(network, BOUNDARY, BF16, EAGER, MANY, None) == Way("bf16")
+    assert network.linear.weight.grad is None
 
 
 def test_what_was_found_is_taken_again_for_the_same_network_and_shapes(tmp_path: Path) -> None:

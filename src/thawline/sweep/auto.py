@@ -13,6 +13,7 @@ from thawline.data.splitting import find_groups
 from thawline.errors import ParameterError
 from thawline.networks.building import pretrained_preprocessing
 from thawline.options import AUTO, FINE_TUNE, PROBE, LastStages, Parameters, Phase
+from thawline.thaw.device import synchronized_time
 from thawline.training.logistic_regression import is_better
 from thawline.training.loop import train_step
 from thawline.training.progress import TrainingResult
@@ -134,9 +135,10 @@ def try_sizes(
     standard error.
     """
     tried: list[Trained] = []
+    usual = pretrained_preprocessing(parameters.model).size
     for size in possible_sizes(parameters, splits):
         if tried:
-            expected = tried[-1].seconds * ((size or tried[-1].size) / tried[-1].size) ** 2
+            expected = tried[-1].seconds * ((size or usual) / tried[-1].size) ** 2
             if expected > deadline - time.monotonic():
                 break
         transforms = parameters.transforms.model_copy(update={"size": size})
@@ -201,14 +203,14 @@ def estimate_seconds(run: TrainingContext, phase: Phase) -> float:
     """Return how long a phase would take, by some steps of it, which the network then has taken."""
     current = prepare_phase(run, phase)
     steps = run.plan_epoch(run.options.batch_size)[:NUM_TIMED_STEPS]
-    start = time.perf_counter()
+    start = synchronized_time()
     boundaries = [*run.load_steps(current.features, steps, epoch=0)]
     images = sum(len(step.positions) for step in steps)
-    below = (time.perf_counter() - start) / images
+    below = (synchronized_time() - start) / images
     for step, boundary in zip(steps, boundaries, strict=True):
-        start = time.perf_counter()  # the first one is slower
+        start = synchronized_time()  # the first one is slower
         train_step(run, current, step, boundary)
-    above = (time.perf_counter() - start) / len(steps[-1].positions)
+    above = (synchronized_time() - start) / len(steps[-1].positions)
     views = min(run.parameters.augmentation.views_per_image or phase.epochs, phase.epochs)
     count, val_count = len(run.train_set.labels), len(run.val_set.labels)
     return count * (views * below + phase.epochs * above) + phase.epochs * val_count * above / 3

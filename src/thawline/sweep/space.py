@@ -10,7 +10,10 @@ from thawline.options import AUTO, TRAINING_GROUPS, Dimension, Parameters, valid
 if TYPE_CHECKING:
     import optuna
 
-WITHOUT_EFFECT = ("training.resume", "training.num_workers", "training.device")
+WITHOUT_EFFECT = (
+    "training.resume", "training.num_workers", "training.device", "training.wise_ft",
+    "model.trust_code",
+)  # fmt: skip
 
 
 def check_space(parameters: Parameters) -> Parameters:

@@ -11,6 +11,8 @@ from timm.utils import ModelEmaV3
 from torch import fx, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from thawline.networks.all_stages import find_all_stages
+
 
 def world_size() -> int:
     """Return the number of workers."""
@@ -43,7 +45,9 @@ def wrap_for_workers(above: nn.Module, sync_batch_norm: bool) -> nn.Module:
     """
     if world_size() == 1:
         return above
-    if sync_batch_norm and next(above.parameters()).is_cuda:
+    # Of a whole network it would replace modules whose outputs a head on all stages reads by hooks.
+    has_hooks = not isinstance(above, fx.GraphModule) and find_all_stages(above)
+    if sync_batch_norm and next(above.parameters()).is_cuda and not has_hooks:
         above = convert_sync_batchnorm(above)
     return DistributedDataParallel(
         above,

@@ -10,7 +10,6 @@ import math
 import os
 import platform
 import shutil
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -25,7 +24,7 @@ from thawline.data.atomic_write import write_atomic
 from thawline.errors import first_line
 from thawline.options import TrainingOptions
 from thawline.thaw.cutting import restoring
-from thawline.thaw.device import DTYPES, Accelerator
+from thawline.thaw.device import DTYPES, Accelerator, synchronized_time
 from thawline.thaw.frozen_part import CPU_CHUNK_SIZE
 from thawline.thaw.partition import Tensors
 
@@ -131,17 +130,17 @@ def _time_steps(
     accelerator = accelerator._replace(dtype=DTYPES[way.precision])
     try:
         for _ in range(count):
-            start = time.perf_counter()
+            start = synchronized_time()
             with accelerator.autocast():
                 inputs = accelerator.as_input(tuple(tensor.clone() for tensor in boundary))
                 logits = part(*inputs).float()
             cross_entropy(logits, labels).backward()
             above.zero_grad()
-            if accelerator.device.type != "cpu":
-                torch.accelerator.synchronize()
-            seconds = min(seconds, time.perf_counter() - start)
+            seconds = min(seconds, synchronized_time() - start)
     except RuntimeError as error:  # also out of memory, and all errors of the compiler
         logger.debug("%s cannot be timed: %s", way, first_line(error))
+    finally:
+        above.zero_grad()
     return seconds
 
 

@@ -1,5 +1,6 @@
 """Multinomial logistic regression on standardized principal components, chosen by folds."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -183,7 +184,9 @@ def make_folds(
     count = max(2, min(most, int(per_class.min())))
     make = StratifiedKFold if groups is None else StratifiedGroupKFold
     folds = make(count, shuffle=True, random_state=seed)
-    return [*folds.split(labels, labels, None if groups is None else units)]
+    with warnings.catch_warnings():  # classes with fewer images or groups than folds are expected
+        warnings.filterwarnings("ignore", "The least populated class")
+        return [*folds.split(labels, labels, None if groups is None else units)]
 
 
 def measure_contributions(

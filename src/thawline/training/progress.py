@@ -55,10 +55,6 @@ class TrainingResult(NamedTuple):
         for row in self.history.to_dict("records"):
             on_epoch({str(name): value for name, value in row.items()}, row["epoch"])
 
-    def linear_head_summary(self) -> dict[str, Any]:
-        """Return what a classifier keeps of it, or nothing."""
-        return {name: rows for name, rows in self.linear_head.items() if name != "losses"}
-
 
 @dataclass
 class TrainingProgress:

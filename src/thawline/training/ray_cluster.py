@@ -61,7 +61,7 @@ def connect(engine: EngineOptions) -> None:
             signal.signal(signal.SIGTERM, handler)  # which Ray has replaced
 
 
-def divide(engine: EngineOptions) -> Any:
+def divide(engine: EngineOptions, device: str) -> Any:
     """Return Ray's `ScalingConfig`: how many workers there are and what each of them has.
 
     Raises:
@@ -71,7 +71,7 @@ def divide(engine: EngineOptions) -> Any:
     from ray.train import ScalingConfig
 
     there = ray.cluster_resources()
-    gpus, cpus = there.get("GPU", 0), there.get("CPU", 0)
+    gpus, cpus = 0 if device == "cpu" else there.get("GPU", 0), there.get("CPU", 0)
     gpus_each = (1.0 if gpus else 0.0) if engine.gpus_per_worker is None else engine.gpus_per_worker
     possible = min(int(cpus), int(gpus / gpus_each) if gpus_each else int(cpus))
     count = engine.workers or max(1, possible)
@@ -128,7 +128,8 @@ class FrozenLayers:
 
     def __init__(self, arguments: Arguments, phase: Phase) -> None:
         """Split the network of a phase at its thaw line."""
-        self._features = prepare_phase(prepare(*arguments), phase).features
+        untrained = phase.model_copy(update={"epochs": 0})  # so no step is timed
+        self._features = prepare_phase(prepare(*arguments), untrained).features
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return how many images there were, or why one of them cannot be read."""

@@ -51,7 +51,8 @@ def train(
     """
     parameters, options = arguments[0], arguments[0].training
     connect(parameters.engine)
-    scaling, arguments = divide(parameters.engine), worker_arguments(arguments)
+    scaling = divide(parameters.engine, options.device)
+    arguments = worker_arguments(arguments)
     cache, augmentation = arguments[-1], parameters.augmentation
     is_mixed = augmentation.mixup or augmentation.cutmix
     if cache.max_bytes and augmentation.views_per_image and not is_mixed:

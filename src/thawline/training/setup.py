@@ -77,8 +77,8 @@ class TrainingContext:
 
     def shuffled_batches(self, rng: torch.Generator) -> list[np.ndarray]:
         """Return positions of training images in batches."""
-        balanced = self.options.sampling == "balanced"
-        return self.train_set.shuffle(rng, self.options.batch_size, balanced, _min_step_images())
+        balanced, smallest = self.options.sampling == "balanced", MIN_IMAGES * world_size()
+        return self.train_set.shuffle(rng, self.options.batch_size, balanced, smallest)
 
     def plan_epoch(self, micro_batch: int) -> list[Step]:
         """Shuffle the training images, and divide them into steps of about `micro_batch` images."""
@@ -108,13 +108,8 @@ class TrainingContext:
 
 def _split_batch(batch: np.ndarray, size: int) -> list[np.ndarray]:
     """Return a batch in parts of about `size` images, as even as possible."""
-    parts = min(math.ceil(len(batch) / size), len(batch) // _min_step_images())
+    parts = min(math.ceil(len(batch) / size), len(batch) // (MIN_IMAGES * world_size()))
     return np.array_split(batch, max(1, parts))
-
-
-def _min_step_images() -> int:
-    """Return the smallest number of images in a step of all workers."""
-    return MIN_IMAGES * world_size()
 
 
 @dataclass(frozen=True)
@@ -187,7 +182,7 @@ def prepare(
         image_weights=_image_weights(train_set, None if mix else loss_function.weight),
         loader=ViewLoader(transforms, options.num_workers, device.type == "cuda"),
         cache=NO_CACHE if mix else cache,
-        speeds=None if cache is NO_CACHE else cache.folder,
+        speeds=cache.folder if cache.max_bytes else None,
         transforms=transforms,
         mix=mix,
         scaler=torch.amp.GradScaler(device.type, INITIAL_LOSS_SCALE, enabled=may_be_fp16),
@@ -206,7 +201,7 @@ def prepare_phase(
         ParameterError: if the phase names no stage of the network.
     """
     network, options, fits = run.network, run.options, phase.optimizer == "lbfgs"
-    views = run.parameters.augmentation.views_per_image or 0
+    views = 1 if fits else run.parameters.augmentation.views_per_image or 0
     freeze_layers(network, phase)
     transforms, loader = run.transforms, run.loader
     if phase.size:

@@ -202,6 +202,6 @@ def restore_state(state: dict[str, Any], run: TrainingContext, current: PhaseCon
     run.scaler.load_state_dict(state["scaler"])
     run.shuffle_rng.set_state(state["shuffle_rng"])
     torch.set_rng_state(state["cpu_rng"])
-    torch.cuda.set_rng_state_all(state["cuda_rng"])
+    torch.cuda.set_rng_state_all(state["cuda_rng"][: torch.cuda.device_count()])  # may be fewer now
     if state["mps_rng"] is not None:
         torch.mps.set_rng_state(state["mps_rng"])

@@ -131,7 +131,8 @@ def train_model(
     if strategy.weights is None:
         seen |= read_ancestors(parameters.model) or frozenset()
     description = {"seed": parameters.seed, **chosen_strategy.describe()}
-    description |= strategy.model_dump(mode="json") | result.linear_head_summary()
+    linear_head = {name: rows for name, rows in result.linear_head.items() if name != "losses"}
+    description |= strategy.model_dump(mode="json") | linear_head
     common, data = (parameters, frozen_network), (splits, image_transforms)
     of_best = description | {"epoch": result.best_epoch, **result.wise_ft}
     best = make_classifier(*common, result.best, *data, of_best, seen)
