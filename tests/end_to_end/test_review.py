@@ -171,6 +171,7 @@ def test_a_phone_shows_all_of_it_in_its_width(opened: playwright.Page, scheme: s
 @pytest.mark.slow
 def test_a_served_page_writes_the_file_itself(reviewed: Path, page: playwright.Page) -> None:
     command = ("thawline", "review", "--serve", "--set", "transforms.size=64")
+    file = reviewed / "corrections.csv"
     with served(reviewed, *command) as address:
         page.goto(address)
         page.wait_for_selector("#list li")
@@ -178,4 +179,11 @@ def test_a_served_page_writes_the_file_itself(reviewed: Path, page: playwright.P
         wait_until(page, "document.querySelector('#image img.large').naturalWidth > 100")
         page.click("#image button[aria-label^='Drop']")
         page.wait_for_timeout(500)
-    assert ",drop," in (reviewed / "corrections.csv").read_text()
+        assert ",drop," in file.read_text()
+        file.write_text("path,action\nx.jpg,fly\n")  # by hand, and wrong
+        page.reload()
+        wait_until(page, "document.querySelector('#summary').textContent.includes(\"'fly'\")")
+        page.locator("#list .pick").first.click()
+        page.click("#image button[aria-label^='Drop']")
+        wait_until(page, "document.querySelector('#summary').textContent.includes('not be saved')")
+    assert file.read_text() == "path,action\nx.jpg,fly\n"

@@ -1,6 +1,7 @@
 """Images of the same kind are called alike as often as chance allows, and others are told apart."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from thawline.evaluation import drift
@@ -46,6 +47,13 @@ def test_repeated_images_of_a_group_are_no_evidence(monkeypatch: pytest.MonkeyPa
         together.append(compare_features(before, now, groups, seed))
     assert np.mean(np.array(apart) <= 0.05) > 0.5
     assert np.mean(np.array(together) <= 0.05) <= 0.2
+
+
+def test_groups_may_be_a_series_of_two_tables() -> None:
+    own, new = [pd.Series(range(first, first + 30)) for first in (0, 30)]
+    pair = features(30, 0), features(30, 1, shift=2)
+    joined = compare_features(*pair, pd.concat([own, new]), 0)
+    assert joined == compare_features(*pair, range(60), 0) < 0.05
 
 
 def test_a_class_that_is_missing_is_named_first_and_chance_names_none() -> None:

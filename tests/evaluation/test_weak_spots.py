@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from thawline.evaluation import weak_spots
 from thawline.evaluation.weak_spots import COLUMNS, compare_parts, describe_weakest, find_weak_spots
 
 
@@ -71,5 +72,22 @@ def test_files_tell_their_size_brightness_type_and_camera(tmp_path: Path) -> Non
     assert {("shorter side, px", "24"), ("shorter side, px", "26")} <= values
     assert sum(of == "brightness, 0 to 255" for of, _ in values) == 3
     assert spots["of"].iloc[0] in ("file type", "shorter side, px", "brightness, 0 to 255")
-    assert "group" not in set(spots["of"])
-    assert find_weak_spots(predictions, seed=0)["p_value"].min() >= spots["p_value"].min()
+    grouped = find_weak_spots(predictions, seed=0)
+    assert "group" not in set(grouped["of"])  # a house has 8 images
+    assert grouped["p_value"].min() >= spots["p_value"].min()
+
+
+def test_classes_and_groups_count_all_images_and_files_those_that_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (8, 8)).save(path := tmp_path / "image.png")
+    monkeypatch.setattr(weak_spots, "MAX_READ", 30)
+    label, is_right = np.repeat(["ant", "bee"], 100), np.arange(200) % 4 > 0
+    predictions = pd.DataFrame({"path": str(path), "label": label, "group": label})
+    predictions["prediction"] = predictions["label"].where(is_right, "wasp")
+    spots = find_weak_spots(predictions, seed=0)
+    assert set(zip(spots["of"], spots["images"], strict=True)) == {("class", 100), ("group", 100)}
+    own = pd.DataFrame({"seen": [*["old"] * 40, *["new"] * 40, *[None] * 120]})
+    assert compare_parts(is_right, own)["images"].tolist() == [40, 40]
+    without = compare_parts(is_right[:80], own.head(80))  # images without a value are in no part
+    assert compare_parts(is_right, own)["p_value"].tolist() == without["p_value"].tolist()

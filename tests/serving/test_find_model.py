@@ -20,7 +20,7 @@ from helpers.gray_models import (
     register,
     write_grays,
 )
-from thawline.errors import ParameterError
+from thawline.errors import CheckpointError, ParameterError
 from thawline.networks.classifier import save_classifier
 from thawline.options import ModelOptions
 from thawline.serving.find_model import FoundModel, find_model
@@ -66,6 +66,12 @@ def test_a_model_is_found_by_alias_version_run_uri_folder_and_as_the_latest(
         find("champion", "nobody", folders)
     with pytest.raises(ParameterError, match=r"registry\.name is null"):
         find("champion", None, folders)
+
+
+def test_a_folder_without_a_classifier_is_named(folders: ProjectFolders) -> None:
+    (folders.base / "photos").mkdir()
+    with pytest.raises(CheckpointError, match="photos"):
+        find("photos", "found", folders)
 
 
 def test_a_model_that_names_other_code_is_not_imported(

@@ -24,7 +24,7 @@ def compare_features(
     to 500 of each side are compared.
     """
     rng = np.random.default_rng(seed)
-    drawn = pd.Series(groups).sample(frac=1, random_state=rng).drop_duplicates().index
+    drawn = pd.Series([*groups]).sample(frac=1, random_state=rng).drop_duplicates().index
     some, others = drawn[drawn < len(before)], drawn[drawn >= len(before)]
     rows = [*some[:MAX_COMPARED], *others[:MAX_COMPARED]]
     everything = np.concatenate([before, now])[rows]

@@ -1,6 +1,5 @@
 """Find images that are probably mislabeled, or outliers."""
 
-import warnings
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -95,10 +94,7 @@ def out_of_sample_probabilities(
     start = LinearMap(zeros, zeros[:, 0])
     total = np.zeros((len(labels), classes))
     for repeat in track(range(REPEATS), "Cross-validating labels", transient=True):
-        with warnings.catch_warnings():
-            # of classes with fewer groups than folds
-            warnings.filterwarnings("ignore", "The least populated class")
-            folds = make_folds(labels, together, seed + repeat, FOLDS)
+        folds = make_folds(labels, together, seed + repeat, FOLDS)
         if not folds:
             return np.eye(classes)[labels]
         for rest, fold in folds:

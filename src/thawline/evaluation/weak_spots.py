@@ -25,26 +25,27 @@ COLUMNS = ["of", "value", "images", "accuracy", "low", "high", "p_value"]
 def find_weak_spots(predictions: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Return `compare_parts` of test images by class, group, and what their files tell.
 
-    That is size, brightness, file type and camera; of up to 2,000 images. A classifier whose
+    That is size, brightness, file type and camera, of up to 2,000 images. A classifier whose
     accuracy depends on them has learned a cue that may be absent elsewhere.
 
     Raises:
         ImageError: if a file cannot be decoded.
     """
     some = predictions.sample(min(MAX_READ, len(predictions)), random_state=seed).sort_index()
-    found = pd.DataFrame([*map_threads(_describe, some["path"].tolist(), "Looking for weak spots")])
-    cues = {"class": some["label"].to_numpy()}
-    if "group" in some:
-        cues["group"] = some["group"].astype(str).to_numpy()
-    correct = (some["label"] == some["prediction"]).to_numpy()
-    return compare_parts(correct, found.assign(**cues), some.get("group"))
+    found = [*map_threads(_describe, some["path"].tolist(), "Looking for weak spots")]
+    cues = pd.DataFrame(found, index=some.index).reindex(predictions.index)
+    cues["class"] = predictions["label"]
+    if "group" in predictions:
+        cues["group"] = predictions["group"].astype(str)
+    correct = (predictions["label"] == predictions["prediction"]).to_numpy()
+    return compare_parts(correct, cues, predictions.get("group"))
 
 
 def compare_parts(correct: np.ndarray, cues: pd.DataFrame, groups: Groups = None) -> pd.DataFrame:
     """Return the accuracy of parts of the images, the least accurate beyond chance first.
 
-    `correct` is (N,), `cues` have N rows; numbers are cut into three parts. Images of a group count
-    as `effective_images` do.
+    `correct` is (N,), `cues` have N rows, without a value where it is unknown; numbers are cut into
+    three parts. Images of a group count as `effective_images` do.
 
     Returns:
         of (a cue), value, images, accuracy (0 to 1), low and high (its 95 % interval) and p_value
@@ -56,13 +57,14 @@ def compare_parts(correct: np.ndarray, cues: pd.DataFrame, groups: Groups = None
     names = None if groups is None else np.asarray(groups)
     share = effective_images(correct, names) / len(correct)
     rows = []
-    for cue, values in cues.items():
+    for cue, column in cues.items():
+        values = column.dropna()
         parts = _cut(values) if pd.api.types.is_numeric_dtype(values) else values
-        for value in sorted(parts.dropna().unique()):
-            inside = (parts == value).to_numpy()
-            if inside.all() or (inside.sum() < MIN_IMAGES and cue != "class"):
+        for value in sorted(parts.unique()):
+            inside = (parts.reindex(cues.index) == value).to_numpy()
+            if inside.sum() == len(parts) or (inside.sum() < MIN_IMAGES and cue != "class"):
                 continue
-            own, rest = correct[inside], correct[~inside]
+            own, rest = correct[inside], correct[column.notna().to_numpy() & ~inside]
             interval = accuracy_interval(own, None if names is None else names[inside])
             counts = [[(~part).sum(), part.sum()] for part in (own, rest)]
             table = np.rint(share * np.array(counts)).astype(int)

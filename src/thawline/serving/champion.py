@@ -15,7 +15,7 @@ from thawline.evaluation.significance import SIGNIFICANT, paired_test
 from thawline.networks.classifier import Classifier
 from thawline.options import AUTO, Parameters
 from thawline.serving import registry
-from thawline.serving.registry import CHAMPION, ProjectFolders
+from thawline.serving.registry import CHAMPION, MAX_NAMES_IN_MESSAGE, ProjectFolders
 
 logger = logging.getLogger(__name__)
 
@@ -94,13 +94,13 @@ def compare_with_champion(
             f"{refused} cannot be used ({error}). In MLflow's UI, move the alias to a version that"
             " can",
         )
-    known, own = sorted(champion.class_names), sorted(classifier.class_names)
+    known, own = {*champion.class_names}, {*classifier.class_names}
     if known != own:
         return Verdict(
             False,
-            f"{refused} has the classes {', '.join(known)}, the candidate {', '.join(own)}. Give"
-            " models with other classes a name of their own (registry.name), or move the alias in"
-            " MLflow's UI",
+            f"{refused} has the classes {_differing_first(known, own)}, the candidate"
+            f" {_differing_first(own, known)}. Give models with other classes a name of their own"
+            " (registry.name), or move the alias in MLflow's UI",
         )
     unseen = rows[~rows["sha256"].isin(champion.seen | classifier.seen)]
     if len(unseen) < MIN_SHARED_IMAGES:
@@ -119,6 +119,13 @@ def compare_with_champion(
         predicted = predict_files(champion, paths, *how, refuse=False)
         labels[new] = predicted["label"].to_numpy()
     return _test_difference(unseen, labels, version)
+
+
+def _differing_first(names: set[str], others: set[str]) -> str:
+    """Return some names, those that are not among the others first."""
+    ordered = sorted(names, key=lambda name: (name in others, name))
+    more = ", …" * (len(names) > MAX_NAMES_IN_MESSAGE)
+    return ", ".join(ordered[:MAX_NAMES_IN_MESSAGE]) + more
 
 
 def _test_difference(unseen: pd.DataFrame, labels: pd.Series, version: str) -> Verdict:
@@ -191,9 +198,12 @@ def _register(
         "registration_reason": reason,
         **verdict.figures,
     }
-    client.update_model_version(name, version, description=about)
-    for tag, text in result.items():
-        client.set_model_version_tag(name, version, tag, text)
+    try:
+        client.update_model_version(name, version, description=about)
+        for tag, text in result.items():
+            client.set_model_version_tag(name, version, tag, text)
+    except MlflowException as error:  # the decision stands
+        logger.warning("Version %s of '%s' could not be described: %s", version, name, error)
     return result
 
 

@@ -60,8 +60,9 @@ def find_model(
         ParameterError: if there is no such model, or Thawline did not write it.
     """
     if folder := _find_folder(parameter, reference, folders):
+        classifier = load_classifier(folder, own)
         saved_at: float | None = (folder / DESCRIPTION_FILE).stat().st_mtime
-        found = FoundModel(load_classifier(folder, own), str(folder), saved_at)
+        found = FoundModel(classifier, str(folder), saved_at)
     else:
         uri = find_uri(parameter, reference, registry_name, folders)
         try:

@@ -40,7 +40,7 @@ def map_images(
         images = pd.concat([images, new[~new["path"].isin(images["path"])]], ignore_index=True)
     cache = ActivationCache(activations, parameters.activations.max_gb)
     features, logits = read_head(classifier, images["path"].tolist(), parameters, cache)
-    probabilities = logits.softmax(dim=1).numpy()
+    probabilities = (logits / classifier.calibration.temperature).softmax(dim=1).numpy()
     components = image_map.reduce_features(features.numpy(), parameters.seed)
     names = classifier.class_names
     table = image_map.describe_images(images, components, probabilities, names, parameters.seed)

@@ -6,11 +6,14 @@ const storage = `thawline review of ${data.root}`;
 const element = (name) => document.querySelector(`#${name}`);
 const PAGE = 60;  // images that a list shows at first, and more at a time
 const UNLABELED = "unlabeled";
+const UNREACHABLE = "is thawline review --serve still running?";
 
 // Corrections by path, as they are written; those of images that are no longer there are kept.
 let corrections = new Map(data.corrections.map((row) => [row.path, row]));
 const before = [];  // of each change, for undo
 let current = null;  // the row of the image that is shown
+let unreadable = null;  // why corrections.csv cannot be read: then it is not replaced
+let saving = Promise.resolve();  // one after the other, so that the last one stays
 let list = null;  // {title, about, images, why, suggested, other, total}
 let shown = PAGE;
 
@@ -23,8 +26,8 @@ function remember() {
 function recall() {
   try {
     for (const row of JSON.parse(localStorage.getItem(storage) ?? "[]")) {
-      const isOlder = corrections.has(row.path) && (row.when ?? "") < data.made;  // than the file that the page was made of
-      if (!isOlder) set(row.path, row);
+      const stored = corrections.get(row.path);  // as the page was made
+      if (!stored || (row.when ?? "") > (stored.when || data.made)) set(row.path, row);
     }
   } catch { /* likewise */ }
 }
@@ -58,7 +61,7 @@ function undo() {
 
 function changed() {
   remember();
-  if (served) save();
+  if (served) saving = saving.then(save);
   render();
 }
 
@@ -77,8 +80,8 @@ async function save() {
     link.click();
     return;
   }
-  const response = await fetch("corrections", { method: "PUT", body: asCsv() }).catch(() => null);
-  if (!response?.ok) element("summary").textContent = "Could not be saved: is thawline review --serve still running?";
+  const response = unreadable ? null : await fetch("corrections", { method: "PUT", body: asCsv() }).catch(() => null);
+  if (!response?.ok) element("summary").textContent = `Could not be saved: ${unreadable ?? UNREACHABLE}`;
 }
 
 // Thumbnails are tiles of sheets, which are decoded when they are first seen.
@@ -456,14 +459,17 @@ element("search").onchange = () => {
 
 async function begin() {
   try { element("who").value = localStorage.getItem("thawline who") ?? ""; } catch { /* as above */ }
-  if (!served) recall();
+  if (served) await read();
+  else recall();
   choose(data.lists[0]);
-  if (!served) return;
-  const response = await fetch("corrections");
-  const found = await response.json();
-  if (!response.ok) element("summary").textContent = found.detail;
-  else corrections = new Map(found.map((row) => [row.path, row]));
-  if (response.ok) render();
+  if (unreadable) element("summary").textContent = unreadable;
+}
+
+async function read() {
+  const response = await fetch("corrections").catch(() => null);
+  const found = await response?.json();
+  if (response?.ok) corrections = new Map(found.map((row) => [row.path, row]));
+  else unreadable = found?.detail ?? UNREACHABLE;
 }
 
 begin();
