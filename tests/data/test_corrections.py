@@ -108,6 +108,26 @@ def test_linked_images_are_corrected_and_missing_ones_hinder_no_others(folder: P
     assert left == {"02.jpg", "03.jpg", "04.jpg"}
 
 
+def test_an_image_that_cannot_be_read_hinders_no_correction(folder: Path) -> None:
+    (folder / "flower/fails.jpg").symlink_to("/proc/self/mem")  # whose first byte is none
+    shutil.copy(folder / "flower/00.jpg", folder / "flower/copy.jpg")
+    (sha256,) = hash_files([str(folder / "flower/00.jpg")])
+    lines = (f"flower/00.jpg,relabel,temple,{sha256},", "flower/fails.jpg,drop,,,")
+    manifest, outcomes = correct(folder, *lines)
+    assert outcomes == ["applied"] * 3  # one of the copy
+    assert str(folder / "flower/fails.jpg") not in manifest["path"].tolist()
+
+
+def test_columns_of_any_name_are_kept(folder: Path) -> None:
+    (sha256,) = hash_files([str(folder / "flower/00.jpg")])
+    names = ["line", "copy", "level_0", "index"]
+    row = {"path": "flower/00.jpg", "sha256": sha256, "action": "drop", "label": ""}
+    table = pd.DataFrame([row | dict.fromkeys(names, "007")])
+    _, found = apply_corrections(manifest_of(folder), table, folder)
+    assert found["outcome"].tolist() == ["applied"]
+    assert found[names].to_numpy().tolist() == [["007"] * 4]
+
+
 def test_what_cannot_be_applied_says_why(folder: Path) -> None:
     (sha256,) = hash_files([str(folder / "flower/00.jpg")])
     expected = {

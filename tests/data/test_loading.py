@@ -1,12 +1,16 @@
 """Views come in the order in which they are asked for, whoever decodes them."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from thawline.data import loading
 from thawline.data.loading import ImageView, ViewLoader
 from thawline.data.transforms import build_transforms, evaluation_view, training_view
+from thawline.errors import DataError
 from thawline.networks.building import IMAGENET
 from thawline.options import TransformOptions
 
@@ -47,6 +51,13 @@ def test_as_many_processes_decode_as_a_container_allows(monkeypatch: pytest.Monk
         monkeypatch.setenv("LOKY_MAX_CPU_COUNT", allowed)
         ViewLoader(TRANSFORMS, workers=None)
     assert started[0] == 1 and started[1] == min(3, started[2]) and started[2] <= 32
+
+
+def test_an_image_that_is_too_narrow_is_named_with_the_reason(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 600_000)).save(tmp_path / "strip.png")
+    loader = ViewLoader(TRANSFORMS, 0)
+    with pytest.raises(DataError, match=r"strip\.png: .*4 × 600000 px would be resized"):
+        list(loader.load([[ImageView(str(tmp_path / "strip.png"), SHA256)]]))
 
 
 def test_decoding_takes_no_randomness_from_training(splits: pd.DataFrame) -> None:

@@ -174,6 +174,8 @@ JPG, CLS = ("a/1.jpg", b"pixels"), ("a/1.cls", b"ant")
         ([JPG, ("a/1.cls", b"\xff")], "the key 'a/1' has no label in a/1.cls"),
         ([JPG, ("a/1.json", b"{}")], "the key 'a/1' has no label in a/1.json"),
         ([JPG, ("a/1.json", b"[1]")], "the key 'a/1' has no label in a/1.json"),
+        ([JPG, ("a/1.json", b'{"label": null}')], "the key 'a/1' has no label in a/1.json"),
+        ([JPG, ("a/1.json", b'{"label": ["ant"]}')], "the key 'a/1' has no label in a/1.json"),
         ([JPG, ("a/1.json", b"{")], "the key 'a/1' has no label in a/1.json"),
         ([JPG, CLS, JPG], "the key 'a/1' occurs twice, as a/1.jpg"),
         ([JPG, CLS, ("./a/1.jpg", b"")], "the key 'a/1' occurs twice, as a/1.jpg"),

@@ -125,6 +125,7 @@ NO_DATA_SETS: dict[str, tuple[bytes | None, str]] = {
     "commas.csv": (b"path,label\n0.png,a,b\n", "more values than there are columns"),
     "short.csv": (b"path,label\n0.png\n", "line 2: 'label' is empty"),
     "torchvision:CIFAR11": (None, "torchvision has no data set 'CIFAR11'"),
+    "torchvision:EMNIST": (None, "not a data set of images with one label each .*Unknown value"),
     "sklearn:iris": (None, "'sklearn:iris' is unknown"),
 }  # fmt: skip
 

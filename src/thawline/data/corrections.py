@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from thawline.data.decoding import hash_files
+from thawline.data.decoding import hash_file, map_threads
 from thawline.data.shards import is_file
 from thawline.errors import DataError
 
@@ -80,13 +80,15 @@ def apply_corrections(
     is_new = is_unknown & (table["action"] == "add") & table["path"].map(is_file)
     moved = is_unknown & ~is_new & (table["sha256"] != "")
     at = dict(zip(hashes, hashes.index, strict=True))
-    table.loc[moved, "path"] = table["sha256"].map(at).fillna(table["path"])
+    lost = zip(table.loc[moved, "sha256"], table.loc[moved, "path"], strict=True)
+    table.loc[moved, "path"] = [at.get(sha256, path) for sha256, path in lost]
     new_paths = table.loc[is_new, "path"].unique()
+    new_hashes = _hash(new_paths)
     table = _with_copies(table, hashes)
     is_there = table["path"].isin([*labels.index, *new_paths])
     table["old_label"] = table["path"].map(labels).fillna("")
     table["outcome"] = APPLIED
-    other = table["sha256"] != table["path"].map(pd.concat([hashes, _hash(new_paths)]))
+    other = table["sha256"] != table["path"].map(pd.concat([hashes, new_hashes]))
     table.loc[other & (table["sha256"] != ""), "outcome"] = "the image has been replaced since"
     wrong = table["action"].isin(LABELING) & ~table["label"].isin(labels.unique())
     table.loc[wrong, "outcome"] = "there is no such class"
@@ -101,7 +103,7 @@ def apply_corrections(
     added = new.index.difference(labels.index)
     if len(added):
         rows = {"path": added, "label": new[added].to_numpy(), "split": "train", "group": added}
-        rows |= {"sha256": hash_files([*added])}
+        rows |= {"sha256": new_hashes.reindex(added, fill_value="")}
         corrected = pd.concat([corrected, pd.DataFrame(rows)[[*manifest]]])
     corrected = corrected.sort_values("path", ignore_index=True)
     corrected.attrs = table.attrs = manifest.attrs
@@ -110,11 +112,11 @@ def apply_corrections(
 
 def _with_copies(table: pd.DataFrame, hashes: pd.Series) -> pd.DataFrame:
     """Return corrections with one more line for each copy of an image that a sha256 names."""
-    named = table[table["sha256"] == table["path"].map(hashes)].reset_index(names="line")
-    copies = named.merge(hashes.rename_axis("copy").reset_index(name="sha256"), on="sha256")
-    copies = copies[copies["copy"] != copies["path"]].set_index("line")
-    copies = copies.assign(path=copies["copy"]).drop(columns="copy")
-    return pd.concat([copies, table]).sort_index(kind="stable", ignore_index=True)
+    copies = hashes.groupby(hashes).groups
+    rows = zip(table["path"], table["sha256"], table["path"].map(hashes), strict=True)
+    paths = [[*copies[sha].drop(path), path] if sha == own else [path] for path, sha, own in rows]
+    lines = table.assign(path=pd.Series(paths, table.index)).explode("path", ignore_index=True)
+    return lines.astype({"path": "str"})
 
 
 def _find(folder: Path, path: str, known: pd.Index) -> str:
@@ -124,9 +126,17 @@ def _find(folder: Path, path: str, known: pd.Index) -> str:
 
 
 def _hash(paths: Iterable[str]) -> pd.Series:
-    """Return the SHA-256 of those files that are there, by path."""
+    """Return the SHA-256 of those files that can be read, by path; screening names the others."""
     there = [path for path in paths if is_file(path)]
-    return pd.Series(hash_files(there), there, dtype="str")
+    hashes = pd.Series([*map_threads(_try_to_hash, there, "Hashing images")], there, dtype="str")
+    return hashes[hashes != ""]
+
+
+def _try_to_hash(path: str) -> str:
+    try:
+        return hash_file(path)
+    except DataError:
+        return ""
 
 
 def corrected_paths(table: pd.DataFrame) -> frozenset[str]:

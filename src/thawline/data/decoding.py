@@ -57,7 +57,7 @@ def hash_files(paths: Sequence[str]) -> list[str]:
     Raises:
         DataError: if a file cannot be read.
     """
-    return list(map_threads(_hash, paths, "Hashing images"))
+    return list(map_threads(hash_file, paths, "Hashing images"))
 
 
 @contextmanager
@@ -172,7 +172,8 @@ def map_threads(
     return track(found, description, len(items), transient=True)
 
 
-def _hash(path: str) -> str:
+def hash_file(path: str) -> str:
+    """Return the SHA-256 of a file's content, as `hash_files` does."""
     try:
         return _hash_file(path, *stat_file(path)[:2])
     except OSError as error:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from thawline.data.decoding import ImageError, became_unreadable, hash_files, read_image
+from thawline.data.decoding import ImageError, became_unreadable, hash_files
 from thawline.data.transforms import Transforms, evaluation_view, training_view
 
 MAX_WORKERS = 32
@@ -90,7 +90,7 @@ class ViewLoader:
         """
         self._requested[:] = batches
         views = iter(self._loader) if batches else iter(())  # starts decoding
-        return _name_unreadable(views, batches)
+        return _name_unreadable(views, batches, self._loader.dataset)
 
 
 def decode(transforms: Transforms, images: list[ImageView]) -> Tensor:
@@ -103,18 +103,18 @@ def decode(transforms: Transforms, images: list[ImageView]) -> Tensor:
 
 
 def _name_unreadable(
-    views: Iterator[Tensor], batches: Sequence[list[ImageView]]
+    views: Iterator[Tensor], batches: Sequence[list[ImageView]], dataset: Dataset[Tensor]
 ) -> Iterator[Tensor]:
     """Yield the views of each batch; an error of a worker names the file only in a traceback."""
     for batch in batches:
         try:
             yield next(views)
         except ImageError:
-            for path, *_ in batch:
+            for image in batch:
                 try:
-                    read_image(path)
+                    dataset[image]
                 except ImageError as error:
-                    raise became_unreadable(path, error.problem) from error
+                    raise became_unreadable(image.path, error.problem) from error
             raise
 
 

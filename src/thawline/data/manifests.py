@@ -131,7 +131,7 @@ def _read_texts(table: Table, name: str) -> pa.Array:
 
 def _resolve_paths(table: Table, names: pa.Array, allow_external_paths: bool) -> pa.Array:
     """Return the absolute paths of all files, after a check that they exist and may be listed."""
-    folder = table.file.parent.as_posix().rstrip("/")
+    folder = table.file.parent.as_posix()
     real_folder = lru_cache(MAX_CACHED_FOLDERS)(os.path.realpath)
 
     def resolve(start: int) -> tuple[pa.Array, list[bool]]:
@@ -142,7 +142,7 @@ def _resolve_paths(table: Table, names: pa.Array, allow_external_paths: bool) ->
     starts = range(0, len(names), BATCH_ROWS)
     batches = list(map_threads(resolve, starts, "Looking for the images", batch_size=1))
     paths = pa.concat_arrays([batch for batch, _ in batches])
-    outside = pc.index(pc.starts_with(paths, f"{folder}/"), False).as_py()
+    outside = pc.index(pc.starts_with(paths, f"{folder.rstrip('/')}/"), False).as_py()
     if outside >= 0 and not allow_external_paths:
         raise DataError(
             f"dataset.root: {table.file}, {table.row} {table.first + outside}: '{names[outside]}'"
@@ -163,7 +163,7 @@ def _locate(file: str, real_folder: Callable[[str], str]) -> tuple[str, bool]:
     """Return a path with all links resolved, and whether there is a file; most take one `lstat`."""
     parent, _, name = file.rpartition("/")
     try:
-        path = f"{real_folder(parent).rstrip('/')}/{name}"
+        path = f"{real_folder(parent or '/').rstrip('/')}/{name}"
         with suppress(OSError):  # missing, too long, not accessible, or a member of a shard
             if stat.S_ISREG(os.lstat(path).st_mode):
                 return path, True
@@ -176,7 +176,8 @@ def _locate(file: str, real_folder: Callable[[str], str]) -> tuple[str, bool]:
 def _read_hashes(table: Table, order: pa.Array) -> pa.ChunkedArray:
     """Remove the column sha256 from the table; return it in order, as 64 hexadecimal digits."""
     column = table.columns.pop("sha256").take(order)
-    if pa.types.is_binary(column.type) or pa.types.is_fixed_size_binary(column.type):
+    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    if any(is_kind(column.type) for is_kind in kinds):
         batches = pa.table([column], ["sha256"]).to_batches(BATCH_ROWS)
         digits = ([digest and digest.hex() for digest in b[0].to_pylist()] for b in batches)
         column = pa.chunked_array([pa.array(batch, pa.large_string()) for batch in digits])

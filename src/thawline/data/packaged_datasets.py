@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from thawline.data.splitting import SPLITS
 from thawline.errors import DataError
 
 LIBRARIES = ("sklearn", "torchvision")  # before the colon in `dataset.root`
@@ -64,39 +63,40 @@ def _torchvision_images(target: Path) -> Iterator[tuple[str, Image.Image]]:
         raise DataError(
             f"dataset.root: torchvision has no data set '{name}'. It has {', '.join(known)}."
         )
-    constructor, written = getattr(datasets, name), set[str]()
+    constructor, written, problem = getattr(datasets, name), set[str](), ""
     for split, arguments in _split_arguments(constructor):
-        dataset = None if split in written else _open_torchvision(constructor, folder, arguments)
-        if dataset is None:
+        if split in written:
             continue
+        try:
+            dataset = constructor(folder, **arguments)
+        except (ValueError, TypeError) as error:  # torchvision's errors for an unknown split
+            problem = str(error)
+            continue
+        except (OSError, RuntimeError) as error:
+            raise DataError(
+                f"dataset.root: torchvision:{name} could not be downloaded to {folder} ({error})."
+                " Download it to that folder yourself, or use a folder of images."
+            ) from error
         written.add(split)
-        classes = [str(name).replace("/", "-") for name in getattr(dataset, "classes", [])]
+        names = getattr(dataset, "classes", [])  # of ImageNet, each is several synonyms
+        names = [name if isinstance(name, str) else ", ".join(map(str, name)) for name in names]
+        classes = [name.replace("/", "-") for name in names]
         for idx, (image, label) in enumerate(dataset):
             class_folder = classes[label] if classes else str(label)
             yield Path(split, class_folder, f"{idx:06d}").as_posix(), image
     if not written:
-        raise DataError(f"dataset.root: '{name}' is not a data set of images with one label each.")
+        raise DataError(
+            f"dataset.root: '{name}' is not a data set of images with one label each ({problem})."
+        )
 
 
 def _split_arguments(constructor: Any) -> list[tuple[str, dict[str, Any]]]:
     """Return splits of a torchvision data set, each with the arguments to try, in order."""
     parameters = inspect.signature(constructor).parameters
+    common = {"download": True} if "download" in parameters else {}
     if "train" in parameters:
-        return [("train", {"train": True}), ("test", {"train": False})]
+        return [("train", common | {"train": True}), ("test", common | {"train": False})]
     if "split" in parameters:
-        named = [(name, {"split": name}) for name in SPLITS]
-        return [named[0], ("train", {"split": "trainval"}), *named[1:]]
-    return [("", {})]
-
-
-def _open_torchvision(constructor: Any, folder: Path, arguments: dict[str, Any]) -> Any:
-    """Return a torchvision data set, downloaded if necessary, or None if it lacks the split."""
-    try:
-        return constructor(folder, download=True, **arguments)
-    except (ValueError, TypeError):  # torchvision's errors for an unknown split
-        return None
-    except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"dataset.root: torchvision:{constructor.__name__} could not be downloaded to"
-            f" {folder} ({error}). Download it to that folder yourself, or use a folder of images."
-        ) from error
+        names = (("train", "train"), ("train", "trainval"), ("val", "val"), ("val", "valid"))
+        return [(split, common | {"split": name}) for split, name in (*names, ("test", "test"))]
+    return [("", common)]

@@ -22,7 +22,7 @@ from thawline.errors import DataError
 
 SUFFIX = ".tar"
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
-LABELS = ("cls", "json")  # extensions of labels; the first one in the shard counts
+LABELS = ("cls", "json")  # extensions of labels; KEY.cls counts if there are both
 MAX_INDEXED_SHARDS = 512  # an index takes about 50 bytes per member
 
 
@@ -135,8 +135,9 @@ def _read_label(shard: str, key: str, member: str) -> str:
         label = read_bytes(f"{shard}/{member}").decode()
         if member.lower().endswith(".json"):
             content = json.loads(label)
-            label = str(content["label"]) if isinstance(content, dict) else ""
-    except (ValueError, KeyError) as error:
+            value = content.get("label") if isinstance(content, dict) else None
+            label = str(value) if isinstance(value, (str, int)) else ""
+    except ValueError as error:
         raise _bad(shard, key, f"has no label in {member} ({error!r})") from error
     if not label.strip():
         raise _bad(shard, key, f"has no label in {member}")

@@ -121,7 +121,7 @@ def find_readable(root: str, base: Path, parameter: str) -> list[str]:
     files = find_files(root, base, parameter)
     for path, problem in zip(files, map_threads(_problem, files, "Reading images"), strict=True):
         if problem:
-            logger.warning("%s: %s is left out: %s", parameter, path, problem)
+            logger.warning("%s: %s is left out: %s", parameter, _printable(path), problem)
         else:
             paths.append(path)
     if not paths:
@@ -130,7 +130,9 @@ def find_readable(root: str, base: Path, parameter: str) -> list[str]:
 
 
 def _problem(path: str) -> str:
-    """Return why an image cannot be decoded; empty if it can."""
+    """Return why an image cannot be used; empty if it can."""
+    if _printable(path) != path:
+        return "its name is not UTF-8 or has a carriage return"
     try:
         with open_image(path) as file:
             file.load()

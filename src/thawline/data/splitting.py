@@ -129,7 +129,7 @@ def _fill_splits(
     if TEST not in given:
         given[given == VAL] = TEST
     if TRAIN not in given or TEST not in given:
-        found = sorted(SPLITS[code] for code in np.unique(given))
+        found = sorted(manifest["split"].unique())
         raise DataError(
             "dataset.root: a data set that brings its own splits needs train and one of val and"
             f" test, found {', '.join(found)}."

@@ -187,9 +187,6 @@ def make_mix(options: AugmentationOptions, classes: int) -> BatchMixer | None:
     (N, classes). It applies mixup (Zhang et al. 2018, arXiv:1710.09412), CutMix (Yun et al. 2019,
     arXiv:1905.04899), or one of the two per batch.
     """
-    mixers: list[BatchMixer] = []
-    if options.mixup:
-        mixers.append(v2.MixUp(alpha=options.mixup, num_classes=classes))
-    if options.cutmix:
-        mixers.append(v2.CutMix(alpha=options.cutmix, num_classes=classes))
-    return v2.RandomChoice(mixers) if len(mixers) > 1 else mixers[0] if mixers else None
+    kinds = ((v2.MixUp, options.mixup), (v2.CutMix, options.cutmix))
+    mixers = [kind(alpha=alpha, num_classes=classes) for kind, alpha in kinds if alpha]
+    return v2.RandomChoice(mixers) if len(mixers) > 1 else next(iter(mixers), None)

@@ -69,7 +69,7 @@ class TransformOptions(Options):
     size: PositiveInt | None = None
     resize: PositiveInt | None = None
     interpolation: Interpolation | None = None
-    mean: Channels | None = None
+    mean: tuple[Probability, Probability, Probability] | None = None
     std: Channels | None = None
     bit_depth: BitDepth = "auto"
     min_crop_scale: float = Field(0.5, gt=0, le=1)

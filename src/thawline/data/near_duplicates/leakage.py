@@ -89,7 +89,7 @@ def check_leakage(duplicates: pd.DataFrame, options: ScreeningOptions) -> None:
     message = f"{len(leaks)} test image(s) are also in another split:\n{first_lines(lines)}"
     if options.on_leak == "error":
         raise DataError(
-            f"{message}\nThe test accuracy would be too high. Remove one image of each pair, or"
-            " give both the same group in a CSV. screening.on_leak=warn continues with a warning."
+            f"{message}\nThe test accuracy would be too high. Remove one image of each pair;"
+            " screening.on_leak=warn continues with a warning."
         )
     logger.warning("%s", message)

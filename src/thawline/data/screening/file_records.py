@@ -190,7 +190,8 @@ def _explain_access(record: FileRecord, error: OSError) -> FileRecord:
         return record.with_problem(Problem.UNUSABLE_NAME, detail)
     path = Path(record.path)
     if error.errno == errno.ENOENT and path.is_symlink():
-        detail = f"a link to {path.readlink()}, which does not exist"
+        target = str(path.readlink()).encode("utf-8", "backslashreplace").decode()
+        detail = f"a link to {target}, which does not exist"
         return record.with_problem(Problem.BROKEN_LINK, detail)
     problem = ERRNO_PROBLEMS.get(error.errno or 0, Problem.UNREADABLE)
     return record.with_problem(problem, error.strerror or str(error))
