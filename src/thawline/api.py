@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from thawline.networks.classifier import Classifier
+    from thawline.options import Parameters as Options
 
 REPORT = Path("data", "08_reporting", "latest.html")
 CLASSIFIERS = Path("data", "06_models", "classifier")
+HERE = ("dataset.root", "dataset.corrections")  # may be relative to the working directory
 Parameters = Mapping[str, Any]  # values by dotted name
 
 
@@ -72,8 +74,8 @@ def packaged_configuration() -> Path:
 
 def run_pipeline(
     pipeline: str, parameters: Parameters, env: str | None = None, verbose: bool = False
-) -> str:
-    """Run a pipeline where `find_place` says, and return the version of what it saved.
+) -> tuple[str, "Options"]:
+    """Run a pipeline where `find_place` says; return the version of what it saved, and all options.
 
     Raises:
         ThawlineError: if parameters, data or weights cannot be used.
@@ -91,12 +93,13 @@ def run_pipeline(
         show_all_logs()
     tree: Any = OmegaConf.create({})
     for name, value in parameters.items():
-        # A page's corrections are saved where its reader works, which is not the folder of results.
-        is_here = name == "dataset.corrections" and value and Path(value).is_file()
+        # Typed where the data are, which is not the folder of results.
+        is_here = name in HERE and value and Path(value).exists()
         OmegaConf.update(tree, name, str(Path(value).resolve()) if is_here else value)
     given: Any = OmegaConf.to_container(tree)
     source, env = str(place.configuration), env or place.env
-    validate_parameters(read_configuration(place.project, env, given, source)["parameters"])
+    configuration = read_configuration(place.project, env, given, source)
+    options = validate_parameters(configuration["parameters"])
     # Now that a wrong parameter has been told.
     from kedro.framework.project import configure_project
     from kedro.framework.session import KedroSession
@@ -107,15 +110,15 @@ def run_pipeline(
     )
     with session:
         session.run(pipeline_names=[pipeline])
-    return str(session.session_id)
+    return str(session.session_id), options
 
 
 class Model:
     """A classifier that a run has saved."""
 
-    def __init__(self, project: Path, version: str, options: dict[str, Any] | None = None) -> None:
-        """Take the folder of results, the version of the classifier in it, and its `model.*`."""
-        self._options = options or {}
+    def __init__(self, project: Path, version: str, options: "Options") -> None:
+        """Take the folder of results, the version of the classifier in it, and those of its run."""
+        self._options = options
         self.folder = project / CLASSIFIERS / version / CLASSIFIERS.name
         self._report = project / REPORT
 
@@ -123,9 +126,8 @@ class Model:
     def classifier(self) -> "Classifier":
         """Network, class names and preprocessing."""
         from thawline.networks.classifier import load_classifier
-        from thawline.options import ModelOptions
 
-        return load_classifier(self.folder, ModelOptions(**self._options))
+        return load_classifier(self.folder, self._options.model)
 
     def predict(self, path: str | Path, top_k: int = 1) -> "pd.DataFrame":
         """Return label and probability of an image file, or of each one in a folder.
@@ -137,11 +139,10 @@ class Model:
         """
         from thawline.data.sources import find_files
         from thawline.evaluation.predictions import predict_files
-        from thawline.options import EvaluationOptions, TrainingOptions
 
-        paths = find_files(str(path), Path.cwd())
-        size = EvaluationOptions().batch_size
-        return predict_files(self.classifier, paths, size, top_k, TrainingOptions())
+        paths, options = find_files(str(path), Path.cwd()), self._options
+        size = options.evaluation.batch_size
+        return predict_files(self.classifier, paths, size, top_k, options.training)
 
     def report(self) -> Path:
         """Open the report of the last run in a browser, and return its path."""
@@ -164,9 +165,7 @@ def finetune(
         ThawlineError: if parameters, data or weights cannot be used.
     """
     given = name_parameters(data, strategy, backbone) | dict(parameters or {})
-    prefix = "model."
-    own = {name.removeprefix(prefix): v for name, v in given.items() if name.startswith(prefix)}
-    return Model(find_place().project, run_pipeline("finetune", given), own)
+    return Model(find_place().project, *run_pipeline("finetune", given))
 
 
 def name_parameters(

@@ -2,11 +2,14 @@
 
 import os
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import mlflow
 import pytest
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES
 
@@ -37,11 +40,16 @@ def test_a_server_keeps_files_at_its_own_place_unless_they_have_one_that_all_can
 
 @pytest.fixture
 def failing_server() -> Iterator[str]:
-    """Return the address of a server that answers every request with status 503."""
+    """Return the address of a server that fails, with status 200 for those whom it knows."""
+    known = {f"Basic {b64encode(b'me:pa55word').decode()}", "Bearer 123"}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_error(503)
+            if self.headers["Authorization"] in known:
+                self.send_response(200)
+                self.end_headers()
+            else:
+                self.send_error(503)
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -61,6 +69,27 @@ def test_a_server_that_fails_or_does_not_answer_is_named_without_its_password(
     assert connection.find_server_problem("sqlite:///mlflow.db") == ""
 
 
+@pytest.mark.parametrize(
+    "known", [{"USERNAME": "me", "PASSWORD": "pa55word"}, {"TOKEN": "123"}, {"USERNAME": "you"}]
+)
+def test_a_proxy_is_asked_with_the_password_or_token_that_mlflow_has(
+    failing_server: str, known: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in known.items():
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
+    assert bool(connection.find_server_problem(failing_server)) == (known == {"USERNAME": "you"})
+
+
+def test_a_deleted_experiment_beside_the_main_one_is_restored(tmp_path: Path) -> None:
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    client = mlflow.MlflowClient()
+    client.create_experiment("main")
+    beside = connection.find_experiment("main", ["predict"])
+    client.delete_experiment(beside)
+    assert connection.find_experiment("main", ["predict"]) == beside
+    assert client.get_experiment(beside).lifecycle_stage == "active"
+
+
 def test_without_a_server_nothing_begins() -> None:
     uri = f"http://127.0.0.1:{free_port()}"
     settings = {"mlflow": {"server": {"mlflow_tracking_uri": uri}}}
@@ -69,7 +98,7 @@ def test_without_a_server_nothing_begins() -> None:
 
 
 def test_mlflow_retries_by_default() -> None:
-    assert MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() > 0
+    assert MLFLOW_HTTP_REQUEST_MAX_RETRIES.get() == 5  # MLflow's own is 7, for minutes
 
 
 @pytest.mark.parametrize("before", [None, "5"])

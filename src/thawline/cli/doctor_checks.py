@@ -19,6 +19,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from kedro.config import MissingConfigException
 from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
+from mlflow.exceptions import MlflowException
 from omegaconf.errors import OmegaConfBaseException
 from sqlalchemy import create_engine, inspect
 from sqlalchemy.engine import make_url
@@ -200,8 +201,12 @@ def check_tracking(uri: str, experiment: str) -> str:
     if not is_server(uri) and not _has_tables(uri):
         return f"{shown} will be created by the first run"
     client = mlflow.MlflowClient(uri)
-    found = client.get_experiment_by_name(experiment)
-    if dead := find_stale_runs(client, found.experiment_id) if found else []:
+    try:
+        found = client.get_experiment_by_name(experiment)
+        dead = find_stale_runs(client, found.experiment_id) if found else []
+    except MlflowException as error:  # such as a wrong password
+        raise TrackingError(f"{shown} cannot be read: {mask(first_line(error))}") from error
+    if dead:
         names = ", ".join(f"{run.info.run_name} ({run.info.run_id})" for run in dead)
         raise Advice(f"{names}: RUNNING, but the process is gone; the next run marks it as KILLED")
     return shown

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from kedro.config import MissingConfigException
 from kedro.framework.cli.project import run as kedro_run
 from kedro.io import DatasetError
-from kedro.utils import find_kedro_project
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
+from thawline.api import find_place
 from thawline.cli.main import activations
 from thawline.cli.verbs import environment
 from thawline.data.atomic_write import is_disk_full
@@ -23,6 +25,9 @@ from thawline.hooks.configuration import find_project, read_configuration, show_
 from thawline.options import validate_parameters
 from thawline.tracking.redaction import mask, mask_traceback
 from thawline.tracking.run_tags import command_line
+
+# Errors that the user can act on; the last three are of a configuration that cannot be read.
+TOLD = (ThawlineError, DatasetError, MissingConfigException, OmegaConfBaseException, YAMLError)
 
 
 @contextmanager
@@ -62,7 +67,7 @@ def _message(error: Exception) -> str | None:
             " what only saves time), then repeat the command with"
             f" training.resume=true: finished epochs are kept. What was being written: {error}"
         )
-    if isinstance(error, (ThawlineError, DatasetError, OmegaConfBaseException)):
+    if isinstance(error, TOLD):
         return str(error)
     import mlflow  # takes a second, which the message of a wrong parameter should not wait for
 
@@ -77,7 +82,7 @@ def _message(error: Exception) -> str | None:
 
 def _free_space() -> str:
     """Return how much is free in the folders that a run writes to."""
-    project = Path(find_kedro_project(Path.cwd()) or Path.cwd())  # as Kedro's session has it
+    project = find_place().project
     free: dict[int, tuple[Path, int]] = {}  # by device
     for folder in filter(Path.is_dir, (project, project / "data", *project.glob("data/*"))):
         free.setdefault(folder.stat().st_dev, (folder, shutil.disk_usage(folder).free))

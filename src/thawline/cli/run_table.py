@@ -22,7 +22,7 @@ MAX_RUNS = 1000
 
 def list_runs(place: Place, count: int | None) -> pd.DataFrame:
     """Return runs that have a test accuracy, the latest first, as `reports.runs` describes them."""
-    settings = read_settings(_read(place)["mlflow"])
+    settings = read_settings(read_place(place)["mlflow"])
     uri = settings.server.mlflow_tracking_uri or ""
     client = MlflowClient(uri, uri)
     experiment = client.get_experiment_by_name(settings.tracking.experiment.name)
@@ -63,7 +63,7 @@ def find_registered(place: Place, reference: str) -> str:
     Raises:
         ParameterError: if there is none.
     """
-    configuration = _read(place)
+    configuration = read_place(place)
     settings = read_settings(configuration["mlflow"])
     mlflow.set_tracking_uri(settings.server.mlflow_tracking_uri or "")
     name = configuration["parameters"]["registry"]["name"]
@@ -72,6 +72,6 @@ def find_registered(place: Place, reference: str) -> str:
     return find_uri("--model", reference, name, folders)
 
 
-def _read(place: Place) -> Mapping[str, Any]:
+def read_place(place: Place) -> Mapping[str, Any]:
     """Return the configuration of a place."""
     return read_configuration(place.project, place.env, source=str(place.configuration))

@@ -54,7 +54,7 @@ def with_options(*, data: bool = True, strategy: bool = True) -> Callable[[Any],
     options = [
         click.option(
             "--set", "parameters", multiple=True, callback=_parse, metavar="NAME=VALUE",
-            help="Any parameter, as in YAML: --set training.step_epochs='[3, 5]'. Repeatable.",
+            help="Any parameter, as in YAML: --set transforms.mean='[0.5, 0.5, 0.5]'. Repeatable.",
         ),
         click.option(
             "--name", callback=_name_run, expose_value=False, help="Name of the run in MLflow."
@@ -63,7 +63,8 @@ def with_options(*, data: bool = True, strategy: bool = True) -> Callable[[Any],
         click.option("--verbose", is_flag=True, help="Print everything that the log file holds."),
     ]  # fmt: skip
     if strategy and data:
-        options.insert(0, click.option("--strategy", metavar="NAME", help="By default auto."))
+        usual = "By default that of the configuration; see thawline params strategy."
+        options.insert(0, click.option("--strategy", metavar="NAME", help=usual))
     if data:
         backbone = click.option("--backbone", metavar="NAME", help="Such as resnet50.")
         options = [click.argument("data", required=False), backbone, *options]
@@ -84,9 +85,10 @@ def run(
 
     if find_place().is_project:
         from thawline.reports.html import kedro_command
+        from thawline.tracking.redaction import mask
 
         texts = {name: str(value) for name, value in given.items()}
-        click.echo(f"$ {kedro_command(texts, pipeline, env)}")
+        click.echo(mask(f"$ {kedro_command(texts, pipeline, env)}"))
     with told():
         run_pipeline(pipeline, given, env, verbose)
 
@@ -205,10 +207,17 @@ def _list_files(folder: Path) -> set[tuple[str, int, int]]:
 @click.option("--model", help="predict.model: an alias, a version, latest, a run, or a folder.")
 def predict(images: str, model: str | None) -> None:
     """Classify an image, or all IMAGES of a folder, with the champion."""
+    if model and Path(model).is_dir():
+        model = str(Path(model).resolve())
     run("predict", {"predict.root": images} | ({"predict.model": model} if model else {}))
     import pandas as pd
 
-    rows = pd.read_parquet(find_place().project / "data/07_model_output/folder_labels.parquet")
+    from thawline.cli.run_table import read_place
+
+    place = find_place()
+    entry = read_place(place)["catalog"]["folder_predictions"]
+    read = pd.read_parquet if "Parquet" in entry["type"] else pd.read_csv
+    rows: Any = read(place.project / entry["filepath"])
     folder = Path(images) if Path(images).is_dir() else Path(images).parent
     shown = {
         "file": rows["path"].str.removeprefix(f"{folder}/"),
@@ -225,17 +234,20 @@ def predict(images: str, model: str | None) -> None:
 @click.option("--html", "as_page", is_flag=True, help="All of them as a page, opened in a browser.")
 def runs(everything: bool, as_page: bool) -> None:
     """Show the runs of finetune with their accuracies, the latest first."""
+    from thawline.cli.kedro_run import told
     from thawline.cli.run_table import list_runs
     from thawline.reports.runs import run_table, runs_page
 
     place = find_place()
-    found = list_runs(place, None if everything or as_page else LATEST_RUNS)
+    with told():
+        found = list_runs(place, None if everything or as_page else LATEST_RUNS)
     if not as_page:
         _print(run_table(found))
     elif found.empty:
         raise click.ClickException("There is no run yet. Run thawline finetune first.")
     else:
         file = place.project / REPORT.with_name("runs.html")
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(runs_page(found), "utf-8")
         open_page(file)
 

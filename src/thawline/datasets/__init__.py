@@ -17,18 +17,8 @@ from thawline.datasets.resource_datasets import (
 from thawline.datasets.served_model_dataset import ServedModelDataset
 
 __all__ = [
-    "ChildRunsDataset",
-    "ClassifierDataset",
-    "ClassifiersDataset",
-    "ImageParquetDataset",
-    "ImageTableDataset",
-    "MetricLoggerDataset",
-    "OnnxDataset",
-    "PathDataset",
-    "PictureDataset",
-    "RegistryDataset",
-    "ReportDataset",
-    "ServedModelDataset",
-    "SplitsDataset",
+    "ChildRunsDataset", "ClassifierDataset", "ClassifiersDataset", "ImageParquetDataset",
+    "ImageTableDataset", "MetricLoggerDataset", "OnnxDataset", "PathDataset", "PictureDataset",
+    "RegistryDataset", "ReportDataset", "ServedModelDataset", "SplitsDataset",
     "TrainingCheckpointsDataset",
-]
+]  # fmt: skip

@@ -63,15 +63,15 @@ class AnswerHook:
         self._close()
 
     @hook_impl
-    def on_pipeline_error(self) -> None:
-        """Close the log."""
-        self._close()
+    def on_pipeline_error(self, error: Exception) -> None:
+        """Close the log; where MLflow has just failed, it is not asked again."""
+        self._close(is_logged=not isinstance(error, mlflow.MlflowException))
 
-    def _close(self) -> None:
+    def _close(self, is_logged: bool = True) -> None:
         for name in LOGGERS:
             logging.getLogger(name).removeHandler(self._handler)
         self._handler.close()
-        if mlflow.active_run():
+        if is_logged and mlflow.active_run():
             mlflow.log_artifact(str(self._file))
 
 

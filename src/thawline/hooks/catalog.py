@@ -1,7 +1,7 @@
 """The catalog of a run: it saves files atomically and reads the versions that the run pins."""
 
-import os
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class RunCatalog(DataCatalog, CatalogCommandsMixin):
         if not isinstance(dataset, AbstractVersionedDataset) or "://" in str(file):
             super().save(ds_name, data)
             return
-        folder = file.with_name(f".unfinished.{os.getpid()}.{ds_name}")
+        folder = file.with_name(f".unfinished.{uuid.uuid4().hex}.{ds_name}")
         staged = config | {"filepath": str(folder / file.name), "versioned": False}
         catalog = DataCatalog.from_config(
             {ds_name: staged}, validation_enabled=self.validation_enabled

@@ -1,6 +1,7 @@
 """Read the configuration of a project as Kedro does, without a session, a run or a file written."""
 
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -54,15 +55,15 @@ def read_configuration(
 ) -> OmegaConfigLoader:
     """Return what conf/ says: a mapping with `parameters`, `catalog` and `mlflow`, read when asked.
 
-    `env` (None: local), `params` (a tree, or NAME=VALUE separated by commas) and `source` (None:
-    conf/ of the project) are those of `kedro run`.
+    `env` (None: that of KEDRO_ENV, or local), `params` (a tree, or NAME=VALUE separated by commas)
+    and `source` (None: conf/ of the project) are those of `kedro run`.
     """
     given: Any = params
     if isinstance(params, str):
         items = [item.strip() for item in params.split(",") if item.strip()]
         given = OmegaConf.to_container(OmegaConf.from_dotlist(items))
     register_project_path(project)
-    source = source or str(project / "conf")
+    source, env = source or str(project / "conf"), env or os.environ.get("KEDRO_ENV")
     return OmegaConfigLoader(source, env, runtime_params=given, **CONFIG_LOADER_ARGS)
 
 

@@ -101,8 +101,7 @@ class TrackingHook:
 
     def _end_as_killed(self) -> None:
         """Mark what is running while Python ends, of which Kedro does not tell its hooks."""
-        if mlflow.active_run():
-            self._end("KILLED")
+        if mlflow.active_run() and self._end("KILLED"):
             logger.warning(
                 "Run interrupted and marked as KILLED. To resume it, repeat the command with"
                 " training.resume=true."
@@ -114,15 +113,19 @@ class TrackingHook:
             options = self._catalog["parameters"].load().training
             mlflow.set_tag("device", describe_device(options.device))
 
-    def _end(self, status: str) -> None:
-        """Give a status to the active run and the one below it."""
+    def _end(self, status: str) -> bool:
+        """Give a status to the active run and the one below it; return whether MLflow has it."""
         try:
-            self._tag_device()
-            while mlflow.active_run():
-                mlflow.end_run(status)
+            try:
+                self._tag_device()
+            finally:
+                while mlflow.active_run():
+                    mlflow.end_run(status)
         except MlflowException as error:  # the error that ended the run is the one to show
             logger.warning(
                 "MLflow cannot be told that this run is %s; the next run marks it as KILLED (%s)",
                 status,
                 error,
             )
+            return False
+        return True

@@ -17,10 +17,11 @@ import mlflow
 import requests
 from kedro.framework.context import KedroContext
 from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
+from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
 
 from thawline.errors import TrackingError
-from thawline.tracking.redaction import mask, strip_credentials
+from thawline.tracking.redaction import PASSWORD, USERNAME, mask, strip_credentials
 
 DEFAULTS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",  # after 0, 4, 8, 16 and 32 seconds
@@ -82,6 +83,8 @@ def find_experiment(name: str, pipelines: Collection[str]) -> str:
                 raise
     found = client.get_experiment_by_name(own)
     assert found is not None
+    if found.lifecycle_stage == LifecycleStage.DELETED:  # kedro-mlflow restores the main one alone
+        client.restore_experiment(found.experiment_id)
     return str(found.experiment_id)
 
 
@@ -100,8 +103,11 @@ def find_server_problem(uri: str) -> str:
     """Return the problem with an MLflow server; empty if it answers or there is none."""
     if not is_server(uri):
         return ""
+    user, token = os.environ.get(USERNAME), os.environ.get("MLFLOW_TRACKING_TOKEN")
+    asked: dict[str, Any] = {"auth": (user, os.environ.get(PASSWORD, ""))} if user else {}
+    asked |= {"headers": {"Authorization": f"Bearer {token}"}} if token and not user else {}
     try:
-        answer = requests.get(f"{uri.rstrip('/')}/health", timeout=HEALTH_TIMEOUT_SECONDS)
+        answer = requests.get(f"{uri.rstrip('/')}/health", timeout=HEALTH_TIMEOUT_SECONDS, **asked)
     except requests.RequestException as error:
         return f"The MLflow server {mask(uri)} does not answer ({type(error).__name__})"
     if not answer.ok:

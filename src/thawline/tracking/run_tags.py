@@ -1,6 +1,7 @@
 """Tags that tell how a run came about: command, commit, device, versions."""
 
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Collection
@@ -61,7 +62,7 @@ def command_line() -> str:
     path = Path(sys.argv[0])
     packaged = path.parts[-2:] == ("thawline", "__main__.py")
     name = "python -m thawline" if packaged else "thawline" if path.stem == "thawline" else "kedro"
-    return mask(" ".join([name, *sys.argv[1:]]))
+    return mask(f"{name} {shlex.join(sys.argv[1:])}".rstrip())
 
 
 def describe_device(wanted: str) -> str:

@@ -101,7 +101,7 @@ def select_best_trial(
 
     best = sweeping.best_trial(finished_trials, parameters.training.monitor)
     chosen = with_values(parameters, best.params)
-    tree = chosen.model_dump(mode="json", include={*TRAINING_GROUPS, "dataset"})
+    tree = chosen.model_dump(mode="json", include={*TRAINING_GROUPS, "dataset", "screening"})
     if chosen.strategy in tree["strategies"]:
         tree["strategies"] = {chosen.strategy: tree["strategies"][chosen.strategy]}
     figures_of_best = ", ".join(
