@@ -1,7 +1,5 @@
 """Small real things that the tests share."""
 
-from __future__ import annotations
-
 import os
 
 # Two test processes share the cores; more threads would only get in each other's way. This is read

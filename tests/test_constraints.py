@@ -1,7 +1,5 @@
 """What the constraints files pin is what pyproject.toml allows, and what that names is there."""
 
-from __future__ import annotations
-
 import tomllib
 
 from packaging.requirements import Requirement

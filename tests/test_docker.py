@@ -1,7 +1,5 @@
 """What docker-compose.yml says can be read, although no containers run where the tests do."""
 
-from __future__ import annotations
-
 import re
 
 import yaml

@@ -1,7 +1,5 @@
 """Numbers and files of commit 679d403: what moved since has moved knowingly."""
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil
@@ -98,10 +96,9 @@ def test_an_earlier_study_goes_on_or_what_is_different_is_named(
         database.executescript((OLD / "sweep.sql").read_text(encoding="utf-8"))
     storage = sweep_storage.open_storage(f"sqlite:///{tmp_path}/sweep.db")
     with caplog.at_level(logging.INFO):
-        study = sweeping.open_study(storage, records.default_parameters(), splits)
+        sweeping.open_study(storage, records.default_parameters(), splits)
     said = " ".join(caplog.messages)
-    assert "2 finished trials" in said or "is new" in said
-    assert study.study_name.startswith("sweep-")
+    assert "2 finished trials" in said or "had other" in said
 
 
 def test_pipelines_catalog_parameters_and_commands_are_those_that_are_written_down(

@@ -1,7 +1,5 @@
 """Training on a GPU keeps what it keeps on a CPU. All of these tests need a CUDA device."""
 
-from __future__ import annotations
-
 import copy
 import gc
 import re
@@ -118,9 +116,6 @@ class Features:
         return ((found.cpu().double() - exact).norm() / exact.norm()).item()
 
 
-# Below the thaw line
-
-
 @pytest.mark.parametrize(
     ("dtype", "bound"),
     [(torch.float32, 1e-5), (torch.float16, 0.02), (torch.bfloat16, 0.15)],
@@ -177,9 +172,6 @@ def test_views_and_cached_activations_are_in_page_locked_memory(
     image = features.images[0]
     (read,) = loaded.partition(ACTIVATIONS, [image]).read([image.key])
     assert read.is_pinned()
-
-
-# Training
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -285,9 +277,6 @@ def test_an_interrupted_training_resumes_with_the_random_numbers_of_the_gpu(
         assert losses(resume=True)[2:] != pytest.approx(undisturbed[2:], rel=5e-3)
 
 
-# Memory
-
-
 @contextmanager
 def memory_for(megabytes: float) -> Iterator[None]:
     """Limit PyTorch to so many MB (10^6 bytes) more than it has reserved."""
@@ -351,9 +340,6 @@ def test_without_any_memory_the_error_says_what_to_lower(
     message = r"Out of device memory (in epoch|while phase) 1 .*transforms\.size"
     with memory_for(0), pytest.raises(TrainingError, match=message):
         train(context, [phase])
-
-
-# Around training
 
 
 def test_the_range_test_leaves_the_network_as_it_was(splits: pd.DataFrame) -> None:

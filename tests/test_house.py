@@ -1,7 +1,5 @@
 """The package keeps to the public API of other libraries and catches what it expects."""
 
-from __future__ import annotations
-
 import ast
 from pathlib import Path
 

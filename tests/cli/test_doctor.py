@@ -1,7 +1,5 @@
 """Each check finds what is wrong, says what to do, and tells no password."""
 
-from __future__ import annotations
-
 import shutil
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`thawline doctor` opens MLflow's store and finds runs that lost their process."""
 
-from __future__ import annotations
-
 import shutil
 import sqlite3
 from pathlib import Path

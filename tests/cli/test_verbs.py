@@ -1,7 +1,5 @@
 """The command thawline and the function finetune work in a folder with nothing but photographs."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import signal
@@ -172,6 +170,8 @@ def test_every_parameter_is_listed_with_its_type() -> None:
 def test_a_value_may_be_a_list_and_a_setting_needs_a_name() -> None:
     done = CliRunner().invoke(main, ["finetune", "--set", "epochs"])
     assert done.exit_code != 0 and "epochs is not NAME=VALUE" in done.output
+    done = CliRunner().invoke(main, ["finetune", "--set", "transforms.mean=[0.5, 0.5]"])
+    assert done.exit_code != 0 and "transforms.mean" in done.output and "3 items" in done.output
     assert CliRunner().invoke(main, ["--version"]).output.strip().endswith(thawline.__version__)
 
 

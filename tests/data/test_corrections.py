@@ -1,7 +1,5 @@
 """Corrections change the table of images, say what they could not change, and touch no file."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import kedro, log
+from conftest import kedro, latest, log, report, run_kedro
 from thawline.data.corrections import ACTIONS, apply_corrections, read_corrections
 from thawline.data.decoding import hash_files
 from thawline.data.sources import find_images
@@ -185,13 +183,12 @@ def test_each_image_has_the_label_that_its_last_line_says(
 def test_a_run_takes_corrections_and_keeps_what_came_of_them(project: Path, folder: Path) -> None:
     (project / "corrections.csv").write_text("path,action\nflower/00.jpg,drop\nflower/x.jpg,drop\n")
     params = f"--params=dataset.root={folder},dataset.corrections=corrections.csv"
-    done = kedro(project, "run", "--pipeline=data_preparation", params)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_kedro(project, "run", "--pipeline=data_preparation", params)
     assert "Corrections: 1 not: there is no such image" in log(project)
-    (file,) = project.glob("data/08_reporting/applied_corrections.csv/*/*.csv")
-    assert pd.read_csv(file)["path"].tolist() == ["flower/00.jpg", "flower/x.jpg"]
-    (splits,) = project.glob("data/05_model_input/splits.csv/*/splits.csv")
-    assert "flower/00.jpg" not in pd.read_csv(splits)["path"].tolist()
+    applied = report(project, "applied_corrections.csv")
+    assert applied["path"].tolist() == ["flower/00.jpg", "flower/x.jpg"]
+    splits = pd.read_csv(latest(project, "05_model_input/splits.csv"))
+    assert "flower/00.jpg" not in splits["path"].tolist()
 
 
 def test_corrections_that_are_not_there_begin_no_run(project: Path) -> None:

@@ -1,7 +1,5 @@
 """A person who opens kedro viz and the MLflow UI after a run finds the run there."""
 
-from __future__ import annotations
-
 import json
 import sqlite3
 from pathlib import Path

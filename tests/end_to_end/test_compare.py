@@ -1,7 +1,5 @@
 """`kedro run --pipeline=compare` trains strategies side by side and says which one to take."""
 
-from __future__ import annotations
-
 import re
 import signal
 import time

@@ -1,7 +1,5 @@
 """A run that is killed at any moment, and repeated with resume, ends as if nothing had happened."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

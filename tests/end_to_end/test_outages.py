@@ -1,9 +1,4 @@
-"""Whole runs go through a full disk, a restarted server and a locked database, and lose nothing.
-
-The slow ones take minutes: pytest -m slow -n 0 tests/end_to_end/test_outages.py
-"""
-
-from __future__ import annotations
+"""Whole runs go through a full disk, a restarted server and a locked database, and lose nothing."""
 
 import os
 import shutil

@@ -3,8 +3,6 @@
 What `kedro package` itself needs to build a wheel is fetched from a package index.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The commands of README and of the page for people from other tools, each typed as it stands."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

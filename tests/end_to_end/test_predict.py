@@ -1,7 +1,5 @@
 """A champion gives one answer: on a folder, over HTTP, and as ONNX without Thawline."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

@@ -1,7 +1,5 @@
 """A new user's path: docs/quick-start.md, typed command by command in a fresh environment."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """`engine=ray`: workers that share each batch, and are replaced when they die."""
 
-from __future__ import annotations
-
 import re
 import signal
 import subprocess

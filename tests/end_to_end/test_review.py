@@ -1,7 +1,5 @@
 """A person looks through the images on a page, by mouse, keyboard or finger, and corrects them."""
 
-from __future__ import annotations
-
 import csv
 import shutil
 from collections.abc import Iterator

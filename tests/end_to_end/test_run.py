@@ -1,7 +1,5 @@
 """`kedro run` does the whole job, from the command line, as a user types it."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

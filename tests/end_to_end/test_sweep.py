@@ -1,7 +1,5 @@
 """`kedro run --pipeline=sweep` finds parameters that `kedro run --env=best` repeats."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,9 +1,4 @@
-"""Two projects share a study and a server of runs on PostgreSQL, and lose nothing in an outage.
-
-It takes minutes: pytest -m slow -n 0 tests/end_to_end/test_teams.py
-"""
-
-from __future__ import annotations
+"""Two projects share a study and a server of runs on PostgreSQL, and lose nothing in an outage."""
 
 import subprocess
 import time
@@ -57,10 +52,9 @@ def test_two_machines_share_a_sweep_and_repeat_their_commands_after_an_outage(
         assert PASSWORD not in said
     postgres.start()
     time.sleep(GRACE_SECONDS)
-    for process in (second := start()):
+    for process in start():
         said = "".join(process.communicate(timeout=1200))
         assert process.returncode == 0 and PASSWORD not in said, said
-    assert len(second) == 2
     trials = trials_of(storage)
     done = [trial for trial in trials if trial.state in FINISHED]
     assert TRIALS <= len(done) <= TRIALS + 1

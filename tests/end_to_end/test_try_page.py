@@ -1,7 +1,5 @@
 """A served model is tried on a page, and refuses what it should not read."""
 
-from __future__ import annotations
-
 import base64
 import socket
 from collections.abc import Iterator
@@ -18,6 +16,7 @@ import requests
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from conftest import latest
 from helpers.browser import PHONE, needs_chromium, serious_problems, served, wait_until
 from thawline.serving.mlflow_model import SERVING
 from thawline.serving.server import make_app
@@ -60,8 +59,7 @@ def test_a_photograph_is_answered_with_what_speaks_for_it(
 def test_a_training_image_is_most_similar_to_itself(
     address: str, finished_project: Path, photos: Path
 ) -> None:
-    *_, table = sorted(finished_project.glob("data/05_model_input/splits.csv/*/splits.csv"))
-    splits = pd.read_csv(table)
+    splits = pd.read_csv(latest(finished_project, "05_model_input/splits.csv"))
     row = splits[splits["split"] == "train"].iloc[0]
     content = (photos / row["path"]).read_bytes()
     found = requests.post(f"{address}/explain", content, timeout=60).json()

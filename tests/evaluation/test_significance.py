@@ -234,21 +234,23 @@ def test_images_that_are_groups_of_their_own_are_tested_as_single_images(models:
     assert paired_test(a, b, names) == paired_test(a, b)  # to the last bit
 
 
+@pytest.mark.parametrize("is_grouped", [False, True])
 @given(models=two_models_in_groups(), order=st.randoms())
-def test_a_test_by_group_is_symmetric_and_its_interval_agrees_with_its_p_value(
-    models: InGroups, order: np.random.Generator
+def test_a_test_is_symmetric_and_its_interval_agrees_with_its_p_value(
+    models: InGroups, order: np.random.Generator, is_grouped: bool
 ) -> None:
     a, b, groups = models
-    result, other = paired_test(a, b, groups), paired_test(b, a, groups)
+    names = np.array([f"group {group}" for group in groups]) if is_grouped else None
+    result, other = paired_test(a, b, names), paired_test(b, a, names)
     assert result.difference == pytest.approx(a.mean() - b.mean())
     assert other == pytest.approx((-result.difference, -result.high, -result.low, result.p_value))
-    assert -1 <= result.low <= result.high <= 1
+    assert -1 <= result.low <= result.high <= 1 and 0 <= result.p_value <= 1
     if abs(result.p_value - 0.05) > 1e-9:
         assert (result.low > 0 or result.high < 0) == (result.p_value < 0.05)
     images = list(range(len(groups)))
     order.shuffle(images)
-    names = np.array([f"group {group}" for group in groups])
-    assert paired_test(a[:, images], b[:, images], names[images]) == pytest.approx(result, abs=1e-9)
+    turned = paired_test(a[::-1, images], b[:, images], names[images] if is_grouped else None)
+    assert turned == pytest.approx(result, abs=1e-9 if is_grouped else None)
 
 
 @given(models=two_models_in_groups())

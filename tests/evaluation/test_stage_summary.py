@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from conftest import report
 from helpers.networks import BranchingNet, SmallNet
 from helpers.training import transforms
 from thawline.evaluation.stage_summary import (
@@ -158,14 +159,11 @@ def test_cka_knows_no_rotation_and_no_scale(
 
 @pytest.mark.xdist_group("finished project")
 def test_finetune_leaves_tables_and_figures_of_the_model(finished_project: Path) -> None:
-    reporting = finished_project / "data" / "08_reporting"
-    (table,) = (reporting / "stage_table.csv").glob("*/*.csv")
-    stages = pd.read_csv(table)
+    stages = report(finished_project, "stage_table.csv")
     assert stages["phase_1"].tolist() == ["frozen"] * 8 + ["trained"]
     assert line_positions(stages) == {1: pytest.approx(8 + 2 / 3)}  # between pooling and classifier
-    (changes,) = (reporting / "weight_change.csv").glob("*/*.csv")
-    change = pd.read_csv(changes)
+    change = report(finished_project, "weight_change.csv")
     assert (change["relative_l2"].iloc[:-1] == 0).all() and (change["cka"].iloc[:-1] == 1).all()
     assert change["relative_l2"].iloc[-1] > 0
     for name in ("stage_figure", "weight_change_figure"):
-        assert list((reporting / f"{name}.json").glob("*/*.json"))
+        assert report(finished_project, f"{name}.json")

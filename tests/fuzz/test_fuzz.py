@@ -1,7 +1,5 @@
 """Whatever comes in from outside ends in a result or in the error that is declared for it."""
 
-from __future__ import annotations
-
 import copy
 import faulthandler
 import io

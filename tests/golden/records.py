@@ -4,8 +4,6 @@
 which of them moved, and why.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -145,19 +143,14 @@ def answers_of_paired_test() -> dict[str, list[float]]:
 
 def metrics_of_a_run(folder: Path) -> dict[str, float]:
     """Return the metrics of `kedro run --pipeline=finetune` on the digits in a folder."""
-    from conftest import copy_project, kedro
+    from conftest import copy_project, report, run_kedro
 
     project = copy_project(folder.parent / "project")
     options = f"dataset.root={folder},transforms.size=32,transforms.min_crop_scale=0.08"
     options += ",training.precision=fp32"
     options += ",training.epochs=2,training.num_workers=0,training.optimizer=sgd,training.lr=0.05"
-    done = kedro(project, "run", "--to-nodes=report.measure_calibration", f"--params={options}")
-    assert done.returncode == 0, done.stdout + done.stderr
-    found: dict[str, float] = {}
-    for name in ("metrics", "calibration"):
-        (file,) = (project / "data" / "08_reporting" / f"{name}.json").glob(f"*/{name}.json")
-        found |= json.loads(file.read_text(encoding="utf-8"))
-    return found
+    run_kedro(project, "run", "--to-nodes=report.measure_calibration", f"--params={options}")
+    return report(project, "metrics.json") | report(project, "calibration.json")
 
 
 def compute_records(folder: Path) -> dict[str, Any]:

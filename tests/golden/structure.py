@@ -4,8 +4,6 @@
 users have to change.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

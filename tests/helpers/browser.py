@@ -1,7 +1,5 @@
 """A server on a free port, for a browser."""
 
-from __future__ import annotations
-
 import os
 import random
 import shutil

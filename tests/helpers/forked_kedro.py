@@ -4,8 +4,6 @@ A line of JSON on standard input is a command; for each a process is forked from
 only imported what others wrote. Its exit status is a line on standard output.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

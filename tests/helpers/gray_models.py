@@ -1,7 +1,5 @@
 """Classifiers that tell dark from bright images at a threshold, and a registry to keep them in."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Entries of an activation cache that are told apart by a number."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Servers that tests start, stop and start again: PostgreSQL, and MLflow's."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket

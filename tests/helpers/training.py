@@ -1,7 +1,5 @@
 """Short trainings of a small network."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pandas as pd
@@ -102,4 +100,5 @@ def run(splits: pd.DataFrame, *phases: Phase, **changes: Any) -> TrainingResult:
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     """Return whether two states are the same to the bit."""
-    return all(torch.equal(first[name], second[name]) for name in first)
+    names = first.keys() | second.keys()
+    return all(name in first and torch.equal(first[name], second[name]) for name in names)

@@ -1,7 +1,5 @@
 """Made-up trainings, as a comparison gets them."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

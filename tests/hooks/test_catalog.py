@@ -1,7 +1,5 @@
 """A run's catalog holds whole files alone, and gives back what the run has saved."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What holds a password comes from conf/local or from the environment."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

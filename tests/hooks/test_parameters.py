@@ -1,7 +1,5 @@
 """A recipe reaches every node and MLflow, from the command line."""
 
-from __future__ import annotations
-
 import sqlite3
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A classifier is read with the splits and predictions of its own run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Splits respect what looks alike and what a model has seen, as the options say."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

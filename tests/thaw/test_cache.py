@@ -1,7 +1,5 @@
 """The cache gives back what was put there, whatever other processes and users do to its files."""
 
-from __future__ import annotations
-
 import logging
 import os
 import re

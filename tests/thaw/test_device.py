@@ -1,7 +1,5 @@
 """The device and the precision are those that the options name; freed memory is kept."""
 
-from __future__ import annotations
-
 import platform
 from pathlib import Path
 
@@ -47,11 +45,13 @@ def test_where_it_cannot_be_told_nothing_happens(monkeypatch: pytest.MonkeyPatch
     keep_freed_memory()
 
 
-def test_an_absent_device_is_refused_and_the_cpu_is_always_there() -> None:
+def test_an_absent_device_is_refused_and_the_cpu_is_always_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert make_accelerator(options(device="cpu")).device.type == "cpu"
-    if not torch.cuda.is_available():
-        with pytest.raises(ParameterError, match=r"training\.device: 'cuda' is not available.*cpu"):
-            make_accelerator(options(device="cuda"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ParameterError, match=r"training\.device: 'cuda' is not available.*cpu"):
+        make_accelerator(options(device="cuda"))
 
 
 @pytest.mark.parametrize(

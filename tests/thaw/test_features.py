@@ -71,9 +71,6 @@ def test_known_and_computed_rows_come_together_in_their_places(rows: list[bool])
     assert all(torch.equal(a, b) for a, b in zip(merged, whole, strict=True))
 
 
-# What to keep
-
-
 def test_a_cost_is_told_in_units_that_fit() -> None:
     assert str(Cost(12_345, 0.00678)) == "12 kB and 6.78 ms per image"
 
@@ -110,9 +107,6 @@ def test_activations_no_larger_than_views_are_kept_without_weighing(
     setting.phase = Phase(trainable={"last": 4}, epochs=1, lr=1)
     with pytest.raises(TypeError):  # here there is something to weigh
         setting.load()
-
-
-# The loader
 
 
 class Setting:
@@ -417,9 +411,6 @@ def test_where_memory_is_short_fewer_images_run_at_once(
         setting.load()
 
 
-# Training
-
-
 def run(
     splits: pd.DataFrame,
     store: ActivationCache | None,
@@ -555,9 +546,6 @@ def test_phases_each_have_their_line(
     crossings = {holds.partition(",")[0] for holds in store.contents()["holds"]}
     assert {"SmallNet up to flatten", "SmallNet up to layer1_3"} <= crossings
     assert "Phase 1: 110 activations were read, 34 computed" in caplog.text
-
-
-# Several processes
 
 
 def _train_in_child(store: ActivationCache, splits: pd.DataFrame, seed: int, dies: bool) -> None:

@@ -1,7 +1,5 @@
 """Below the thaw line and above it, put together, is the whole network, whatever is frozen."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import logging
@@ -370,6 +368,7 @@ def test_a_gpu_that_would_round_to_tf32_refuses_no_line(monkeypatch: pytest.Monk
 
 def test_training_and_evaluation_compute_float32_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
     make_accelerator(TrainingOptions(device="cpu", precision="fp32"))
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
 

@@ -1,7 +1,5 @@
 """A partition gives back what was put there, from as many shards as it takes."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import os

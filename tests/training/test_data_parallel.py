@@ -1,7 +1,5 @@
 """Workers that share each batch learn what one process does."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -1,7 +1,5 @@
 """How the part above the thaw line is computed is timed, remembered, and changes nothing else."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from functools import partial

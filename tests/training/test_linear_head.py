@@ -1,7 +1,5 @@
 """The closed form is scikit-learn's logistic regression, folded into the network's last layer."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from helpers.training import network_of, parameters, same, transforms
 from thawline.networks.building import build_network
@@ -56,8 +58,18 @@ def test_it_stops_where_the_loss_explodes_and_suggests_less(
 def test_the_rates_of_all_stages_rise_together(splits: pd.DataFrame) -> None:
     phase = Phase(trainable="all", epochs=1, lr=0.001, lr_decay=0.5, optimizer="sgd")
     rates = {"start_lr": 1e-4, "end_lr": 1e-3, "steps": 20}
+    found: dict[str, list[float]] = {}
+
+    def note(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        for group in optimizer.param_groups:
+            found.setdefault(group["name"], []).append(group["lr"])
+
+    hook = register_optimizer_step_post_hook(note)
     curve = sweep(network_of(), splits, phase, sweep=rates)
+    hook.remove()
     assert len(curve) == 20 and np.isfinite(curve["loss"]).all()
+    assert len({own[0] for own in found.values()}) == len(found) > 2
+    assert [own[-1] / own[0] for own in found.values()] == pytest.approx([10] * len(found))
 
 
 def test_the_middle_of_the_fall_is_suggested() -> None:

@@ -1,7 +1,5 @@
 """Workers of a Ray cluster return what a training in this process does."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Images that are the same stay in one split, and a run stops if they do not."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

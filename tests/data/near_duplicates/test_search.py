@@ -1,7 +1,5 @@
 """No split separates images that are the same or look the same."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Whatever lies in a folder has its named outcome, and no good image is lost."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket
