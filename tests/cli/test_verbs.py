@@ -171,7 +171,7 @@ def test_a_value_may_be_a_list_and_a_setting_needs_a_name() -> None:
     done = CliRunner().invoke(main, ["finetune", "--set", "epochs"])
     assert done.exit_code != 0 and "epochs is not NAME=VALUE" in done.output
     done = CliRunner().invoke(main, ["finetune", "--set", "transforms.mean=[0.5, 0.5]"])
-    assert done.exit_code != 0 and "transforms.mean" in done.output and "3 items" in done.output
+    assert done.exit_code != 0 and "transforms.mean.2: Field required" in done.output
     assert CliRunner().invoke(main, ["--version"]).output.strip().endswith(thawline.__version__)
 
 

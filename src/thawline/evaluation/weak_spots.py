@@ -58,13 +58,14 @@ def compare_parts(correct: np.ndarray, cues: pd.DataFrame, groups: Groups = None
     share = effective_images(correct, names) / len(correct)
     rows = []
     for cue, column in cues.items():
-        values = column.dropna()
-        parts = _cut(values) if pd.api.types.is_numeric_dtype(values) else values
-        for value in sorted(parts.unique()):
-            inside = (parts.reindex(cues.index) == value).to_numpy()
+        known = column.dropna()
+        parts = _cut(known) if pd.api.types.is_numeric_dtype(known) else known
+        codes, values = parts.reindex(cues.index).factorize(sort=True)  # -1 where it is unknown
+        for code, value in enumerate(values):
+            inside = codes == code
             if inside.sum() == len(parts) or (inside.sum() < MIN_IMAGES and cue != "class"):
                 continue
-            own, rest = correct[inside], correct[column.notna().to_numpy() & ~inside]
+            own, rest = correct[inside], correct[(codes >= 0) & ~inside]
             interval = accuracy_interval(own, None if names is None else names[inside])
             counts = [[(~part).sum(), part.sum()] for part in (own, rest)]
             table = np.rint(share * np.array(counts)).astype(int)
