@@ -13,7 +13,6 @@ import imagehash
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
-from rich.progress import track
 from scipy.sparse import coo_array
 
 from thawline.data.decoding import map_threads, open_image, to_rgb
@@ -131,8 +130,10 @@ def _rough_pairs(
     """
     sizes = np.array([picture.size for picture in pictures])
     is_large = (sizes == SIDE).all(axis=1)
-    blocks = list(product(range(0, len(pictures), BLOCK), (False, True)))
-    for start, mirrored in track(blocks, "Comparing images", transient=True):
+
+    def compare(block_of: tuple[int, bool]) -> pd.DataFrame:
+        """Return the pairs of a block of images, or of their mirror images, with later ones."""
+        start, mirrored = block_of
         block = codes[int(mirrored), start : start + BLOCK]
         rows, columns = _close_hashes(block, codes[0, start + 1 :])
         is_later = columns >= rows
@@ -149,9 +150,13 @@ def _rough_pairs(
             picture = ImageOps.mirror(picture) if mirrored else picture
             distance[idx] = 1 - _correlation(picture, pictures[second[idx]])
         found &= distance <= 1 - MIN_ROUGH_CORRELATION
-        if found.any():
-            pairs = {"first": first, "second": second, "distance": distance.clip(min=0)}
-            yield pd.DataFrame({**pairs, "sure": sure})[found]
+        pairs = {"first": first, "second": second, "distance": distance.clip(min=0)}
+        return pd.DataFrame({**pairs, "sure": sure})[found]
+
+    blocks = list(product(range(0, len(pictures), BLOCK), (False, True)))
+    for pairs in map_threads(compare, blocks, "Comparing images", batch_size=1):
+        if len(pairs):
+            yield pairs
 
 
 def _close_hashes(codes: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
