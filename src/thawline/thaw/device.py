@@ -16,7 +16,8 @@ logger = logging.getLogger(__name__)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # numbers of mallopt's parameters, from malloc.h
-MAX_KEPT_TENSOR_BYTES = 2**30
+# Tables of the features of 100,000 images take more, and would leave holes in the heap.
+MAX_KEPT_TENSOR_BYTES = 2**28
 MAX_KEPT_BYTES = 2**31 - 1  # the most that mallopt takes
 
 # The same for a process that is yet to start, and that computes in a thread of its own: threads
