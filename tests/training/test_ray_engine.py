@@ -67,7 +67,7 @@ def test_two_workers_return_what_one_process_does(
 
 def test_more_workers_than_there_are_processors_are_refused() -> None:
     with pytest.raises(ParameterError, match=r"engine\.workers: 1000 with a CPU"):
-        ray_cluster.divide(ENGINE.model_copy(update={"workers": 1000}))
+        ray_cluster.divide(ENGINE.model_copy(update={"workers": 1000}), "auto")
 
 
 def test_an_image_that_has_vanished_is_named(splits: pd.DataFrame, tmp_path: Path) -> None:
