@@ -72,7 +72,7 @@ def test_the_loss_after_each_step_is_that_of_one_worker(
         process = start_kedro(project, *UNTIL_TRAINED, f"{params},{engine}")
         output, errors = process.communicate(timeout=1500)
         assert process.returncode == 0, output + errors
-        found.append(steps(output))
+        found.append(steps(log(project)))
     first, second = found
     assert first.keys() == second.keys() and len(first) == 14
     largest = max(abs(first[step] - second[step]) for step in first)
