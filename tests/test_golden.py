@@ -96,9 +96,10 @@ def test_an_earlier_study_goes_on_or_what_is_different_is_named(
         database.executescript((OLD / "sweep.sql").read_text(encoding="utf-8"))
     storage = sweep_storage.open_storage(f"sqlite:///{tmp_path}/sweep.db")
     with caplog.at_level(logging.INFO):
-        sweeping.open_study(storage, records.default_parameters(), splits)
+        study = sweeping.open_study(storage, records.default_parameters(), splits)
     said = " ".join(caplog.messages)
     assert "2 finished trials" in said or "had other" in said
+    assert study.study_name.startswith("sweep-")
 
 
 def test_pipelines_catalog_parameters_and_commands_are_those_that_are_written_down(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 REPORT = Path("data", "08_reporting", "latest.html")
 CLASSIFIERS = Path("data", "06_models", "classifier")
-HERE = ("dataset.root", "dataset.corrections")  # may be relative to the working directory
+PATHS_FROM_HERE = ("dataset.root", "dataset.corrections")  # relative to the working directory
 Parameters = Mapping[str, Any]  # values by dotted name
 
 
@@ -75,7 +75,7 @@ def packaged_configuration() -> Path:
 def run_pipeline(
     pipeline: str, parameters: Parameters, env: str | None = None, verbose: bool = False
 ) -> tuple[str, "Options"]:
-    """Run a pipeline where `find_place` says; return the version of what it saved, and all options.
+    """Run a pipeline where `find_place` says; return the version that it saved, and its options.
 
     Raises:
         ThawlineError: if parameters, data or weights cannot be used.
@@ -93,8 +93,8 @@ def run_pipeline(
         show_all_logs()
     tree: Any = OmegaConf.create({})
     for name, value in parameters.items():
-        # Typed where the data are, which is not the folder of results.
-        is_here = name in HERE and value and Path(value).exists()
+        # In a configuration, paths are relative to the project or the folder of results.
+        is_here = name in PATHS_FROM_HERE and value and Path(value).exists()
         OmegaConf.update(tree, name, str(Path(value).resolve()) if is_here else value)
     given: Any = OmegaConf.to_container(tree)
     source, env = str(place.configuration), env or place.env
@@ -117,7 +117,7 @@ class Model:
     """A classifier that a run has saved."""
 
     def __init__(self, project: Path, version: str, options: "Options") -> None:
-        """Take the folder of results, the version of the classifier in it, and those of its run."""
+        """Take the folder of results, and the version of the classifier in it with its options."""
         self._options = options
         self.folder = project / CLASSIFIERS / version / CLASSIFIERS.name
         self._report = project / REPORT

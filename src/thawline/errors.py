@@ -67,5 +67,9 @@ def first_lines(lines: Sequence[str]) -> str:
 
 def summarize_names(names: Sequence[str]) -> str:
     """Return the number of names and the first ones."""
-    more = ", …" * (len(names) > MAX_NAMES_IN_MESSAGE)
-    return f"{len(names)} ({', '.join(names[:MAX_NAMES_IN_MESSAGE])}{more})"
+    return f"{len(names)} ({first_names(names)})"
+
+
+def first_names(names: Sequence[str], count: int = MAX_NAMES_IN_MESSAGE) -> str:
+    """Return the first `count` names, and an ellipsis if there are more."""
+    return ", ".join(names[:count]) + ", …" * (len(names) > count)

@@ -17,14 +17,11 @@ import psutil
 import torch
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from kedro.config import MissingConfigException
 from kedro_mlflow.config.kedro_mlflow_config import KedroMlflowConfig
 from mlflow.exceptions import MlflowException
-from omegaconf.errors import OmegaConfBaseException
 from sqlalchemy import create_engine, inspect
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
-from yaml import YAMLError
 
 from thawline.cli.doctor import Advice, CheckResult, run_check
 from thawline.data.loading import MAX_WORKERS
@@ -32,7 +29,7 @@ from thawline.data.screening.file_records import examine
 from thawline.data.sources import find_images
 from thawline.data.splitting import split_dataset
 from thawline.errors import CheckpointError, TrackingError, first_line
-from thawline.hooks.configuration import find_project, read_configuration
+from thawline.hooks.configuration import UNREADABLE, find_project, read_configuration
 from thawline.networks.checkpoints import describe_checkpoint
 from thawline.networks.files import is_weights_file
 from thawline.networks.libraries import find_weights
@@ -56,7 +53,6 @@ MIN_FREE_BYTES = 2e9  # of memory, and of disk
 SHARED_MEMORY = Path("/dev/shm")
 PREFETCH_FACTOR = 2  # batches per decoding process, as in PyTorch's DataLoader
 DEFAULT_SIZE = 224  # px
-UNREADABLE = (OSError, ValueError, MissingConfigException, OmegaConfBaseException, YAMLError)
 
 
 def examine_project(env: str | None, params: str) -> Iterator[CheckResult]:
@@ -68,7 +64,7 @@ def examine_project(env: str | None, params: str) -> Iterator[CheckResult]:
         config = KedroMlflowConfig.model_validate(configuration["mlflow"])
         catalog = configuration["catalog"]
         images, store = (project / catalog[n]["filepath"] for n in ("raw_images", "activations"))
-    except UNREADABLE as error:
+    except (OSError, ValueError, *UNREADABLE) as error:
         yield run_check("device", check_device, TrainingOptions())
         yield CheckResult("configuration", "problem", str(error))
         return

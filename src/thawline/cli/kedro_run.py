@@ -10,24 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import click
-from kedro.config import MissingConfigException
 from kedro.framework.cli.project import run as kedro_run
 from kedro.io import DatasetError
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from thawline.api import find_place
 from thawline.cli.main import activations
 from thawline.cli.verbs import environment
 from thawline.data.atomic_write import is_disk_full
 from thawline.errors import ParameterError, ThawlineError
-from thawline.hooks.configuration import find_project, read_configuration, show_all_logs
+from thawline.hooks.configuration import UNREADABLE, find_project, read_configuration, show_all_logs
 from thawline.options import validate_parameters
 from thawline.tracking.redaction import mask, mask_traceback
 from thawline.tracking.run_tags import command_line
-
-# Errors that the user can act on; the last three are of a configuration that cannot be read.
-TOLD = (ThawlineError, DatasetError, MissingConfigException, OmegaConfBaseException, YAMLError)
 
 
 @contextmanager
@@ -67,7 +61,7 @@ def _message(error: Exception) -> str | None:
             " what only saves time), then repeat the command with"
             f" training.resume=true: finished epochs are kept. What was being written: {error}"
         )
-    if isinstance(error, TOLD):
+    if isinstance(error, (ThawlineError, DatasetError, *UNREADABLE)):
         return str(error)
     import mlflow  # takes a second, which the message of a wrong parameter should not wait for
 

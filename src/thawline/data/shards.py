@@ -21,6 +21,7 @@ import numpy as np
 from thawline.errors import DataError
 
 SUFFIX = ".tar"
+ESCAPED_BYTE = "\\udc"  # how `printable` begins a byte that a CSV cannot hold
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 LABELS = ("cls", "json")  # extensions of labels; KEY.cls counts if there are both
 MAX_INDEXED_SHARDS = 512  # an index takes about 50 bytes per member
@@ -94,6 +95,11 @@ def is_file(path: str | os.PathLike[str]) -> bool:
         return os.path.isfile(path) or find_member(path) is not None  # noqa: PTH113
     except OSError:
         return False
+
+
+def printable(path: str) -> str:
+    r"""Escape what a CSV cannot hold: bytes that are not UTF-8 as \udcXX, and carriage returns."""
+    return path.replace("\r", rf"{ESCAPED_BYTE}0d").encode("utf-8", "backslashreplace").decode()
 
 
 def find_labeled(shard: str, extensions: tuple[str, ...]) -> Iterator[tuple[str, str]]:

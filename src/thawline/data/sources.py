@@ -121,7 +121,7 @@ def find_readable(root: str, base: Path, parameter: str) -> list[str]:
     files = find_files(root, base, parameter)
     for path, problem in zip(files, map_threads(_problem, files, "Reading images"), strict=True):
         if problem:
-            logger.warning("%s: %s is left out: %s", parameter, _printable(path), problem)
+            logger.warning("%s: %s is left out: %s", parameter, shards.printable(path), problem)
         else:
             paths.append(path)
     if not paths:
@@ -131,7 +131,7 @@ def find_readable(root: str, base: Path, parameter: str) -> list[str]:
 
 def _problem(path: str) -> str:
     """Return why an image cannot be used; empty if it can."""
-    if _printable(path) != path:
+    if shards.printable(path) != path:
         return "its name is not UTF-8 or has a carriage return"
     try:
         with open_image(path) as file:
@@ -224,7 +224,7 @@ def _scan_shards(files: Sequence[Path]) -> pd.DataFrame:
     rows: list[tuple[str, str]] = []
     for file in track(files, "Reading shards", transient=True):
         found = shards.find_labeled(file.as_posix(), IMG_EXTENSIONS)
-        rows += [(_printable(path), label) for path, label in found]
+        rows += [(shards.printable(path), label) for path, label in found]
     if not rows:
         raise DataError(
             f"dataset.root: the shards in {files[0].parent} hold no image"
@@ -251,7 +251,7 @@ def _scan_classes(folders: Sequence[Path]) -> pd.DataFrame:
                 f"dataset.root: the class folder {folder} holds no image"
                 f" ({', '.join(IMG_EXTENSIONS)}). Add some or remove the folder."
             )
-        rows += [(_printable(path), _printable(folder.name)) for path in paths]
+        rows += [(shards.printable(path), shards.printable(folder.name)) for path in paths]
     return pd.DataFrame(rows, columns=["path", "label"])
 
 
@@ -269,8 +269,3 @@ def _walk(folder: Path) -> tuple[list[str], list[str], list[str]]:
 
 def _is_skipped(name: str) -> bool:
     return name.startswith(".") or name == RESULTS
-
-
-def _printable(path: str) -> str:
-    r"""Escape what a CSV cannot hold: bytes that are not UTF-8 as \udcXX, and carriage returns."""
-    return path.replace("\r", r"\udc0d").encode("utf-8", "backslashreplace").decode()

@@ -6,10 +6,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from kedro.config import OmegaConfigLoader
+from kedro.config import MissingConfigException, OmegaConfigLoader
 from kedro.utils import find_kedro_project
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
+from yaml import YAMLError
 
 from thawline.errors import ProjectError
 
@@ -23,6 +25,9 @@ CONFIG_LOADER_ARGS: dict[str, Any] = {
     "custom_resolvers": {"oc.env": oc.env},
     "config_patterns": {"mlflow": ["mlflow*", "mlflow*/**", "**/mlflow*"]},  # kedro-mlflow's own
 }
+
+# What is raised where a configuration cannot be read.
+UNREADABLE = (MissingConfigException, OmegaConfBaseException, YAMLError)
 
 # Kedro calls an OmegaConf function by its old name.
 warnings.filterwarnings("ignore", "register_new_resolver", module="kedro.config")

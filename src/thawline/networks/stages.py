@@ -55,8 +55,7 @@ def find_stages(network: nn.Module) -> dict[str, Stage]:
         stage = stages.setdefault(current, Stage())
         stage.parameters += [n for n in in_backbone if n.startswith(f"{name}.")]
         is_split = name != head and _contains(name, head)
-        parts = [*module.named_children()] if is_split else [("", module)]
-        called = [part for n, m in parts for part in _find_called(f"{name}.{n}".rstrip("."), m)]
+        called = _find_parts(name, module) if is_split else _find_called(name, module)
         stage.modules += [part for part in called if not _contains(part, head)]
     assigned = {name for stage in stages.values() for name in stage.parameters}
     # class tokens and position embeddings
@@ -132,9 +131,13 @@ def _find_units(network: nn.Module, head: str) -> Units:
 
 
 def _find_called(name: str, module: nn.Module) -> list[str]:
-    """Return the name of a module, or of its parts if it only holds them and is never called."""
-    if not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
-        return [name]
+    """Return the name of a module, or of its parts if it is a list of them, never called itself."""
+    is_list = isinstance(module, (nn.ModuleList, nn.ModuleDict))
+    return _find_parts(name, module) if is_list else [name]
+
+
+def _find_parts(name: str, module: nn.Module) -> list[str]:
+    """Return the names of the modules that a module calls."""
     return [part for n, m in module.named_children() for part in _find_called(f"{name}.{n}", m)]
 
 

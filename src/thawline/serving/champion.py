@@ -10,6 +10,7 @@ from filelock import FileLock
 from mlflow.exceptions import MlflowException
 
 from thawline.data.decoding import hash_files
+from thawline.errors import first_names
 from thawline.evaluation.predictions import predict_files
 from thawline.evaluation.significance import SIGNIFICANT, paired_test
 from thawline.networks.classifier import Classifier
@@ -122,10 +123,9 @@ def compare_with_champion(
 
 
 def _differing_first(names: set[str], others: set[str]) -> str:
-    """Return some names, those that are not among the others first."""
+    """Return some names, beginning with those that are not among the others."""
     ordered = sorted(names, key=lambda name: (name in others, name))
-    more = ", …" * (len(names) > MAX_NAMES_IN_MESSAGE)
-    return ", ".join(ordered[:MAX_NAMES_IN_MESSAGE]) + more
+    return first_names(ordered, MAX_NAMES_IN_MESSAGE)
 
 
 def _test_difference(unseen: pd.DataFrame, labels: pd.Series, version: str) -> Verdict:

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from thawline.data.packaged_datasets import LIBRARIES
 from thawline.data.sources import TABLES
-from thawline.errors import ThawlineError
+from thawline.errors import ThawlineError, first_names
 from thawline.networks.classifier import Classifier, load_classifier
 from thawline.networks.files import read_seen
 from thawline.options import ModelOptions
@@ -88,5 +88,4 @@ def store_labels(uri: str, labels: dict[str, str]) -> None:
 
 def list_classes(names: Collection[str]) -> str:
     """Return the number of classes and the first names."""
-    more = ", …" * (len(names) > MAX_NAMES_IN_MESSAGE)
-    return f"{len(names)} classes: {', '.join(sorted(names)[:MAX_NAMES_IN_MESSAGE])}{more}"
+    return f"{len(names)} classes: {first_names(sorted(names), MAX_NAMES_IN_MESSAGE)}"

@@ -18,14 +18,13 @@ from PIL import Image, UnidentifiedImageError
 from thawline.data import decoding
 from thawline.data.atomic_write import write_atomic
 from thawline.data.decoding import ImageError, open_image, to_rgb
-from thawline.data.shards import read_bytes, stat_file
+from thawline.data.shards import ESCAPED_BYTE, printable, read_bytes, stat_file
 from thawline.options import ScreeningOptions
 
 logger = logging.getLogger(__name__)
 
 # Camera JPEGs may hold several pictures: the first is the image and the others are previews.
 STILL_FORMATS = ("JPEG", "MPO")
-ESCAPED_BYTE = "\\udc"  # how thawline.data.sources escapes a byte that a CSV cannot hold
 
 
 class Problem(StrEnum):
@@ -190,8 +189,7 @@ def _explain_access(record: FileRecord, error: OSError) -> FileRecord:
         return record.with_problem(Problem.UNUSABLE_NAME, detail)
     path = Path(record.path)
     if error.errno == errno.ENOENT and path.is_symlink():
-        target = str(path.readlink()).encode("utf-8", "backslashreplace").decode()
-        detail = f"a link to {target}, which does not exist"
+        detail = f"a link to {printable(str(path.readlink()))}, which does not exist"
         return record.with_problem(Problem.BROKEN_LINK, detail)
     problem = ERRNO_PROBLEMS.get(error.errno or 0, Problem.UNREADABLE)
     return record.with_problem(problem, error.strerror or str(error))
