@@ -52,8 +52,10 @@ class Trainings:
     def prepare(self, own: Parameters) -> Any:
         return own
 
-    def choose(self, splits: pd.DataFrame, given: Parameters) -> auto.Choice:
-        return choose_strategy(given, splits, self.train, self.prepare)
+    def choose(
+        self, splits: pd.DataFrame, given: Parameters, checkpoints: Any = None
+    ) -> auto.Choice:
+        return choose_strategy(given, splits, self.train, self.prepare, checkpoints)
 
 
 @pytest.fixture
@@ -106,9 +108,12 @@ def test_fine_tuning_is_taken_only_if_it_is_better(tmp_path: Path, errors: int, 
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_size_that_would_take_longer_than_the_budget_is_not_tried(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [1.2, 0.8])  # at 160 px: twice as long at 224 px
+def test_a_size_that_does_not_fit_into_what_is_left_of_the_budget_is_not_tried(
+    tmp_path: Path, seconds: float
+) -> None:
     given = parameters(auto=AutoOptions(budget_minutes=2 / 60))
-    trainings = Trainings({}, seconds=1.2)  # at 160 px: twice as long at 224 px
+    trainings = Trainings({}, seconds=seconds)
     trainings.choose(write_splits(tmp_path, 150), given)
     assert trainings.asked == [("all_stages", 160), ("lp_ft", 160)]
 
@@ -147,6 +152,13 @@ def test_as_many_stages_are_fine_tuned_as_fit(
     monkeypatch.setattr(auto, "estimate_seconds", needed)
     choice = Trainings({("lp_ft", 224): 0}).choose(write_splits(tmp_path, 100), AT_224)
     assert depths[-1] == choice.parameters.phases[-1].trainable == LastStages(last=depth)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_training_that_is_to_be_resumed_keeps_its_stages(tmp_path: Path) -> None:
+    begun = SimpleNamespace(has=lambda run, phases: phases[-1].trainable.last <= 3)
+    choice = Trainings({("lp_ft", 224): 0}).choose(write_splits(tmp_path, 100), AT_224, begun)
+    assert choice.parameters.phases[-1].trainable == LastStages(last=3)
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,22 @@ def test_the_generator_of_an_apple_gpu_goes_on_too(
     assert [state.tolist() for state in restored] == [[1, 2, 3]]
 
 
+@pytest.mark.parametrize(
+    ("phases", "resume", "there_is"),
+    [(GRADUAL, True, True), (GRADUAL, False, False), (GRADUAL[:2], True, False)],
+)
+def test_it_is_known_whether_there_is_a_training_to_go_on_with(
+    splits: pd.DataFrame,
+    states: TrainingCheckpoints,
+    phases: tuple[Phase, ...],
+    resume: bool,
+    there_is: bool,
+) -> None:
+    interrupt(3, splits, states)
+    setup = prepare(parameters(views=2, resume=resume), network_of(), splits, transforms())
+    assert states.has(setup, phases) is there_is
+
+
 def test_another_training_is_not_gone_on_with(
     splits: pd.DataFrame, states: TrainingCheckpoints, caplog: pytest.LogCaptureFixture
 ) -> None:

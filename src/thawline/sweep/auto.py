@@ -1,8 +1,8 @@
 """Choose a strategy: by its name, or by what it reaches on validation images in a budget."""
 
 import logging
-import time
 from collections.abc import Callable
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from thawline.training.logistic_regression import is_better
 from thawline.training.loop import train_step
 from thawline.training.progress import TrainingResult
 from thawline.training.setup import TrainingContext, prepare_phase
+from thawline.training.state import TrainingCheckpoints
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class Trained(NamedTuple):
     result: TrainingResult
     correct: np.ndarray  # whether the network is right on each validation image, (N,) bool
     size: int  # side of its input, px
-    seconds: float
+    seconds: float  # also those before it was interrupted
 
 
 class Choice(NamedTuple):
@@ -90,27 +91,31 @@ Prepare = Callable[[Parameters], TrainingContext]
 
 
 def choose_strategy(
-    parameters: Parameters, splits: pd.DataFrame, train: Train, prepare: Prepare
+    parameters: Parameters,
+    splits: pd.DataFrame,
+    train: Train,
+    prepare: Prepare,
+    checkpoints: TrainingCheckpoints | None = None,
 ) -> Choice:
-    """Return the strategy, named or chosen by the data; `train` and `prepare` serve `auto`.
+    """Return the strategy, named or chosen by the data; all but `parameters` serves `auto`.
 
     `auto` fits a head on all stages at several image sizes, fine-tunes if it may pay, and takes the
     best. A costlier training is taken if it is better by more than the standard error of the
     difference, in which images of a group count together. Fine-tuning trains up to five stages, as
-    many as fit into what is left of `auto.budget_minutes`.
+    many as fit into what is left of `auto.budget_minutes`, or as many as the training that is to be
+    resumed.
     """
     if parameters.strategy != AUTO:
         named = parameters.with_strategy(parameters.strategy)
         return Choice(parameters.strategy, named, "named by the parameter strategy")
-    deadline = time.monotonic() + 60 * parameters.auto.budget_minutes
-    tried, best = try_sizes(parameters, splits, train, deadline)
+    budget = 60 * parameters.auto.budget_minutes
+    tried, best = try_sizes(parameters, splits, train, budget)
+    left = budget - sum(each.seconds for each in tried)
     reasons = [f"{best.correct.mean():.3f} by a linear head at {best.size} px"]
     errors = int((~best.correct).sum())
     if errors < MIN_ERRORS:
         reasons.append(f"with {errors} errors left, fine-tuning could not show that it is better")
-    elif (left := deadline - time.monotonic()) > 0 and (
-        fine := deepest_that_fits(best.parameters, prepare, left)
-    ):
+    elif left > 0 and (fine := deepest_that_fits(best.parameters, prepare, left, checkpoints)):
         tuned = train(fine)
         tried.append(tuned)
         gains = tuned.correct.astype(float) - best.correct
@@ -127,19 +132,19 @@ def choose_strategy(
 
 
 def try_sizes(
-    parameters: Parameters, splits: pd.DataFrame, train: Train, deadline: float
+    parameters: Parameters, splits: pd.DataFrame, train: Train, budget: float
 ) -> tuple[list[Trained], Trained]:
     """Fit a head on all stages at rising image sizes; return every training, and the best.
 
     That has the lowest cross-validated loss. Stop at a size that does not lower it by more than the
-    standard error.
+    standard error, or before one that does not fit into `budget`, in seconds.
     """
     tried: list[Trained] = []
     usual = pretrained_preprocessing(parameters.model).size
     for size in possible_sizes(parameters, splits):
         if tried:
             expected = tried[-1].seconds * ((size or usual) / tried[-1].size) ** 2
-            if expected > deadline - time.monotonic():
+            if expected > budget - sum(each.seconds for each in tried):
                 break
         transforms = parameters.transforms.model_copy(update={"size": size})
         own = parameters.model_copy(update={"transforms": transforms})
@@ -183,20 +188,25 @@ def cv_losses(tried: Trained) -> np.ndarray:
 
 
 def deepest_that_fits(
-    parameters: Parameters, prepare: Prepare, seconds: float
+    parameters: Parameters,
+    prepare: Prepare,
+    seconds: float,
+    checkpoints: TrainingCheckpoints | None = None,
 ) -> Parameters | None:
-    """Return parameters that fine-tune as many stages as take less than `seconds`, if any do."""
+    """Return parameters that fine-tune as many stages as take less than `seconds`, if any do.
+
+    If a training is to be resumed, its stages are taken: others would begin anew.
+    """
     own = parameters.with_strategy(FINE_TUNE)
-    run = prepare(own)  # its weights do not matter
+    run = prepare(own)
     *before, last = own.phases
-    for depth in DEPTHS:
-        phase = last.model_copy(update={"trainable": depth})
-        needed = estimate_seconds(run, phase)
-        logger.debug("Fine-tuning %s would take about %.0f s of %.0f s", depth, needed, seconds)
-        if needed < seconds:
-            strategy = own.strategies[FINE_TUNE].model_copy(update={"phases": (*before, phase)})
-            return own.model_copy(update={"strategies": own.strategies | {FINE_TUNE: strategy}})
-    return None
+    phases = [last.model_copy(update={"trainable": depth}) for depth in DEPTHS]
+    begun = (p for p in phases if checkpoints and checkpoints.has(run, [*before, p]))
+    fitting = (p for p in phases if estimate_seconds(run, p) < seconds)
+    if (phase := next(chain(begun, fitting), None)) is None:
+        return None
+    strategy = own.strategies[FINE_TUNE].model_copy(update={"phases": (*before, phase)})
+    return own.model_copy(update={"strategies": own.strategies | {FINE_TUNE: strategy}})
 
 
 def estimate_seconds(run: TrainingContext, phase: Phase) -> float:
@@ -213,4 +223,6 @@ def estimate_seconds(run: TrainingContext, phase: Phase) -> float:
     above = (synchronized_time() - start) / len(steps[-1].positions)
     views = min(run.parameters.augmentation.views_per_image or phase.epochs, phase.epochs)
     count, val_count = len(run.train_set.labels), len(run.val_set.labels)
-    return count * (views * below + phase.epochs * above) + phase.epochs * val_count * above / 3
+    seconds = count * (views * below + phase.epochs * above) + phase.epochs * val_count * above / 3
+    logger.debug("Fine-tuning %s would take about %.0f s", phase.trainable, seconds)
+    return seconds

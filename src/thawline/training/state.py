@@ -20,7 +20,7 @@ from thawline.data.atomic_write import write_atomic
 from thawline.options import Phase
 from thawline.thaw.freezing import hash_tensors
 from thawline.training.data_parallel import rank, world_size
-from thawline.training.progress import TrainingProgress
+from thawline.training.progress import TrainingProgress, copy_tensors
 from thawline.training.setup import PhaseContext, TrainingContext
 
 logger = logging.getLogger(__name__)
@@ -77,6 +77,13 @@ class TrainingCheckpoints:
             self.folder,
         )
         return None
+
+    def has(self, run: TrainingContext, phases: Sequence[Phase]) -> bool:
+        """Return whether `training.resume` would find a training, which has not begun in `run`."""
+        if not run.options.resume:
+            return False
+        key = training_key(run, phases, copy_tensors(run.network))
+        return any(map(Path.is_file, self._paths(key)))
 
     def save(
         self, state: dict[str, Any], progress: TrainingProgress, is_last: bool = False

@@ -79,6 +79,7 @@ def choose_strategy(
         splits,
         train=lambda own: try_training(arguments(own), training_checkpoints),
         prepare=lambda own: setup.prepare(*arguments(own)),
+        checkpoints=training_checkpoints,
     )
     if parameters.strategy == AUTO:
         logger.debug("Strategy auto: %s", choice.reason)

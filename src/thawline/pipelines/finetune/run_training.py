@@ -84,7 +84,8 @@ def try_training(
     batch_size = parameters.evaluation.batch_size
     predictions = predict_split(classifier, splits, "val", batch_size, parameters.training)
     *_, correct = as_arrays(predictions)
-    size, seconds = image_transforms.preprocessing.size, time.perf_counter() - start
+    size, measured = image_transforms.preprocessing.size, time.perf_counter() - start
+    seconds = max(measured, result.history["seconds"].sum())  # it may have been resumed
     said = "%s at %d px: validation accuracy %.3f after %.0f s"
     logger.info(said, parameters.strategy, size, correct.mean(), seconds)
     return auto.Trained(parameters, result, correct, size, seconds)
