@@ -108,11 +108,11 @@ def test_fine_tuning_is_taken_only_if_it_is_better(tmp_path: Path, errors: int, 
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("seconds", [1.2, 0.8])  # at 160 px: twice as long at 224 px
+@pytest.mark.parametrize(("seconds", "budget"), [(1.2, 3), (0.8, 2)])  # twice as long at 224 px
 def test_a_size_that_does_not_fit_into_what_is_left_of_the_budget_is_not_tried(
-    tmp_path: Path, seconds: float
+    tmp_path: Path, seconds: float, budget: float
 ) -> None:
-    given = parameters(auto=AutoOptions(budget_minutes=2 / 60))
+    given = parameters(auto=AutoOptions(budget_minutes=budget / 60))
     trainings = Trainings({}, seconds=seconds)
     trainings.choose(write_splits(tmp_path, 150), given)
     assert trainings.asked == [("all_stages", 160), ("lp_ft", 160)]
