@@ -28,8 +28,7 @@ def put(tree: dict, name: str, value: object) -> dict:
 def test_conf_base_spells_out_every_option_with_its_default(raw: dict) -> None:
     given = validate_parameters(raw)
     space = SweepOptions(space=given.sweep.space)
-    named = {"strategies": given.strategies, "recipes": given.recipes}
-    assert given == Parameters(**named, sweep=space)
+    assert given == Parameters(strategies=given.strategies, sweep=space)
     assert raw.keys() == Parameters.model_fields.keys()
     groups = {name: value for name, value in given if isinstance(value, Options)}
     assert len(groups) > 12
@@ -71,9 +70,8 @@ WRONG: list[tuple[str, object, list[str]]] = [
     ("strategies.mine.phases", [{"trainable": [], "epochs": 1, "lr": 0.1}],
      ["strategies.mine.phases.0.trainable", "at least 1"]),
     ("strategies.mine", {"phases": []}, ["strategies.mine.phases", "at least 1"]),
-    ("recipe", "stong", ["recipe: 'stong' is not a recipe; did you mean 'strong'", "none, q"]),
-    ("recipes.mine", {"training.ephocs": 1, "explain.count": 3},
-     ["recipes.mine.training.ephocs: unknown; did you mean 'training.epochs'", "n.count"]),
+    ("recipe", "strong", ["recipe: removed", "--env=NAME"]),
+    ("recipes.mine", {"training.epochs": 1}, ["recipes: removed", "conf/NAME/parameters.yml"]),
     ("strategies.head_only.phases", [{"trainable": "all", "epochs": 1, "lr": 0.1, "lr_decya": 0.5}],
      ["strategies.head_only.phases.0.lr_decya: unknown", "did you mean 'lr_decay'"]),
     ("strategies.mine.phases",
@@ -116,29 +114,6 @@ def test_digits_are_not_mirrored_in_evaluation_either(raw: dict) -> None:
         validate_parameters(raw)
     options = validate_parameters(put(raw, "evaluation.tta", "five_crop")).evaluation
     assert options.tta == "five_crop"
-
-
-@pytest.mark.parametrize("recipe", ["quick", "strong"])
-def test_a_recipe_changes_what_it_names_and_a_value_of_the_user_wins(
-    raw: dict, recipe: str
-) -> None:
-    values = raw["recipes"][recipe]
-    assert validate_parameters(raw).changed() == {}  # as long as no recipe is chosen
-    chosen = validate_parameters(put(raw, "recipe", recipe))
-    assert chosen.changed() == values and chosen.recipe == recipe
-    assert validate_parameters(chosen.model_dump()) == chosen
-    put(put(raw, "training.epochs", 7), "augmentation.views_per_image", None)
-    own = {"training.epochs": 7, "augmentation.views_per_image": None}
-    assert validate_parameters(raw).changed() == values | own
-
-
-def test_a_value_that_does_not_fit_names_the_recipe_it_is_from(raw: dict) -> None:
-    put(put(raw, "recipes.mine", {"training.epochs": -1}), "recipe", "mine")
-    with pytest.raises(ParameterError, match=r"With recipe=mine, .*\n.*training\.epochs: .*-1"):
-        validate_parameters(raw)
-    put(put(raw, "recipe", "strong"), "model.log_probabilities", True)
-    with pytest.raises(ParameterError, match=r"With recipe=strong, .*\n.*label_smoothing: 0\.1"):
-        validate_parameters(raw)
 
 
 def test_lists_may_be_given_as_words(raw: dict) -> None:

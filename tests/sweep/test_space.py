@@ -50,7 +50,6 @@ def test_the_space_of_conf_base_can_be_searched_with_every_strategy() -> None:
         ),
         ({"dataset.root": LR}, ["dataset.root: it changes the splits"]),
         ({"seed": LR}, ["seed: it changes the splits"]),
-        ({"recipe": LR}, ["recipe: it sets several parameters; name those instead"]),
         ({"training.monitor": LR}, ["training.monitor: it is what trials are compared by"]),
         *[
             ({name: choice(True, False)}, [f"{name}: it does not change what a network learns"])
@@ -99,11 +98,3 @@ def test_values_by_dotted_name_change_these_and_nothing_else(values: dict[str, f
     after = with_values(before, {f"training.{n}": v for n, v in values.items()})
     assert after.training == before.training.model_copy(update=values)
     assert after.strategies == before.strategies and after.model == before.model
-
-
-def test_a_recipe_does_not_replace_the_default_where_a_trial_has_it() -> None:
-    before = make(recipe="strong")
-    assert before.training.label_smoothing == 0.1
-    after = with_values(before, {"training.label_smoothing": 0.0, "training.ema_decay": None})
-    assert after.training.label_smoothing == 0 and after.training.ema_decay is None
-    assert after.augmentation == before.augmentation and after.training.epochs == 15

@@ -29,7 +29,7 @@ class ParametersHook:
 
         register_project_path(context.project_path)
         options = self._parameters = validate_parameters(context.config_loader["parameters"])
-        # With the recipe's values; of this, Kedro makes what nodes take as `params:`.
+        # Of this, Kedro makes what nodes take as `params:`.
         context.config_loader["parameters"] = options.model_dump()
         ClassifierDataset.own = options.model
         self._project = project = Path(context.project_path)

@@ -13,7 +13,7 @@ from pydantic import (
     model_validator,
 )
 
-from thawline.errors import alternatives, did_you_mean
+from thawline.errors import alternatives
 from thawline.options.dataset import (
     AugmentationOptions,
     DatasetOptions,
@@ -44,7 +44,6 @@ from thawline.options.use import (
 TRAINING_GROUPS = (
     "seed", "strategy", "strategies", "transforms", "augmentation", "model", "auto", "training",
 )  # fmt: skip
-NO_RECIPE = "none"
 AttributionMethod = Literal["grad_cam", "guided_grad_cam", "integrated_gradients"]
 Words = Annotated[  # the command line passes a list as words
     tuple[str, ...], BeforeValidator(lambda text: text.split() if isinstance(text, str) else text)
@@ -141,8 +140,6 @@ class Parameters(Options):
     seed: Seed = 0
     strategy: str = AUTO
     strategies: dict[str, Strategy]
-    recipe: str = NO_RECIPE
-    recipes: dict[str, dict[str, Any]] = Field({})  # values by dotted name, see `of_recipe`
     dataset: DatasetOptions = DatasetOptions()
     screening: ScreeningOptions = ScreeningOptions()
     transforms: TransformOptions = TransformOptions()
@@ -166,8 +163,7 @@ class Parameters(Options):
 
     @model_validator(mode="after")
     def _check_groups_fit_together(self) -> Self:
-        problems = self._recipe_problems()
-        known = [*self.strategies, AUTO]
+        problems, known = [], [*self.strategies, AUTO]
         compared = [("compare.strategies", name) for name in self.compare.strategies]
         for parameter, name in [("strategy", self.strategy), *compared]:
             if name not in known:
@@ -248,24 +244,6 @@ class Parameters(Options):
         """Return those of them that are not the default."""
         defaults = Parameters(strategies=self.strategies).for_results()
         return {n: value for n, value in self.for_results().items() if value != defaults.get(n)}
-
-    def of_recipe(self) -> dict[str, Any]:
-        """Return by dotted name the recipe's values for parameters that are at their default."""
-        changed, values = self.changed(), self.recipes.get(self.recipe, {})
-        return {name: value for name, value in values.items() if name not in changed}
-
-    def _recipe_problems(self) -> list[str]:
-        """Return what is wrong with the recipes: no such recipe, or no such parameter in one."""
-        known, names, problems = [NO_RECIPE, *self.recipes], self.for_results(), []
-        if self.recipe not in known:
-            unknown = f"'{self.recipe}' is not a recipe{alternatives(self.recipe, known)}"
-            problems.append(f"recipe: {unknown}")
-        for recipe, values in self.recipes.items():
-            unknown_names = [name for name in values if name not in names]
-            problems += [
-                f"recipes.{recipe}.{n}: unknown{did_you_mean(n, names)}" for n in unknown_names
-            ]
-        return problems
 
 
 def flatten(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,8 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from functools import reduce
-from operator import getitem
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -28,6 +26,10 @@ RENAMED = {
     "transforms.crop_scale": "transforms.min_crop_scale",
 }
 REMOVED_FROM_AUTO = "removed: auto compares on the validation split; delete this parameter"
+REMOVED_RECIPES = (
+    "removed: its values were no better than the defaults; put those that you want into"
+    " conf/NAME/parameters.yml and run with --env=NAME"
+)
 REMOVED = {  # by dotted name: why, and what to do
     "auto.by": REMOVED_FROM_AUTO,
     "auto.large": REMOVED_FROM_AUTO,
@@ -35,29 +37,19 @@ REMOVED = {  # by dotted name: why, and what to do
     "auto.small": REMOVED_FROM_AUTO,
     "evaluation.bootstrap_samples": "removed: the accuracy's confidence interval needs no"
     " resampling; delete this parameter",
+    "recipe": REMOVED_RECIPES,
+    "recipes": REMOVED_RECIPES,
     "tracking": "removed: MLflow itself retries; delete tracking.on_failure, and repeat a run that"
     " an outage has ended with training.resume=true",
 }
 
 
 def validate_parameters(raw: Mapping[str, Any]) -> Parameters:
-    """Validate all parameters, and give those at their default the values of the recipe.
+    """Validate all parameters.
 
     Raises:
         ParameterError: naming every wrong parameter, what was given and what is possible.
     """
-    parameters = _validate(raw, "These parameters")
-    if values := parameters.of_recipe():
-        tree = parameters.model_dump()
-        for name, value in values.items():
-            *groups, last = name.split(".")
-            reduce(getitem, groups, tree)[last] = value
-        parameters = _validate(tree, f"With recipe={parameters.recipe}, these parameters")
-    return parameters
-
-
-def _validate(raw: Mapping[str, Any], subject: str) -> Parameters:
-    """Validate parameters as they are; `subject` begins the message of an error."""
     try:
         return Parameters.model_validate(raw)
     except ValidationError as error:
@@ -68,7 +60,7 @@ def _validate(raw: Mapping[str, Any], subject: str) -> Parameters:
                 Parameters.model_validate({k: v for k, v in raw.items() if k not in invalid})
             except ValidationError as across_groups:
                 problems += across_groups.errors()
-        lines = [f"{subject} cannot be used:", *map(_describe, problems)]
+        lines = ["These parameters cannot be used:", *map(_describe, problems)]
         raise ParameterError("\n  ".join(lines)) from error
 
 

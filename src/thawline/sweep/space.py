@@ -74,8 +74,7 @@ def with_values(parameters: Parameters, values: dict[str, Any]) -> Parameters:
     Raises:
         ParameterError: if a name is unknown or a value is refused.
     """
-    # The recipe has given its values; it must not replace a trial's that are the default.
-    tree = parameters.model_dump(mode="json", exclude={"sweep", "recipe"})
+    tree = parameters.model_dump(mode="json", exclude={"sweep"})
     for name, value in values.items():
         _put(tree, name, value)
     return validate_parameters(tree)
@@ -114,8 +113,6 @@ def _refusal(name: str) -> str:
     group = name.split(".", maxsplit=1)[0]
     if group in ("dataset", "seed"):
         return "it changes the splits, and trials on other images cannot be compared; set it once"
-    if name == "recipe":
-        return "it sets several parameters; name those instead"
     if name == "training.monitor":
         return "it is what trials are compared by; set it once"
     if name in WITHOUT_EFFECT or group in Parameters.model_fields.keys() - TRAINING_GROUPS:

@@ -45,7 +45,7 @@ def own_parameters(parameters: Parameters, pipelines: Collection[str]) -> dict[s
     Left out are null, of other pipelines their own groups, and the strategies that are not asked
     for; of these, what is not the default of a phase.
     """
-    others = {"strategies", "recipes", *(OWN_GROUPS - {*pipelines})}
+    others = {"strategies", *(OWN_GROUPS - {*pipelines})}
     tree = parameters.model_dump(mode="json", exclude=others, exclude_none=True)
     asked = {PROBE, FINE_TUNE} if parameters.strategy == AUTO else {parameters.strategy}
     asked |= {*parameters.compare.strategies} if "compare" in pipelines else set()
