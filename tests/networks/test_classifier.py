@@ -73,6 +73,7 @@ def test_what_named_weights_change_but_tensors_is_rebuilt(tmp_path: Path) -> Non
     large = ModelOptions(backbone="vit_b_16", weights="IMAGENET1K_SWAG_E2E_V1")
     assert implied_kwargs(large) == {"image_size": 384}
     assert implied_kwargs(ModelOptions(backbone="googlenet", weights="none")) == {}
+    assert implied_kwargs(ModelOptions(backbone="vit_b_16", weights="best.pth")) == {}
 
 
 def test_the_files_can_be_read_without_thawline(folder: Path) -> None:

@@ -57,6 +57,16 @@ def test_inception_keeps_no_second_head() -> None:
     assert network.train()(torch.randn(2, 3, 96, 96)).shape == (2, 3)
 
 
+@pytest.mark.parametrize("changed", [{}, {"transform_input": False}])
+def test_inception_from_a_file_expects_the_input_of_its_pretrained_weights(
+    tmp_path: Path, changed: dict[str, bool]
+) -> None:
+    torch.save(models.googlenet(init_weights=False).state_dict(), tmp_path / "best.pth")
+    file = str(tmp_path / "best.pth")
+    network = build(backbone="googlenet", weights=file, backbone_kwargs=changed)
+    assert network.transform_input is changed.get("transform_input", True)
+
+
 def test_vit_of_torchvision_gets_its_head() -> None:
     network = build(backbone="vit_b_32", weights="none", size=224)
     assert head_name(network) == "heads.head"

@@ -35,7 +35,8 @@ def build(options: ModelOptions) -> nn.Module:
         ParameterError: if the backbone or the weights do not exist.
         CheckpointError: if the weights cannot be downloaded.
     """
-    weights, name, kwargs = find_weights(options), options.backbone, options.backbone_kwargs
+    weights, name = find_weights(options), options.backbone
+    kwargs = implied_kwargs(options) | options.backbone_kwargs
     if name.startswith(TIMM) and "checkpoint_path" in kwargs:
         raise ParameterError(
             "model.backbone_kwargs.checkpoint_path: timm would load that file unchecked. Set"
@@ -64,16 +65,17 @@ def build(options: ModelOptions) -> nn.Module:
 
 
 def implied_kwargs(options: ModelOptions) -> dict[str, Any]:
-    """Return the arguments that torchvision gives to a backbone where its weights are named.
+    """Return the arguments that torchvision gives to a backbone with its weights.
 
-    They are no tensors, so a network that is built without these weights needs them as well.
+    They are no tensors, so a network that is built without these weights needs them as well. The
+    weights of a file are taken for their descendants: Inception's expect the same input.
     """
     name = options.backbone
-    if options.weights == "none" or is_weights_file(options.weights):
+    if options.weights == "none":
         return {}
     if name in ("inception_v3", "googlenet"):
         return {"transform_input": True}
-    if name.startswith("vit_"):
+    if name.startswith("vit_") and not is_weights_file(options.weights):
         return {"image_size": find_weights(options).preprocessing.size}
     return {}
 
