@@ -171,6 +171,27 @@ def test_among_several_equals_the_cheapest_is_taken_and_the_bad_one_is_none_of_t
     assert (pairs["p_holm"] >= pairs["p_value"]).all()
 
 
+def test_of_those_that_are_about_as_cheap_the_most_accurate_is_taken() -> None:
+    trials = make_trials(dict.fromkeys("abc", 0.9))
+    trials.table["seconds"] = trials.table["strategy"].map({"a": 9.0, "b": 5.0, "c": 1.0})
+    found = compare(trials)
+    assert found.verdict["recommended"] == found.verdict["best"] == found.table["strategy"][0]
+    trials.table["seconds"] = trials.table["strategy"].map({"a": 90.0, "b": 9.0, "c": 5.0})
+    trials.table.loc[trials.table["strategy"] != "c", "test_accuracy"] += 0.01
+    verdict = compare(trials).verdict
+    assert verdict["recommended"] == "b"
+    assert "ake b, about as cheap as any of 3 without" in verdict["sentence"]
+
+
+def test_the_time_is_not_that_of_the_seed_that_fills_the_cache() -> None:
+    trials = make_trials({"a": 0.9, "b": 0.9})
+    slow = (trials.table["strategy"] == "a") & (trials.table["seed"] == 0)
+    trials.table["seconds"] = np.where(slow, 100.0, 2.0)
+    soup = {"seeds": 2, **trials.table.iloc[0].drop(["strategy", "seed", "best_epoch", "seconds"])}
+    shown = compare(trials._replace(soups={"a": soup})).shown.set_index("strategy")["seconds"]
+    assert shown.to_dict() == {"a": 2.0, "b": 2.0, "a.soup": 104.0}
+
+
 def test_one_strategy_alone_is_compared_with_nothing() -> None:
     comparison = compare(make_trials({"full": 0.9}))
     assert comparison.pairs.empty
@@ -216,7 +237,7 @@ def test_what_is_taken_is_the_cheapest_that_does_not_differ_from_the_best(
     accuracies: tuple[float, ...],
 ) -> None:
     trials = make_trials(dict(zip("abc", accuracies, strict=True)))
-    trials.table["seconds"] = trials.table["strategy"].map({"a": 9.0, "b": 5.0, "c": 1.0})
+    trials.table["seconds"] = trials.table["strategy"].map({"a": 90.0, "b": 50.0, "c": 10.0})
     found = compare(trials)
     equal = found.pairs.loc[found.pairs["p_holm"] >= 0.05, "strategy"]
     seconds = found.table.set_index("strategy")["seconds"]

@@ -10,6 +10,7 @@ from scipy import stats
 from thawline.evaluation.significance import CONFIDENCE, SIGNIFICANT, holm_correction, paired_test
 
 DECIMALS_BELOW_SECONDS = 10  # from so many seconds on, decimals are noise
+MAX_EXTRA_SECONDS = 10  # that a more accurate strategy may take, to count as cheap, too
 
 
 class Trainings(NamedTuple):
@@ -34,7 +35,8 @@ class Comparison(NamedTuple):
             number), test_accuracy with test_accuracy_low and _high (95 % interval: Student's t over
             seeds, with one seed that of `compute_metrics`), test_loss (nats), train_accuracy (of
             augmented views during the epoch that was kept), generalization_gap (train_accuracy -
-            test_accuracy), seconds, trainable_parameters (of the phase with most).
+            test_accuracy), seconds (of the fastest seed: an earlier one may have filled the cache),
+            trainable_parameters (of the phase with most).
         pairs: best, strategy, the fields of `paired_test`, and p_holm, corrected for the number of
             rows: one row per strategy but the best.
         verdict: best, next, difference, low, high, p_value (p_holm of the next), significant,
@@ -75,7 +77,7 @@ def compare(trainings: Trainings) -> Comparison:
     columns = ["best", "strategy", "difference", "low", "high", "p_value"]
     pairs = pd.DataFrame(tests, columns=columns).astype({"p_value": float})
     pairs["p_holm"] = holm_correction(pairs["p_value"].to_numpy())
-    shown = pd.concat([table, *_soup_rows(trainings.soups, table)], ignore_index=True)
+    shown = pd.concat([table, *_soup_rows(trainings, table)], ignore_index=True)
     return Comparison(table, pairs, _decide(table, pairs), shown)
 
 
@@ -113,20 +115,21 @@ def _summarize(trainings: Trainings) -> pd.DataFrame:
         "test_loss": by_strategy["test_loss"].mean(),
         "train_accuracy": train,
         "generalization_gap": train - accuracy,
-        "seconds": by_strategy["seconds"].mean(),
+        "seconds": by_strategy["seconds"].min(),
         "trainable_parameters": parameters.reindex(accuracy.index, fill_value=0).astype(int),
     }
     return pd.DataFrame(columns).rename_axis("strategy").reset_index()
 
 
-def _soup_rows(soups: Mapping[str, dict[str, Any]], table: pd.DataFrame) -> Iterator[pd.DataFrame]:
+def _soup_rows(trainings: Trainings, table: pd.DataFrame) -> Iterator[pd.DataFrame]:
     """Yield a table of one row for each soup."""
-    for strategy, soup in soups.items():
+    seconds = trainings.table.groupby("strategy")["seconds"].sum()
+    for strategy, soup in trainings.soups.items():
         row = table[table["strategy"] == strategy]
         own = {name: soup[name] for name in row if name in soup}
         unknown = dict.fromkeys(("train_accuracy", "generalization_gap"), np.nan)
-        seconds = row["seconds"] * row["seeds"]
-        yield row.assign(strategy=f"{strategy}.soup", seconds=seconds, **own, **unknown)
+        own["seconds"] = seconds[strategy]
+        yield row.assign(strategy=f"{strategy}.soup", **own, **unknown)
 
 
 def _interval(rows: pd.DataFrame) -> tuple[float, float]:
@@ -139,7 +142,10 @@ def _interval(rows: pd.DataFrame) -> tuple[float, float]:
 
 
 def _decide(table: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Any]:
-    """Return the verdict: the best, or the cheapest of those that do not differ significantly."""
+    """Return the verdict: the best, or the cheapest of those that do not differ significantly.
+
+    Of several that are about as cheap, it is the most accurate.
+    """
     best = table["strategy"].iloc[0]
     if pairs.empty:
         unknown = dict.fromkeys(("next", "difference", "low", "high", "p_value"))
@@ -151,22 +157,22 @@ def _decide(table: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Any]:
     limits = {name: float(closest[name]) for name in ("difference", "low", "high")}
     equals = [best, *pairs.loc[pairs["p_holm"] >= SIGNIFICANT, "strategy"]]
     seconds = table.set_index("strategy")["seconds"]
-    cheapest = str(seconds[equals].idxmin())
+    limit = seconds[equals].min() + MAX_EXTRA_SECONDS
+    taken = next(name for name in equals if seconds[name] <= limit)  # in the order of accuracy
+    is_cheapest = seconds[taken] == seconds[equals].min()
+    how = f"{'the cheapest' if is_cheapest else 'about as cheap as any'} of {len(equals)} without a"
     takes = seconds.map(format_seconds)
     corrected = "corrected " if len(pairs) > 1 else ""
     found = f"{format_points(**limits)} points, {corrected}p {format_p(p_value)}"
     if p_value < SIGNIFICANT:
         sentence = f"{best} beats {other}: {found}, in {takes[best]} instead of {takes[other]}."
-        if cheapest != best:
-            sentence += (
-                f" But take {cheapest}, the cheapest of {len(equals)} without a significant"
-                f" difference ({takes[cheapest]})."
-            )
+        if taken != best:
+            sentence += f" But take {taken}, {how} significant difference ({takes[taken]})."
     else:
-        compared = takes[best] if cheapest == best else f"{takes[cheapest]}; {best} {takes[best]}"
+        compared = takes[best] if taken == best else f"{takes[taken]}; {best} {takes[best]}"
         sentence = (
-            f"No significant difference between {best} and {other}: {found}. Take {cheapest}, the"
-            f" cheapest of {len(equals)} without a significant difference ({compared})."
+            f"No significant difference between {best} and {other}: {found}. Take {taken}, {how}"
+            f" significant difference ({compared})."
         )
     if (table["seeds"] == 1).any():
         sentence += " With one seed, the variation between seeds is unknown."
@@ -176,6 +182,6 @@ def _decide(table: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Any]:
         **limits,
         "p_value": p_value,
         "significant": p_value < SIGNIFICANT,
-        "recommended": cheapest,
+        "recommended": taken,
         "sentence": sentence,
     }

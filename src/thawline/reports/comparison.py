@@ -24,6 +24,7 @@ STRATEGIES = (
     "Means over seeds on the test split, best first. The interval is Student's t over seeds; with"
     " one seed it is Clopper and Pearson's over images or their groups. Training accuracy is"
     " measured on augmented images during the epoch, so the gap to it, in points, may be negative."
+    " The time is that of the fastest seed, since the first one fills the cache for the others."
     " A soup is one network, with the mean weights of those seeds that do not lower validation"
     " accuracy; its interval is over images, its time that of all seeds. It is not tested below."
 )
@@ -85,10 +86,11 @@ def comparison_sections(trainings: Trainings, comparison: Comparison) -> list[Se
 def strategy_table(table: pd.DataFrame) -> pd.DataFrame:
     """Return the table of `compare` as texts; a line of a title has at most ten letters."""
     limits = 100 * table[["test_accuracy_low", "test_accuracy_high"]].to_numpy()
+    intervals = [f"[{low:.1f}, {high:.1f}]".replace("100.0", "100") for low, high in limits]
     shown = {
         "Strategy": table["strategy"],
         "Test\naccuracy": table["test_accuracy"].map("{:.1%}".format),
-        "95 %\ninterval": [f"[{low:.1f}, {high:.1f}]" for low, high in limits],
+        "95 %\ninterval": intervals,
         "Test\nloss": table["test_loss"].map("{:.3f}".format),
         "Training\naccuracy": table["train_accuracy"].map("{:.1%}".format),
         "Gap": (100 * table["generalization_gap"]).map("{:+.1f}".format),
@@ -102,8 +104,8 @@ def strategy_table(table: pd.DataFrame) -> pd.DataFrame:
 def console_table(table: pd.DataFrame) -> Table:
     """Return the table of `compare` for a console of 80 columns."""
     texts = strategy_table(table).drop(columns="Seeds")
-    shown = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    shown.add_column("Strategy", overflow="fold", min_width=12)
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), pad_edge=False)
+    shown.add_column("Strategy", overflow="fold", min_width=10)
     for title in texts.columns[1:]:
         shown.add_column(title, justify="right", no_wrap=True)
     for row in texts.itertuples(index=False):
