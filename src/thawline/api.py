@@ -14,7 +14,7 @@ from importlib.metadata import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from thawline.errors import ProjectError
+from thawline.errors import ParameterError, ProjectError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 REPORT = Path("data", "08_reporting", "latest.html")
 CLASSIFIERS = Path("data", "06_models", "classifier")
-PATHS_FROM_HERE = ("dataset.root", "dataset.corrections")  # relative to the working directory
+CORRECTIONS = "dataset.corrections"
+PATHS_FROM_HERE = ("dataset.root", CORRECTIONS)  # relative to the working directory
 Parameters = Mapping[str, Any]  # values by dotted name
 
 
@@ -93,13 +94,18 @@ def run_pipeline(
         show_all_logs()
     tree: Any = OmegaConf.create({})
     for name, value in parameters.items():
-        # In a configuration, paths are relative to the project or the folder of results.
-        is_here = name in PATHS_FROM_HERE and value and Path(value).exists()
-        OmegaConf.update(tree, name, str(Path(value).resolve()) if is_here else value)
+        OmegaConf.update(tree, name, _from_here(name, value, place.project))
     given: Any = OmegaConf.to_container(tree)
     source, env = str(place.configuration), env or place.env
-    configuration = read_configuration(place.project, env, given, source)
-    options = validate_parameters(configuration["parameters"])
+    try:
+        raw = read_configuration(place.project, env, given, source)["parameters"]
+    except TypeError as error:  # OmegaConf merges no list into a group
+        lists = [name for name, value in parameters.items() if isinstance(value, list)]
+        raise ParameterError(
+            f"{', '.join(lists)}: a list cannot replace a group of parameters. Set each of the"
+            " group, such as dataset.fractions.train=0.8."
+        ) from error
+    options = validate_parameters(raw)
     # Now that a wrong parameter has been told.
     from kedro.framework.project import configure_project
     from kedro.framework.session import KedroSession
@@ -111,6 +117,15 @@ def run_pipeline(
     with session:
         session.run(pipeline_names=[pipeline])
     return str(session.session_id), options
+
+
+def _from_here(name: str, value: Any, project: Path) -> Any:
+    """Return a value; a path as absolute, unless a configuration would find it in the project."""
+    if name not in PATHS_FROM_HERE or not value or not isinstance(value, str):
+        return value
+    path = Path(value).expanduser()
+    is_missing = name == CORRECTIONS and not (project / path).exists()
+    return str(path.resolve()) if path.exists() or is_missing else value
 
 
 class Model:

@@ -115,20 +115,22 @@ def test_activations_are_shown_and_removed_from_any_folder_of_a_project(
     assert "--empty was renamed to --clear" in thawline("activations", "--empty").output
 
 
-def test_activations_outside_a_project_says_where_to_go(
+def test_activations_outside_a_project_are_those_of_its_folder_of_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     done = thawline("activations")
-    assert done.exit_code == 1
-    assert done.output.startswith("Error: no Kedro project in ")
+    assert done.exit_code == 0, done.output
+    folder = tmp_path / "thawline-runs" / "data" / "04_feature" / "activations"
+    assert f"0.0 MB of at most 10 GB in {folder}" in done.output
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_folder_with_a_configuration_serves_where_the_project_is_a_package(
     below_project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (below_project / "pyproject.toml").unlink()
-    assert thawline("activations").exit_code == 1
+    assert "thawline-runs" in thawline("activations").output
     monkeypatch.chdir(below_project)
     assert f"in {below_project / 'data'}" in thawline("activations").output
 
@@ -164,14 +166,16 @@ def test_doctor_ends_with_status_1_and_names_what_a_run_would_stumble_over(
     assert any(line.startswith("problem ") for line in done.output.splitlines())
 
 
-def test_doctor_outside_a_project_looks_at_the_machine_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_doctor_works_outside_a_project_and_finds_data_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photos: Path
 ) -> None:
+    (tmp_path / "here").symlink_to(photos)
     monkeypatch.chdir(tmp_path)
-    done = thawline("doctor")
-    assert done.exit_code == 1
-    assert "problem  configuration  no Kedro project" in done.output
-    assert "ok       device" in done.output
+    done = thawline("doctor", "--params=dataset.root=here")
+    assert done.exit_code == 0, done.output
+    assert "40 images of 2 classes" in done.output
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+    assert "problem  configuration" in thawline("doctor", "--env=nosuch").output
 
 
 def test_every_help_page_ends_with_examples() -> None:

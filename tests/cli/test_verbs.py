@@ -202,3 +202,49 @@ def test_a_watched_folder_is_trained_on_again_when_it_has_changed(
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["params", "zzzz"], "No parameter has 'zzzz' in its name or meaning"),
+        (["runs"], "There is no run yet. Run thawline finetune first"),
+        (["review"], "There is no classifier yet. Run thawline finetune first"),
+        (["drift", "."], "There is no classifier yet. Run thawline finetune first"),
+        (["finetune", "--set", "dataset.fractions=[0.7, 0.15, 0.15]"],
+         "dataset.fractions: a list cannot replace a group of parameters"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_done_is_said_in_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 1 and done.output.startswith("Error: ") and said in done.output
+    assert not any((tmp_path / "thawline-runs").glob("*"))
+
+
+def test_missing_corrections_are_looked_for_where_they_were_named(
+    trained: tuple[Path, str],
+) -> None:
+    folder, _ = trained
+    command = (THAWLINE, "finetune", "photos", "--set", "dataset.corrections=no.csv")
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and f"{folder}/no.csv does not exist" in done.stderr
+
+
+def test_a_file_that_may_not_be_written_is_named_without_a_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path / "thawline-runs"))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Path, "mkdir", refuse)  # root may write everywhere
+    done = CliRunner().invoke(main, ["finetune"])
+    assert done.exit_code == 1 and "thawline-runs cannot be written or read" in done.output
+
+
+def test_the_command_of_kedro_that_is_printed_takes_several_strategies() -> None:
+    done = CliRunner().invoke(main, ["compare", "--strategy", "full", "--strategy", "nosuch"])
+    assert "$ kedro run --pipeline=compare '--params=compare.strategies=full nosuch'" in done.output

@@ -97,6 +97,16 @@ def test_images_like_these_are_kept_and_others_are_not() -> None:
     assert (find_nearest(others, reference)[0] <= calibration.max_distance).sum() == 0
 
 
+@pytest.mark.parametrize(("images", "refuses"), [(18, False), (19, True)])
+def test_a_run_warns_if_too_few_images_say_how_unlike_is_too_much(
+    images: int, refuses: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    validation = predictions(images, 0).assign(distance=np.linspace(0, 0.5, images))
+    calibration, _ = calibrate(Calibration(), validation, ServingOptions(), 0)
+    assert (calibration.max_distance <= 0.5) is refuses
+    assert ("no image will be refused" in caplog.text) is not refuses
+
+
 def test_the_brier_score_and_the_risk_are_those_of_a_plain_loop() -> None:
     table = predictions(30, 0)
     plain = 0.0

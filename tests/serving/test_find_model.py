@@ -62,7 +62,7 @@ def test_a_model_is_found_by_alias_version_run_uri_folder_and_as_the_latest(
     for reference in ("99", "models:/m-00", "0" * 32, "champoin"):
         with pytest.raises(ParameterError, match=rf"predict\.model: .*{reference}.*latest"):
             find(reference, "found", folders)
-    with pytest.raises(ParameterError, match=r"Train one with kedro run --pipeline=finetune"):
+    with pytest.raises(ParameterError, match=r"Train one with thawline finetune"):
         find("champion", "nobody", folders)
     with pytest.raises(ParameterError, match=r"registry\.name is null"):
         find("champion", None, folders)

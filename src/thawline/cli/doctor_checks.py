@@ -23,13 +23,14 @@ from sqlalchemy import create_engine, inspect
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
+from thawline.api import find_place
 from thawline.cli.doctor import Advice, CheckResult, run_check
 from thawline.data.loading import MAX_WORKERS
 from thawline.data.screening.file_records import examine
 from thawline.data.sources import find_images
 from thawline.data.splitting import split_dataset
 from thawline.errors import CheckpointError, TrackingError, first_line
-from thawline.hooks.configuration import UNREADABLE, find_project, read_configuration
+from thawline.hooks.configuration import UNREADABLE, read_configuration
 from thawline.networks.checkpoints import describe_checkpoint
 from thawline.networks.files import is_weights_file
 from thawline.networks.libraries import find_weights
@@ -56,10 +57,12 @@ DEFAULT_SIZE = 224  # px
 
 
 def examine_project(env: str | None, params: str) -> Iterator[CheckResult]:
-    """Check the machine and all that a project's configuration names."""
+    """Check the machine and all that the configuration names, of a project or of the package."""
+    place = find_place()
+    project, env = place.project, env or place.env
+    base = project if place.is_project else Path.cwd()  # of a relative dataset.root
     try:
-        project = find_project()
-        configuration = read_configuration(project, env, params)
+        configuration = read_configuration(project, env, params, str(place.configuration))
         options = validate_parameters(configuration["parameters"])
         config = KedroMlflowConfig.model_validate(configuration["mlflow"])
         catalog = configuration["catalog"]
@@ -68,15 +71,17 @@ def examine_project(env: str | None, params: str) -> Iterator[CheckResult]:
         yield run_check("device", check_device, TrainingOptions())
         yield CheckResult("configuration", "problem", str(error))
         return
-    yield CheckResult("configuration", "ok", f"{project / 'conf'}, environment {env or 'local'}")
+    found = f"{place.configuration}, environment {env or 'local'}"
+    yield CheckResult("configuration", "ok", found)
     uri, experiment = config.server.mlflow_tracking_uri or "mlruns", config.tracking.experiment.name
-    free_memory, free_disk = psutil.virtual_memory().available, shutil.disk_usage(project).free
+    free_memory = psutil.virtual_memory().available
+    free_disk = shutil.disk_usage(_existing(project)).free
     planned: list[tuple[Any, ...]] = [
         ("device", check_device, options.training),
         ("memory", check_room, free_memory, "", "close something, or lower training.batch_size"),
         ("shared memory", check_shared_memory, options.training, options.transforms.size),
         ("weights", check_weights, options.model),
-        ("data", check_data, options.dataset, options.data_seed, project, images),
+        ("data", check_data, options.dataset, options.data_seed, base, images),
         ("activations", check_activations, store, options.activations.max_gb),
         ("tracking", check_tracking, uri, experiment),
         ("disk", check_room, free_disk, f" in {project}", "each run logs its model"),

@@ -61,6 +61,11 @@ def _message(error: Exception) -> str | None:
             " what only saves time), then repeat the command with"
             f" training.resume=true: finished epochs are kept. What was being written: {error}"
         )
+    if isinstance(error, PermissionError):
+        return (
+            f"{error.filename} cannot be written or read (permission denied). Get the"
+            " permission, or work in another folder."
+        )
     if isinstance(error, (ThawlineError, DatasetError, *UNREADABLE)):
         return str(error)
     import mlflow  # takes a second, which the message of a wrong parameter should not wait for

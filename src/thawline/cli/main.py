@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 import thawline
-from thawline.api import log_as_configured
+from thawline.api import find_place, log_as_configured
 from thawline.cli import pages, verbs
 from thawline.cli.verbs import environment, examples
 from thawline.errors import ThawlineError
@@ -119,21 +119,23 @@ def inspect(file: Path) -> None:
 def activations(env: str | None, clear: bool, empty: bool) -> None:
     """Show or clear the cache of frozen layers' activations (data/04_feature/activations).
 
-    Works in any folder of a project. A run recomputes what is missing.
+    A run recomputes what is missing.
     """
     if empty:
         raise click.UsageError("--empty was renamed to --clear.")
-    from thawline.hooks.configuration import find_project, read_configuration
+    from thawline.hooks.configuration import read_configuration
     from thawline.options import validate_parameters
     from thawline.thaw.cache import ActivationCache
 
+    place = find_place()
     try:
-        project = find_project()
-        configuration = read_configuration(project, env)
+        source = str(place.configuration)
+        configuration = read_configuration(place.project, env or place.env, source=source)
         max_gb = validate_parameters(configuration["parameters"]).activations.max_gb
     except ThawlineError as error:
         raise click.ClickException(str(error)) from error
-    store = ActivationCache(project / configuration["catalog"]["activations"]["filepath"], max_gb)
+    folder = place.project / configuration["catalog"]["activations"]["filepath"]
+    store = ActivationCache(folder, max_gb)
     contents = store.contents()
     table = Table(*contents.columns)
     for row in contents.itertuples(index=False):

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from thawline.api import REPORT, find_place
+from thawline.api import CLASSIFIERS, REPORT, find_place
 from thawline.cli.verbs import examples, open_page, run, with_options
 from thawline.errors import ThawlineError
 
@@ -63,11 +63,18 @@ def serve(model: str, host: str, port: int) -> None:
     uvicorn.run(app, host=host, port=port, log_level="warning")
 
 
+def _check_trained() -> None:
+    """Raise ClickException if `finetune` has saved no classifier yet."""
+    if not any((find_place().project / CLASSIFIERS).glob("*")):
+        raise click.ClickException("There is no classifier yet. Run thawline finetune first.")
+
+
 @click.command(epilog=examples("thawline drift new_photos"))
 @click.argument("images", type=click.Path(resolve_path=True))
 @with_options(data=False)
 def drift(images: str, parameters: dict[str, Any], env: str | None, verbose: bool) -> None:
     """Say whether IMAGES, a folder, are like those that the last classifier was evaluated on."""
+    _check_trained()
     run("drift", {"drift.root": images, **parameters}, env, verbose)
     folder = find_place().project / DRIFT
     open_page(max(folder.iterdir()) / folder.name)
@@ -89,9 +96,8 @@ def review(
     verbose: bool,
 ) -> None:  # fmt: skip
     """Show the images of the last run on a page, to find and correct wrong labels."""
+    _check_trained()
     project = find_place().project
-    if not (project / REPORT).is_file():
-        raise click.ClickException("There is no run yet. Run thawline finetune first.")
     if unlabeled:
         parameters = {"review.unlabeled": str(Path(unlabeled).resolve()), **parameters}
     run("review", parameters, env, verbose)

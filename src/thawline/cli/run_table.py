@@ -22,6 +22,9 @@ MAX_RUNS = 1000
 
 def list_runs(place: Place, count: int | None) -> pd.DataFrame:
     """Return runs that have a test accuracy, the latest first, as `reports.runs` describes them."""
+    columns = [*RunRow._fields]
+    if not place.project.is_dir():  # MLflow would create it
+        return pd.DataFrame(columns=columns)
     settings = read_settings(read_place(place)["mlflow"])
     uri = settings.server.mlflow_tracking_uri or ""
     client = MlflowClient(uri, uri)
@@ -34,7 +37,7 @@ def list_runs(place: Place, count: int | None) -> pd.DataFrame:
     )  # fmt: skip
     models = {run.data.tags.get("registered_model", "") for run in runs} - {""}
     champions = {model: find_version(model, CHAMPION, client) for model in models}
-    return pd.DataFrame([_describe(run, champions) for run in runs], columns=[*RunRow._fields])
+    return pd.DataFrame([_describe(run, champions) for run in runs], columns=columns)
 
 
 def _describe(run: Run, champions: Mapping[str, str | None]) -> RunRow:

@@ -14,6 +14,7 @@ from thawline.api import REPORT, find_place, name_parameters, run_pipeline
 
 LATEST_RUNS = SHOWN_ROWS = 20
 WATCHED_STRATEGY = "all_stages"
+WORDS = ("compare.strategies", "explain.images")  # lists that `--params` takes with blanks
 REST_SECONDS = 3  # after which a folder is taken for complete
 
 environment = click.option(
@@ -87,7 +88,10 @@ def run(
         from thawline.reports.html import kedro_command
         from thawline.tracking.redaction import mask
 
-        texts = {name: str(value) for name, value in given.items()}
+        texts = {
+            name: " ".join(value) if isinstance(value, list) and name in WORDS else str(value)
+            for name, value in given.items()
+        }
         click.echo(mask(f"$ {kedro_command(texts, pipeline, env)}"))
     with told():
         run_pipeline(pipeline, given, env, verbose)
@@ -241,10 +245,10 @@ def runs(everything: bool, as_page: bool) -> None:
     place = find_place()
     with told():
         found = list_runs(place, None if everything or as_page else LATEST_RUNS)
+    if found.empty:
+        raise click.ClickException("There is no run yet. Run thawline finetune first.")
     if not as_page:
         _print(run_table(found))
-    elif found.empty:
-        raise click.ClickException("There is no run yet. Run thawline finetune first.")
     else:
         file = place.project / REPORT.with_name("runs.html")
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -258,7 +262,10 @@ def params(word: str) -> None:
     """List parameters with default, type and meaning; WORD filters their names and meanings."""
     from thawline.options.listing import list_parameters
 
-    for row in list_parameters(find_place().configuration / "base"):
-        if word.lower() in f"{row.name} {row.meaning}".lower():
-            click.echo(f"{click.style(row.name, bold=True)}: {row.default}  ({row.type})")
-            click.echo(textwrap.indent(textwrap.fill(row.meaning, 76), "    "))
+    rows = list_parameters(find_place().configuration / "base")
+    found = [row for row in rows if word.lower() in f"{row.name} {row.meaning}".lower()]
+    if not found:
+        raise click.ClickException(f"No parameter has '{word}' in its name or meaning.")
+    for row in found:
+        click.echo(f"{click.style(row.name, bold=True)}: {row.default}  ({row.type})")
+        click.echo(textwrap.indent(textwrap.fill(row.meaning, 76), "    "))

@@ -29,6 +29,8 @@ def read_corrections(file: Path) -> pd.DataFrame:
     Raises:
         DataError: if there is no such file, it lacks a column, or a row has an unknown action.
     """
+    if not file.is_file():
+        raise DataError(f"dataset.corrections: {file} does not exist.")
     try:
         table = pd.read_csv(file, dtype=str, keep_default_na=False, skip_blank_lines=False)
     except (ValueError, OSError, csv.Error) as error:

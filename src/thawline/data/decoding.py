@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import joblib
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
+from rich import get_console
 from rich.progress import track
 
 from thawline.data.shards import find_member, read_bytes, stat_file
@@ -169,7 +170,14 @@ def map_threads(
     """Yield `function(item)` for each item in order, computed by one thread per core."""
     threads = joblib.Parallel(-1, prefer="threads", return_as="generator", batch_size=batch_size)
     found = threads(map(joblib.delayed(function), items))
-    return track(found, description, len(items), transient=True)
+    return show_progress(found, description, len(items))
+
+
+def show_progress(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
+    """Yield items with a bar on a terminal or in a notebook; a file would get an empty line."""
+    console = get_console()
+    is_shown = console.is_terminal or console.is_jupyter
+    return track(items, description, total, transient=True, disable=not is_shown)
 
 
 def hash_file(path: str) -> str:

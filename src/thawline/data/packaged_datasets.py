@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.progress import track
 
+from thawline.data.decoding import show_progress
 from thawline.errors import DataError
 
 LIBRARIES = ("sklearn", "torchvision")  # before the colon in `dataset.root`
@@ -31,7 +31,7 @@ def write_packaged(root: str, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
         unfinished = Path(temporary, target.name)
-        for name, image in track(images, f"Writing {target.name}", transient=True):
+        for name, image in show_progress(images, f"Writing {target.name}"):
             file = unfinished / f"{name}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             image.save(file)

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-from rich.progress import track
 
 from thawline.data import shards
-from thawline.data.decoding import ImageError, map_threads, open_image
+from thawline.data.decoding import ImageError, map_threads, open_image, show_progress
 from thawline.data.manifests import ROOT, read_manifest
 from thawline.data.packaged_datasets import LIBRARIES, write_packaged
 from thawline.errors import DataError
@@ -68,8 +67,9 @@ def check_root(root: str, base: Path) -> Path | None:
     if path.is_dir() or (path.is_file() and path.suffix.lower() in TABLES):
         return path
     found = "is not a folder, CSV or Parquet file" if path.exists() else "does not exist"
+    where = "" if str(path) == root else f" ({path})"
     raise DataError(
-        f"dataset.root: '{root}' {found} ({path}). Give a folder with one folder of images per"
+        f"dataset.root: '{root}' {found}{where}. Give a folder with one folder of images per"
         " class, a folder with train/ and val/ in it, a CSV or Parquet file with the columns path"
         " and label, torchvision:NAME, or sklearn:digits."
     )
@@ -100,8 +100,9 @@ def find_files(root: str, base: Path, parameter: str = "predict.root") -> list[s
     if folder.is_file():
         return [str(folder)]
     if not folder.is_dir():
+        where = "" if str(folder) == root else f" ({folder})"
         raise DataError(
-            f"{parameter}: '{root}' does not exist ({folder}). Give an image or a folder of images;"
+            f"{parameter}: '{root}' does not exist{where}. Give an image or a folder of images;"
             " those in its subfolders count too."
         )
     files, _, unlisted = _walk(folder)
@@ -222,7 +223,7 @@ def _scan_split(folder: Path) -> pd.DataFrame:
 
 def _scan_shards(files: Sequence[Path]) -> pd.DataFrame:
     rows: list[tuple[str, str]] = []
-    for file in track(files, "Reading shards", transient=True):
+    for file in show_progress(files, "Reading shards"):
         found = shards.find_labeled(file.as_posix(), IMG_EXTENSIONS)
         rows += [(shards.printable(path), label) for path, label in found]
     if not rows:

@@ -44,6 +44,7 @@ def split_dataset(manifest: pd.DataFrame, fractions: SplitFractions, seed: int) 
         raise DataError(
             f"dataset.root: a classifier needs at least two classes, found {len(classes)}"
             f" ({', '.join(classes)}). Put the images of each class into a folder of its own."
+            " Classes with fewer images than screening.min_images are left out."
         )
     split = _fill_splits(splits, _positions(splits, seed), label, list(classes), fractions)
     splits["class_index"] = label.astype(np.int64)

@@ -4,6 +4,7 @@ Predictions are tables of `predict_split`.
 """
 
 import dataclasses
+import logging
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,11 @@ from scipy.special import log_softmax, softmax
 
 from thawline.evaluation.prediction_sets import class_scores, prediction_sets, upper_bound
 from thawline.evaluation.predictions import as_arrays, probability_columns
-from thawline.networks.classifier import Calibration
+from thawline.networks.classifier import LARGEST, Calibration
 from thawline.options import ServingOptions
 from thawline.training.logistic_regression import is_better, make_folds
+
+logger = logging.getLogger(__name__)
 
 BINS = 15  # of equal width from 0 to 1, as in Guo et al. 2017
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.02, 50.0
@@ -100,6 +103,12 @@ def calibrate(
         changes |= {"max_scores": tuple(scores.tolist()), "coverage": options.coverage}
     if options.refuse and "distance" in validation:
         changes["max_distance"] = upper_bound(validation["distance"].tolist(), KEPT)
+        if changes["max_distance"] == LARGEST:
+            logger.warning(
+                "serving.refuse: no image will be refused as unlike the training images, since %d"
+                " validation images are too few to say how unlike is too much",
+                len(validation),
+            )
     return dataclasses.replace(calibration, **changes), why
 
 

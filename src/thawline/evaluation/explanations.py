@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional
 
+from thawline.data.decoding import show_progress
 from thawline.data.transforms import normalize
 from thawline.errors import DataError, ParameterError
 from thawline.evaluation.inference import NETWORK_LOCK, predict_batches
@@ -97,7 +97,7 @@ def attribute(
     maps = []
     inputs = [image.detach().clone().requires_grad_() for image in images.split(1)]
     pairs = [*zip(inputs, targets, strict=True)]
-    for image, target in track(pairs, "Explaining", transient=True):
+    for image, target in show_progress(pairs, "Explaining"):
         if is_integrated:
             evidence = integrated.attribute(
                 image, target=target, n_steps=INTEGRATION_STEPS, internal_batch_size=STEPS_PER_BATCH

@@ -5,12 +5,12 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pandas as pd
 import torch
-from rich.progress import track
 from sklearn import config_context
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from thawline.data.decoding import show_progress
 from thawline.training.linear_head import MAX_BASIS_IMAGES
 from thawline.training.logistic_regression import (
     MAX_FOLD_ITERATIONS,
@@ -93,7 +93,7 @@ def out_of_sample_probabilities(
     zeros = components.new_zeros(classes, components.shape[1])
     start = LinearMap(zeros, zeros[:, 0])
     total = np.zeros((len(labels), classes))
-    for repeat in track(range(REPEATS), "Cross-validating labels", transient=True):
+    for repeat in show_progress(range(REPEATS), "Cross-validating labels"):
         folds = make_folds(labels, together, seed + repeat, FOLDS)
         if not folds:
             return np.eye(classes)[labels]

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 import torch
-from rich.progress import track
 
-from thawline.data.decoding import became_unreadable
+from thawline.data.decoding import became_unreadable, show_progress
 from thawline.data.splitting import class_names
 from thawline.errors import DataError
 from thawline.evaluation.inference import PredictedBatch, answer, predict_batches
@@ -141,4 +140,4 @@ def _predict(
 ) -> Iterable[PredictedBatch]:
     """Predict batches of files with a progress bar."""
     batches = predict_batches(classifier, paths, size, make_accelerator(training).device, tta)
-    return track(batches, title, -(-len(paths) // size), transient=True)
+    return show_progress(batches, title, -(-len(paths) // size))

@@ -21,6 +21,8 @@ from thawline.tracking.run_tags import describe_device, describe_run, name_run, 
 
 logger = logging.getLogger(__name__)
 
+TRAINING_NODES = ("train_model", "train_strategies", "run_sweep")
+
 mask_logs()
 
 
@@ -52,7 +54,8 @@ class TrackingHook:
             return
         experiment_id = find_experiment(tracking.experiment.name, names)
         parameters = catalog["parameters"].load()
-        trains = "train_model" in {node.name for node in pipeline.nodes}
+        nodes = {node.name for node in pipeline.nodes}
+        trains, self._can_resume = "train_model" in nodes, not nodes.isdisjoint(TRAINING_NODES)
         self._name = tracking.run.name or name_run(parameters, names, trains)
         mark_stale_runs(mlflow.MlflowClient(), experiment_id)
         atexit.register(self._end_as_killed)  # it runs before MLflow's own, which says FINISHED
@@ -102,10 +105,8 @@ class TrackingHook:
     def _end_as_killed(self) -> None:
         """Mark what is running while Python ends, of which Kedro does not tell its hooks."""
         if mlflow.active_run() and self._end("KILLED"):
-            logger.warning(
-                "Run interrupted and marked as KILLED. To resume it, repeat the command with"
-                " training.resume=true."
-            )
+            how = " To resume it, repeat the command with training.resume=true."
+            logger.warning("Run interrupted and marked as KILLED.%s", how * self._can_resume)
 
     def _tag_device(self) -> None:
         """Say what the run computed on; one that has not needed PyTorch does not import it."""

@@ -112,7 +112,11 @@ def data_facts(root: str, backbone: str, splits: pd.DataFrame) -> dict[str, str]
 
 def closing_sections(recipes: Sequence[Recipe], terms: Mapping[str, str]) -> list[Section]:
     """Return the last sections of a report: how to reproduce it, and what its words mean."""
-    reproduce = Section("Reproduce", "Other parameters have their defaults.", recipes=recipes)
+    how = (
+        "Other parameters have their defaults. Where there is no Kedro project, thawline finetune"
+        " takes the same ones, each after --set."
+    )
+    reproduce = Section("Reproduce", how, recipes=recipes)
     return [reproduce, Section("What the words mean", terms=terms)]
 
 

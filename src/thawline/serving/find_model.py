@@ -25,7 +25,7 @@ POSSIBLE = (
     f"{CHAMPION} or another alias, a version number, {LATEST}, the id of an MLflow run of finetune,"
     " models:/…, or a classifier's folder"
 )
-TRAIN_FIRST = "Train one with kedro run --pipeline=finetune"
+TRAIN_FIRST = "Train one with thawline finetune"
 
 
 class FoundModel(NamedTuple):
@@ -73,7 +73,8 @@ def find_model(
                 saved_at = client.get_model_version(**version.groupdict()).creation_timestamp / 1000
         except registry.LOAD_ERRORS as error:
             raise ParameterError(
-                f"{parameter}: '{reference}' ({uri}) cannot be loaded: {error} Give {POSSIBLE}."
+                f"{parameter}: '{reference}' ({uri}) cannot be loaded: {str(error).rstrip('.')}."
+                f" Give {POSSIBLE}."
             ) from error
         found = FoundModel(classifier, uri, saved_at)
     _warn_of_newer(found, parameter, folders)

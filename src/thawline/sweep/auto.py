@@ -114,7 +114,8 @@ def choose_strategy(
     reasons = [f"{best.correct.mean():.3f} by a linear head at {best.size} px"]
     errors = int((~best.correct).sum())
     if errors < MIN_ERRORS:
-        reasons.append(f"with {errors} errors left, fine-tuning could not show that it is better")
+        left_over = f"{errors} error{'s' * (errors != 1)}"
+        reasons.append(f"with {left_over} left, fine-tuning could not show that it is better")
     elif left > 0 and (fine := deepest_that_fits(best.parameters, prepare, left, checkpoints)):
         tuned = train(fine)
         tried.append(tuned)

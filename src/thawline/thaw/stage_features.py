@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 
+from thawline.data.decoding import show_progress
 from thawline.data.loading import ImageView, ViewLoader, evaluation_images
 from thawline.data.transforms import Transforms
 from thawline.networks.all_stages import find_all_stages, first_tensor
@@ -142,7 +142,7 @@ def _load(
     )
     size = options.batch_size
     batches = [images[start : start + size] for start in range(0, len(images), size)]
-    return track(loader.load(batches, keep), "Computing features", len(batches), transient=True)
+    return show_progress(loader.load(batches, keep), "Computing features", len(batches))
 
 
 class StageFeatures(nn.Module):

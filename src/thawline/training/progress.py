@@ -230,6 +230,7 @@ def log_step(epoch: int, step: int, loss: Tensor, weight: float) -> None:
 def progress_bar(what: str, total: float) -> Iterator[Callable[..., None]]:
     """Show a bar and yield `Progress.update` of its task, which has a field of text, `figures`."""
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[figures]}"))
-    # Kedro's logging writes to the same console, above the bar.
-    with Progress(*columns, console=get_console(), transient=True) as bar:
+    console = get_console()  # Kedro's logging writes to it, too, above the bar
+    is_shown = console.is_terminal or console.is_jupyter
+    with Progress(*columns, console=console, transient=True, disable=not is_shown) as bar:
         yield partial(bar.update, bar.add_task(what, total=total, figures=""))
