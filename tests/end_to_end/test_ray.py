@@ -33,14 +33,6 @@ def history(project: Path) -> pd.DataFrame:
     return report(project, "history.csv").drop(columns=OF_TIME)
 
 
-def log_steps(project: Path) -> Path:
-    """Let the log have the loss of each step."""
-    file = project / "conf" / "logging.yml"
-    text = file.read_text()
-    file.write_text(text.replace("thawline: { level: INFO }", "thawline: { level: DEBUG }"))
-    return project
-
-
 def steps(output: str) -> dict[tuple[str, str], float]:
     return {(epoch, step): float(loss) for epoch, step, loss in STEP.findall(output)}
 
@@ -67,7 +59,7 @@ def test_the_loss_after_each_step_is_that_of_one_worker(
     )
     found = []
     for engine in ("engine=local", "engine.name=ray,engine.workers=2"):
-        project = log_steps(copy_project(tmp_path / engine))
+        project = copy_project(tmp_path / engine)
         (project / "conf" / "local" / "parameters.yml").write_text(FROZEN_NORM)
         process = start_kedro(project, *UNTIL_TRAINED, f"{params},{engine}")
         output, errors = process.communicate(timeout=1500)
@@ -85,10 +77,10 @@ def test_a_worker_that_is_killed_in_mid_epoch_is_replaced(photos: Path, tmp_path
         f"--params=dataset.root={photos},{QUICK},training.epochs=6,strategy=full,training.batch_size=4"
         ",engine.name=ray,engine.workers=2"
     )
-    undisturbed = log_steps(copy_project(tmp_path / "undisturbed"))
+    undisturbed = copy_project(tmp_path / "undisturbed")
     run_kedro(undisturbed, *UNTIL_TRAINED, params)
-    project = log_steps(copy_project(tmp_path / "killed"))
-    process = start_kedro(project, "run", "--pipeline=finetune", params)
+    project = copy_project(tmp_path / "killed")
+    process = start_kedro(project, "run", "--pipeline=finetune", "--verbose", params)
     output = log_until(process, "Epoch 3, step 4")
     workers = workers_of(process)
     assert len(workers) == 2, output
@@ -111,7 +103,7 @@ def test_a_run_that_is_stopped_leaves_no_worker_and_can_be_resumed(
     # What a shell runs in the background ignores Ctrl+C, and so does all that it starts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     process = start_kedro(project, *UNTIL_TRAINED, params)
-    log_until(process, "Epoch 2 ")
+    log_until(process, "Epoch 2:")
     workers = workers_of(process)
     assert workers
     process.send_signal(number)
