@@ -100,10 +100,10 @@ def run_pipeline(
     try:
         raw = read_configuration(place.project, env, given, source)["parameters"]
     except TypeError as error:  # OmegaConf merges no list into a group
-        lists = [name for name, value in parameters.items() if isinstance(value, list)]
+        lists = [n for n, value in parameters.items() if isinstance(value, list | tuple | dict)]
         raise ParameterError(
-            f"{', '.join(lists)}: a list cannot replace a group of parameters. Set each of the"
-            " group, such as dataset.fractions.train=0.8."
+            f"{', '.join(lists) or 'conf/'}: a list cannot replace a group of parameters, nor a"
+            " group a list. Set each parameter of a group, such as dataset.fractions.train=0.8."
         ) from error
     options = validate_parameters(raw)
     # Now that a wrong parameter has been told.
@@ -121,11 +121,11 @@ def run_pipeline(
 
 def _from_here(name: str, value: Any, project: Path) -> Any:
     """Return a value; a path as absolute, unless a configuration would find it in the project."""
-    if name not in PATHS_FROM_HERE or not value or not isinstance(value, str):
+    if name not in PATHS_FROM_HERE or not value or not isinstance(value, str | Path):
         return value
     path = Path(value).expanduser()
     is_missing = name == CORRECTIONS and not (project / path).exists()
-    return str(path.resolve()) if path.exists() or is_missing else value
+    return str(path.resolve() if path.exists() or is_missing else value)
 
 
 class Model:

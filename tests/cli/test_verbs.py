@@ -211,6 +211,8 @@ def test_a_watched_folder_is_trained_on_again_when_it_has_changed(
         (["runs"], "There is no run yet. Run thawline finetune first"),
         (["review"], "There is no classifier yet. Run thawline finetune first"),
         (["drift", "."], "There is no classifier yet. Run thawline finetune first"),
+        (["compare", "--set", "explain.images=[2024]", "--set", "dataset.fractions=[1]"],
+         "explain.images, dataset.fractions: a list cannot replace"),
         (["finetune", "--set", "dataset.fractions=[0.7, 0.15, 0.15]"],
          "dataset.fractions: a list cannot replace a group of parameters"),
     ],

@@ -70,6 +70,13 @@ def test_what_named_weights_change_but_tensors_is_rebuilt(tmp_path: Path) -> Non
     save_classifier(named, tmp_path / "classifier")
     loaded, images = load_classifier(tmp_path / "classifier"), torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(loaded.network(images), saved.network(images))
+    from_file = dataclasses.replace(
+        saved, model=ModelOptions(backbone="googlenet", weights="a.pth")
+    )
+    save_classifier(from_file, tmp_path / "from_file")
+    loaded = load_classifier(tmp_path / "from_file")
+    torch.testing.assert_close(loaded.network(images), saved.network(images))
+    assert loaded.network.transform_input
     large = ModelOptions(backbone="vit_b_16", weights="IMAGENET1K_SWAG_E2E_V1")
     assert implied_kwargs(large) == {"image_size": 384}
     assert implied_kwargs(ModelOptions(backbone="googlenet", weights="none")) == {}

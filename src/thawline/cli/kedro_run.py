@@ -61,7 +61,7 @@ def _message(error: Exception) -> str | None:
             " what only saves time), then repeat the command with"
             f" training.resume=true: finished epochs are kept. What was being written: {error}"
         )
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) and error.filename:
         return (
             f"{error.filename} cannot be written or read (permission denied). Get the"
             " permission, or work in another folder."

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from thawline.api import CLASSIFIERS, REPORT, find_place
+from thawline.api import REPORT, find_place
 from thawline.cli.verbs import examples, open_page, run, with_options
 from thawline.errors import ThawlineError
 
@@ -63,9 +63,17 @@ def serve(model: str, host: str, port: int) -> None:
     uvicorn.run(app, host=host, port=port, log_level="warning")
 
 
-def _check_trained() -> None:
+def _check_trained(env: str | None) -> None:
     """Raise ClickException if `finetune` has saved no classifier yet."""
-    if not any((find_place().project / CLASSIFIERS).glob("*")):
+    from thawline.cli.kedro_run import told
+    from thawline.hooks.configuration import read_configuration
+
+    place = find_place()
+    with told():
+        source = str(place.configuration)
+        configuration = read_configuration(place.project, env or place.env, source=source)
+        folder = place.project / configuration["catalog"]["classifier"]["filepath"]
+    if not any(folder.glob("*")):
         raise click.ClickException("There is no classifier yet. Run thawline finetune first.")
 
 
@@ -74,7 +82,7 @@ def _check_trained() -> None:
 @with_options(data=False)
 def drift(images: str, parameters: dict[str, Any], env: str | None, verbose: bool) -> None:
     """Say whether IMAGES, a folder, are like those that the last classifier was evaluated on."""
-    _check_trained()
+    _check_trained(env)
     run("drift", {"drift.root": images, **parameters}, env, verbose)
     folder = find_place().project / DRIFT
     open_page(max(folder.iterdir()) / folder.name)
@@ -96,7 +104,7 @@ def review(
     verbose: bool,
 ) -> None:  # fmt: skip
     """Show the images of the last run on a page, to find and correct wrong labels."""
-    _check_trained()
+    _check_trained(env)
     project = find_place().project
     if unlabeled:
         parameters = {"review.unlabeled": str(Path(unlabeled).resolve()), **parameters}

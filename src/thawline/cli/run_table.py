@@ -23,10 +23,10 @@ MAX_RUNS = 1000
 def list_runs(place: Place, count: int | None) -> pd.DataFrame:
     """Return runs that have a test accuracy, the latest first, as `reports.runs` describes them."""
     columns = [*RunRow._fields]
-    if not place.project.is_dir():  # MLflow would create it
-        return pd.DataFrame(columns=columns)
     settings = read_settings(read_place(place)["mlflow"])
     uri = settings.server.mlflow_tracking_uri or ""
+    if place.project.as_posix() in uri and not place.project.is_dir():  # MLflow would create it
+        return pd.DataFrame(columns=columns)
     client = MlflowClient(uri, uri)
     experiment = client.get_experiment_by_name(settings.tracking.experiment.name)
     runs = [] if experiment is None else client.search_runs(

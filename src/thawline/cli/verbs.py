@@ -88,10 +88,9 @@ def run(
         from thawline.reports.html import kedro_command
         from thawline.tracking.redaction import mask
 
-        texts = {
-            name: " ".join(value) if isinstance(value, list) and name in WORDS else str(value)
-            for name, value in given.items()
-        }
+        texts = {name: str(value) for name, value in given.items()}
+        lists = {name: given[name] for name in WORDS if isinstance(given.get(name), list)}
+        texts |= {name: " ".join(map(str, words)) for name, words in lists.items()}
         click.echo(mask(f"$ {kedro_command(texts, pipeline, env)}"))
     with told():
         run_pipeline(pipeline, given, env, verbose)

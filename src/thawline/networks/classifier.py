@@ -23,6 +23,7 @@ from thawline.networks.files import (
     SEEN_FILE,
     WEIGHTS_FILE,
     WRITER,
+    is_weights_file,
     read_seen,
 )
 from thawline.networks.libraries import implied_kwargs
@@ -73,11 +74,13 @@ def save_classifier(classifier: Classifier, folder: Path) -> None:
     """
     calibration = asdict(classifier.calibration)
     reference = calibration.pop(REFERENCE)
+    kwargs = implied_kwargs(classifier.model) | classifier.model.backbone_kwargs
+    model = classifier.model.model_copy(update={"backbone_kwargs": kwargs})
     description = {
         "format": FORMAT,
         "class_names": classifier.class_names,
         "preprocessing": classifier.preprocessing.model_dump(),
-        "model": classifier.model.model_dump(exclude={"trust_code"}),  # each run decides anew
+        "model": model.model_dump(exclude={"trust_code"}),  # each run decides anew
         "training": classifier.training,
         "calibration": calibration,
         "versions": {name: version(name) for name in PACKAGES}
@@ -124,7 +127,9 @@ def load_classifier(folder: Path, own: ModelOptions | None = None) -> Classifier
         ) from error
     _check_factory(folder, model, own)
     try:
-        kwargs = implied_kwargs(model) | model.backbone_kwargs
+        # Named weights may have been saved by a version that did not save what they imply.
+        implied = {} if is_weights_file(model.weights) else implied_kwargs(model)
+        kwargs = implied | model.backbone_kwargs
         architecture = model.model_copy(update={"weights": "none", "backbone_kwargs": kwargs})
         network, _ = build_network(architecture, len(class_names), preprocessing.size, seed=0)
     except ParameterError as error:
