@@ -58,6 +58,14 @@ def find_place() -> Place:
         return Place(Path.cwd() / RESULTS, packaged_configuration())
 
 
+def read_place(place: Place, env: str | None = None, params: Any = "") -> Mapping[str, Any]:
+    """Return the configuration of a place, as `read_configuration` does."""
+    from thawline.hooks.configuration import read_configuration
+
+    source = str(place.configuration)
+    return read_configuration(place.project, env or place.env, params, source)
+
+
 def log_as_configured() -> None:
     """Tell Kedro, before it is imported, how to log where it finds no conf/logging.yml."""
     if not Path("conf", "logging.yml").is_file():
@@ -87,7 +95,7 @@ def run_pipeline(
     os.environ.setdefault("KEDRO_DISABLE_TELEMETRY", "1")
     from omegaconf import OmegaConf
 
-    from thawline.hooks.configuration import read_configuration, show_all_logs
+    from thawline.hooks.configuration import show_all_logs
     from thawline.options import validate_parameters
 
     if verbose:
@@ -98,7 +106,7 @@ def run_pipeline(
     given: Any = OmegaConf.to_container(tree)
     source, env = str(place.configuration), env or place.env
     try:
-        raw = read_configuration(place.project, env, given, source)["parameters"]
+        raw = read_place(place, env, given)["parameters"]
     except TypeError as error:  # OmegaConf merges no list into a group
         lists = [n for n, value in parameters.items() if isinstance(value, list | tuple | dict)]
         raise ParameterError(

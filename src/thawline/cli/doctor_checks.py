@@ -23,14 +23,14 @@ from sqlalchemy import create_engine, inspect
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from thawline.api import find_place
+from thawline.api import find_place, read_place
 from thawline.cli.doctor import Advice, CheckResult, run_check
 from thawline.data.loading import MAX_WORKERS
 from thawline.data.screening.file_records import examine
 from thawline.data.sources import find_images
 from thawline.data.splitting import split_dataset
 from thawline.errors import CheckpointError, TrackingError, first_line
-from thawline.hooks.configuration import UNREADABLE, read_configuration
+from thawline.hooks.configuration import UNREADABLE
 from thawline.networks.checkpoints import describe_checkpoint
 from thawline.networks.files import is_weights_file
 from thawline.networks.libraries import find_weights
@@ -62,7 +62,7 @@ def examine_project(env: str | None, params: str) -> Iterator[CheckResult]:
     project, env = place.project, env or place.env
     base = project if place.is_project else Path.cwd()  # of a relative dataset.root
     try:
-        configuration = read_configuration(project, env, params, str(place.configuration))
+        configuration = read_place(place, env, params)
         options = validate_parameters(configuration["parameters"])
         config = KedroMlflowConfig.model_validate(configuration["mlflow"])
         catalog = configuration["catalog"]

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 import thawline
-from thawline.api import find_place, log_as_configured
+from thawline.api import find_place, log_as_configured, read_place
 from thawline.cli import pages, verbs
 from thawline.cli.verbs import environment, examples
 from thawline.errors import ThawlineError
@@ -123,14 +123,12 @@ def activations(env: str | None, clear: bool, empty: bool) -> None:
     """
     if empty:
         raise click.UsageError("--empty was renamed to --clear.")
-    from thawline.hooks.configuration import read_configuration
     from thawline.options import validate_parameters
     from thawline.thaw.cache import ActivationCache
 
     place = find_place()
     try:
-        source = str(place.configuration)
-        configuration = read_configuration(place.project, env or place.env, source=source)
+        configuration = read_place(place, env)
         max_gb = validate_parameters(configuration["parameters"]).activations.max_gb
     except ThawlineError as error:
         raise click.ClickException(str(error)) from error

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from thawline.api import REPORT, find_place
+from thawline.api import REPORT, find_place, read_place
 from thawline.cli.verbs import examples, open_page, run, with_options
 from thawline.errors import ThawlineError
 
@@ -66,13 +66,10 @@ def serve(model: str, host: str, port: int) -> None:
 def _check_trained(env: str | None) -> None:
     """Raise ClickException if `finetune` has saved no classifier yet."""
     from thawline.cli.kedro_run import told
-    from thawline.hooks.configuration import read_configuration
 
     place = find_place()
     with told():
-        source = str(place.configuration)
-        configuration = read_configuration(place.project, env or place.env, source=source)
-        folder = place.project / configuration["catalog"]["classifier"]["filepath"]
+        folder = place.project / read_place(place, env)["catalog"]["classifier"]["filepath"]
     if not any(folder.glob("*")):
         raise click.ClickException("There is no classifier yet. Run thawline finetune first.")
 

@@ -3,15 +3,13 @@
 import math
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any
 
 import mlflow
 import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from thawline.api import CLASSIFIERS, REPORT, Place
-from thawline.hooks.configuration import read_configuration
+from thawline.api import CLASSIFIERS, REPORT, Place, read_place
 from thawline.reports.runs import RunRow
 from thawline.serving.find_model import find_uri
 from thawline.serving.registry import CHAMPION, ProjectFolders, find_version
@@ -73,8 +71,3 @@ def find_registered(place: Place, reference: str) -> str:
     registrations = place.project / REPORT.with_name("registration.json")
     folders = ProjectFolders(place.project / CLASSIFIERS, registrations, place.project)
     return find_uri("--model", reference, name, folders)
-
-
-def read_place(place: Place) -> Mapping[str, Any]:
-    """Return the configuration of a place."""
-    return read_configuration(place.project, place.env, source=str(place.configuration))

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from thawline.api import REPORT, find_place, name_parameters, run_pipeline
+from thawline.api import REPORT, find_place, name_parameters, read_place, run_pipeline
 
 LATEST_RUNS = SHOWN_ROWS = 20
 WATCHED_STRATEGY = "all_stages"
@@ -214,8 +214,6 @@ def predict(images: str, model: str | None) -> None:
         model = str(Path(model).resolve())
     run("predict", {"predict.root": images} | ({"predict.model": model} if model else {}))
     import pandas as pd
-
-    from thawline.cli.run_table import read_place
 
     place = find_place()
     entry = read_place(place)["catalog"]["folder_predictions"]

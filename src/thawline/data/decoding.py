@@ -175,9 +175,13 @@ def map_threads(
 
 def show_progress(items: Iterable[T], description: str, total: int | None = None) -> Iterable[T]:
     """Yield items with a bar on a terminal or in a notebook; a file would get an empty line."""
+    return track(items, description, total, transient=True, disable=not shows_bars())
+
+
+def shows_bars() -> bool:
+    """Return whether the console is a terminal or a notebook."""
     console = get_console()
-    is_shown = console.is_terminal or console.is_jupyter
-    return track(items, description, total, transient=True, disable=not is_shown)
+    return console.is_terminal or console.is_jupyter
 
 
 def hash_file(path: str) -> str:

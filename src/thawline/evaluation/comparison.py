@@ -157,22 +157,22 @@ def _decide(table: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Any]:
     limits = {name: float(closest[name]) for name in ("difference", "low", "high")}
     equals = [best, *pairs.loc[pairs["p_holm"] >= SIGNIFICANT, "strategy"]]
     seconds = table.set_index("strategy")["seconds"]
-    limit = seconds[equals].min() + MAX_EXTRA_SECONDS
-    taken = next(name for name in equals if seconds[name] <= limit)  # in the order of accuracy
-    is_cheapest = seconds[taken] == seconds[equals].min()
-    how = f"{'the cheapest' if is_cheapest else 'about as cheap as any'} of {len(equals)} without a"
+    least = seconds[equals].min()  # `equals` come in the order of accuracy
+    taken = next(name for name in equals if seconds[name] <= least + MAX_EXTRA_SECONDS)
+    rank = "the cheapest" if seconds[taken] == least else "about as cheap as any"
+    advice = f"{taken}, {rank} of {len(equals)} without a significant difference"
     takes = seconds.map(format_seconds)
     corrected = "corrected " if len(pairs) > 1 else ""
     found = f"{format_points(**limits)} points, {corrected}p {format_p(p_value)}"
     if p_value < SIGNIFICANT:
         sentence = f"{best} beats {other}: {found}, in {takes[best]} instead of {takes[other]}."
         if taken != best:
-            sentence += f" But take {taken}, {how} significant difference ({takes[taken]})."
+            sentence += f" But take {advice} ({takes[taken]})."
     else:
         compared = takes[best] if taken == best else f"{takes[taken]}; {best} {takes[best]}"
         sentence = (
-            f"No significant difference between {best} and {other}: {found}. Take {taken}, {how}"
-            f" significant difference ({compared})."
+            f"No significant difference between {best} and {other}: {found}."
+            f" Take {advice} ({compared})."
         )
     if (table["seeds"] == 1).any():
         sentence += " With one seed, the variation between seeds is unknown."

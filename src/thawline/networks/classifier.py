@@ -127,7 +127,7 @@ def load_classifier(folder: Path, own: ModelOptions | None = None) -> Classifier
         ) from error
     _check_factory(folder, model, own)
     try:
-        # Named weights may have been saved by a version that did not save what they imply.
+        # A classifier of an earlier version lacks what named weights imply.
         implied = {} if is_weights_file(model.weights) else implied_kwargs(model)
         kwargs = implied | model.backbone_kwargs
         architecture = model.model_copy(update={"weights": "none", "backbone_kwargs": kwargs})

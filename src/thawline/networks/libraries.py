@@ -68,7 +68,7 @@ def implied_kwargs(options: ModelOptions) -> dict[str, Any]:
     """Return the arguments that torchvision gives to a backbone with its weights.
 
     They are no tensors, so a network that is built without these weights needs them as well. The
-    weights of a file are taken for their descendants: Inception's expect the same input.
+    weights of a file are assumed to descend from them: Inception's expect the same input.
     """
     name = options.backbone
     if options.weights == "none":

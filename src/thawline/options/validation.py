@@ -45,7 +45,7 @@ REMOVED = {  # by dotted name: why, and what to do
 
 
 def validate_parameters(raw: Mapping[str, Any]) -> Parameters:
-    """Validate all parameters.
+    """Return all parameters, validated.
 
     Raises:
         ParameterError: naming every wrong parameter, what was given and what is possible.

@@ -16,6 +16,7 @@ from rich import get_console
 from rich.progress import Progress, TextColumn
 from torch import Tensor, nn
 
+from thawline.data.decoding import shows_bars
 from thawline.errors import TrainingError, summarize_names
 from thawline.networks.stages import HEAD, find_stages
 from thawline.options import Phase, TrainingOptions
@@ -231,6 +232,5 @@ def progress_bar(what: str, total: float) -> Iterator[Callable[..., None]]:
     """Show a bar and yield `Progress.update` of its task, which has a field of text, `figures`."""
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[figures]}"))
     console = get_console()  # Kedro's logging writes to it, too, above the bar
-    is_shown = console.is_terminal or console.is_jupyter
-    with Progress(*columns, console=console, transient=True, disable=not is_shown) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not shows_bars()) as bar:
         yield partial(bar.update, bar.add_task(what, total=total, figures=""))
